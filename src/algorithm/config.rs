@@ -1,0 +1,302 @@
+//! The settings of the maskers as JSON: a list of maskers, each adding to the mask of the one before, and the
+//! layers that stay dense (SPEC §2.2). Unknown fields are errors, and values that SPEC §2 forbids cannot be
+//! built. Defaults: group factor 16, 4 label bits, `qk_proj`, per-head, no dense fallback.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Detail, Error, Result};
+use super::heavy_size::HeavySize;
+
+/// How heads share a selection (SPEC §2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadMode {
+    /// Each head ranks alone.
+    #[default]
+    PerHead,
+    /// Scores are summed over all heads; every head gets the same selection.
+    SummedScores,
+    /// Labels are summed over all heads and scored once; needs one channel row shared by all heads.
+    SummedLabels,
+}
+
+impl HeadMode {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::PerHead, Self::SummedScores, Self::SummedLabels];
+
+    /// The name used in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerHead => "per-head",
+            Self::SummedScores => "summed-scores",
+            Self::SummedLabels => "summed-labels",
+        }
+    }
+}
+
+impl std::str::FromStr for HeadMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| {
+            let expected = "per-head, summed-scores or summed-labels";
+            Error::HeadMode(Detail::new("heads", format!("{text:?}"), expected))
+        })
+    }
+}
+
+/// Which calibration a channel order comes from (SPEC §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelKind {
+    /// Mean of |q| before RoPE; one row per query head.
+    QProj,
+    /// Mean of |k| before RoPE; one row per KV head.
+    KProj,
+    /// Mean of |q·k| of the same token after RoPE; one row per query head.
+    #[default]
+    QkProj,
+}
+
+impl ChannelKind {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::QProj, Self::KProj, Self::QkProj];
+
+    /// The name used in channel files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::QkProj => "qk_proj",
+        }
+    }
+}
+
+impl std::str::FromStr for ChannelKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| {
+            let expected = "q_proj, k_proj or qk_proj";
+            Error::ChannelKind(Detail::new("kind", format!("{text:?}"), expected))
+        })
+    }
+}
+
+/// B: how many bits a label code has, 1..=16; 16 means that labels are not quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct LabelBits(u8);
+
+impl LabelBits {
+    /// Labels as they are.
+    pub const UNQUANTISED: Self = Self(16);
+
+    /// Errors: [`Error::LabelBits`] outside 1..=16.
+    pub fn new(bits: u64) -> Result<Self> {
+        match u8::try_from(bits) {
+            Ok(bits) if (1..=16).contains(&bits) => Ok(Self(bits)),
+            _ => Err(Error::LabelBits(Detail::new("label_bits", bits, "1 to 16"))),
+        }
+    }
+
+    /// The number of bits.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// False for 16 bits.
+    pub fn quantises(self) -> bool {
+        self != Self::UNQUANTISED
+    }
+
+    /// 2^B − 1, the largest code.
+    pub fn largest_code(self) -> f32 {
+        f32::from(u16::MAX >> (16 - self.0))
+    }
+}
+
+impl TryFrom<u64> for LabelBits {
+    type Error = Error;
+
+    fn try_from(bits: u64) -> Result<Self> {
+        Self::new(bits)
+    }
+}
+
+impl From<LabelBits> for u64 {
+    fn from(bits: LabelBits) -> Self {
+        u64::from(bits.0)
+    }
+}
+
+/// G: the head dimension is divided by it to give the number of label channels r = d / G.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct GroupFactor(NonZeroUsize);
+
+impl GroupFactor {
+    /// Errors: [`Error::GroupFactor`] for 0.
+    pub fn new(factor: u64) -> Result<Self> {
+        usize::try_from(factor).ok().and_then(NonZeroUsize::new).map(Self).ok_or_else(|| {
+            Error::GroupFactor(Detail::new("group_factor", factor, "an integer of at least 1"))
+        })
+    }
+
+    /// The factor.
+    pub fn get(self) -> usize {
+        self.0.get()
+    }
+
+    /// r = d / G. Errors: [`Error::GroupFactor`] where G does not divide d (SPEC D8).
+    pub fn label_channels(self, head_dim: usize) -> Result<usize> {
+        if head_dim.is_multiple_of(self.get()) {
+            Ok(head_dim / self.get())
+        } else {
+            let expected = format!("a divisor of the head dimension {head_dim}");
+            Err(Error::GroupFactor(Detail::new("group_factor", self.get(), expected)))
+        }
+    }
+}
+
+impl TryFrom<u64> for GroupFactor {
+    type Error = Error;
+
+    fn try_from(factor: u64) -> Result<Self> {
+        Self::new(factor)
+    }
+}
+
+impl From<GroupFactor> for u64 {
+    fn from(factor: GroupFactor) -> Self {
+        factor.get() as u64
+    }
+}
+
+/// What SPEC §2 needs to know to select keys, apart from the channel order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selection {
+    /// H.
+    pub heavy_size: HeavySize,
+    /// G.
+    pub group_factor: GroupFactor,
+    /// B.
+    pub label_bits: LabelBits,
+    /// How heads share a selection.
+    pub heads: HeadMode,
+    /// Full mask when n − m ≤ H (SPEC D3).
+    pub dense_fallback: bool,
+}
+
+/// Settings of the Double Sparsity masker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DoubleSparsityConfig {
+    /// H.
+    pub heavy_size: HeavySize,
+    /// G.
+    #[serde(default = "default_group_factor")]
+    pub group_factor: GroupFactor,
+    /// B.
+    #[serde(default = "default_label_bits")]
+    pub label_bits: LabelBits,
+    /// Path of the channel file; a relative path starts at the folder of the configuration file.
+    pub sorted_channel_file: PathBuf,
+    /// Which rows of the channel file.
+    #[serde(default)]
+    pub channel_selection: ChannelKind,
+    /// How heads share a selection.
+    #[serde(default)]
+    pub heads: HeadMode,
+    /// Full mask when n − m ≤ H (SPEC D3).
+    #[serde(default)]
+    pub dense_fallback: bool,
+}
+
+fn default_group_factor() -> GroupFactor {
+    GroupFactor(const { NonZeroUsize::new(16).unwrap() })
+}
+
+fn default_label_bits() -> LabelBits {
+    LabelBits(4)
+}
+
+impl DoubleSparsityConfig {
+    /// The part that does not name files.
+    pub fn selection(&self) -> Selection {
+        Selection {
+            heavy_size: self.heavy_size,
+            group_factor: self.group_factor,
+            label_bits: self.label_bits,
+            heads: self.heads,
+            dense_fallback: self.dense_fallback,
+        }
+    }
+}
+
+/// Settings of the sink and local maskers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowConfig {
+    /// How many keys.
+    pub size: HeavySize,
+}
+
+/// Settings of the exact top-k masker.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OracleConfig {
+    /// H.
+    pub heavy_size: HeavySize,
+}
+
+/// One masker of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskerConfig {
+    /// The first keys.
+    Sink(WindowConfig),
+    /// The last keys up to and including the query's own position.
+    Local(WindowConfig),
+    /// The keys with the largest exact scores.
+    Oracle(OracleConfig),
+    /// The keys with the largest label scores.
+    DoubleSparsity(DoubleSparsityConfig),
+}
+
+/// A list of maskers over an attention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionConfig {
+    /// Applied in order.
+    pub maskers: Vec<MaskerConfig>,
+    /// Layers that get a full mask.
+    #[serde(default)]
+    pub dense_layers: Vec<usize>,
+}
+
+impl AttentionConfig {
+    /// Reads a configuration. Errors: [`Error::Json`].
+    pub fn from_json(text: &str) -> Result<Self> {
+        from_json("configuration", text)
+    }
+}
+
+/// Reads JSON. Errors: [`Error::Json`] with the path of the field at fault below `what`.
+pub fn from_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let whole = path == "." || path == "?";
+        let field = if whole { what.to_owned() } else { format!("{what}.{path}") };
+        Error::Json { field, problem: error.inner().to_string() }
+    })?;
+    let end = |error: serde_json::Error| Error::Json { field: what.to_owned(), problem: error.to_string() };
+    deserializer.end().map_err(end)?;
+    Ok(value)
+}

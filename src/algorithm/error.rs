@@ -1,0 +1,87 @@
+//! What can be wrong with an input of the algorithm (end of SPEC §2). Every message has the same form:
+//! the field, the value found and the value expected. The variant says which kind of mistake it is, so that
+//! two implementations can be compared in what they refuse.
+
+use std::fmt;
+
+/// The three things a person needs to mend an input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detail {
+    /// Which input or setting, with an index where one helps.
+    pub field: String,
+    /// What it holds.
+    pub found: String,
+    /// What it may hold.
+    pub expected: String,
+}
+
+impl Detail {
+    /// Collects the three parts.
+    pub fn new(field: impl Into<String>, found: impl fmt::Display, expected: impl Into<String>) -> Self {
+        Self { field: field.into(), found: found.to_string(), expected: expected.into() }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: found {}, expected {}", self.field, self.found, self.expected)
+    }
+}
+
+/// A refused input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A tensor whose shape does not fit the others.
+    #[error("shape does not fit: {0}")]
+    Shape(Detail),
+    /// NaN or an infinity where SPEC §2 wants a finite number.
+    #[error("value not allowed: {0}")]
+    NotFinite(Detail),
+    /// A weight of an earlier mask that is negative or not a number.
+    #[error("mask weight not allowed: {0}")]
+    Weight(Detail),
+    /// H = 0, H not a number, or a fraction outside (0, 1].
+    #[error("heavy size not allowed: {0}")]
+    HeavySize(Detail),
+    /// G = 0 or G not dividing d.
+    #[error("group factor not allowed: {0}")]
+    GroupFactor(Detail),
+    /// B outside 1..=16.
+    #[error("label bits not allowed: {0}")]
+    LabelBits(Detail),
+    /// A head mode that does not exist, or that these channels or this mask cannot serve.
+    #[error("head mode not allowed: {0}")]
+    HeadMode(Detail),
+    /// A channel index at or beyond d.
+    #[error("channel out of range: {0}")]
+    ChannelRange(Detail),
+    /// A channel named twice in one row.
+    #[error("channel repeated: {0}")]
+    ChannelRepeated(Detail),
+    /// Rows of channels that are ragged, too short, or too many or few for the heads.
+    #[error("channel rows do not fit: {0}")]
+    ChannelRows(Detail),
+    /// A layer that a channel file does not hold.
+    #[error("layer missing: {0}")]
+    MissingLayer(Detail),
+    /// A channel kind that does not exist, or that a channel file does not hold.
+    #[error("channel kind not available: {0}")]
+    ChannelKind(Detail),
+    /// A label row whose range or scale leaves the storage type (SPEC D9).
+    #[error("labels leave the storage type: {0}")]
+    LabelRange(Detail),
+    /// A channel file that cannot be read or is not what it should be.
+    #[error("not readable: {0}")]
+    Format(Detail),
+    /// JSON that does not say what it should.
+    #[error("not readable: {field}: {problem}")]
+    Json {
+        /// The path of the field.
+        field: String,
+        /// What was found, what was expected, and where.
+        problem: String,
+    },
+}
+
+/// Result of the algorithm's functions.
+pub type Result<T> = std::result::Result<T, Error>;

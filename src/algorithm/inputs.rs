@@ -1,0 +1,259 @@
+//! What an attention layer is given (SPEC §1): q, k, v, the optional additive mask A and the scaling, checked
+//! once so that every step after it may rely on them.
+
+use ndarray::{Array4, ArrayView2, Axis, s};
+
+use super::error::{Detail, Error, Result};
+use super::storage::Storage;
+
+/// The sizes of SPEC §1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// b
+    pub batch: usize,
+    /// h
+    pub heads: usize,
+    /// hk
+    pub kv_heads: usize,
+    /// m
+    pub queries: usize,
+    /// n
+    pub keys: usize,
+    /// d
+    pub head_dim: usize,
+    /// dv
+    pub value_dim: usize,
+}
+
+impl Dims {
+    /// g: how many query heads read one KV head.
+    pub fn group_size(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The KV head that a query head reads (SPEC §2.3): each KV head repeated g times in a row.
+    pub fn kv_head(&self, head: usize) -> usize {
+        head / self.group_size()
+    }
+
+    /// The absolute position of a query, n − m + i.
+    pub fn position(&self, query: usize) -> usize {
+        self.keys - self.queries + query
+    }
+
+    /// Shape of a mask: [b, h, m, n].
+    pub fn mask_shape(&self) -> (usize, usize, usize, usize) {
+        (self.batch, self.heads, self.queries, self.keys)
+    }
+
+    /// Shape of an output: [b, h, m, dv].
+    pub fn output_shape(&self) -> (usize, usize, usize, usize) {
+        (self.batch, self.heads, self.queries, self.value_dim)
+    }
+
+    /// Every (batch, head, query), in row-major order.
+    pub fn rows(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let Dims { batch, heads, queries, .. } = *self;
+        (0..batch * heads * queries)
+            .map(move |row| (row / (heads * queries), row / queries % heads, row % queries))
+    }
+}
+
+/// Unchecked parts of [`Inputs`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputParts {
+    /// [b, h, m, d], after RoPE.
+    pub q: Array4<f32>,
+    /// [b, hk, n, d], after RoPE.
+    pub k: Array4<f32>,
+    /// [b, hk, n, dv].
+    pub v: Array4<f32>,
+    /// A, each dimension 1 or that of [b, h, m, n]; values 0, finite or −∞.
+    pub attention_mask: Option<Array4<f32>>,
+    /// Adds −∞ to A for keys after the query's absolute position.
+    pub causal: bool,
+    /// The type that q, k and v are rounded to before use.
+    pub storage: Storage,
+    /// Factor of q·k in the attention; `None` means 1 / √d.
+    pub scaling: Option<f64>,
+}
+
+/// Checked inputs of one attention layer. q, k and v hold values of the storage type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    parts: InputParts,
+    dims: Dims,
+}
+
+impl Inputs {
+    /// Rounds q, k and v to the storage type and checks everything.
+    ///
+    /// Errors: [`Error::Shape`] for sizes that are zero or do not fit (also m > n: query i sits at n − m + i);
+    /// [`Error::NotFinite`] for NaN or ±∞ in q, k or v (also after rounding), NaN or +∞ in A, and a scaling
+    /// that is not finite.
+    pub fn new(mut parts: InputParts) -> Result<Self> {
+        let dims = check_shapes(&parts)?;
+        let storage = parts.storage;
+        for (name, tensor) in [("q", &mut parts.q), ("k", &mut parts.k), ("v", &mut parts.v)] {
+            if storage != Storage::F32 {
+                tensor.par_mapv_inplace(|x| storage.round(x));
+            }
+            check_values(name, tensor, |x| x.is_finite(), &format!("finite numbers in {storage}"))?;
+        }
+        if let Some(mask) = &parts.attention_mask {
+            let allowed = |x: f32| x < f32::INFINITY;
+            check_values("attention_mask", mask, allowed, "0, a finite number or -inf")?;
+        }
+        if let Some(scaling) = parts.scaling
+            && !scaling.is_finite()
+        {
+            let found = format!("{scaling:?}");
+            return Err(Error::NotFinite(Detail::new("scaling", found, "a finite number")));
+        }
+        Ok(Self { parts, dims })
+    }
+
+    /// The sizes.
+    pub fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    /// The parts as given, q, k and v rounded to the storage type.
+    pub fn parts(&self) -> &InputParts {
+        &self.parts
+    }
+
+    /// The storage type.
+    pub fn storage(&self) -> Storage {
+        self.parts.storage
+    }
+
+    /// Factor of q·k in the attention.
+    pub fn scaling(&self) -> f64 {
+        let default = || 1.0 / (self.dims.head_dim as f64).sqrt();
+        self.parts.scaling.unwrap_or_else(default)
+    }
+
+    /// q of one query head: [m, d].
+    pub fn queries(&self, batch: usize, head: usize) -> ArrayView2<'_, f32> {
+        self.parts.q.slice(s![batch, head, .., ..])
+    }
+
+    /// The keys that a query head reads: [n, d].
+    pub fn keys(&self, batch: usize, head: usize) -> ArrayView2<'_, f32> {
+        self.parts.k.slice(s![batch, self.dims.kv_head(head), .., ..])
+    }
+
+    /// The values that a query head reads: [n, dv].
+    pub fn values(&self, batch: usize, head: usize) -> ArrayView2<'_, f32> {
+        self.parts.v.slice(s![batch, self.dims.kv_head(head), .., ..])
+    }
+
+    /// Whether A holds different values for different heads.
+    pub fn attention_mask_differs_between_heads(&self) -> bool {
+        let Some(mask) = &self.parts.attention_mask else {
+            return false;
+        };
+        let mut heads = mask.axis_iter(Axis(1));
+        let first = heads.next();
+        heads.any(|head| Some(head) != first)
+    }
+
+    /// A for one query: 0, finite or −∞ for each key.
+    pub fn additive(&self, batch: usize, head: usize, query: usize) -> Additive<'_> {
+        let last_key = if self.parts.causal { self.dims.position(query) } else { usize::MAX };
+        let row = self.parts.attention_mask.as_ref().map(|mask| {
+            let at = |axis: usize, index: usize| if mask.shape()[axis] == 1 { 0 } else { index };
+            mask.slice(s![at(0, batch), at(1, head), at(2, query), ..])
+        });
+        Additive { row, last_key }
+    }
+}
+
+/// One row of A.
+#[derive(Debug, Clone, Copy)]
+pub struct Additive<'a> {
+    row: Option<ndarray::ArrayView1<'a, f32>>,
+    last_key: usize,
+}
+
+impl Additive<'_> {
+    /// A at one key.
+    #[inline]
+    pub fn at(&self, key: usize) -> f32 {
+        if key > self.last_key {
+            return f32::NEG_INFINITY;
+        }
+        match &self.row {
+            None => 0.0,
+            Some(row) if row.len() == 1 => row[0],
+            Some(row) => row[key],
+        }
+    }
+}
+
+fn check_shapes(parts: &InputParts) -> Result<Dims> {
+    let shape = |field: &str, found: &[usize], expected: String| {
+        Err(Error::Shape(Detail::new(field, format!("{found:?}"), expected)))
+    };
+    let (q, k, v) = (parts.q.shape(), parts.k.shape(), parts.v.shape());
+    for (name, found) in [("q", q), ("k", k), ("v", v)] {
+        if found.contains(&0) {
+            return shape(name, found, "no empty dimension".into());
+        }
+    }
+    let dims = Dims {
+        batch: q[0],
+        heads: q[1],
+        kv_heads: k[1],
+        queries: q[2],
+        keys: k[2],
+        head_dim: q[3],
+        value_dim: v[3],
+    };
+    if k[0] != dims.batch || k[3] != dims.head_dim {
+        return shape("k", k, format!("[{}, hk, n, {}] to fit q", dims.batch, dims.head_dim));
+    }
+    if v[..3] != k[..3] {
+        return shape("v", v, format!("[{}, {}, {}, dv] to fit k", k[0], k[1], k[2]));
+    }
+    if !dims.heads.is_multiple_of(dims.kv_heads) {
+        return shape("k", k, format!("a number of KV heads that divides the {} heads", q[1]));
+    }
+    if dims.queries > dims.keys {
+        return shape("q", q, format!("at most as many queries as the {} keys", dims.keys));
+    }
+    if let Some(mask) = &parts.attention_mask {
+        check_broadcast("attention_mask", mask.shape(), dims)?;
+    }
+    Ok(dims)
+}
+
+fn check_broadcast(field: &str, found: &[usize], dims: Dims) -> Result<()> {
+    let (b, h, m, n) = dims.mask_shape();
+    let fits = found.iter().zip([b, h, m, n]).all(|(&size, full)| size == 1 || size == full);
+    if fits {
+        return Ok(());
+    }
+    let expected = format!("[{b}, {h}, {m}, {n}], any of them 1");
+    Err(Error::Shape(Detail::new(field, format!("{found:?}"), expected)))
+}
+
+fn check_values(
+    field: &str,
+    tensor: &Array4<f32>,
+    allowed: impl Fn(f32) -> bool + Sync,
+    expected: &str,
+) -> Result<()> {
+    if tensor.iter().all(|&x| allowed(x)) {
+        return Ok(());
+    }
+    let wrong = tensor.indexed_iter().find(|&(_, &x)| !allowed(x));
+    match wrong {
+        None => Ok(()),
+        Some(((b, h, i, j), x)) => {
+            let field = format!("{field}[{b}, {h}, {i}, {j}]");
+            Err(Error::NotFinite(Detail::new(field, format!("{x:?}"), expected)))
+        }
+    }
+}

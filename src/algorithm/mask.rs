@@ -1,0 +1,88 @@
+//! SPEC §2.10: masks. A mask holds a weight for every (batch, head, query, key): 0 means not attended, 1 attended,
+//! and anything between is the probability with which an earlier sampling masker chose the key.
+
+use ndarray::Array4;
+
+use super::error::{Detail, Error, Result};
+use super::inputs::Dims;
+
+/// Which keys each query attends to, and with which weight. Weights are finite and at least 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mask {
+    weights: Array4<f32>,
+}
+
+impl Mask {
+    /// Nothing attended.
+    pub fn empty(dims: &Dims) -> Self {
+        Self { weights: Array4::zeros(dims.mask_shape()) }
+    }
+
+    /// Everything attended, with weight 1.
+    pub fn full(dims: &Dims) -> Self {
+        Self { weights: Array4::ones(dims.mask_shape()) }
+    }
+
+    /// A mask from weights [b, h, m, n].
+    ///
+    /// Errors: [`Error::Shape`]; [`Error::Weight`] for a weight that is negative, NaN or infinite.
+    pub fn from_weights(weights: Array4<f32>, dims: &Dims) -> Result<Self> {
+        if weights.dim() != dims.mask_shape() {
+            let expected = format!("{:?}", dims.mask_shape());
+            let found = format!("{:?}", weights.dim());
+            return Err(Error::Shape(Detail::new("mask", found, expected)));
+        }
+        let wrong = weights.indexed_iter().find(|(_, x)| !(x.is_finite() && **x >= 0.0));
+        if let Some((index, x)) = wrong {
+            let field = format!("mask{index:?}");
+            let expected = "a finite weight of at least 0";
+            return Err(Error::Weight(Detail::new(field, format!("{x:?}"), expected)));
+        }
+        Ok(Self { weights })
+    }
+
+    /// The weights [b, h, m, n].
+    pub fn weights(&self) -> &Array4<f32> {
+        &self.weights
+    }
+
+    /// Whether every key is attended by every query.
+    pub fn is_full(&self) -> bool {
+        self.weights.iter().all(|&weight| weight != 0.0)
+    }
+
+    /// The weight of one key.
+    pub fn weight(&self, batch: usize, head: usize, query: usize, key: usize) -> f32 {
+        self.weights[[batch, head, query, key]]
+    }
+
+    /// Whether one key is attended.
+    pub fn attends(&self, batch: usize, head: usize, query: usize, key: usize) -> bool {
+        self.weight(batch, head, query, key) != 0.0
+    }
+
+    /// The attended keys of one row, ascending, with their weights.
+    pub fn row(
+        &self,
+        (batch, head, query): (usize, usize, usize),
+    ) -> impl Iterator<Item = (usize, f32)> + '_ {
+        let row = self.weights.slice(ndarray::s![batch, head, query, ..]);
+        row.into_iter().copied().enumerate().filter(|&(_, weight)| weight != 0.0)
+    }
+
+    /// Attends to keys of one row with weight 1.
+    pub fn add(
+        &mut self,
+        (batch, head, query): (usize, usize, usize),
+        keys: impl IntoIterator<Item = usize>,
+    ) {
+        for key in keys {
+            self.weights[[batch, head, query, key]] = 1.0;
+        }
+    }
+
+    /// No longer attends to a key of one row.
+    pub fn remove(&mut self, (batch, head, query): (usize, usize, usize), key: usize) {
+        self.weights[[batch, head, query, key]] = 0.0;
+    }
+}

@@ -1,0 +1,243 @@
+//! The maskers and their composition: sink, local, exact top-k ("oracle") and Double Sparsity, each adding to the
+//! mask of the one before, over an attention with layers that stay dense. Early outs follow SPEC §2.2, the rest
+//! SPEC §2.7 to §2.10.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::Array4;
+use rayon::prelude::*;
+
+use super::attention::{attention, logits};
+use super::channels::{ChannelFile, ChannelOrder};
+use super::config::{AttentionConfig, ChannelKind, HeadMode, MaskerConfig, Selection};
+use super::error::Result;
+use super::heavy_size::HeavySize;
+use super::inputs::{Dims, Inputs};
+use super::labels::labels;
+use super::mask::Mask;
+use super::scores::Scores;
+use super::select::select;
+
+/// Something that adds attended keys to a mask.
+pub trait Masker: std::fmt::Debug + Send + Sync {
+    /// The mask of one layer: all of `previous`, and the keys this masker adds.
+    ///
+    /// Errors: those of the end of SPEC §2 that concern this masker's settings.
+    fn add_mask(&self, inputs: &Inputs, layer: usize, previous: &Mask) -> Result<Mask>;
+}
+
+/// The first keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sink {
+    /// How many.
+    pub size: HeavySize,
+}
+
+impl Masker for Sink {
+    fn add_mask(&self, inputs: &Inputs, _layer: usize, previous: &Mask) -> Result<Mask> {
+        let size = self.size.resolve(inputs.dims().keys);
+        Ok(add_rows(&inputs.dims(), previous, |_| 0..size))
+    }
+}
+
+/// The last keys up to and including the query's own absolute position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Local {
+    /// How many.
+    pub size: HeavySize,
+}
+
+impl Masker for Local {
+    fn add_mask(&self, inputs: &Inputs, _layer: usize, previous: &Mask) -> Result<Mask> {
+        let dims = inputs.dims();
+        let size = self.size.resolve(dims.keys);
+        Ok(add_rows(&dims, previous, |(_, _, query)| {
+            let end = dims.position(query) + 1;
+            end.saturating_sub(size)..end
+        }))
+    }
+}
+
+/// Adds keys to each row where they are not attended yet, so that earlier weights stay.
+fn add_rows<K: IntoIterator<Item = usize>>(
+    dims: &Dims,
+    previous: &Mask,
+    keys: impl Fn((usize, usize, usize)) -> K,
+) -> Mask {
+    let mut mask = previous.clone();
+    for row in dims.rows() {
+        let new = keys(row).into_iter().filter(|&key| !previous.attends(row.0, row.1, row.2, key));
+        mask.add(row, new);
+    }
+    mask
+}
+
+/// The keys with the largest exact scores q·k·scaling + A, each head alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Oracle {
+    /// H.
+    pub heavy_size: HeavySize,
+}
+
+impl Masker for Oracle {
+    fn add_mask(&self, inputs: &Inputs, _layer: usize, previous: &Mask) -> Result<Mask> {
+        let dims = inputs.dims();
+        let heavy_size = self.heavy_size.resolve(dims.keys);
+        let rows: Vec<_> = dims.rows().collect();
+        let selected = rows.into_par_iter().map(|row @ (b, h, i)| {
+            let scores = logits(inputs, row, 0..dims.keys);
+            (row, select(&scores, |key| previous.attends(b, h, i, key), heavy_size))
+        });
+        Ok(with_rows(previous, selected.collect()))
+    }
+}
+
+fn with_rows(previous: &Mask, rows: Vec<((usize, usize, usize), Vec<usize>)>) -> Mask {
+    let mut mask = previous.clone();
+    for (row, keys) in rows {
+        mask.add(row, keys);
+    }
+    mask
+}
+
+/// Where the channel order of a layer comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChannelSource {
+    /// One order, whatever the layer.
+    Order(ChannelOrder),
+    /// A channel file and a kind, looked up anew for each layer.
+    File(Arc<ChannelFile>, ChannelKind),
+}
+
+impl ChannelSource {
+    /// The order of one layer. Errors: those of [`ChannelFile::order`].
+    pub fn order(&self, layer: usize) -> Result<&ChannelOrder> {
+        match self {
+            Self::Order(order) => Ok(order),
+            Self::File(file, kind) => file.order(*kind, layer),
+        }
+    }
+}
+
+/// The Double Sparsity masker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DoubleSparsity {
+    /// H, G, B, the head mode and the dense fallback.
+    pub selection: Selection,
+    /// C, per layer.
+    pub channels: ChannelSource,
+}
+
+impl Masker for DoubleSparsity {
+    fn add_mask(&self, inputs: &Inputs, layer: usize, previous: &Mask) -> Result<Mask> {
+        let channels = self.channels.order(layer)?;
+        double_sparsity(inputs, channels, &self.selection, previous)
+    }
+}
+
+/// SPEC §2.1 to §2.10 for one layer: `previous` with weight 1 written at the selected keys.
+///
+/// Errors: G not dividing d, channels that do not fit the heads or the head dimension, `summed-labels` without
+/// shared channels, labels that leave the storage type.
+pub fn double_sparsity(
+    inputs: &Inputs,
+    channels: &ChannelOrder,
+    selection: &Selection,
+    previous: &Mask,
+) -> Result<Mask> {
+    let dims = inputs.dims();
+    let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
+    channels.check(&dims, label_channels)?;
+    if previous.is_full() {
+        return Ok(previous.clone());
+    }
+    let heavy_size = selection.heavy_size.resolve(dims.keys);
+    if selection.dense_fallback && dims.keys - dims.queries <= heavy_size {
+        return Ok(Mask::full(&dims));
+    }
+    let labels = labels(inputs, channels, label_channels, selection.label_bits)?;
+    let scores = Scores::new(inputs, &labels, channels, selection.heads)?;
+    let row_keys = |row @ (b, head, i): (usize, usize, usize)| {
+        let excluded = |key| match selection.heads {
+            HeadMode::PerHead => previous.attends(b, head, i, key),
+            _ => (0..dims.heads).any(|head| previous.attends(b, head, i, key)),
+        };
+        (row, select(&scores.row(b, head, i), excluded, heavy_size))
+    };
+    let rows: Vec<_> = match selection.heads {
+        HeadMode::PerHead => dims.rows().collect(),
+        _ => dims.rows().filter(|&(_, head, _)| head == 0).collect(),
+    };
+    let mut selected: Vec<_> = rows.into_par_iter().map(row_keys).collect();
+    if selection.heads != HeadMode::PerHead {
+        selected = for_every_head(selected, dims.heads);
+    }
+    Ok(with_rows(previous, selected))
+}
+
+fn for_every_head(
+    selected: Vec<((usize, usize, usize), Vec<usize>)>,
+    heads: usize,
+) -> Vec<((usize, usize, usize), Vec<usize>)> {
+    let copies = |((b, _, i), keys): ((usize, usize, usize), Vec<usize>)| {
+        (0..heads).map(move |head| ((b, head, i), keys.clone()))
+    };
+    selected.into_iter().flat_map(copies).collect()
+}
+
+/// Maskers in order, over an attention whose dense layers get a full mask.
+#[derive(Debug)]
+pub struct SparseAttention {
+    maskers: Vec<Box<dyn Masker>>,
+    dense_layers: Vec<usize>,
+}
+
+impl SparseAttention {
+    /// From maskers that exist already.
+    pub fn new(maskers: Vec<Box<dyn Masker>>, dense_layers: Vec<usize>) -> Self {
+        Self { maskers, dense_layers }
+    }
+
+    /// Builds the maskers of a configuration; relative paths of channel files start at `folder`.
+    ///
+    /// Errors: those of [`ChannelFile::read`].
+    pub fn create_from_config(config: &AttentionConfig, folder: &Path) -> Result<Self> {
+        let maskers = config.maskers.iter().map(|masker| create_masker(masker, folder));
+        Ok(Self::new(maskers.collect::<Result<_>>()?, config.dense_layers.clone()))
+    }
+
+    /// The mask of one layer, starting from an empty mask. Errors: those of the maskers.
+    pub fn mask(&self, inputs: &Inputs, layer: usize) -> Result<Mask> {
+        self.extend_mask(inputs, layer, Mask::empty(&inputs.dims()))
+    }
+
+    /// The mask of one layer, starting from an earlier mask. Errors: those of the maskers.
+    pub fn extend_mask(&self, inputs: &Inputs, layer: usize, previous: Mask) -> Result<Mask> {
+        if self.dense_layers.contains(&layer) && !previous.is_full() {
+            return Ok(Mask::full(&inputs.dims()));
+        }
+        self.maskers.iter().try_fold(previous, |mask, masker| masker.add_mask(inputs, layer, &mask))
+    }
+
+    /// The output of one layer, [b, h, m, dv]. Errors: those of the maskers.
+    pub fn attend(&self, inputs: &Inputs, layer: usize) -> Result<Array4<f32>> {
+        attention(inputs, &self.mask(inputs, layer)?)
+    }
+}
+
+/// Builds one masker; a relative path of a channel file starts at `folder`. Errors: those of [`ChannelFile::read`].
+pub fn create_masker(config: &MaskerConfig, folder: &Path) -> Result<Box<dyn Masker>> {
+    Ok(match config {
+        MaskerConfig::Sink(sink) => Box::new(Sink { size: sink.size }),
+        MaskerConfig::Local(local) => Box::new(Local { size: local.size }),
+        MaskerConfig::Oracle(oracle) => Box::new(Oracle { heavy_size: oracle.heavy_size }),
+        MaskerConfig::DoubleSparsity(config) => {
+            let file = ChannelFile::read(&folder.join(&config.sorted_channel_file))?;
+            Box::new(DoubleSparsity {
+                selection: config.selection(),
+                channels: ChannelSource::File(Arc::new(file), config.channel_selection),
+            })
+        }
+    })
+}

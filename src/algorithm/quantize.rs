@@ -1,0 +1,85 @@
+//! SPEC §2.5: labels of B < 16 bits, over the r channels of one (batch, head, position). Every operation rounds
+//! once to the storage type, in the order PyTorch runs them, so that labels are bit-equal to the author's
+//! `pseudo_quantize`. The one place where that order is not the formula's: PyTorch evaluates a number divided by
+//! a tensor as reciprocal times number, so scale = round(round(1 / range) · (2^B − 1)), two roundings, and the
+//! clamp's upper end is 2^B − 1 rounded to the storage type (512 for nine bits in bf16).
+
+use super::config::LabelBits;
+use super::error::{Detail, Error, Result};
+use super::storage::Storage;
+
+/// Codes of one row and what turns them back into labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantised {
+    /// Whole numbers in [0, 2^B − 1].
+    pub codes: Vec<f32>,
+    /// The row's smallest value.
+    pub lo: f32,
+    /// Codes per unit.
+    pub scale: f32,
+}
+
+/// The steps of SPEC §2.5 up to the codes. `row` holds values of the storage type, at least one.
+///
+/// Errors: [`Error::LabelRange`] where the range, its reciprocal or the scale overflows the storage type, so that
+/// the author's code would produce NaN labels (SPEC D9).
+pub fn quantize(row: &[f32], bits: LabelBits, storage: Storage) -> Result<Quantised> {
+    let (lo, scale) = scale(row, bits, storage)?;
+    let largest_code = storage.round(bits.largest_code());
+    let code = |&x: &f32| code(x, lo, scale, largest_code, storage);
+    Ok(Quantised { codes: row.iter().map(code).collect(), lo, scale })
+}
+
+/// lo and scale of a row. Errors: [`Error::LabelRange`].
+fn scale(row: &[f32], bits: LabelBits, storage: Storage) -> Result<(f32, f32)> {
+    let lo = row.iter().copied().fold(f32::INFINITY, f32::min);
+    let hi = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let range = match storage.round(hi - lo) {
+        0.0 => 1.0,
+        range => range,
+    };
+    let scale = storage.round(storage.round(1.0 / range) * bits.largest_code());
+    // A scale of 0 comes from a range whose reciprocal underflows: dividing by it gives NaN. A scale that is
+    // subnormal can be so coarse that the largest label overflows.
+    if range.is_finite() && scale.is_finite() && scale > 0.0 {
+        let largest_code = code(hi, lo, scale, storage.round(bits.largest_code()), storage);
+        if label(largest_code, lo, scale, storage).is_finite() {
+            return Ok((lo, scale));
+        }
+    }
+    let found = format!("range {range:e} with {} bits, scale {scale:e}", bits.get());
+    let expected = format!("a range whose scale and labels are finite numbers in {storage}");
+    Err(Error::LabelRange(Detail::new("label row", found, expected)))
+}
+
+#[inline]
+fn code(x: f32, lo: f32, scale: f32, largest_code: f32, storage: Storage) -> f32 {
+    let steps = storage.round(storage.round(x - lo) * scale);
+    steps.round_ties_even().clamp(0.0, largest_code)
+}
+
+#[inline]
+fn label(code: f32, lo: f32, scale: f32, storage: Storage) -> f32 {
+    storage.round(storage.round(code / scale) + lo)
+}
+
+impl Quantised {
+    /// label = code / scale + lo, for each code.
+    pub fn labels(&self, storage: Storage) -> Vec<f32> {
+        let label = |&code: &f32| label(code, self.lo, self.scale, storage);
+        self.codes.iter().map(label).collect()
+    }
+}
+
+/// Replaces a row by its labels; 16 bits leave it as it is. Same errors as [`quantize`].
+pub fn quantize_in_place(row: &mut [f32], bits: LabelBits, storage: Storage) -> Result<()> {
+    if !bits.quantises() {
+        return Ok(());
+    }
+    let (lo, scale) = scale(row, bits, storage)?;
+    let largest_code = storage.round(bits.largest_code());
+    for x in row {
+        *x = label(code(*x, lo, scale, largest_code, storage), lo, scale, storage);
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! SPEC §2.8 and §2.9: which keys are candidates, and the H candidates with the largest scores; ties go to the
+//! lowest key index.
+
+/// The selected key indices, ascending. `scores` has one entry per key, `excluded` says which keys an earlier
+/// mask attends to already. Keys scored −∞ are no candidates. Fewer candidates than `heavy_size`: all of them.
+pub fn select(scores: &[f64], excluded: impl Fn(usize) -> bool, heavy_size: usize) -> Vec<usize> {
+    let candidate = |&key: &usize| scores[key] > f64::NEG_INFINITY && !excluded(key);
+    let mut candidates: Vec<usize> = (0..scores.len()).filter(candidate).collect();
+    if heavy_size < candidates.len() {
+        let larger_first = |&a: &usize, &b: &usize| descending(scores[a], scores[b]).then(a.cmp(&b));
+        candidates.select_nth_unstable_by(heavy_size, larger_first);
+        candidates.truncate(heavy_size);
+        candidates.sort_unstable();
+    }
+    candidates
+}
+
+/// Scores are never NaN here; 0 and −0 are equal.
+fn descending(a: f64, b: f64) -> std::cmp::Ordering {
+    b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_to_the_lowest_index() {
+        assert_eq!(select(&[1.0, 2.0, 1.0, 2.0, 1.0], |_| false, 3), [0, 1, 3]);
+        assert_eq!(select(&[0.0, -0.0, 0.0], |_| false, 2), [0, 1]);
+    }
+
+    #[test]
+    fn excluded_and_masked_keys_are_no_candidates() {
+        let scores = [5.0, 4.0, f64::NEG_INFINITY, 3.0];
+        assert_eq!(select(&scores, |key| key == 0, 2), [1, 3]);
+        assert_eq!(select(&scores, |key| key == 0, 9), [1, 3]);
+        assert_eq!(select(&scores, |_| true, 1), [0usize; 0]);
+    }
+}

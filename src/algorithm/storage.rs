@@ -1,0 +1,118 @@
+//! The three storage types of SPEC §2.5. Values live in `f32` here and are rounded to the storage type after
+//! each operation. For f16 and bf16 that gives the same bits as arithmetic in the type itself: f32 has more
+//! than twice their significant bits plus two, so rounding twice cannot differ from rounding once
+//! (Figueroa, "When is double rounding innocuous?", 1995), and it is what PyTorch does.
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// The type that q, k, v and labels are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// IEEE 754 binary32.
+    #[serde(alias = "F32", alias = "float32")]
+    F32,
+    /// IEEE 754 binary16.
+    #[serde(alias = "F16", alias = "float16")]
+    F16,
+    /// The upper half of binary32.
+    #[serde(alias = "BF16", alias = "bfloat16")]
+    Bf16,
+}
+
+impl Storage {
+    /// All three, narrowest significand last.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
+    /// `x` rounded to this type, ties to even; beyond the largest value it becomes an infinity.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::F16 => f16::from_f32(x).to_f32(),
+            Self::Bf16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    /// Half the distance from 1 to the next larger number: the largest relative error of one rounding.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => f64::powi(2.0, -24),
+            Self::F16 => f64::powi(2.0, -11),
+            Self::Bf16 => f64::powi(2.0, -8),
+        }
+    }
+
+    /// The smallest positive normal number.
+    pub fn smallest_normal(self) -> f64 {
+        match self {
+            Self::F32 | Self::Bf16 => f64::from(f32::MIN_POSITIVE),
+            Self::F16 => f16::MIN_POSITIVE.to_f64(),
+        }
+    }
+
+    /// The smallest positive number.
+    pub fn smallest_subnormal(self) -> f64 {
+        match self {
+            Self::F32 => f64::powi(2.0, -149),
+            Self::F16 => f64::powi(2.0, -24),
+            Self::Bf16 => f64::powi(2.0, -133),
+        }
+    }
+
+    /// The largest finite number.
+    pub fn largest(self) -> f64 {
+        match self {
+            Self::F32 => f64::from(f32::MAX),
+            Self::F16 => f16::MAX.to_f64(),
+            Self::Bf16 => bf16::MAX.to_f64(),
+        }
+    }
+
+    /// The name used in case files: `f32`, `f16` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::fmt::Display for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_idempotent_and_ties_to_even() {
+        assert_eq!(Storage::F16.round(2049.0), 2048.0);
+        assert_eq!(Storage::F16.round(2051.0), 2052.0);
+        assert_eq!(Storage::Bf16.round(257.0), 256.0);
+        assert_eq!(Storage::Bf16.round(259.0), 260.0);
+        for storage in Storage::ALL {
+            for x in [0.1f32, -3.7, 1e-6, 12345.678] {
+                assert_eq!(storage.round(storage.round(x)), storage.round(x));
+            }
+        }
+    }
+
+    #[test]
+    fn constants_are_those_of_the_types() {
+        for storage in Storage::ALL {
+            assert_eq!(f64::from(storage.round(storage.largest() as f32)), storage.largest());
+            let just_above_one = (1.0 + 2.0 * storage.unit_roundoff()) as f32;
+            assert_eq!(storage.round(just_above_one), just_above_one);
+            let tie = (1.0 + storage.unit_roundoff()) as f32;
+            assert_eq!(storage.round(tie), 1.0);
+            let tiny = storage.smallest_subnormal() as f32;
+            assert_eq!(storage.round(tiny), tiny);
+            assert_eq!(storage.round(tiny / 2.0), 0.0);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Finding case files: the ones bundled with the crate, and those in folders a person names. The bundled files carry
+//! a list of checksums, so that a file that was changed by accident is noticed whatever byte it was.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::error::{Error, Result};
+
+/// The folder of bundled cases: `DOUBLECHECK_GOLDEN` where that is set, or `golden` beside the crate's manifest.
+pub fn folder() -> PathBuf {
+    std::env::var_os("DOUBLECHECK_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
+}
+
+/// A case file that was found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// The folder below which it was found, or its own folder.
+    pub root: PathBuf,
+    /// The path below that folder, with `/`.
+    pub name: String,
+}
+
+impl Found {
+    /// Where the file is.
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.name)
+    }
+
+    /// The folder part of the name, under which reports group it.
+    pub fn group(&self) -> &str {
+        self.name.rsplit_once('/').map_or("", |(group, _)| group)
+    }
+}
+
+/// The case files at `path`: itself, or every `*.safetensors` below it, sorted by name.
+///
+/// Errors: [`Error::Access`]; [`Error::Format`] where there is none.
+pub fn find(path: &Path) -> Result<Vec<Found>> {
+    let access = |source| Error::Access { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(access)?.is_dir() {
+        let root = path.parent().unwrap_or(Path::new("")).to_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(vec![Found { root, name }]);
+    }
+    let mut found = Vec::new();
+    collect(path, path, &mut found)?;
+    found.sort();
+    if found.is_empty() {
+        let detail = crate::algorithm::Detail::new(
+            format!("folder {}", path.display()),
+            "no case file",
+            "at least one *.safetensors",
+        );
+        return Err(Error::Format(detail));
+    }
+    Ok(found)
+}
+
+fn collect(root: &Path, folder: &Path, found: &mut Vec<Found>) -> Result<()> {
+    let access = |source| Error::Access { path: folder.to_owned(), source };
+    for entry in std::fs::read_dir(folder).map_err(access)? {
+        let entry = entry.map_err(access)?;
+        let path = entry.path();
+        // A link to a folder is not followed: it could lead back up.
+        if entry.file_type().map_err(access)?.is_dir() {
+            collect(root, &path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let below = path.strip_prefix(root).unwrap_or(&path);
+            let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+            found.push(Found { root: root.to_owned(), name: parts.join("/") });
+        }
+    }
+    Ok(())
+}
+
+/// The SHA-256 of some bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `SHA256SUMS` of a folder, by file name; empty where there is none. Errors: [`Error::Access`].
+pub fn checksums(root: &Path) -> Result<BTreeMap<String, String>> {
+    let path = root.join("SHA256SUMS");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(source) => return Err(Error::Access { path, source }),
+    };
+    let entry = |line: &str| {
+        let (sum, name) = line.split_once("  ")?;
+        Some((name.trim().to_owned(), sum.to_owned()))
+    };
+    Ok(text.lines().filter_map(entry).collect())
+}

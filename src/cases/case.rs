@@ -1,0 +1,258 @@
+//! One case: the inputs of one attention layer, the settings of the maskers over it, and what some source says
+//! the answer is (SPEC §6).
+
+use std::sync::Arc;
+
+use ndarray::{Array2, Array4};
+use serde::{Deserialize, Serialize};
+
+use super::recipe::Recipe;
+use super::rounding_model::RoundingModel;
+use crate::algorithm::calibrate::BlockActivations;
+use crate::algorithm::config::WindowConfig;
+use crate::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Sink};
+use crate::algorithm::{
+    ChannelKind, ChannelOrder, Detail, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits, Mask,
+    Masker, Selection, SparseAttention, Storage,
+};
+
+/// The JSON under the metadata key `case`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// H.
+    pub heavy_size: HeavySize,
+    /// G.
+    pub group_factor: GroupFactor,
+    /// B.
+    pub label_bits: LabelBits,
+    /// How heads share a selection.
+    #[serde(default)]
+    pub heads: HeadMode,
+    /// Full mask when n − m ≤ H.
+    #[serde(default)]
+    pub dense_fallback: bool,
+    /// Whether A is −∞ after the query's absolute position.
+    pub causal: bool,
+    /// The type that q, k and v are cast to.
+    pub dtype: Storage,
+    /// Factor of q·k in the attention; absent or null means 1 / √d.
+    #[serde(default)]
+    pub scaling: Option<f64>,
+    /// Rounding model of the stored expectation; absent means that of the author's code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<RoundingModel>,
+    /// Maskers applied before Double Sparsity, in order, starting from the earlier mask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_maskers: Vec<EarlierMasker>,
+    /// Fields that this version does not know; reported, not used.
+    #[serde(flatten)]
+    pub unknown: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A masker that may come before Double Sparsity in a case: one whose mask leaves no room for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EarlierMasker {
+    /// The first keys.
+    Sink(WindowConfig),
+    /// The last keys up to the query.
+    Local(WindowConfig),
+}
+
+impl Settings {
+    /// What Double Sparsity needs to know.
+    pub fn selection(&self) -> Selection {
+        Selection {
+            heavy_size: self.heavy_size,
+            group_factor: self.group_factor,
+            label_bits: self.label_bits,
+            heads: self.heads,
+            dense_fallback: self.dense_fallback,
+        }
+    }
+}
+
+/// One attention layer to be computed.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// For people: the file's path below its folder, or how the case was made.
+    pub name: String,
+    /// What to compute.
+    pub settings: Settings,
+    /// q, k, v, A, storage type and scaling.
+    pub inputs: Arc<Inputs>,
+    /// C.
+    pub channels: ChannelOrder,
+    /// P.
+    pub previous: Option<Mask>,
+    /// How the inputs were made, where the file holds no tensors.
+    pub recipe: Option<Recipe>,
+    /// What some source says.
+    pub expectation: Option<Expectation>,
+}
+
+impl Case {
+    /// The mask that Double Sparsity starts from: P and what earlier maskers added.
+    ///
+    /// Errors: those of the maskers.
+    pub fn mask_before(&self) -> Result<Mask, Error> {
+        let create = |masker: &EarlierMasker| -> Box<dyn Masker> {
+            match *masker {
+                EarlierMasker::Sink(WindowConfig { size }) => Box::new(Sink { size }),
+                EarlierMasker::Local(WindowConfig { size }) => Box::new(Local { size }),
+            }
+        };
+        let maskers = self.settings.earlier_maskers.iter().map(create).collect();
+        let previous = self.previous.clone().unwrap_or_else(|| Mask::empty(&self.inputs.dims()));
+        SparseAttention::new(maskers, Vec::new()).extend_mask(&self.inputs, 0, previous)
+    }
+
+    /// The Double Sparsity masker of this case.
+    pub fn masker(&self) -> DoubleSparsity {
+        DoubleSparsity {
+            selection: self.settings.selection(),
+            channels: ChannelSource::Order(self.channels.clone()),
+        }
+    }
+}
+
+/// What a case file says the answer is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Expectation {
+    /// [b, h, m, ·]: ascending key indices, −1 pads.
+    pub selected: Option<Array4<i32>>,
+    /// [b, h, m, n]: 1 attended, 0 not.
+    pub mask: Option<Array4<u8>>,
+    /// [b, h, m, dv].
+    pub output: Option<Array4<f32>>,
+    /// Where it came from.
+    pub source: String,
+    /// The row of SPEC §3 by which this expectation must fall outside the SPEC, for recorded faults.
+    pub known_divergence: Option<String>,
+}
+
+impl Expectation {
+    /// An answer as an expectation: ascending key indices, padded with −1 to the longest row.
+    pub fn from_answer(answer: &Answer, source: String) -> Self {
+        let weights = answer.mask.weights();
+        let (b, h, m, _) = weights.dim();
+        let rows: Vec<Vec<usize>> = ndarray::indices((b, h, m))
+            .into_iter()
+            .map(|row| answer.mask.row(row).map(|(key, _)| key).collect())
+            .collect();
+        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let selected = Array4::from_shape_fn((b, h, m, width), |(b, head, i, position)| {
+            rows[(b * h + head) * m + i].get(position).map_or(-1, |&key| key as i32)
+        });
+        Self {
+            selected: Some(selected),
+            mask: None,
+            output: answer.output.clone(),
+            source,
+            known_divergence: None,
+        }
+    }
+
+    /// The expectation as an answer. `selected` is taken together with the keys attended before, as sources differ in
+    /// whether they list those again; `mask` is taken as it is. Keys attended before keep their weight. `None` where
+    /// the file holds no mask.
+    ///
+    /// Errors: a sentence saying which stored value is no possible answer.
+    pub fn answer(&self, before: &Mask) -> Option<Result<Answer, String>> {
+        let attended = match (&self.selected, &self.mask) {
+            (None, None) => return None,
+            (Some(selected), None) => selected_mask(selected, before),
+            (None, Some(mask)) => stored_mask(mask, before),
+            (Some(selected), Some(mask)) => selected_mask(selected, before).and_then(|attended| {
+                let agree = stored_mask(mask, before)? == attended;
+                if agree { Ok(attended) } else { Err("selected and mask name different keys".into()) }
+            }),
+        };
+        Some(attended.map(|mask| Answer { mask, output: self.output.clone() }))
+    }
+}
+
+fn selected_mask(selected: &Array4<i32>, before: &Mask) -> Result<Mask, String> {
+    let (b, h, m, keys) = before.weights().dim();
+    let mut attended = before.clone();
+    for row @ (b, head, i) in ndarray::indices((b, h, m)) {
+        let (mut last, mut padded) = (-1, false);
+        for (position, &key) in selected.slice(ndarray::s![b, head, i, ..]).iter().enumerate() {
+            let fits = key == -1 || (!padded && key > last && (key as usize) < keys);
+            if !fits {
+                return Err(format!(
+                    "selected[{b}, {head}, {i}, {position}]: found {key} after {last}, expected ascending indices \
+                     below {keys}, padded with -1 at the end"
+                ));
+            }
+            if key == -1 {
+                padded = true;
+            } else if !before.attends(b, head, i, key as usize) {
+                attended.add(row, [key as usize]);
+            }
+            last = key;
+        }
+    }
+    Ok(attended)
+}
+
+fn stored_mask(mask: &Array4<u8>, before: &Mask) -> Result<Mask, String> {
+    let mut attended = before.clone();
+    for ((b, head, i, key), &value) in mask.indexed_iter() {
+        match value {
+            0 => attended.remove((b, head, i), key),
+            1 if before.attends(b, head, i, key) => {}
+            1 => attended.add((b, head, i), [key]),
+            _ => return Err(format!("mask[{b}, {head}, {i}, {key}]: found {value}, expected 0 or 1")),
+        }
+    }
+    Ok(attended)
+}
+
+/// What an implementation answers to a case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// All attended keys, those of the mask before included.
+    pub mask: Mask,
+    /// [b, h, m, dv], where the implementation computes attention.
+    pub output: Option<Array4<f32>>,
+}
+
+/// Rows to be quantised and the labels some source gives for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelCase {
+    /// For people.
+    pub name: String,
+    /// The type of rows and labels.
+    pub storage: Storage,
+    /// B.
+    pub bits: LabelBits,
+    /// [rows, r]
+    pub rows: Array2<f32>,
+    /// [rows, r]; `None` where every row must be refused (SPEC D9).
+    pub labels: Option<Array2<f32>>,
+    /// Where the labels came from.
+    pub source: String,
+}
+
+/// Activations and the channel order some source gives for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CalibrationCase {
+    /// For people.
+    pub name: String,
+    /// Which importance.
+    pub kind: ChannelKind,
+    /// In the order in which they were seen.
+    pub blocks: Vec<BlockActivations>,
+    /// The order expected.
+    pub channels: ChannelOrder,
+    /// Where it came from.
+    pub source: String,
+    /// The row of SPEC §3 by which the expectation must fall outside the SPEC.
+    pub known_divergence: Option<String>,
+}
+
+/// The `Detail` of a metadata mistake.
+pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> super::error::Error {
+    super::error::Error::Metadata(Detail::new(field, found, expected))
+}

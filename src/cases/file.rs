@@ -1,0 +1,479 @@
+//! Case files: one safetensors file per case (SPEC §6). Three kinds, told apart by a metadata key that holds JSON:
+//!
+//! * `case`: an attention layer. Settings as in [`Settings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
+//!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
+//!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n]) and
+//!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
+//!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]).
+//! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
+//!   optionally `bits_BB.nonfinite_rows`, which have no finite labels and must be refused (SPEC D9).
+//! * `calibration`: {"kind"}; `block_0.q`, `block_0.k`, `block_1.q`, … [1, heads, t, d] as the kind needs, and the
+//!   expected `channels` (I64 [rows, d]).
+//!
+//! `source` says where an expectation came from; `known_divergence` names the row of SPEC §3 by which a recorded
+//! expectation must fall outside the SPEC.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use ndarray::{Array2, Array4, ArrayView};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use super::case::{CalibrationCase, Case, Expectation, LabelCase, Settings, metadata};
+use super::error::{Error, Result};
+use super::recipe::Recipe;
+use crate::algorithm::calibrate::BlockActivations;
+use crate::algorithm::config::from_json;
+use crate::algorithm::{ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage};
+
+/// The content of one file.
+#[derive(Debug)]
+pub enum CaseFile {
+    /// An attention layer.
+    Attention(Box<Case>),
+    /// Rows and labels, one entry per number of bits.
+    Quantisation(Vec<LabelCase>),
+    /// Activations and a channel order.
+    Calibration(CalibrationCase),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QuantisationMetadata {
+    dtype: Storage,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CalibrationMetadata {
+    kind: ChannelKind,
+}
+
+/// Reads case files, and keeps the inputs of the last recipe because neighbouring cases often share them.
+#[derive(Default)]
+pub struct Reader {
+    last: Option<(RecipeUse, Arc<Inputs>, ChannelOrder)>,
+}
+
+/// Everything that inputs made by a recipe depend on.
+#[derive(PartialEq)]
+struct RecipeUse {
+    recipe: Recipe,
+    storage: Storage,
+    causal: bool,
+    scaling: Option<f64>,
+}
+
+impl Reader {
+    /// Reads one file; `name` is what reports call it. Errors name the file, the field, what was found and expected.
+    pub fn read(&mut self, path: &Path, name: &str) -> Result<CaseFile> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
+        self.parse(&bytes, name).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads the bytes of one file.
+    pub fn parse(&mut self, bytes: &[u8], name: &str) -> Result<CaseFile> {
+        let file = Tensors::parse(bytes)?;
+        if let Some(settings) = file.metadata.get("case") {
+            return self.attention_case(&file, settings, name).map(|case| CaseFile::Attention(case.into()));
+        }
+        if let Some(json) = file.metadata.get("quantisation") {
+            return quantisation_cases(&file, json, name).map(CaseFile::Quantisation);
+        }
+        if let Some(json) = file.metadata.get("calibration") {
+            return calibration_case(&file, json, name).map(CaseFile::Calibration);
+        }
+        let found = match file.metadata.keys().map(String::as_str).collect::<Vec<_>>() {
+            keys if keys.is_empty() => "none".to_owned(),
+            mut keys => {
+                keys.sort_unstable();
+                keys.join(", ")
+            }
+        };
+        Err(metadata("metadata keys", found, "case, quantisation or calibration"))
+    }
+
+    fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {
+        let settings: Settings = from_json("case", settings)?;
+        let attention_mask =
+            file.optional("attention_mask")?.map(|view| floats(&view, &[Dtype::F32])).transpose()?;
+        let recipe = match file.metadata.get("recipe") {
+            Some(json) => Some(from_json::<Recipe>("recipe", json)?),
+            None => None,
+        };
+        let (inputs, channels) = match &recipe {
+            Some(recipe) if attention_mask.is_none() => self.made_by(recipe, &settings)?,
+            Some(recipe) => {
+                let made = recipe.generate()?;
+                (inputs(made.q, made.k, made.v, attention_mask, &settings)?, made.channels)
+            }
+            None => {
+                let tensor = |name: &str| floats(&file.required(name)?, FLOATS);
+                let made = inputs(tensor("q")?, tensor("k")?, tensor("v")?, attention_mask, &settings)?;
+                (made, channels(&file.required("channels")?)?)
+            }
+        };
+        let dims = inputs.dims();
+        let previous = match file.optional("previous")? {
+            None => None,
+            Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &dims)?),
+        };
+        let expectation = expectation(file)?;
+        if let Some(expectation) = &expectation {
+            check_expectation(expectation, &inputs)?;
+        }
+        Ok(Case { name: name.to_owned(), settings, inputs, channels, previous, recipe, expectation })
+    }
+
+    fn made_by(&mut self, recipe: &Recipe, settings: &Settings) -> Result<(Arc<Inputs>, ChannelOrder)> {
+        let wanted = RecipeUse {
+            recipe: recipe.clone(),
+            storage: settings.dtype,
+            causal: settings.causal,
+            scaling: settings.scaling,
+        };
+        if let Some((made, inputs, channels)) = &self.last
+            && *made == wanted
+        {
+            return Ok((inputs.clone(), channels.clone()));
+        }
+        self.last = None;
+        let made = recipe.generate()?;
+        let inputs = inputs(made.q, made.k, made.v, None, settings)?;
+        self.last = Some((wanted, inputs.clone(), made.channels.clone()));
+        Ok((inputs, made.channels))
+    }
+}
+
+fn inputs(
+    q: Array4<f32>,
+    k: Array4<f32>,
+    v: Array4<f32>,
+    attention_mask: Option<Array4<f32>>,
+    settings: &Settings,
+) -> Result<Arc<Inputs>> {
+    let parts = InputParts {
+        q,
+        k,
+        v,
+        attention_mask,
+        causal: settings.causal,
+        storage: settings.dtype,
+        scaling: settings.scaling,
+    };
+    Ok(Arc::new(Inputs::new(parts)?))
+}
+
+fn expectation(file: &Tensors) -> Result<Option<Expectation>> {
+    let selected = file.optional("selected")?.map(|view| integers(&view)).transpose()?;
+    let mask = file.optional("mask")?.map(|view| bytes(&view)).transpose()?;
+    let output = file.optional("output")?.map(|view| floats(&view, &[Dtype::F32])).transpose()?;
+    if selected.is_none() && mask.is_none() && output.is_none() {
+        return Ok(None);
+    }
+    let source = file.metadata.get("source").cloned();
+    let source = source
+        .ok_or_else(|| metadata("source", "nothing", "a sentence saying where the expectation came from"))?;
+    let known_divergence = file.metadata.get("known_divergence").cloned();
+    Ok(Some(Expectation { selected, mask, output, source, known_divergence }))
+}
+
+fn check_expectation(expectation: &Expectation, inputs: &Inputs) -> Result<()> {
+    let (b, h, m, n) = inputs.dims().mask_shape();
+    let wrong = |name: &str, found: &[usize], expected: String| {
+        Err(Error::Tensor(Detail::new(name, format!("shape {found:?}"), expected)))
+    };
+    if let Some(selected) = &expectation.selected
+        && selected.shape()[..3] != [b, h, m]
+    {
+        return wrong("selected", selected.shape(), format!("[{b}, {h}, {m}, ·]"));
+    }
+    if let Some(mask) = &expectation.mask
+        && mask.dim() != (b, h, m, n)
+    {
+        return wrong("mask", mask.shape(), format!("[{b}, {h}, {m}, {n}]"));
+    }
+    if let Some(output) = &expectation.output
+        && output.dim() != inputs.dims().output_shape()
+    {
+        return wrong("output", output.shape(), format!("{:?}", inputs.dims().output_shape()));
+    }
+    if expectation.selected.is_none() && expectation.mask.is_none() {
+        let expected = "selected or mask beside output, which is judged with it";
+        return Err(Error::Tensor(Detail::new("expectation", "output alone", expected)));
+    }
+    Ok(())
+}
+
+fn quantisation_cases(file: &Tensors, json: &str, name: &str) -> Result<Vec<LabelCase>> {
+    let QuantisationMetadata { dtype } = from_json("quantisation", json)?;
+    let source = file.metadata.get("source").cloned().unwrap_or_default();
+    let mut cases = Vec::new();
+    for bits in 1..=15u64 {
+        let case = |suffix: &str, rows: Array2<f32>, labels: Option<Array2<f32>>| -> Result<LabelCase> {
+            let name = format!("{name} {suffix}");
+            let bits = LabelBits::new(bits)?;
+            Ok(LabelCase { name, storage: dtype, bits, rows, labels, source: source.clone() })
+        };
+        if let Some(rows) = file.optional(&format!("bits_{bits:02}.rows"))? {
+            let labels = file.required(&format!("bits_{bits:02}.labels"))?;
+            let (rows, labels) = (float_rows(&rows, dtype)?, float_rows(&labels, dtype)?);
+            if rows.dim() != labels.dim() {
+                let field = format!("bits_{bits:02}.labels");
+                let expected = format!("shape {:?} as its rows", rows.dim());
+                return Err(Error::Tensor(Detail::new(field, format!("{:?}", labels.dim()), expected)));
+            }
+            cases.push(case(&format!("{bits} bits"), rows, Some(labels))?);
+        }
+        if let Some(rows) = file.optional(&format!("bits_{bits:02}.nonfinite_rows"))? {
+            cases.push(case(&format!("{bits} bits, no finite labels"), float_rows(&rows, dtype)?, None)?);
+        }
+    }
+    if cases.is_empty() {
+        let expected = "pairs bits_BB.rows and bits_BB.labels";
+        return Err(Error::Tensor(Detail::new("quantisation", "no such tensor", expected)));
+    }
+    Ok(cases)
+}
+
+fn calibration_case(file: &Tensors, json: &str, name: &str) -> Result<CalibrationCase> {
+    let CalibrationMetadata { kind } = from_json("calibration", json)?;
+    let mut blocks = Vec::new();
+    loop {
+        let index = blocks.len();
+        let q = file.optional(&format!("block_{index}.q"))?.map(|view| floats(&view, FLOATS)).transpose()?;
+        let k = file.optional(&format!("block_{index}.k"))?.map(|view| floats(&view, FLOATS)).transpose()?;
+        blocks.push(match (kind, q, k) {
+            (_, None, None) => break,
+            (ChannelKind::QProj, Some(x), _) | (ChannelKind::KProj, _, Some(x)) => BlockActivations::One(x),
+            (ChannelKind::QkProj, Some(q), Some(k)) => BlockActivations::Pair { q, k },
+            _ => {
+                let expected = format!("the tensors that {} needs", kind.name());
+                return Err(Error::Tensor(Detail::new(format!("block_{index}"), "others", expected)));
+            }
+        });
+    }
+    Ok(CalibrationCase {
+        name: name.to_owned(),
+        kind,
+        blocks,
+        channels: channels(&file.required("channels")?)?,
+        source: file.metadata.get("source").cloned().unwrap_or_default(),
+        known_divergence: file.metadata.get("known_divergence").cloned(),
+    })
+}
+
+const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// A safetensors file: its tensors and its metadata.
+pub(super) struct Tensors<'a> {
+    tensors: SafeTensors<'a>,
+    pub(super) metadata: HashMap<String, String>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let wrong = |error| Error::Format(Detail::new("file", error, "a safetensors file"));
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
+        Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
+    }
+
+    pub(super) fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>> {
+        if !self.tensors.names().contains(&name) {
+            return Ok(None);
+        }
+        let view = self.tensors.tensor(name);
+        let view = view.map_err(|error| Error::Tensor(Detail::new(name, error, "a readable tensor")))?;
+        Ok(Some(NamedView { name: name.to_owned(), view }))
+    }
+
+    pub(super) fn required(&self, name: &str) -> Result<NamedView<'_>> {
+        self.optional(name)?
+            .ok_or_else(|| Error::Tensor(Detail::new(name, "nothing", "a tensor of this name")))
+    }
+}
+
+pub(super) struct NamedView<'a> {
+    name: String,
+    view: TensorView<'a>,
+}
+
+impl NamedView<'_> {
+    fn check(&self, dtypes: &[Dtype], dimensions: usize) -> Result<()> {
+        let (dtype, shape) = (self.view.dtype(), self.view.shape());
+        if dtypes.contains(&dtype) && shape.len() == dimensions {
+            return Ok(());
+        }
+        let found = format!("{dtype:?} {shape:?}");
+        let names: Vec<_> = dtypes.iter().map(|dtype| format!("{dtype:?}")).collect();
+        let expected = format!("{} with {dimensions} dimensions", names.join(", "));
+        Err(Error::Tensor(Detail::new(self.name.clone(), found, expected)))
+    }
+
+    fn elements<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> Vec<T> {
+        let (chunks, _) = self.view.data().as_chunks::<N>();
+        chunks.iter().map(|&bytes| read(bytes)).collect()
+    }
+
+    fn float_elements(&self) -> Vec<f32> {
+        match self.view.dtype() {
+            Dtype::F16 => self.elements(|bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => self.elements(|bytes| bf16::from_le_bytes(bytes).to_f32()),
+            _ => self.elements(f32::from_le_bytes),
+        }
+    }
+
+    fn array4<T: Clone>(&self, elements: Vec<T>) -> Result<Array4<T>> {
+        let shape = [0, 1, 2, 3].map(|axis| self.view.shape()[axis]);
+        Array4::from_shape_vec(shape, elements)
+            .map_err(|error| Error::Tensor(Detail::new(self.name.clone(), error, "a possible shape")))
+    }
+
+    fn array2<T: Clone>(&self, elements: Vec<T>) -> Result<Array2<T>> {
+        let shape = [0, 1].map(|axis| self.view.shape()[axis]);
+        Array2::from_shape_vec(shape, elements)
+            .map_err(|error| Error::Tensor(Detail::new(self.name.clone(), error, "a possible shape")))
+    }
+}
+
+pub(super) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> {
+    view.check(dtypes, 4)?;
+    view.array4(view.float_elements())
+}
+
+fn float_rows(view: &NamedView, storage: Storage) -> Result<Array2<f32>> {
+    view.check(&[dtype(storage)], 2)?;
+    view.array2(view.float_elements())
+}
+
+fn integers(view: &NamedView) -> Result<Array4<i32>> {
+    view.check(&[Dtype::I32], 4)?;
+    view.array4(view.elements(i32::from_le_bytes))
+}
+
+fn bytes(view: &NamedView) -> Result<Array4<u8>> {
+    view.check(&[Dtype::U8], 4)?;
+    view.array4(view.view.data().to_vec())
+}
+
+fn channels(view: &NamedView) -> Result<ChannelOrder> {
+    view.check(&[Dtype::I64], 2)?;
+    let rows = view.array2(view.elements(i64::from_le_bytes))?;
+    let row = |(index, row): (usize, ndarray::ArrayView1<i64>)| {
+        let channel = |(position, &channel): (usize, &i64)| {
+            usize::try_from(channel).map_err(|_| {
+                let field = format!("channels[{index}, {position}]");
+                Error::Tensor(Detail::new(field, channel, "a channel index of at least 0"))
+            })
+        };
+        row.iter().enumerate().map(channel).collect::<Result<Vec<usize>>>()
+    };
+    let rows = rows.outer_iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+    Ok(ChannelOrder::new(rows)?)
+}
+
+fn dtype(storage: Storage) -> Dtype {
+    match storage {
+        Storage::F32 => Dtype::F32,
+        Storage::F16 => Dtype::F16,
+        Storage::Bf16 => Dtype::BF16,
+    }
+}
+
+/// The bytes of an attention case's file. The same case gives the same bytes.
+pub fn to_bytes(case: &Case) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.metadata("case", serde_json::json!(case.settings).to_string());
+    let parts = case.inputs.parts();
+    match &case.recipe {
+        Some(recipe) => writer.metadata("recipe", serde_json::json!(recipe).to_string()),
+        None => {
+            for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+                writer.floats(name, parts.storage, tensor.view().into_dyn());
+            }
+            let rows = case.channels.rows();
+            let data = rows.iter().flatten().flat_map(|&c| (c as i64).to_le_bytes()).collect();
+            writer.tensor("channels", "I64", &[rows.len(), case.channels.width()], data);
+        }
+    }
+    if let Some(mask) = &parts.attention_mask {
+        writer.floats("attention_mask", Storage::F32, mask.view().into_dyn());
+    }
+    if let Some(previous) = &case.previous {
+        writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
+    }
+    if let Some(expectation) = &case.expectation {
+        writer.metadata("source", expectation.source.clone());
+        if let Some(row) = &expectation.known_divergence {
+            writer.metadata("known_divergence", row.clone());
+        }
+        if let Some(selected) = &expectation.selected {
+            let data = selected.iter().flat_map(|key| key.to_le_bytes()).collect();
+            writer.tensor("selected", "I32", selected.shape(), data);
+        }
+        if let Some(mask) = &expectation.mask {
+            writer.tensor("mask", "U8", mask.shape(), mask.iter().copied().collect());
+        }
+        if let Some(output) = &expectation.output {
+            writer.floats("output", Storage::F32, output.view().into_dyn());
+        }
+    }
+    writer.finish()
+}
+
+/// Writes one attention case. Errors: [`Error::Access`].
+pub fn write(path: &Path, case: &Case) -> Result<()> {
+    std::fs::write(path, to_bytes(case)).map_err(|source| Error::Access { path: path.to_owned(), source })
+}
+
+/// The safetensors format is small, and the crate's own writer orders metadata at random; goldens need the same
+/// bytes each time: 8 bytes of little-endian header length, a JSON header, the data.
+#[derive(Default)]
+struct Writer {
+    metadata: BTreeMap<String, String>,
+    tensors: serde_json::Map<String, serde_json::Value>,
+    data: Vec<u8>,
+}
+
+impl Writer {
+    fn metadata(&mut self, key: &str, value: String) {
+        self.metadata.insert(key.to_owned(), value);
+    }
+
+    fn tensor(&mut self, name: &str, dtype: &str, shape: &[usize], data: Vec<u8>) {
+        let start = self.data.len();
+        self.data.extend(data);
+        let entry = serde_json::json!({
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [start, self.data.len()],
+        });
+        self.tensors.insert(name.to_owned(), entry);
+    }
+
+    fn floats(&mut self, name: &str, storage: Storage, values: ArrayView<f32, ndarray::IxDyn>) {
+        let (dtype, data) = match storage {
+            Storage::F32 => ("F32", values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Storage::F16 => ("F16", values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()),
+            Storage::Bf16 => ("BF16", values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()),
+        };
+        self.tensor(name, dtype, values.shape(), data);
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut header = serde_json::Map::new();
+        header.insert("__metadata__".into(), serde_json::json!(self.metadata));
+        header.extend(self.tensors);
+        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(self.data);
+        file
+    }
+}

@@ -1,0 +1,16 @@
+//! What is checked: cases, the recipes and files they come from, and strategies that make random ones.
+
+pub mod activations;
+pub mod bundled;
+pub mod case;
+pub mod error;
+pub mod file;
+pub mod recipe;
+pub mod rounding_model;
+pub mod strategies;
+
+pub use case::{Answer, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, Settings};
+pub use error::Error;
+pub use file::{CaseFile, Reader};
+pub use recipe::Recipe;
+pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};

@@ -1,0 +1,357 @@
+//! Random cases. A [`Plan`] says in a few words and numbers what a case looks like; the tensors follow from its seed, so
+//! that a counterexample is short to print and cheap to make. Plans favour what breaks implementations: ties, constant
+//! rows, half-way codes, signed zeros, huge and tiny magnitudes, grouped heads, rows without candidates.
+
+use std::sync::Arc;
+
+use ndarray::Array4;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::case::{Case, EarlierMasker, Settings};
+use super::recipe::Words;
+use crate::algorithm::config::WindowConfig;
+use crate::algorithm::{
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Storage,
+};
+
+/// How the numbers of a tensor are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Values {
+    /// About normal, |x| < 4.
+    Normal,
+    /// −2, −1, 0, 1 or 2, so that scores tie.
+    Whole,
+    /// The same number in all channels of a position.
+    ConstantRows,
+    /// 0, the largest code, and half-way points between codes.
+    HalfWay,
+    /// 0 and −0, and a 1 here and there.
+    Zeros,
+    /// Normal times 2^9.
+    Huge,
+    /// Normal times 2^-9.
+    Tiny,
+}
+
+impl Values {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Normal, Self::Whole, Self::ConstantRows, Self::HalfWay, Self::Zeros, Self::Huge, Self::Tiny];
+}
+
+/// How many channel rows there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rows {
+    /// One for all heads.
+    Shared,
+    /// One per KV head.
+    PerKvHead,
+    /// One per query head.
+    PerHead,
+}
+
+/// The additive mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Additive {
+    /// None.
+    Absent,
+    /// Finite numbers, the same for all heads and queries.
+    Finite,
+    /// −∞ at about a third of the keys, different for each query.
+    Excluding,
+    /// −∞ everywhere for about a third of the queries.
+    ExcludingRows,
+}
+
+/// The earlier mask P.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Previous {
+    /// None.
+    Absent,
+    /// About a fifth of the keys, with weight 1.
+    Some,
+    /// About a fifth of the keys, with weights below 1.
+    Weighted,
+    /// All but about a fifth of the keys.
+    Most,
+    /// All keys.
+    Full,
+}
+
+/// What a case looks like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Of all numbers.
+    pub seed: u64,
+    /// b
+    pub batch: usize,
+    /// hk
+    pub kv_heads: usize,
+    /// g
+    pub group: usize,
+    /// m; at most n
+    pub queries: usize,
+    /// n
+    pub keys: usize,
+    /// r
+    pub label_channels: usize,
+    /// G; d is r · G
+    pub group_factor: usize,
+    /// dv
+    pub value_dim: usize,
+    /// B
+    pub label_bits: u64,
+    /// H
+    pub heavy_size: HeavySize,
+    /// How heads share a selection.
+    pub heads: HeadMode,
+    /// Full mask when n − m ≤ H.
+    pub dense_fallback: bool,
+    /// Of q, k and v.
+    pub storage: Storage,
+    /// Whether A is −∞ after the query's position.
+    pub causal: bool,
+    /// The rest of A.
+    pub additive: Additive,
+    /// P.
+    pub previous: Previous,
+    /// Maskers before Double Sparsity.
+    pub earlier_maskers: Vec<EarlierMasker>,
+    /// Rows of C.
+    pub rows: Rows,
+    /// Numbers of q.
+    pub q: Values,
+    /// Numbers of k.
+    pub k: Values,
+    /// Factor of q·k in the attention.
+    pub scaling: Option<f64>,
+}
+
+/// Plans of every kind.
+pub fn plans() -> impl Strategy<Value = Plan> {
+    let sizes = (
+        1..=2usize,
+        1..=3usize,
+        select(vec![1usize, 1, 2, 3, 4]),
+        prop_oneof![Just(1usize), 1..=6usize, Just(usize::MAX)],
+        1..=40usize,
+        1..=6usize,
+        select(vec![1usize, 1, 2, 3, 4]),
+        1..=9usize,
+    );
+    let selection = (
+        prop_oneof![1..=16u64, select(vec![1u64, 2, 3, 4, 8, 15, 16, 16])],
+        heavy_sizes(),
+        select(vec![HeadMode::PerHead, HeadMode::PerHead, HeadMode::SummedScores, HeadMode::SummedLabels]),
+        prop::bool::weighted(0.15),
+        select(Storage::ALL.to_vec()),
+    );
+    let masks = (
+        any::<bool>(),
+        prop_oneof![
+            4 => Just(Additive::Absent),
+            1 => Just(Additive::Finite),
+            1 => Just(Additive::Excluding),
+            1 => Just(Additive::ExcludingRows),
+        ],
+        prop_oneof![
+            5 => Just(Previous::Absent),
+            1 => Just(Previous::Some),
+            1 => Just(Previous::Weighted),
+            1 => Just(Previous::Most),
+            1 => Just(Previous::Full),
+        ],
+        prop::collection::vec(earlier_maskers(), 0..=2),
+    );
+    let numbers = (
+        any::<u64>(),
+        select(vec![Rows::Shared, Rows::PerKvHead, Rows::PerHead]),
+        values(),
+        values(),
+        prop::option::weighted(0.2, select(vec![0.5, 1.0, 0.088_388_347_648_318_45])),
+    );
+    (sizes, selection, masks, numbers).prop_map(|(sizes, selection, masks, numbers)| {
+        let (batch, kv_heads, group, queries, keys, label_channels, group_factor, value_dim) = sizes;
+        let (label_bits, heavy_size, heads, dense_fallback, storage) = selection;
+        let (causal, additive, previous, earlier_maskers) = masks;
+        let (seed, rows, q, k, scaling) = numbers;
+        Plan {
+            seed,
+            batch,
+            kv_heads,
+            group,
+            queries: queries.min(keys),
+            keys,
+            label_channels,
+            group_factor,
+            value_dim,
+            label_bits,
+            heavy_size,
+            heads,
+            dense_fallback,
+            storage,
+            causal,
+            additive,
+            previous,
+            earlier_maskers,
+            rows,
+            q,
+            k,
+            scaling,
+        }
+    })
+}
+
+fn values() -> impl Strategy<Value = Values> {
+    prop_oneof![3 => Just(Values::Normal), 4 => select(Values::ALL.to_vec())]
+}
+
+fn heavy_sizes() -> impl Strategy<Value = HeavySize> {
+    let count = (1..=45usize).prop_filter_map("not zero", |count| HeavySize::count(count).ok());
+    let fraction = select(vec![0.01, 0.1, 0.25, 0.29, 0.5, 0.9, 1.0])
+        .prop_filter_map("in (0, 1]", |share| HeavySize::fraction(share).ok());
+    prop_oneof![2 => count, 1 => fraction]
+}
+
+fn earlier_maskers() -> impl Strategy<Value = EarlierMasker> {
+    (any::<bool>(), 1..=4usize).prop_filter_map("not zero", |(sink, size)| {
+        let config = WindowConfig { size: HeavySize::count(size).ok()? };
+        Some(if sink { EarlierMasker::Sink(config) } else { EarlierMasker::Local(config) })
+    })
+}
+
+/// Random cases of every kind.
+pub fn cases() -> impl Strategy<Value = Case> {
+    plans().prop_filter_map("plans make valid inputs", |plan| plan.case().ok())
+}
+
+impl Plan {
+    /// The case. Errors: none for plans made by [`plans`]; those of [`Inputs::new`] otherwise.
+    pub fn case(&self) -> Result<Case, Error> {
+        let heads = self.kv_heads * self.group;
+        let dims = Dims {
+            batch: self.batch,
+            heads,
+            kv_heads: self.kv_heads,
+            queries: self.queries,
+            keys: self.keys,
+            head_dim: self.label_channels * self.group_factor,
+            value_dim: self.value_dim,
+        };
+        let bits = LabelBits::new(self.label_bits)?;
+        let tensor = |t, values, shape| tensor(Words::new(self.seed, t), values, bits, shape);
+        let settings = Settings {
+            heavy_size: self.heavy_size,
+            group_factor: GroupFactor::new(self.group_factor as u64)?,
+            label_bits: bits,
+            heads: self.heads,
+            dense_fallback: self.dense_fallback,
+            causal: self.causal,
+            dtype: self.storage,
+            scaling: self.scaling,
+            model: None,
+            earlier_maskers: self.earlier_maskers.clone(),
+            unknown: serde_json::Map::new(),
+        };
+        let inputs = Inputs::new(InputParts {
+            q: tensor(0, self.q, [dims.batch, heads, dims.queries, dims.head_dim]),
+            k: tensor(1, self.k, [dims.batch, dims.kv_heads, dims.keys, dims.head_dim]),
+            v: tensor(2, Values::Normal, [dims.batch, dims.kv_heads, dims.keys, dims.value_dim]),
+            attention_mask: self.attention_mask(&dims),
+            causal: self.causal,
+            storage: self.storage,
+            scaling: self.scaling,
+        })?;
+        Ok(Case {
+            name: format!("random case of seed {}", self.seed),
+            settings,
+            inputs: Arc::new(inputs),
+            channels: self.channels(&dims)?,
+            previous: self.previous_mask(&dims)?,
+            recipe: None,
+            expectation: None,
+        })
+    }
+
+    fn attention_mask(&self, dims: &Dims) -> Option<Array4<f32>> {
+        let words = Words::new(self.seed, 5);
+        let (b, m, n) = (dims.batch, dims.queries, dims.keys);
+        match self.additive {
+            Additive::Absent => None,
+            Additive::Finite => {
+                Some(Array4::from_shape_fn((1, 1, 1, n), |(_, _, _, key)| words.value(key as u64)))
+            }
+            Additive::Excluding => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
+                let excluded = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
+                if excluded { f32::NEG_INFINITY } else { 0.0 }
+            })),
+            Additive::ExcludingRows => Some(Array4::from_shape_fn((1, 1, m, 1), |(_, _, i, _)| {
+                if words.word(i as u64).is_multiple_of(3) { f32::NEG_INFINITY } else { 0.0 }
+            })),
+        }
+    }
+
+    fn previous_mask(&self, dims: &Dims) -> Result<Option<Mask>, Error> {
+        let words = Words::new(self.seed, 6);
+        let (_, h, m, n) = dims.mask_shape();
+        let weight = |(b, head, i, key): (usize, usize, usize, usize)| {
+            let word = words.word((((b * h + head) * m + i) * n + key) as u64);
+            let chosen = word.is_multiple_of(5);
+            match self.previous {
+                Previous::Absent => 0.0,
+                Previous::Some => f32::from(u8::from(chosen)),
+                Previous::Weighted if chosen => ((word >> 32) % 3 + 1) as f32 / 4.0,
+                Previous::Weighted => 0.0,
+                Previous::Most => f32::from(u8::from(!chosen)),
+                Previous::Full => 1.0,
+            }
+        };
+        if self.previous == Previous::Absent {
+            return Ok(None);
+        }
+        Mask::from_weights(Array4::from_shape_fn(dims.mask_shape(), weight), dims).map(Some)
+    }
+
+    fn channels(&self, dims: &Dims) -> Result<ChannelOrder, Error> {
+        let words = Words::new(self.seed, 7);
+        let rows = match (self.heads, self.rows) {
+            (HeadMode::SummedLabels, _) | (_, Rows::Shared) => 1,
+            (_, Rows::PerKvHead) => dims.kv_heads,
+            (_, Rows::PerHead) => dims.heads,
+        };
+        let row = |row: usize| {
+            let mut channels: Vec<usize> = (0..dims.head_dim).collect();
+            channels.sort_by_key(|&c| words.word((row * dims.head_dim + c) as u64));
+            channels
+        };
+        ChannelOrder::new((0..rows).map(row).collect())
+    }
+}
+
+fn tensor(words: Words, values: Values, bits: LabelBits, shape: [usize; 4]) -> Array4<f32> {
+    let [_, heads, positions, channels] = shape;
+    let largest_code = (bits.largest_code() as u64).min(15);
+    Array4::from_shape_fn(shape, |(b, head, position, channel)| {
+        let row = ((b * heads + head) * positions + position) as u64;
+        let i = row * channels as u64 + channel as u64;
+        let word = words.word(i);
+        match values {
+            Values::Normal => words.value(i),
+            Values::Whole => (word % 5) as f32 - 2.0,
+            Values::ConstantRows => words.value(row),
+            Values::HalfWay => match word % 4 {
+                0 => 0.0,
+                1 => largest_code as f32,
+                _ => ((word >> 8) % largest_code) as f32 + 0.5,
+            },
+            Values::Zeros => match word % 8 {
+                0 => 1.0,
+                1..=3 => -0.0,
+                _ => 0.0,
+            },
+            Values::Huge => words.value(i) * 512.0,
+            Values::Tiny => words.value(i) / 512.0,
+        }
+    })
+}

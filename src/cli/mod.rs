@@ -1,0 +1,55 @@
+//! The command line: one file per command, each of them only reading arguments, calling the library and printing.
+
+mod calibrate;
+mod inspect;
+mod run;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Judge case files and invariants; the main job
+    Verify(verify::Arguments),
+    /// Compute a case file with the reference and write the answer
+    Run(run::Arguments),
+    /// Show what a case file or a channel file holds
+    Inspect(inspect::Arguments),
+    /// Derive a channel file from activations
+    Calibrate(calibrate::Arguments),
+}
+
+/// What a command may fail with; the message goes to stderr and the exit code is 2.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the command of the process's arguments.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Verify(arguments) => verify::main(&arguments),
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Calibrate(arguments) => calibrate::main(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("doublecheck: {error}");
+        ExitCode::from(2)
+    })
+}
+
+/// Prints text; a reader that went away, as in `doublecheck verify | head`, is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

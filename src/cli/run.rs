@@ -1,0 +1,34 @@
+//! `doublecheck run FILE -o OUT`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use doublecheck::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
+use doublecheck::subjects::{Reference, Subject};
+
+use super::Failure;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Case file
+    file: PathBuf,
+    /// Where the case with the reference's answer goes
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let name = arguments.file.display().to_string();
+    let CaseFile::Attention(mut case) = Reader::default().read(&arguments.file, &name)? else {
+        return Err(
+            format!("{name}: found no metadata key \"case\", expected a case of an attention layer").into()
+        );
+    };
+    let answer = Reference.answer(&case).map_err(|error| format!("{name}: {error}"))?;
+    let source = format!("doublecheck {} reference", env!("CARGO_PKG_VERSION"));
+    case.expectation = Some(Expectation::from_answer(&answer, source));
+    case.settings.model = Some(RoundingModel::REFERENCE);
+    file::write(&arguments.output, &case)?;
+    Ok(ExitCode::SUCCESS)
+}

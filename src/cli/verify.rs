@@ -1,0 +1,57 @@
+//! `doublecheck verify [PATH…] [--json FILE]`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use doublecheck::cases::bundled;
+use doublecheck::reports::text;
+use doublecheck::runner::{Options, verify};
+use doublecheck::subjects::Reference;
+use doublecheck::verdicts::invariants::INVARIANTS;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Failure, print};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Case files, or folders of them [default: the bundled cases]
+    paths: Vec<PathBuf>,
+    /// Write the whole report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Random cases for each invariant; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    random_cases: u32,
+    /// Seed of the random cases
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Leave times out of the text, so that it is the same for each run
+    #[arg(long)]
+    no_times: bool,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let mut files = Vec::new();
+    if arguments.paths.is_empty() {
+        files = bundled::find(&bundled::folder())?;
+    }
+    for path in &arguments.paths {
+        files.extend(bundled::find(path)?);
+    }
+    let bar = ProgressBar::new((files.len() + INVARIANTS.len()) as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
+    let mut progress = |step: &str| {
+        bar.inc(1);
+        bar.set_message(step.to_owned());
+    };
+    let options = Options { random_cases: arguments.random_cases, seed: arguments.seed };
+    let report = verify(&files, &mut Reference, options, &mut progress);
+    bar.finish_and_clear();
+    if let Some(path) = &arguments.json {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(path, json).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    print(&text::render(&report, !arguments.no_times))?;
+    Ok(ExitCode::from(report.exit_code()))
+}

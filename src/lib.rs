@@ -1,0 +1,13 @@
+//! Verification and differential testing for implementations of Double Sparsity attention: top-k key selection through a
+//! few "label" channels (arXiv 2408.07092).
+//!
+//! Data flows one way: [`cases`] are given to [`subjects`], [`verdicts`] judge the answers, [`reports`] tell the result;
+//! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is. "SPEC" in the documentation
+//! is `SPEC.md` beside the manifest, the contract that every implementation is checked against.
+
+pub mod algorithm;
+pub mod cases;
+pub mod reports;
+pub mod runner;
+pub mod subjects;
+pub mod verdicts;

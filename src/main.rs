@@ -1,0 +1,7 @@
+//! The `doublecheck` command; see the README.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

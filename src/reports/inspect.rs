@@ -1,0 +1,181 @@
+//! What a case file or a channel file holds, as text.
+
+use std::fmt::Write;
+
+use crate::algorithm::channels::ranges;
+use crate::algorithm::{ChannelFile, ChannelOrder, Mask};
+use crate::cases::{CalibrationCase, Case, CaseFile, LabelCase};
+
+/// Masks up to this many rows and keys are drawn.
+const LARGEST_DRAWING: (usize, usize) = (64, 128);
+
+/// Kinds, layers, heads, head dimension, and how far rows share their leading channels.
+pub fn channel_file(file: &ChannelFile) -> String {
+    let mut text = String::from("channel file\n");
+    for kind in file.kinds() {
+        let layers: Vec<_> = file.layers(kind).collect();
+        let numbers = ranges(layers.iter().map(|(layer, _)| *layer));
+        let _ = writeln!(text, "\n{}: {} layers ({numbers})", kind.name(), layers.len());
+        let describe = |value: fn(&ChannelOrder) -> usize| {
+            let mut values: Vec<_> = layers.iter().map(|(_, order)| value(order)).collect();
+            values.sort_unstable();
+            values.dedup();
+            ranges(values)
+        };
+        let _ = writeln!(text, "  rows (heads) {}", describe(|order| order.rows().len()));
+        let _ = writeln!(text, "  head_dim     {}", describe(ChannelOrder::width));
+        let alike = layers.iter().filter(|(_, order)| order.is_shared(order.width())).count();
+        let _ = writeln!(text, "  layers in which all rows are alike: {alike} of {}", layers.len());
+        for group_factor in [4, 8, 16, 32] {
+            let overlaps: Vec<f64> =
+                layers.iter().filter_map(|(_, order)| overlap(order, group_factor)).collect();
+            if !overlaps.is_empty() {
+                let mean = overlaps.iter().sum::<f64>() / overlaps.len() as f64;
+                let _ = writeln!(
+                    text,
+                    "  leading channels that two rows share at G = {group_factor:<2}: {:.1} %",
+                    100.0 * mean
+                );
+            }
+        }
+    }
+    text
+}
+
+/// The share of the leading d / G channels that two rows of a layer have in common, on average over pairs of rows.
+fn overlap(order: &ChannelOrder, group_factor: usize) -> Option<f64> {
+    let rows = order.rows();
+    let leading = order.width() / group_factor;
+    if leading == 0 || rows.len() < 2 {
+        return None;
+    }
+    // The number of rows that lead with a channel gives the number of pairs that share it.
+    let mut counts = vec![0usize; order.width()];
+    rows.iter().flat_map(|row| &row[..leading]).for_each(|&channel| counts[channel] += 1);
+    let shared: usize = counts.iter().map(|count| count * count.saturating_sub(1) / 2).sum();
+    let pairs = rows.len() * (rows.len() - 1) / 2;
+    Some(shared as f64 / (pairs * leading) as f64)
+}
+
+/// Sizes, settings, source and expectation of a case file.
+pub fn case_file(file: &CaseFile) -> String {
+    match file {
+        CaseFile::Attention(case) => attention_case(case),
+        CaseFile::Quantisation(cases) => label_cases(cases),
+        CaseFile::Calibration(case) => calibration_case(case),
+    }
+}
+
+fn attention_case(case: &Case) -> String {
+    let dims = case.inputs.dims();
+    let settings = &case.settings;
+    let mut text = format!("case {}\n", case.name);
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<15}{value}");
+    };
+    line("q", format!("[{}, {}, {}, {}]", dims.batch, dims.heads, dims.queries, dims.head_dim));
+    line("k", format!("[{}, {}, {}, {}]", dims.batch, dims.kv_heads, dims.keys, dims.head_dim));
+    line("v", format!("[{}, {}, {}, {}]", dims.batch, dims.kv_heads, dims.keys, dims.value_dim));
+    line("channels", format!("[{}, {}]", case.channels.rows().len(), case.channels.width()));
+    if let Some(recipe) = &case.recipe {
+        line("recipe", format!("{} with seed {}", recipe.generator, recipe.seed));
+    }
+    if let Some(mask) = &case.inputs.parts().attention_mask {
+        line("attention_mask", format!("{:?}", mask.shape()));
+    }
+    if let Some(previous) = &case.previous {
+        let attended = previous.weights().iter().filter(|&&weight| weight != 0.0).count();
+        line("previous", format!("{attended} positions attended"));
+    }
+    for masker in &settings.earlier_maskers {
+        line("earlier masker", serde_json::json!(masker).to_string());
+    }
+    let heavy_size = settings.heavy_size.resolve(dims.keys);
+    line("heavy size", format!("{} ({heavy_size} of {} keys)", settings.heavy_size, dims.keys));
+    line("group factor", format!("{}", settings.group_factor.get()));
+    line("label bits", format!("{}", settings.label_bits.get()));
+    line("heads", settings.heads.name().to_owned());
+    line("dense fallback", settings.dense_fallback.to_string());
+    line("causal", settings.causal.to_string());
+    line("dtype", settings.dtype.to_string());
+    line("scaling", format!("{}", case.inputs.scaling()));
+    let Some(expectation) = &case.expectation else {
+        line("expectation", "none".into());
+        return text;
+    };
+    line("source", expectation.source.clone());
+    line("model", settings.model.unwrap_or_default().to_string());
+    if let Some(row) = &expectation.known_divergence {
+        line("diverges by", row.clone());
+    }
+    if let Some(output) = &expectation.output {
+        line("output", format!("{:?}", output.shape()));
+    }
+    let answer = case.mask_before().map(|before| expectation.answer(&before));
+    match answer {
+        Ok(Some(Ok(answer))) => text += &mask(&answer.mask),
+        Ok(Some(Err(wrong))) => line("mask", wrong),
+        Ok(None) => {}
+        Err(error) => line("mask", error.to_string()),
+    }
+    text
+}
+
+/// How many keys rows attend to, and the mask itself where it is small: `#` attended with weight 1, `+` with another
+/// weight, `.` not attended.
+pub fn mask(mask: &Mask) -> String {
+    let (batch, heads, queries, keys) = mask.weights().dim();
+    let attended: Vec<usize> = mask
+        .weights()
+        .lanes(ndarray::Axis(3))
+        .into_iter()
+        .map(|row| row.iter().filter(|&&weight| weight != 0.0).count())
+        .collect();
+    let (least, most) = (attended.iter().min().unwrap_or(&0), attended.iter().max().unwrap_or(&0));
+    let mut text = format!(
+        "  mask           {batch} × {heads} × {queries} rows of {keys} keys, {least} to {most} attended\n"
+    );
+    if attended.len() > LARGEST_DRAWING.0 || keys > LARGEST_DRAWING.1 {
+        return text;
+    }
+    for ((b, head, i), lane) in
+        ndarray::indices((batch, heads, queries)).into_iter().zip(mask.weights().rows())
+    {
+        let drawing = lane.iter().map(|&weight| match weight {
+            0.0 => '.',
+            1.0 => '#',
+            _ => '+',
+        });
+        let _ = writeln!(text, "  {b}/{head}/{i:<3} {}", drawing.collect::<String>());
+    }
+    text
+}
+
+fn label_cases(cases: &[LabelCase]) -> String {
+    let mut text = String::from("quantisation rows\n");
+    for case in cases {
+        let kind = if case.labels.is_some() { "rows with labels" } else { "rows to be refused" };
+        let (rows, channels) = case.rows.dim();
+        let _ = writeln!(
+            text,
+            "  {} {:>2} bits: {rows} {kind} of {channels} channels",
+            case.storage,
+            case.bits.get()
+        );
+    }
+    if let Some(case) = cases.first() {
+        let _ = writeln!(text, "  source {}", case.source);
+    }
+    text
+}
+
+fn calibration_case(case: &CalibrationCase) -> String {
+    let mut text = format!("calibration of {}\n", case.kind.name());
+    let _ = writeln!(text, "  blocks         {}", case.blocks.len());
+    let _ = writeln!(text, "  channels       [{}, {}]", case.channels.rows().len(), case.channels.width());
+    let _ = writeln!(text, "  source         {}", case.source);
+    if let Some(row) = &case.known_divergence {
+        let _ = writeln!(text, "  diverges by    {row}");
+    }
+    text
+}

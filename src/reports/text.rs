@@ -1,0 +1,136 @@
+//! A report as text: the table of groups, the invariants, the first few findings explained.
+
+use std::fmt::Write;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+
+use super::{Group, Report};
+
+const FINDINGS_SHOWN: usize = 8;
+
+/// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
+pub fn render(report: &Report, with_times: bool) -> String {
+    let mut text = format!("subject: {} (rounding model: {})\n\n", report.subject, report.rounding_model);
+    if !report.groups.is_empty() {
+        text += &groups(report, with_times);
+    }
+    if !report.invariants.is_empty() {
+        text += "\n";
+        text += &invariants(report);
+    }
+    for note in &report.notes {
+        let _ = write!(text, "\nnote: {note}");
+    }
+    if !report.notes.is_empty() {
+        text += "\n";
+    }
+    text += &findings(report);
+    for error in &report.bad_inputs {
+        let _ = writeln!(text, "\nbad input: {error}");
+    }
+    text += &summary(report, with_times);
+    text
+}
+
+fn table(header: &[&str], left_columns: usize) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        let alignment = if index < left_columns { CellAlignment::Left } else { CellAlignment::Right };
+        column.set_cell_alignment(alignment);
+    }
+    table
+}
+
+fn finished(table: &Table) -> String {
+    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
+}
+
+fn groups(report: &Report, with_times: bool) -> String {
+    let mut header = vec![
+        "group",
+        "cases",
+        "bit-exact",
+        "conforming",
+        "diverged",
+        "open keys/row",
+        "worst output error/bound",
+    ];
+    if with_times {
+        header.push("seconds");
+    }
+    let mut table = table(&header, 1);
+    let total = report.total();
+    for group in report.groups.iter().chain([&total]) {
+        table.add_row(group_row(group, with_times));
+    }
+    finished(&table)
+}
+
+fn group_row(group: &Group, with_times: bool) -> Vec<String> {
+    let absent = || "–".to_owned();
+    let mut row = vec![
+        if group.name.is_empty() { ".".into() } else { group.name.clone() },
+        group.cases.to_string(),
+        group.bit_exact.to_string(),
+        group.conforming.to_string(),
+        group.diverged.to_string(),
+        group.open_per_row().map_or_else(absent, |open| format!("{open:.3}")),
+        group.worst_output_share.map_or_else(absent, |share| format!("{:.3} %", 100.0 * share)),
+    ];
+    if with_times {
+        row.push(format!("{:.2}", group.seconds));
+    }
+    row
+}
+
+fn invariants(report: &Report) -> String {
+    let mut table = table(&["invariant on random cases", "source", "held", "not applicable", "failed"], 2);
+    for result in &report.invariants {
+        table.add_row([
+            result.name.clone(),
+            result.source.clone(),
+            result.held.to_string(),
+            result.not_applicable.to_string(),
+            if result.failed { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    finished(&table)
+}
+
+fn findings(report: &Report) -> String {
+    let mut text = String::new();
+    for finding in report.findings.iter().take(FINDINGS_SHOWN) {
+        let _ = writeln!(text, "\nDIVERGED {}: {} falls outside the SPEC", finding.case, finding.who);
+        for line in &finding.explanations {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    if report.findings.len() > FINDINGS_SHOWN {
+        let more = report.findings.len() - FINDINGS_SHOWN;
+        let _ = writeln!(text, "\n… and {more} more (all of them with --json)");
+    }
+    text
+}
+
+fn summary(report: &Report, with_times: bool) -> String {
+    let total = report.total();
+    let mut text = format!("\n{} of {} cases conform", total.conforming, total.cases);
+    if total.recorded > 0 {
+        let _ = write!(text, "; {} recorded faults of others fall outside, as they must", total.recorded);
+    }
+    if total.not_offered > 0 {
+        let _ = write!(text, "; {} not offered by the subject", total.not_offered);
+    }
+    let random: usize = report.invariants.iter().map(|result| result.held).sum();
+    if random > 0 {
+        let failed = report.invariants.iter().filter(|result| result.failed).count();
+        let _ = write!(text, "; invariants held on {random} random cases, {failed} failed");
+    }
+    if with_times {
+        let _ = write!(text, "; {:.1} s", report.seconds);
+    }
+    text + "\n"
+}

@@ -1,0 +1,330 @@
+//! The main job: every case is judged twice, once for the expectation stored in its file and once for the subject's own
+//! answer, so that a divergence says which of the two is wrong; then the invariants run on random cases.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use crate::algorithm::quantize::quantize_in_place;
+use crate::algorithm::{ChannelOrder, Error as AlgorithmError};
+use crate::cases::bundled::{Found, checksums, sha256};
+use crate::cases::strategies::plans;
+use crate::cases::{
+    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, Reader, RoundingModel,
+};
+use crate::reports::{Finding, Group, InvariantResult, Report, larger};
+use crate::subjects::Subject;
+use crate::verdicts::calibration::judge_order;
+use crate::verdicts::invariants::{INVARIANTS, Implementation, Invariant, Outcome};
+use crate::verdicts::labels::judge_labels;
+use crate::verdicts::{Certificate, Verdict, judge};
+
+/// What to verify besides the files.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How many random cases each invariant gets; 0 leaves the invariants out.
+    pub random_cases: u32,
+    /// Of the random cases.
+    pub seed: u64,
+}
+
+/// Judges the files and the invariants. `progress` is called with the name of each step, of which there are as many as
+/// files, and one for each invariant.
+pub fn verify(
+    files: &[Found],
+    subject: &mut dyn Subject,
+    options: Options,
+    progress: &mut dyn FnMut(&str),
+) -> Report {
+    let start = Instant::now();
+    let mut run = Run::new(subject);
+    let mut reader = Reader::default();
+    for found in files {
+        progress(&found.name);
+        run.file(found, &mut reader);
+    }
+    drop(reader);
+    let mut invariants = Vec::new();
+    if options.random_cases > 0 {
+        for invariant in INVARIANTS {
+            progress(invariant.name);
+            invariants.push(run.invariant(invariant, options));
+        }
+    }
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        subject: run.subject.name(),
+        rounding_model: run.subject.rounding_model().to_string(),
+        groups: run.groups.into_values().collect(),
+        invariants,
+        findings: run.findings,
+        bad_inputs: run.bad_inputs,
+        notes: run.notes,
+        seconds: start.elapsed().as_secs_f64(),
+    }
+}
+
+struct Run<'a> {
+    subject: &'a mut dyn Subject,
+    groups: BTreeMap<String, Group>,
+    findings: Vec<Finding>,
+    bad_inputs: Vec<String>,
+    notes: Vec<String>,
+    checksums: BTreeMap<std::path::PathBuf, BTreeMap<String, String>>,
+}
+
+/// How one case went.
+#[derive(Default)]
+struct Tally {
+    expectation: Vec<String>,
+    recorded: bool,
+    subject: Vec<String>,
+    bit_exact: bool,
+    not_offered: bool,
+    rows: usize,
+    open: usize,
+    worst_output_share: Option<f64>,
+    widest_output_bound: Option<f64>,
+}
+
+impl<'a> Run<'a> {
+    fn new(subject: &'a mut dyn Subject) -> Self {
+        Self {
+            subject,
+            groups: BTreeMap::new(),
+            findings: Vec::new(),
+            bad_inputs: Vec::new(),
+            notes: Vec::new(),
+            checksums: BTreeMap::new(),
+        }
+    }
+
+    fn file(&mut self, found: &Found, reader: &mut Reader) {
+        let start = Instant::now();
+        let content = self.read(found, reader);
+        let (content, changed) = match content {
+            Ok(content) => content,
+            Err(error) => return self.bad_inputs.push(error.to_string()),
+        };
+        let mut tallies = match content {
+            CaseFile::Attention(case) => vec![(case.name.clone(), self.attention(&case))],
+            CaseFile::Calibration(case) => vec![(case.name.clone(), self.calibration(&case))],
+            CaseFile::Quantisation(cases) => {
+                cases.iter().map(|case| (case.name.clone(), self.labels(case))).collect()
+            }
+        };
+        if let (Some(changed), Some((_, first))) = (changed, tallies.first_mut()) {
+            first.expectation.insert(0, changed);
+        }
+        for (name, tally) in tallies {
+            self.count(found.group(), &name, tally);
+        }
+        self.group(found.group()).seconds += start.elapsed().as_secs_f64();
+    }
+
+    /// The content of a file, and a sentence where its checksum is not the one recorded beside it.
+    fn read(&mut self, found: &Found, reader: &mut Reader) -> Result<(CaseFile, Option<String>), Error> {
+        let path = found.path();
+        let bytes = std::fs::read(&path).map_err(|source| Error::Access { path: path.clone(), source })?;
+        if !self.checksums.contains_key(&found.root) {
+            self.checksums.insert(found.root.clone(), checksums(&found.root)?);
+        }
+        let recorded = self.checksums[&found.root].get(&found.name);
+        let sum = sha256(&bytes);
+        let changed = recorded.filter(|recorded| **recorded != sum).map(|recorded| {
+            format!(
+                "the file was changed since it was exported: SHA-256 {sum}, recorded {recorded} in SHA256SUMS"
+            )
+        });
+        match reader.parse(&bytes, &found.name) {
+            Ok(content) => Ok((content, changed)),
+            Err(error) => Err(error.in_file(&path)),
+        }
+    }
+
+    fn group(&mut self, name: &str) -> &mut Group {
+        let new = || Group { name: name.to_owned(), ..Group::default() };
+        self.groups.entry(name.to_owned()).or_insert_with(new)
+    }
+
+    fn count(&mut self, group: &str, case: &str, tally: Tally) {
+        let conforms = tally.expectation.is_empty() && tally.subject.is_empty();
+        let group = self.group(group);
+        group.cases += 1;
+        group.bit_exact += usize::from(tally.bit_exact);
+        group.conforming += usize::from(conforms);
+        group.diverged += usize::from(!conforms);
+        group.recorded += usize::from(tally.recorded);
+        group.not_offered += usize::from(tally.not_offered);
+        group.rows += tally.rows;
+        group.open += tally.open;
+        group.worst_output_share = larger(group.worst_output_share, tally.worst_output_share);
+        group.widest_output_bound = larger(group.widest_output_bound, tally.widest_output_bound);
+        let subject = format!("the answer of {}", self.subject.name());
+        let findings = [("the stored expectation".to_owned(), tally.expectation), (subject, tally.subject)];
+        for (who, explanations) in findings {
+            if !explanations.is_empty() {
+                self.findings.push(Finding { case: case.to_owned(), who, explanations });
+            }
+        }
+    }
+
+    fn attention(&mut self, case: &Case) -> Tally {
+        if !case.settings.unknown.is_empty() {
+            let names: Vec<_> = case.settings.unknown.keys().map(String::as_str).collect();
+            self.notes.push(format!(
+                "{}: unknown fields of case are not used: {}",
+                case.name,
+                names.join(", ")
+            ));
+        }
+        let mut tally = Tally::default();
+        let model = self.subject.rounding_model();
+        let certificate = Certificate::derive(case, model);
+        let stored = case.expectation.as_ref().map(|expectation| {
+            let model = case.settings.model.unwrap_or_default();
+            judge_expectation(case, expectation, model, &mut tally)
+        });
+        let answer = self.subject.answer(case);
+        if let (Some(Ok(stored)), Ok(answer)) = (&stored, &answer) {
+            tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
+        }
+        let verdict = judge(case, &answer, model, &certificate);
+        if let Some(judgement) = verdict.judgement() {
+            tally.rows = judgement.mask.rows;
+            tally.open = judgement.mask.open;
+            tally.worst_output_share = judgement.output.as_ref().map(|output| output.worst_share);
+            tally.widest_output_bound = judgement.output.as_ref().map(|output| output.widest_bound);
+        }
+        tally.subject = verdict.explanations();
+        tally
+    }
+
+    fn labels(&mut self, case: &LabelCase) -> Tally {
+        let mut tally = Tally::default();
+        let reference = case.rows.outer_iter().map(|row| {
+            let mut labels = row.to_vec();
+            quantize_in_place(&mut labels, case.bits, case.storage).is_ok().then_some(labels)
+        });
+        let lines = |case, answers: Vec<Option<Vec<f32>>>| -> Vec<String> {
+            judge_labels(case, &answers).iter().take(3).map(ToString::to_string).collect()
+        };
+        tally.expectation = lines(case, reference.collect());
+        let mut answers = Vec::new();
+        for row in case.rows.outer_iter() {
+            match self.subject.labels(&row.to_vec(), case.bits, case.storage) {
+                None => {
+                    tally.not_offered = true;
+                    return tally;
+                }
+                Some(labels) => answers.push(labels.ok()),
+            }
+        }
+        tally.subject = lines(case, answers);
+        tally.bit_exact = tally.subject.is_empty();
+        tally
+    }
+
+    fn calibration(&mut self, case: &CalibrationCase) -> Tally {
+        let mut tally = Tally::default();
+        let lines = |order: &Result<ChannelOrder, AlgorithmError>| match order {
+            Err(error) => vec![format!("refused ({error}), expected an order")],
+            Ok(order) => match judge_order(case, order) {
+                Err(error) => vec![error.to_string()],
+                Ok(divergence) => divergence.iter().map(ToString::to_string).collect(),
+            },
+        };
+        let stored = lines(&Ok(case.channels.clone()));
+        (tally.expectation, tally.recorded) = recorded(stored, case.known_divergence.as_deref());
+        match self.subject.calibrate(case) {
+            None => tally.not_offered = true,
+            Some(order) => {
+                tally.bit_exact = !tally.recorded && order.as_ref() == Ok(&case.channels);
+                tally.subject = lines(&order);
+            }
+        }
+        tally
+    }
+
+    fn invariant(&mut self, invariant: &Invariant, options: Options) -> InvariantResult {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&options.seed.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+        let config = Config { cases: options.random_cases, failure_persistence: None, ..Config::default() };
+        let (held, not_applicable) = (RefCell::new(0), RefCell::new(0));
+        let model = self.subject.rounding_model();
+        let subject = RefCell::new(&mut *self.subject);
+        let outcome = TestRunner::new_with_rng(config, rng).run(&plans(), |plan| {
+            let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
+            let mut subject = subject.borrow_mut();
+            let mut answer = |case: &Case| subject.answer(case);
+            match (invariant.check)(&case, &mut Implementation { model, answer: &mut answer }) {
+                Ok(Outcome::Held) => *held.borrow_mut() += 1,
+                Ok(Outcome::NotApplicable) => *not_applicable.borrow_mut() += 1,
+                Err(wrong) => return Err(TestCaseError::fail(wrong)),
+            }
+            Ok(())
+        });
+        let failure = match outcome {
+            Ok(()) => None,
+            Err(TestError::Fail(reason, plan)) => {
+                Some(vec![reason.to_string(), format!("smallest plan: {plan:?}")])
+            }
+            Err(TestError::Abort(reason)) => Some(vec![format!("no random cases could be made: {reason}")]),
+        };
+        let failed = failure.is_some();
+        if let Some(explanations) = failure {
+            let who = format!("an answer of {}", self.subject.name());
+            let case = format!("invariant \"{}\" ({})", invariant.name, invariant.source);
+            self.findings.push(Finding { case, who, explanations });
+        }
+        InvariantResult {
+            name: invariant.name.into(),
+            source: invariant.source.into(),
+            held: held.into_inner(),
+            not_applicable: not_applicable.into_inner(),
+            failed,
+        }
+    }
+}
+
+/// Judges a stored expectation under its source's model, fills the tally, and returns it as an answer.
+fn judge_expectation(
+    case: &Case,
+    expectation: &Expectation,
+    model: RoundingModel,
+    tally: &mut Tally,
+) -> Result<Answer, ()> {
+    let certificate = Certificate::derive(case, model);
+    let before = match &certificate {
+        Ok(certificate) => &certificate.before,
+        Err(expected) => {
+            tally.expectation =
+                vec![Verdict::Accepted { expected: expected.clone() }.explanations().remove(0)];
+            return Err(());
+        }
+    };
+    let (stored, lines) = match expectation.answer(before) {
+        // Reading refuses files with an output but no mask.
+        None => return Err(()),
+        Some(Err(wrong)) => (Err(()), vec![wrong]),
+        Some(Ok(answer)) => {
+            let answer = Ok(answer);
+            let lines = judge(case, &answer, model, &certificate).explanations();
+            (answer.map_err(|_| ()), lines)
+        }
+    };
+    (tally.expectation, tally.recorded) = recorded(lines, expectation.known_divergence.as_deref());
+    stored
+}
+
+/// An expectation that records a fault must fall outside; that is then no finding.
+fn recorded(lines: Vec<String>, known_divergence: Option<&str>) -> (Vec<String>, bool) {
+    match known_divergence {
+        None => (lines, false),
+        Some(_) if !lines.is_empty() => (Vec::new(), true),
+        Some(row) => (vec![format!("conforms, but is recorded to diverge by {row}")], false),
+    }
+}

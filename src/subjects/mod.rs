@@ -1,0 +1,27 @@
+//! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
+//! all of them.
+
+pub mod reference;
+
+use crate::algorithm::{ChannelOrder, Error, LabelBits, Storage};
+use crate::cases::{Answer, CalibrationCase, Case, RoundingModel};
+
+pub use reference::Reference;
+
+/// An implementation of Double Sparsity.
+pub trait Subject {
+    /// What reports call it.
+    fn name(&self) -> String;
+
+    /// How it says it rounds (SPEC §5).
+    fn rounding_model(&self) -> RoundingModel;
+
+    /// Mask and, where it computes attention, output of one case. Errors: what it refuses, and why.
+    fn answer(&mut self, case: &Case) -> Result<Answer, Error>;
+
+    /// Labels of one row (SPEC §2.5); `None` where it offers no such thing. Errors: what it refuses, and why.
+    fn labels(&mut self, row: &[f32], bits: LabelBits, storage: Storage) -> Option<Result<Vec<f32>, Error>>;
+
+    /// A channel order (SPEC §4); `None` where it offers no such thing. Errors: what it refuses, and why.
+    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, Error>>;
+}

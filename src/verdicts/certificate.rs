@@ -1,0 +1,298 @@
+//! Certified selection (SPEC §5). Every score is recomputed in f64 with a radius that covers all the rounding that the
+//! model allows; a key is then certainly in, certainly out, or open. Nothing is compared with a constant tolerance.
+//!
+//! With candidates' scores in [low, high] and H keys to select: a key is certainly in if fewer than H others could score
+//! at least as high, that is if its low exceeds the (H+1)-th largest high; it is certainly out if at least H others must
+//! score higher, that is if its high is below the H-th largest low. Ties are open: the SPEC's tie rule is for the
+//! reference, other implementations may break them otherwise.
+
+use rayon::prelude::*;
+
+use super::bounds::{Approximate, Arithmetic};
+use super::labels::{AllowedLabels, head_labels};
+use crate::algorithm::{Error, HeadMode, Mask};
+use crate::cases::{Case, RoundingModel};
+
+/// What must become of a key in one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    /// Attended before; not a candidate, stays attended.
+    Before,
+    /// Not a candidate: excluded by A, or attended before by another head in a summed mode.
+    Excluded,
+    /// A candidate that may not be selected.
+    Out,
+    /// A candidate that may or may not be selected.
+    Open,
+    /// A candidate that must be selected.
+    In,
+}
+
+/// What any conforming mask of one row must satisfy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowCertificate {
+    /// One class per key.
+    pub classes: Vec<Class>,
+    /// The fewest keys that may be selected: min(H, keys that are candidates for certain).
+    pub fewest: usize,
+    /// The most keys that may be selected: min(H, keys that may be candidates).
+    pub most: usize,
+}
+
+impl RowCertificate {
+    /// How many keys are open.
+    pub fn open(&self) -> usize {
+        self.count(Class::Open)
+    }
+
+    /// How many keys were attended before.
+    pub fn before(&self) -> usize {
+        self.count(Class::Before)
+    }
+
+    fn count(&self, class: Class) -> usize {
+        self.classes.iter().filter(|&&found| found == class).count()
+    }
+}
+
+/// What any conforming mask of a case must satisfy.
+#[derive(Debug)]
+pub struct Certificate {
+    /// The mask that Double Sparsity starts from.
+    pub before: Mask,
+    /// `None` where every key must be attended (SPEC §2.2).
+    pub rows: Option<Vec<RowCertificate>>,
+}
+
+impl Certificate {
+    /// Derives the certificate of a case under a rounding model.
+    ///
+    /// Errors: those with which the case must be refused (end of SPEC §2).
+    pub fn derive(case: &Case, model: RoundingModel) -> Result<Self, Error> {
+        let before = case.mask_before()?;
+        if let Some(scores) = ScoreBounds::new(case, model, &before)? {
+            let dims = case.inputs.dims();
+            let heavy_size = case.settings.heavy_size.resolve(dims.keys);
+            let rows: Vec<_> = dims.rows().collect();
+            let certify = |&row: &(usize, usize, usize)| certify_row(&scores.row(row), heavy_size);
+            let rows = rows.par_iter().map(certify).collect();
+            return Ok(Self { before, rows: Some(rows) });
+        }
+        Ok(Self { before, rows: None })
+    }
+
+    /// How many keys are open in all rows together.
+    pub fn open(&self) -> usize {
+        self.rows.iter().flatten().map(RowCertificate::open).sum()
+    }
+}
+
+/// A key of one row: attended before, excluded, or a candidate with its score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Candidacy {
+    /// Attended before.
+    Before,
+    /// Not a candidate.
+    Excluded,
+    /// Ranked by this score.
+    Scored(Approximate),
+}
+
+/// Scores of a case with their radii.
+pub struct ScoreBounds<'a> {
+    case: &'a Case,
+    before: &'a Mask,
+    arithmetic: Arithmetic,
+    label_channels: usize,
+    /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
+    labels: Vec<(AllowedLabels, AllowedLabels)>,
+}
+
+impl<'a> ScoreBounds<'a> {
+    /// `None` where an early out of SPEC §2.2 gives a full mask. Errors: those with which the case must be refused.
+    pub fn new(case: &'a Case, model: RoundingModel, before: &'a Mask) -> Result<Option<Self>, Error> {
+        let (settings, inputs, dims) = (&case.settings, &case.inputs, case.inputs.dims());
+        let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
+        case.channels.check(&dims, label_channels)?;
+        let heavy_size = settings.heavy_size.resolve(dims.keys);
+        let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
+        if before.is_full() || short {
+            return Ok(None);
+        }
+        if settings.heads == HeadMode::SummedLabels {
+            refuse_unshared(case, label_channels)?;
+        }
+        let arithmetic = Arithmetic::new(model, inputs.storage());
+        let heads: Vec<_> = (0..dims.batch * dims.heads).collect();
+        let labels = heads.par_iter().map(|index| {
+            let head = (index / dims.heads, index % dims.heads);
+            let bits = settings.label_bits;
+            head_labels(inputs, &case.channels, label_channels, bits, model.labels, head)
+        });
+        let mut labels = labels.collect::<Result<Vec<_>, Error>>()?;
+        if settings.heads == HeadMode::SummedLabels {
+            let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
+                let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();
+                let keys: Vec<_> = batch.iter().map(|(_, keys)| keys).collect();
+                (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
+            };
+            labels = labels.chunks(dims.heads).map(sum).collect();
+        }
+        Ok(Some(Self { case, before, arithmetic, label_channels, labels }))
+    }
+
+    /// Every key of one row.
+    pub fn row(&self, row @ (batch, head, query): (usize, usize, usize)) -> Vec<Candidacy> {
+        let dims = self.case.inputs.dims();
+        let heads = 0..dims.heads;
+        let scores: Vec<Approximate> = match self.case.settings.heads {
+            HeadMode::PerHead => self.scores(batch * dims.heads + head, row).collect(),
+            HeadMode::SummedLabels => self.scores(batch, row).collect(),
+            HeadMode::SummedScores => {
+                let per_head = heads.clone().map(|head| {
+                    self.scores(batch * dims.heads + head, (batch, head, query)).collect::<Vec<_>>()
+                });
+                let per_head: Vec<_> = per_head.collect();
+                let sum = |key: usize| {
+                    let parts: Vec<_> = per_head.iter().map(|scores| scores[key]).collect();
+                    self.arithmetic.sum_over_heads(&parts)
+                };
+                (0..dims.keys).map(sum).collect()
+            }
+        };
+        let summed = self.case.settings.heads != HeadMode::PerHead;
+        let candidacy = |(key, score): (usize, Approximate)| {
+            if self.before.attends(batch, head, query, key) {
+                Candidacy::Before
+            } else if score == Approximate::EXCLUDED
+                || (summed && heads.clone().any(|head| self.before.attends(batch, head, query, key)))
+            {
+                Candidacy::Excluded
+            } else {
+                Candidacy::Scored(score)
+            }
+        };
+        scores.into_iter().enumerate().map(candidacy).collect()
+    }
+
+    fn scores(
+        &self,
+        labels: usize,
+        (batch, head, query): (usize, usize, usize),
+    ) -> impl Iterator<Item = Approximate> + '_ {
+        let (queries, keys) = &self.labels[labels];
+        let additive = self.case.inputs.additive(batch, head, query);
+        let factor = 1.0 / (self.label_channels as f64).sqrt();
+        (0..keys.values.nrows()).map(move |key| {
+            let additive = additive.at(key);
+            if additive == f32::NEG_INFINITY {
+                return Approximate::EXCLUDED;
+            }
+            let dot = self.dot(queries, query, keys, key);
+            self.arithmetic.add_mask(self.arithmetic.scale(dot, factor), additive)
+        })
+    }
+
+    fn dot(&self, queries: &AllowedLabels, query: usize, keys: &AllowedLabels, key: usize) -> Approximate {
+        let (q, k) = (queries.values.row(query), keys.values.row(key));
+        let (mut value, mut magnitude, mut carried) = (0.0, 0.0, 0.0);
+        for (q, k) in q.iter().zip(k) {
+            let product = q * k;
+            value += product;
+            magnitude += product.abs();
+        }
+        if let (Some(q_radii), Some(k_radii)) = (&queries.radii, &keys.radii) {
+            for j in 0..self.label_channels {
+                let (rq, rk) = (q_radii[[query, j]], k_radii[[key, j]]);
+                carried += q[j].abs() * rk + rq * k[j].abs() + rq * rk;
+            }
+        }
+        self.arithmetic.sum_of_products(self.label_channels, value, magnitude, carried)
+    }
+}
+
+fn refuse_unshared(case: &Case, label_channels: usize) -> Result<(), Error> {
+    let shared =
+        case.channels.is_shared(label_channels) && !case.inputs.attention_mask_differs_between_heads();
+    if shared {
+        return Ok(());
+    }
+    Err(Error::HeadMode(crate::algorithm::Detail::new(
+        "heads",
+        "summed-labels with channels or attention_mask that differ between heads",
+        "channels and attention_mask shared by all heads",
+    )))
+}
+
+/// Labels summed over heads, in f32 at least, with radii.
+fn summed_labels(heads: &[&AllowedLabels], arithmetic: Arithmetic) -> AllowedLabels {
+    let shape = heads[0].values.dim();
+    let mut values = ndarray::Array2::zeros(shape);
+    let mut radii = ndarray::Array2::zeros(shape);
+    for index in ndarray::indices(shape) {
+        let part = |head: &&AllowedLabels| Approximate {
+            value: head.values[index],
+            radius: head.radii.as_ref().map_or(0.0, |radii| radii[index]),
+        };
+        let parts: Vec<_> = heads.iter().map(part).collect();
+        let sum = arithmetic.sum_over_heads(&parts);
+        values[index] = sum.value;
+        radii[index] = sum.radius;
+    }
+    AllowedLabels { values, radii: Some(radii) }
+}
+
+/// The two thresholds of a row: a candidate above the first is in, one below the second is out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thresholds {
+    /// The (H+1)-th largest score that is possible; −∞ where there are no more than H candidates.
+    pub in_above: f64,
+    /// The H-th largest score that is certain; −∞ where there are fewer.
+    pub out_below: f64,
+}
+
+/// Thresholds of one row.
+pub fn thresholds(row: &[Candidacy], heavy_size: usize) -> Thresholds {
+    let scores = || {
+        row.iter().filter_map(|candidacy| match candidacy {
+            Candidacy::Scored(score) => Some(*score),
+            _ => None,
+        })
+    };
+    Thresholds {
+        in_above: nth_largest(scores().map(Approximate::high).collect(), heavy_size),
+        out_below: nth_largest(scores().map(Approximate::low).collect(), heavy_size - 1),
+    }
+}
+
+/// The value with `n` others before it in falling order; −∞ where there is none.
+fn nth_largest(mut values: Vec<f64>, n: usize) -> f64 {
+    if n >= values.len() {
+        return f64::NEG_INFINITY;
+    }
+    *values.select_nth_unstable_by(n, |a, b| b.total_cmp(a)).1
+}
+
+/// Classes and counts of one row.
+pub fn certify_row(row: &[Candidacy], heavy_size: usize) -> RowCertificate {
+    let Thresholds { in_above, out_below } = thresholds(row, heavy_size);
+    let (mut certain, mut possible) = (0, 0);
+    let class = |candidacy: &Candidacy| match candidacy {
+        Candidacy::Before => Class::Before,
+        Candidacy::Excluded => Class::Excluded,
+        Candidacy::Scored(score) => {
+            possible += 1;
+            certain += usize::from(score.low() > f64::NEG_INFINITY);
+            if score.low() > in_above {
+                Class::In
+            } else if score.high() < out_below {
+                Class::Out
+            } else {
+                Class::Open
+            }
+        }
+    };
+    let classes = row.iter().map(class).collect();
+    RowCertificate { classes, fewest: certain.min(heavy_size), most: possible.min(heavy_size) }
+}

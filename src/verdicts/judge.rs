@@ -1,0 +1,327 @@
+//! The verdict on one answer to one case: its mask against the certificate, its output against the bound, a refusal
+//! against the case's own faults.
+
+use rayon::prelude::*;
+
+use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
+use super::output::{OutputVerdict, judge_output};
+use crate::algorithm::{Error, HeadMode, Mask};
+use crate::cases::{Answer, Case, RoundingModel};
+
+/// The verdict on one answer.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// The answer was compared.
+    Judged(Judgement),
+    /// The case has a fault, and was refused for it.
+    RefusedRightly,
+    /// The case has no fault, or another one.
+    RefusedWrongly {
+        /// What the implementation said.
+        found: Error,
+        /// What it should have said.
+        expected: Option<Error>,
+    },
+    /// The case has a fault, but was answered.
+    Accepted {
+        /// What the implementation should have said.
+        expected: Error,
+    },
+}
+
+impl Verdict {
+    /// Whether the answer conforms to the SPEC.
+    pub fn conforms(&self) -> bool {
+        match self {
+            Self::Judged(judgement) => judgement.conforms(),
+            Self::RefusedRightly => true,
+            Self::RefusedWrongly { .. } | Self::Accepted { .. } => false,
+        }
+    }
+
+    /// The comparison, where there was one.
+    pub fn judgement(&self) -> Option<&Judgement> {
+        match self {
+            Self::Judged(judgement) => Some(judgement),
+            _ => None,
+        }
+    }
+
+    /// What is wrong, one line each; empty where the answer conforms.
+    pub fn explanations(&self) -> Vec<String> {
+        match self {
+            Self::RefusedRightly => Vec::new(),
+            Self::RefusedWrongly { found, expected: None } => {
+                vec![format!("refused ({found}), expected an answer")]
+            }
+            Self::RefusedWrongly { found, expected: Some(expected) } => {
+                vec![format!("refused ({found}), expected the refusal: {expected}")]
+            }
+            Self::Accepted { expected } => vec![format!("answered, expected the refusal: {expected}")],
+            Self::Judged(judgement) => {
+                let masks = judgement.mask.divergences.iter().map(ToString::to_string);
+                let outputs = judgement.output.iter().flat_map(|output| &output.divergences);
+                masks.chain(outputs.take(MOST_EXPLAINED).map(ToString::to_string)).collect()
+            }
+        }
+    }
+}
+
+/// How a mask and an output compare.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// The mask.
+    pub mask: MaskVerdict,
+    /// The output, where there is one.
+    pub output: Option<OutputVerdict>,
+}
+
+impl Judgement {
+    /// Whether both conform.
+    pub fn conforms(&self) -> bool {
+        self.mask.wrong_rows == 0 && self.output.iter().all(|output| output.divergences.is_empty())
+    }
+}
+
+/// How a mask compares with its certificate.
+#[derive(Debug, Clone, Default)]
+pub struct MaskVerdict {
+    /// How many rows were compared.
+    pub rows: usize,
+    /// How many keys were open in all of them.
+    pub open: usize,
+    /// How many rows diverge.
+    pub wrong_rows: usize,
+    /// The first few divergences.
+    pub divergences: Vec<MaskDivergence>,
+}
+
+/// How many divergences are explained.
+pub const MOST_EXPLAINED: usize = 3;
+
+/// A row of a mask that no conforming implementation can give.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MaskDivergence {
+    /// Batch, head, query.
+    pub row: (usize, usize, usize),
+    /// What is wrong.
+    pub fault: MaskFault,
+    /// Score, radius and thresholds of the key at fault, where it has a score.
+    pub evidence: Option<Evidence>,
+}
+
+/// What is wrong with a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MaskFault {
+    /// A key attended before is no longer, or its weight changed.
+    ChangesEarlier {
+        /// Key.
+        key: usize,
+        /// Its weight.
+        found: f32,
+        /// Its weight before.
+        expected: f32,
+    },
+    /// A key that is no candidate was selected.
+    HoldsExcluded {
+        /// Key.
+        key: usize,
+    },
+    /// A key that must not be selected was.
+    HoldsOut {
+        /// Key.
+        key: usize,
+    },
+    /// A key that must be selected was not.
+    MissesIn {
+        /// Key.
+        key: usize,
+    },
+    /// A selected key has a weight other than 1.
+    Weight {
+        /// Key.
+        key: usize,
+        /// Its weight.
+        found: f32,
+    },
+    /// The wrong number of keys.
+    Count {
+        /// How many were selected.
+        found: usize,
+        /// At least.
+        fewest: usize,
+        /// At most.
+        most: usize,
+    },
+    /// The mask must be full (SPEC §2.2).
+    NotFull {
+        /// The first key missing.
+        key: usize,
+    },
+    /// In a summed mode, the selection is not that of head 0.
+    HeadsDiffer {
+        /// The first key that differs.
+        key: usize,
+    },
+}
+
+/// Why a key must be in or out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evidence {
+    /// Recomputed in f64.
+    pub score: f64,
+    /// How far a conforming score may be from it.
+    pub radius: f64,
+    /// What it is compared with.
+    pub threshold: f64,
+}
+
+impl std::fmt::Display for MaskDivergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (batch, head, query) = self.row;
+        write!(f, "batch {batch}, head {head}, query {query}: ")?;
+        match self.fault {
+            MaskFault::ChangesEarlier { key, found, expected } => {
+                write!(f, "key {key} was attended before with weight {expected}, found weight {found}")
+            }
+            MaskFault::HoldsExcluded { key } => write!(f, "key {key} is selected but is no candidate"),
+            MaskFault::HoldsOut { key } => write!(f, "key {key} is selected but scores too low"),
+            MaskFault::MissesIn { key } => write!(f, "key {key} is not selected but scores high enough"),
+            MaskFault::Weight { key, found } => {
+                write!(f, "key {key} is selected with weight {found}, expected 1")
+            }
+            MaskFault::Count { found, fewest, most } if fewest == most => {
+                write!(f, "{found} keys selected, expected {fewest}")
+            }
+            MaskFault::Count { found, fewest, most } => {
+                write!(f, "{found} keys selected, expected {fewest} to {most}")
+            }
+            MaskFault::NotFull { key } => write!(f, "key {key} is not attended, expected a full mask"),
+            MaskFault::HeadsDiffer { key } => write!(f, "key {key} is selected differently than in head 0"),
+        }?;
+        match self.evidence {
+            Some(Evidence { score, radius, threshold }) => {
+                write!(f, " (score {score:.9} ± {radius:.1e}, threshold {threshold:.9})")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Judges what an implementation answered under its rounding model. `certificate` is that of the case under the same
+/// model, or the error with which the case must be refused.
+pub fn judge(
+    case: &Case,
+    answer: &Result<Answer, Error>,
+    model: RoundingModel,
+    certificate: &Result<Certificate, Error>,
+) -> Verdict {
+    match (answer, certificate) {
+        (Err(found), Err(expected)) if same_kind(found, expected) => Verdict::RefusedRightly,
+        (Err(found), expected) => {
+            Verdict::RefusedWrongly { found: found.clone(), expected: expected.as_ref().err().cloned() }
+        }
+        (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
+        (Ok(answer), Ok(certificate)) => {
+            let mask = judge_mask(case, certificate, &answer.mask, model);
+            let output = answer.output.as_ref().map(|output| judge_output(case, &answer.mask, output, model));
+            Verdict::Judged(Judgement { mask, output })
+        }
+    }
+}
+
+/// Whether two refusals name the same kind of mistake.
+pub fn same_kind(a: &Error, b: &Error) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b)
+}
+
+/// Judges a mask. It must have the shape [b, h, m, n] of the case.
+pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: RoundingModel) -> MaskVerdict {
+    let dims = case.inputs.dims();
+    let rows: Vec<_> = dims.rows().collect();
+    let fault = |(index, &row): (usize, &(usize, usize, usize))| {
+        let fault = match &certificate.rows {
+            None => not_full(mask, row),
+            Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
+                let summed = case.settings.heads != HeadMode::PerHead;
+                if summed { heads_differ(&certificate.before, mask, row) } else { None }
+            }),
+        };
+        fault.map(|fault| MaskDivergence { row, fault, evidence: None })
+    };
+    let mut divergences: Vec<_> = rows.par_iter().enumerate().filter_map(fault).collect();
+    let wrong_rows = divergences.len();
+    divergences.truncate(MOST_EXPLAINED);
+    if !divergences.is_empty()
+        && let Ok(Some(scores)) = ScoreBounds::new(case, model, &certificate.before)
+    {
+        for divergence in &mut divergences {
+            divergence.evidence = evidence(case, &scores, divergence);
+        }
+    }
+    MaskVerdict { rows: rows.len(), open: certificate.open(), wrong_rows, divergences }
+}
+
+fn not_full(mask: &Mask, (b, head, query): (usize, usize, usize)) -> Option<MaskFault> {
+    let keys = mask.weights().dim().3;
+    (0..keys).find_map(|key| match mask.weight(b, head, query, key) {
+        0.0 => Some(MaskFault::NotFull { key }),
+        _ => None,
+    })
+}
+
+fn row_fault(
+    certificate: &RowCertificate,
+    before: &Mask,
+    mask: &Mask,
+    (b, head, query): (usize, usize, usize),
+) -> Option<MaskFault> {
+    let mut selected = 0;
+    for (key, class) in certificate.classes.iter().enumerate() {
+        let found = mask.weight(b, head, query, key);
+        let attended = found != 0.0;
+        let fault = match class {
+            Class::Before => {
+                let expected = before.weight(b, head, query, key);
+                (found != expected).then_some(MaskFault::ChangesEarlier { key, found, expected })
+            }
+            Class::Excluded => attended.then_some(MaskFault::HoldsExcluded { key }),
+            Class::Out => attended.then_some(MaskFault::HoldsOut { key }),
+            Class::In => (!attended).then_some(MaskFault::MissesIn { key }),
+            Class::Open => None,
+        };
+        if fault.is_some() {
+            return fault;
+        }
+        if attended && *class != Class::Before {
+            selected += 1;
+            if found != 1.0 {
+                return Some(MaskFault::Weight { key, found });
+            }
+        }
+    }
+    let RowCertificate { fewest, most, .. } = *certificate;
+    let fits = (fewest..=most).contains(&selected);
+    (!fits).then_some(MaskFault::Count { found: selected, fewest, most })
+}
+
+fn heads_differ(before: &Mask, mask: &Mask, (b, head, query): (usize, usize, usize)) -> Option<MaskFault> {
+    let keys = mask.weights().dim().3;
+    let added = |head, key| mask.attends(b, head, query, key) && !before.attends(b, head, query, key);
+    (0..keys).find(|&key| added(head, key) != added(0, key)).map(|key| MaskFault::HeadsDiffer { key })
+}
+
+fn evidence(case: &Case, scores: &ScoreBounds, divergence: &MaskDivergence) -> Option<Evidence> {
+    let heavy_size = case.settings.heavy_size.resolve(case.inputs.dims().keys);
+    let row = scores.row(divergence.row);
+    let limits = thresholds(&row, heavy_size);
+    let (key, threshold) = match divergence.fault {
+        MaskFault::HoldsOut { key } => (key, limits.out_below),
+        MaskFault::MissesIn { key } => (key, limits.in_above),
+        _ => return None,
+    };
+    match row[key] {
+        Candidacy::Scored(score) => Some(Evidence { score: score.value, radius: score.radius, threshold }),
+        _ => None,
+    }
+}

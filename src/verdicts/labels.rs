@@ -1,0 +1,152 @@
+//! Which labels a conforming implementation may have (SPEC §2.5, §5). With exact labels there is one value for each;
+//! with rounded labels a code may be either neighbour where it lies within rounding of a half step.
+
+use ndarray::{Array2, ArrayView2};
+
+use super::bounds::{Approximate, U32, gamma};
+use crate::algorithm::quantize::quantize;
+use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
+use crate::cases::{LabelCase, LabelRounding};
+
+/// Labels of the positions of one head, [positions, r], each up to a radius.
+#[derive(Debug, Clone)]
+pub struct AllowedLabels {
+    /// In f64.
+    pub values: Array2<f64>,
+    /// `None` where all are 0.
+    pub radii: Option<Array2<f64>>,
+}
+
+/// Labels of one head's queries or keys. Errors: [`Error::LabelRange`] (SPEC D9).
+pub fn allowed_labels(
+    source: ArrayView2<f32>,
+    channels: &[usize],
+    bits: LabelBits,
+    storage: Storage,
+    rounding: LabelRounding,
+) -> Result<AllowedLabels, Error> {
+    let shape = (source.nrows(), channels.len());
+    let mut values = Array2::zeros(shape);
+    let mut radii = (rounding == LabelRounding::Rounded && bits.quantises()).then(|| Array2::zeros(shape));
+    let mut row = vec![0.0; channels.len()];
+    for (position, x) in source.outer_iter().enumerate() {
+        row.iter_mut().zip(channels).for_each(|(value, &channel)| *value = x[channel]);
+        if !bits.quantises() {
+            values.row_mut(position).iter_mut().zip(&row).for_each(|(value, &x)| *value = f64::from(x));
+            continue;
+        }
+        let quantised = quantize(&row, bits, storage)?;
+        match &mut radii {
+            None => {
+                let labels = quantised.labels(storage);
+                values.row_mut(position).iter_mut().zip(labels).for_each(|(value, x)| *value = f64::from(x));
+            }
+            Some(radii) => {
+                for (index, allowed) in rounded_labels(&row, bits, storage).into_iter().enumerate() {
+                    values[[position, index]] = allowed.value;
+                    radii[[position, index]] = allowed.radius;
+                }
+            }
+        }
+    }
+    Ok(AllowedLabels { values, radii })
+}
+
+/// The hull of the labels that any order of the operations of SPEC §2.5 may give, each rounded at most once to the
+/// storage type.
+///
+/// With u the unit roundoff, t = (x − lo)·(2^B − 1)/range carries the roundings of the subtraction, the range, the
+/// quotient or the reciprocal and product, and the final product: at most five, so |t̃ − t| ≤ γ_5·t, and a code c is
+/// possible where |c − t| ≤ 1/2 + γ_5·t. The label c·range/(2^B − 1) + lo carries four more on the product and one on
+/// the sum.
+fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approximate> {
+    let lo = f64::from(row.iter().copied().fold(f32::INFINITY, f32::min));
+    let hi = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let range = if hi == lo { 1.0 } else { hi - lo };
+    let largest = f64::from(storage.round(bits.largest_code()));
+    let step = range / f64::from(bits.largest_code());
+    let u = storage.unit_roundoff().max(U32);
+    let label = |&x: &f32| {
+        let steps = (f64::from(x) - lo) / step;
+        let slack = 0.5 + gamma(5, u) * steps;
+        let lowest = (steps - slack).ceil().clamp(0.0, largest);
+        let highest = (steps + slack).floor().clamp(lowest, largest);
+        let error = |code: f64| {
+            let product = code * step;
+            gamma(4, u) * product
+                + u * ((product + lo).abs() + gamma(4, u) * product)
+                + storage.smallest_normal()
+        };
+        let low = lowest * step + lo - error(lowest);
+        let high = highest * step + lo + error(highest);
+        Approximate { value: (low + high) / 2.0, radius: (high - low) / 2.0 * (1.0 + 1e-15) }
+    };
+    row.iter().map(label).collect()
+}
+
+/// Allowed labels of queries [m, r] and keys [n, r] for one head.
+pub fn head_labels(
+    inputs: &Inputs,
+    channels: &ChannelOrder,
+    label_channels: usize,
+    bits: LabelBits,
+    rounding: LabelRounding,
+    (batch, head): (usize, usize),
+) -> Result<(AllowedLabels, AllowedLabels), Error> {
+    let row = &channels.row(head, &inputs.dims())[..label_channels];
+    let allowed = |source| allowed_labels(source, row, bits, inputs.storage(), rounding);
+    Ok((allowed(inputs.queries(batch, head))?, allowed(inputs.keys(batch, head))?))
+}
+
+/// A label that is not what it must be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelDivergence {
+    /// Row and column.
+    pub index: (usize, usize),
+    /// The value that was quantised.
+    pub x: f32,
+    /// The label found, `None` where the row was refused.
+    pub found: Option<f32>,
+    /// The labels allowed, `None` where the row must be refused.
+    pub allowed: Option<(f32, f32)>,
+}
+
+impl std::fmt::Display for LabelDivergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (row, column) = self.index;
+        write!(f, "row {row}, channel {column}, value {:e}: label ", self.x)?;
+        match self.found {
+            Some(found) => write!(f, "{found:e} (bits {:08x})", found.to_bits())?,
+            None => f.write_str("refused")?,
+        }
+        match self.allowed {
+            Some((low, high)) if low == high => write!(f, ", expected {low:e} (bits {:08x})", low.to_bits()),
+            Some((low, high)) => write!(f, ", expected {low:e} to {high:e}"),
+            None => f.write_str(", expected a refusal: the row has no finite labels"),
+        }
+    }
+}
+
+/// Compares labels that an implementation gives for the rows of a case with those the case holds, bit for bit; a row
+/// without finite labels must be refused. `answers` holds one entry per row, `None` where it was refused.
+pub fn judge_labels(case: &LabelCase, answers: &[Option<Vec<f32>>]) -> Vec<LabelDivergence> {
+    let mut wrong = Vec::new();
+    for (index, (row, answer)) in case.rows.outer_iter().zip(answers).enumerate() {
+        let expected = case.labels.as_ref().map(|labels| labels.row(index).to_vec());
+        let at = |column: usize| LabelDivergence {
+            index: (index, column),
+            x: row[column],
+            found: answer.as_ref().and_then(|labels| labels.get(column).copied()),
+            allowed: expected.as_ref().map(|labels| (labels[column], labels[column])),
+        };
+        match (answer, &expected) {
+            (None, None) => {}
+            (Some(found), Some(expected)) if found.len() == expected.len() => {
+                let differs = |&column: &usize| found[column].to_bits() != expected[column].to_bits();
+                wrong.extend((0..expected.len()).find(differs).map(at));
+            }
+            _ => wrong.push(at(0)),
+        }
+    }
+    wrong
+}

@@ -1,0 +1,13 @@
+//! How answers are judged: error bounds, certified selection, the output's bound (SPEC §5), and invariants that any
+//! implementation must satisfy.
+
+pub mod bounds;
+pub mod calibration;
+pub mod certificate;
+pub mod invariants;
+pub mod judge;
+pub mod labels;
+pub mod output;
+
+pub use certificate::Certificate;
+pub use judge::{Judgement, Verdict, judge};

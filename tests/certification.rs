@@ -1,0 +1,149 @@
+//! The certificate's own tests: scores perturbed within their radii never turn a conforming mask into a divergence, and
+//! moving one certain key always does. Both are checked with every rounding model.
+
+mod support;
+
+use doublecheck::algorithm::select::select as select_keys;
+use doublecheck::algorithm::{HeadMode, Mask};
+use doublecheck::cases::recipe::Words;
+use doublecheck::cases::strategies::plans;
+use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, RoundingModel};
+use doublecheck::subjects::{Reference, Subject};
+use doublecheck::verdicts::Certificate;
+use doublecheck::verdicts::certificate::Class;
+use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
+use doublecheck::verdicts::judge::judge_mask;
+use doublecheck::verdicts::output::judge_output;
+use proptest::prelude::*;
+use proptest::sample::select;
+use support::proptest_config;
+
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/certification.txt");
+
+fn models() -> impl Strategy<Value = RoundingModel> {
+    (
+        select(vec![LabelRounding::Exact, LabelRounding::Rounded]),
+        select(vec![Kept::F32, Kept::Storage]),
+        select(vec![Accumulation::F32, Accumulation::F64]),
+    )
+        .prop_map(|(labels, kept, accumulation)| RoundingModel { labels, kept, accumulation })
+}
+
+/// Selects by scores moved anywhere within their radii.
+fn perturbed_mask(case: &Case, scores: &ScoreBounds, before: &Mask, words: Words) -> Mask {
+    let dims = case.inputs.dims();
+    let heavy_size = case.settings.heavy_size.resolve(dims.keys);
+    let summed = case.settings.heads != HeadMode::PerHead;
+    let mut mask = before.clone();
+    for (index, row @ (b, head, i)) in dims.rows().enumerate() {
+        // In the summed modes there is one ranking, that of head 0, for all heads.
+        let ranked = if summed { (b, 0, i) } else { row };
+        let ranked_index = if summed { (b * dims.heads * dims.queries + i) as u64 } else { index as u64 };
+        let moved: Vec<f64> = scores
+            .row(ranked)
+            .iter()
+            .enumerate()
+            .map(|(key, candidacy)| match candidacy {
+                Candidacy::Scored(score) if score.radius.is_finite() => {
+                    let word = words.word(ranked_index * dims.keys as u64 + key as u64);
+                    let share = match word % 3 {
+                        0 => -1.0,
+                        1 => 1.0,
+                        _ => (word >> 11) as f64 / (1u64 << 52) as f64 - 1.0,
+                    };
+                    score.value + share * score.radius
+                }
+                Candidacy::Scored(score) => score.value,
+                _ => f64::NEG_INFINITY,
+            })
+            .collect();
+        // Which keys are candidates follows from all heads.
+        let excluded = |key: usize| {
+            if summed {
+                (0..dims.heads).any(|head| before.attends(b, head, i, key))
+            } else {
+                before.attends(b, head, i, key)
+            }
+        };
+        mask.add(row, select_keys(&moved, excluded, heavy_size));
+    }
+    mask
+}
+
+proptest! {
+    #![proptest_config(proptest_config(1500, REGRESSIONS))]
+
+    #[test]
+    fn scores_within_their_radii_never_diverge(plan in plans(), model in models(), seed: u64) {
+        let case = plan.case().expect("plans make valid inputs");
+        let Ok(certificate) = Certificate::derive(&case, model) else { return Ok(()) };
+        let Some(scores) = ScoreBounds::new(&case, model, &certificate.before).unwrap() else { return Ok(()) };
+        let mask = perturbed_mask(&case, &scores, &certificate.before, Words::new(seed, 0));
+        let verdict = judge_mask(&case, &certificate, &mask, model);
+        prop_assert_eq!(verdict.wrong_rows, 0, "{}", verdict.divergences[0]);
+    }
+
+    #[test]
+    fn moving_one_certain_key_always_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
+        let case = plan.case().expect("plans make valid inputs");
+        let Ok(certificate) = Certificate::derive(&case, model) else { return Ok(()) };
+        let Answer { mask, .. } = Reference.answer(&case).unwrap();
+        let dims = case.inputs.dims();
+        let Some(rows) = &certificate.rows else {
+            // A full mask has no key that may be missing.
+            let mut mask = mask;
+            let rows: Vec<_> = dims.rows().collect();
+            mask.remove(rows[pick.index(rows.len())], pick.index(dims.keys));
+            prop_assert_eq!(judge_mask(&case, &certificate, &mask, model).wrong_rows, 1);
+            return Ok(());
+        };
+        let certain: Vec<_> = dims
+            .rows()
+            .zip(rows)
+            .flat_map(|(row, certificate)| {
+                certificate.classes.iter().enumerate().map(move |(key, &class)| (row, key, class))
+            })
+            .filter(|(_, _, class)| *class != Class::Open)
+            .collect();
+        prop_assume!(!certain.is_empty());
+        let (row, key, class) = certain[pick.index(certain.len())];
+        let mut moved = mask.clone();
+        match class {
+            Class::Before | Class::In => moved.remove(row, key),
+            Class::Excluded | Class::Out => moved.add(row, [key]),
+            Class::Open => unreachable!("open keys were filtered out"),
+        }
+        let verdict = judge_mask(&case, &certificate, &moved, model);
+        prop_assert!(verdict.wrong_rows >= 1, "{row:?} key {key} {class:?}");
+    }
+
+    /// An output that is wrong by twice its bound is found wherever the bound says anything.
+    #[test]
+    fn an_output_beyond_its_bound_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
+        let case = plan.case().expect("plans make valid inputs");
+        let Ok(Answer { mask, output: Some(output) }) = Reference.answer(&case) else { return Ok(()) };
+        let right = judge_output(&case, &mask, &output, model);
+        prop_assert!(right.divergences.is_empty(), "{}", right.divergences[0]);
+        let largest = output.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let bound = right.widest_bound * f64::from(largest);
+        prop_assume!(bound.is_finite() && largest > 0.0);
+        let mut wrong = output.clone();
+        let index = pick.index(wrong.len());
+        let number = wrong.iter_mut().nth(index).unwrap();
+        // The bound of a zero row is 0, and then any number is wrong.
+        *number += (3.0 * bound + f64::from(number.abs()) * 1e-6) as f32 + f32::MIN_POSITIVE;
+        prop_assert_eq!(judge_output(&case, &mask, &wrong, model).divergences.len(), 1);
+    }
+}
+
+#[test]
+fn a_divergence_shows_score_threshold_and_bound() {
+    let case = support::small_case();
+    let certificate = Certificate::derive(&case, RoundingModel::REFERENCE).unwrap();
+    let Answer { mask, .. } = Reference.answer(&case).unwrap();
+    let (key, _) = mask.row((0, 1, 1)).next().unwrap();
+    let mut moved = mask;
+    moved.remove((0, 1, 1), key);
+    let verdict = judge_mask(&case, &certificate, &moved, RoundingModel::REFERENCE);
+    insta::assert_snapshot!(verdict.divergences[0].to_string());
+}

@@ -1,0 +1,56 @@
+//! What several test files need.
+
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+
+use doublecheck::cases::Case;
+use proptest::test_runner::{Config, FileFailurePersistence};
+
+/// Counterexamples are kept for ever, in `proptest-regressions/` under the name of the test file.
+pub fn proptest_config(cases: u32, file: &'static str) -> Config {
+    Config {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..Config::default()
+    }
+}
+
+/// A folder of real inputs beside the project, or `None` after a line that says what is skipped.
+pub fn shared(folder: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(folder);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: no ../shared/{folder} beside the project");
+    None
+}
+
+/// A small valid case: 1 batch entry, 2 heads over 1 KV head, 2 queries, 6 keys, d = 4, r = 2.
+pub fn small_case() -> Case {
+    let plan = doublecheck::cases::strategies::Plan {
+        seed: 7,
+        batch: 1,
+        kv_heads: 1,
+        group: 2,
+        queries: 2,
+        keys: 6,
+        label_channels: 2,
+        group_factor: 2,
+        value_dim: 3,
+        label_bits: 4,
+        heavy_size: doublecheck::algorithm::HeavySize::count(2).unwrap(),
+        heads: doublecheck::algorithm::HeadMode::PerHead,
+        dense_fallback: false,
+        storage: doublecheck::algorithm::Storage::F32,
+        causal: true,
+        additive: doublecheck::cases::strategies::Additive::Absent,
+        previous: doublecheck::cases::strategies::Previous::Absent,
+        earlier_maskers: Vec::new(),
+        rows: doublecheck::cases::strategies::Rows::PerHead,
+        q: doublecheck::cases::strategies::Values::Normal,
+        k: doublecheck::cases::strategies::Values::Normal,
+        scaling: None,
+    };
+    plan.case().unwrap()
+}
