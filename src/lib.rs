@@ -3,7 +3,7 @@
 //!
 //! Data flows one way: [`cases`] are given to [`subjects`], [`verdicts`] judge the answers, [`reports`] tell the result;
 //! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is. "SPEC" in the documentation
-//! is `SPEC.md` beside the manifest, the contract that every implementation is checked against.
+//! is `docs/SPEC.md`, the contract that every implementation is checked against.
 
 pub mod algorithm;
 pub mod cases;

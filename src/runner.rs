@@ -14,7 +14,7 @@ use crate::cases::strategies::plans;
 use crate::cases::{
     Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, Reader, RoundingModel,
 };
-use crate::reports::{Finding, Group, InvariantResult, Report, larger};
+use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
 use crate::subjects::Subject;
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{INVARIANTS, Implementation, Invariant, Outcome};
@@ -83,10 +83,8 @@ struct Tally {
     subject: Vec<String>,
     bit_exact: bool,
     not_offered: bool,
-    rows: usize,
-    open: usize,
-    worst_output_share: Option<f64>,
-    widest_output_bound: Option<f64>,
+    stored_sharpness: Sharpness,
+    subject_sharpness: Sharpness,
 }
 
 impl<'a> Run<'a> {
@@ -158,10 +156,8 @@ impl<'a> Run<'a> {
         group.diverged += usize::from(!conforms);
         group.recorded += usize::from(tally.recorded);
         group.not_offered += usize::from(tally.not_offered);
-        group.rows += tally.rows;
-        group.open += tally.open;
-        group.worst_output_share = larger(group.worst_output_share, tally.worst_output_share);
-        group.widest_output_bound = larger(group.widest_output_bound, tally.widest_output_bound);
+        group.stored.add(&tally.stored_sharpness);
+        group.subject.add(&tally.subject_sharpness);
         let subject = format!("the answer of {}", self.subject.name());
         let findings = [("the stored expectation".to_owned(), tally.expectation), (subject, tally.subject)];
         for (who, explanations) in findings {
@@ -192,12 +188,7 @@ impl<'a> Run<'a> {
             tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
         }
         let verdict = judge(case, &answer, model, &certificate);
-        if let Some(judgement) = verdict.judgement() {
-            tally.rows = judgement.mask.rows;
-            tally.open = judgement.mask.open;
-            tally.worst_output_share = judgement.output.as_ref().map(|output| output.worst_share);
-            tally.widest_output_bound = judgement.output.as_ref().map(|output| output.widest_bound);
-        }
+        tally.subject_sharpness = Sharpness::of(&verdict);
         tally.subject = verdict.explanations();
         tally
     }
@@ -312,8 +303,12 @@ fn judge_expectation(
         Some(Err(wrong)) => (Err(()), vec![wrong]),
         Some(Ok(answer)) => {
             let answer = Ok(answer);
-            let lines = judge(case, &answer, model, &certificate).explanations();
-            (answer.map_err(|_| ()), lines)
+            let verdict = judge(case, &answer, model, &certificate);
+            // A recorded fault says nothing about how sharp verdicts on right answers are.
+            if expectation.known_divergence.is_none() {
+                tally.stored_sharpness = Sharpness::of(&verdict);
+            }
+            (answer.map_err(|_| ()), verdict.explanations())
         }
     };
     (tally.expectation, tally.recorded) = recorded(lines, expectation.known_divergence.as_deref());

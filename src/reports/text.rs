@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
-use super::{Group, Report};
+use super::{Group, Report, Sharpness};
 
 const FINDINGS_SHOWN: usize = 8;
 
@@ -14,6 +14,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n\n", report.subject, report.rounding_model);
     if !report.groups.is_empty() {
         text += &groups(report, with_times);
+        text += "Figures in pairs: stored expectation | subject.\n";
     }
     if !report.invariants.is_empty() {
         text += "\n";
@@ -56,7 +57,8 @@ fn groups(report: &Report, with_times: bool) -> String {
         "conforming",
         "diverged",
         "open keys/row",
-        "worst output error/bound",
+        "worst error/bound",
+        "widest bound",
     ];
     if with_times {
         header.push("seconds");
@@ -69,16 +71,28 @@ fn groups(report: &Report, with_times: bool) -> String {
     finished(&table)
 }
 
+/// `stored | subject`, or a dash where neither has such a figure.
+fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String {
+    match (figure(&group.stored), figure(&group.subject)) {
+        (None, None) => "–".into(),
+        (stored, subject) => {
+            let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+            format!("{} | {}", or_dash(stored), or_dash(subject))
+        }
+    }
+}
+
 fn group_row(group: &Group, with_times: bool) -> Vec<String> {
-    let absent = || "–".to_owned();
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let mut row = vec![
         if group.name.is_empty() { ".".into() } else { group.name.clone() },
         group.cases.to_string(),
         group.bit_exact.to_string(),
         group.conforming.to_string(),
         group.diverged.to_string(),
-        group.open_per_row().map_or_else(absent, |open| format!("{open:.3}")),
-        group.worst_output_share.map_or_else(absent, |share| format!("{:.3} %", 100.0 * share)),
+        both(group, |sharpness| sharpness.open_per_row().map(|open| format!("{open:.3}"))),
+        both(group, |sharpness| sharpness.worst_output_error.map(percent)),
+        both(group, |sharpness| sharpness.widest_output_bound.map(|bound| format!("{bound:.0e}"))),
     ];
     if with_times {
         row.push(format!("{:.2}", group.seconds));

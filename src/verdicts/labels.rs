@@ -4,7 +4,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::bounds::{Approximate, U32, gamma};
-use crate::algorithm::quantize::quantize;
+use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
 use crate::cases::{LabelCase, LabelRounding};
 
@@ -31,22 +31,16 @@ pub fn allowed_labels(
     let mut row = vec![0.0; channels.len()];
     for (position, x) in source.outer_iter().enumerate() {
         row.iter_mut().zip(channels).for_each(|(value, &channel)| *value = x[channel]);
-        if !bits.quantises() {
+        if let Some(radii) = &mut radii {
+            // Rows that the operations of SPEC §2.5 cannot quantise are refused whatever the rounding.
+            quantize_in_place(&mut row.clone(), bits, storage)?;
+            for (index, allowed) in rounded_labels(&row, bits, storage).into_iter().enumerate() {
+                values[[position, index]] = allowed.value;
+                radii[[position, index]] = allowed.radius;
+            }
+        } else {
+            quantize_in_place(&mut row, bits, storage)?;
             values.row_mut(position).iter_mut().zip(&row).for_each(|(value, &x)| *value = f64::from(x));
-            continue;
-        }
-        let quantised = quantize(&row, bits, storage)?;
-        match &mut radii {
-            None => {
-                let labels = quantised.labels(storage);
-                values.row_mut(position).iter_mut().zip(labels).for_each(|(value, x)| *value = f64::from(x));
-            }
-            Some(radii) => {
-                for (index, allowed) in rounded_labels(&row, bits, storage).into_iter().enumerate() {
-                    values[[position, index]] = allowed.value;
-                    radii[[position, index]] = allowed.radius;
-                }
-            }
         }
     }
     Ok(AllowedLabels { values, radii })
