@@ -147,3 +147,42 @@ fn a_divergence_shows_score_threshold_and_bound() {
     let verdict = judge_mask(&case, &certificate, &moved, RoundingModel::REFERENCE);
     insta::assert_snapshot!(verdict.divergences[0].to_string());
 }
+
+/// SPEC §5: where a code lies within rounding of a half step, rounded labels allow both codes and exact labels one. Two keys
+/// whose order depends on which code a half-way value takes are open in one model and decided in the other.
+#[test]
+fn both_codes_are_allowed_near_half_steps() {
+    use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeavySize, InputParts, Inputs, LabelBits};
+    let mut case = support::small_case();
+    // Codes of two bits: in [0, 1.5, 3] the middle is half way between 1 and 2. The second key is 1.75 in that channel, which
+    // no rounding moves from code 2.
+    let k = vec![0.0, 1.5, 3.0, 0.0, 1.75, 3.0];
+    let parts = InputParts {
+        q: ndarray::Array4::from_shape_vec((1, 1, 1, 3), vec![0.0, 3.0, 0.0]).unwrap(),
+        k: ndarray::Array4::from_shape_vec((1, 1, 2, 3), k).unwrap(),
+        v: ndarray::Array4::ones((1, 1, 2, 1)),
+        attention_mask: None,
+        causal: false,
+        storage: doublecheck::algorithm::Storage::F32,
+        scaling: None,
+    };
+    case.inputs = Inputs::new(parts).unwrap().into();
+    case.channels = ChannelOrder::new(vec![vec![0, 1, 2]]).unwrap();
+    case.settings.causal = false;
+    case.settings.group_factor = GroupFactor::new(1).unwrap();
+    case.settings.label_bits = LabelBits::new(2).unwrap();
+    case.settings.heavy_size = HeavySize::count(1).unwrap();
+    let score = |labels| {
+        let model = RoundingModel { labels, ..RoundingModel::REFERENCE };
+        let before = case.mask_before().unwrap();
+        let scores = ScoreBounds::new(&case, model, &before).unwrap().unwrap();
+        let Candidacy::Scored(score) = scores.row((0, 0, 0))[0] else { panic!("key 0 is a candidate") };
+        score
+    };
+    // Half to even gives code 2: label 2, score 3 · 2 / √3.
+    let exact = score(LabelRounding::Exact);
+    assert!((exact.value - 6.0 / 3.0f64.sqrt()).abs() <= exact.radius && exact.radius < 1e-5);
+    // Code 1 is allowed as well: label 1.
+    let rounded = score(LabelRounding::Rounded);
+    assert!(rounded.low() < 3.0 / 3.0f64.sqrt() + 1e-5 && rounded.high() > 6.0 / 3.0f64.sqrt() - 1e-5);
+}

@@ -5,15 +5,11 @@ use ndarray::{Array4, Axis};
 use rayon::prelude::*;
 
 use super::error::{Detail, Error, Result};
-use super::inputs::Inputs;
+use super::inputs::{Inputs, Row};
 use super::mask::Mask;
 
 /// The exact attention logits q·k·scaling + A of one row at the given keys.
-pub fn logits(
-    inputs: &Inputs,
-    (batch, head, query): (usize, usize, usize),
-    keys: impl Iterator<Item = usize>,
-) -> Vec<f64> {
+pub fn logits(inputs: &Inputs, (batch, head, query): Row, keys: impl Iterator<Item = usize>) -> Vec<f64> {
     let q = inputs.queries(batch, head);
     let q: Vec<f64> = q.row(query).iter().map(|&x| f64::from(x)).collect();
     let k = inputs.keys(batch, head);
@@ -44,7 +40,7 @@ pub fn attention(inputs: &Inputs, mask: &Mask) -> Result<Array4<f32>> {
     Ok(output)
 }
 
-fn attend_row(inputs: &Inputs, mask: &Mask, row: (usize, usize, usize)) -> Vec<f64> {
+fn attend_row(inputs: &Inputs, mask: &Mask, row: Row) -> Vec<f64> {
     let (keys, weights): (Vec<usize>, Vec<f32>) = mask.row(row).unzip();
     let logits = logits(inputs, row, keys.iter().copied());
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

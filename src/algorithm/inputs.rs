@@ -6,6 +6,9 @@ use ndarray::{Array4, ArrayView2, Axis, s};
 use super::error::{Detail, Error, Result};
 use super::storage::Storage;
 
+/// One row of a mask or an output: batch entry, query head, query.
+pub type Row = (usize, usize, usize);
+
 /// The sizes of SPEC §1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
@@ -52,7 +55,7 @@ impl Dims {
     }
 
     /// Every (batch, head, query), in row-major order.
-    pub fn rows(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    pub fn rows(&self) -> impl Iterator<Item = Row> + use<> {
         let Dims { batch, heads, queries, .. } = *self;
         (0..batch * heads * queries)
             .map(move |row| (row / (heads * queries), row / queries % heads, row % queries))

@@ -1,5 +1,5 @@
 //! SPEC §2.3 to §2.5: the labels of every query and key. Query head i reads KV head i / g; its labels are the
-//! channels C[i][0..r] of q and k, in C's order, quantised where B < 16.
+//! first r channels of row i of C, taken from q and k, in C's order, quantised where B < 16.
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;

@@ -4,7 +4,7 @@
 use ndarray::Array4;
 
 use super::error::{Detail, Error, Result};
-use super::inputs::Dims;
+use super::inputs::{Dims, Row};
 
 /// Which keys each query attends to, and with which weight. Weights are finite and at least 0.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,27 +62,20 @@ impl Mask {
     }
 
     /// The attended keys of one row, ascending, with their weights.
-    pub fn row(
-        &self,
-        (batch, head, query): (usize, usize, usize),
-    ) -> impl Iterator<Item = (usize, f32)> + '_ {
+    pub fn row(&self, (batch, head, query): Row) -> impl Iterator<Item = (usize, f32)> + '_ {
         let row = self.weights.slice(ndarray::s![batch, head, query, ..]);
         row.into_iter().copied().enumerate().filter(|&(_, weight)| weight != 0.0)
     }
 
     /// Attends to keys of one row with weight 1.
-    pub fn add(
-        &mut self,
-        (batch, head, query): (usize, usize, usize),
-        keys: impl IntoIterator<Item = usize>,
-    ) {
+    pub fn add(&mut self, (batch, head, query): Row, keys: impl IntoIterator<Item = usize>) {
         for key in keys {
             self.weights[[batch, head, query, key]] = 1.0;
         }
     }
 
     /// No longer attends to a key of one row.
-    pub fn remove(&mut self, (batch, head, query): (usize, usize, usize), key: usize) {
+    pub fn remove(&mut self, (batch, head, query): Row, key: usize) {
         self.weights[[batch, head, query, key]] = 0.0;
     }
 }

@@ -13,7 +13,7 @@ use super::channels::{ChannelFile, ChannelOrder};
 use super::config::{AttentionConfig, ChannelKind, HeadMode, MaskerConfig, Selection};
 use super::error::Result;
 use super::heavy_size::HeavySize;
-use super::inputs::{Dims, Inputs};
+use super::inputs::{Dims, Inputs, Row};
 use super::labels::labels;
 use super::mask::Mask;
 use super::scores::Scores;
@@ -60,11 +60,7 @@ impl Masker for Local {
 }
 
 /// Adds keys to each row where they are not attended yet, so that earlier weights stay.
-fn add_rows<K: IntoIterator<Item = usize>>(
-    dims: &Dims,
-    previous: &Mask,
-    keys: impl Fn((usize, usize, usize)) -> K,
-) -> Mask {
+fn add_rows<K: IntoIterator<Item = usize>>(dims: &Dims, previous: &Mask, keys: impl Fn(Row) -> K) -> Mask {
     let mut mask = previous.clone();
     for row in dims.rows() {
         let new = keys(row).into_iter().filter(|&key| !previous.attends(row.0, row.1, row.2, key));
@@ -93,7 +89,7 @@ impl Masker for Oracle {
     }
 }
 
-fn with_rows(previous: &Mask, rows: Vec<((usize, usize, usize), Vec<usize>)>) -> Mask {
+fn with_rows(previous: &Mask, rows: Vec<(Row, Vec<usize>)>) -> Mask {
     let mut mask = previous.clone();
     for (row, keys) in rows {
         mask.add(row, keys);
@@ -158,7 +154,7 @@ pub fn double_sparsity(
     }
     let labels = labels(inputs, channels, label_channels, selection.label_bits)?;
     let scores = Scores::new(inputs, &labels, channels, selection.heads)?;
-    let row_keys = |row @ (b, head, i): (usize, usize, usize)| {
+    let row_keys = |row @ (b, head, i): Row| {
         let excluded = |key| match selection.heads {
             HeadMode::PerHead => previous.attends(b, head, i, key),
             _ => (0..dims.heads).any(|head| previous.attends(b, head, i, key)),
@@ -176,13 +172,10 @@ pub fn double_sparsity(
     Ok(with_rows(previous, selected))
 }
 
-fn for_every_head(
-    selected: Vec<((usize, usize, usize), Vec<usize>)>,
-    heads: usize,
-) -> Vec<((usize, usize, usize), Vec<usize>)> {
-    let copies = |((b, _, i), keys): ((usize, usize, usize), Vec<usize>)| {
-        (0..heads).map(move |head| ((b, head, i), keys.clone()))
-    };
+/// The keys of head 0, for every head.
+fn for_every_head(selected: Vec<(Row, Vec<usize>)>, heads: usize) -> Vec<(Row, Vec<usize>)> {
+    let copies =
+        |((b, _, i), keys): (Row, Vec<usize>)| (0..heads).map(move |head| ((b, head, i), keys.clone()));
     selected.into_iter().flat_map(copies).collect()
 }
 

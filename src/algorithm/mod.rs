@@ -32,7 +32,7 @@ pub use channels::{ChannelFile, ChannelOrder};
 pub use config::{AttentionConfig, ChannelKind, GroupFactor, HeadMode, LabelBits, MaskerConfig, Selection};
 pub use error::{Detail, Error};
 pub use heavy_size::HeavySize;
-pub use inputs::{Dims, InputParts, Inputs};
+pub use inputs::{Dims, InputParts, Inputs, Row};
 pub use mask::Mask;
 pub use maskers::{Masker, SparseAttention};
 pub use storage::Storage;

@@ -26,7 +26,13 @@ impl Storage {
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
     /// `x` rounded to this type, ties to even; beyond the largest value it becomes an infinity.
+    #[inline]
     pub fn round(self, x: f32) -> f32 {
+        // Apart from the others, so that the common case is inlined into loops.
+        if self == Self::F32 { x } else { self.round_to_half(x) }
+    }
+
+    fn round_to_half(self, x: f32) -> f32 {
         match self {
             Self::F32 => x,
             Self::F16 => f16::from_f32(x).to_f32(),

@@ -2,7 +2,8 @@
 //!
 //! * `case`: an attention layer. Settings as in [`Settings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
-//!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n]) and
+//!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
+//!   dimensions of 1 may be left out) and
 //!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
 //!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]).
 //! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
@@ -99,8 +100,7 @@ impl Reader {
 
     fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {
         let settings: Settings = from_json("case", settings)?;
-        let attention_mask =
-            file.optional("attention_mask")?.map(|view| floats(&view, &[Dtype::F32])).transpose()?;
+        let attention_mask = file.optional("attention_mask")?.map(|view| broadcastable(&view)).transpose()?;
         let recipe = match file.metadata.get("recipe") {
             Some(json) => Some(from_json::<Recipe>("recipe", json)?),
             None => None,
@@ -344,6 +344,16 @@ impl NamedView<'_> {
 pub(super) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> {
     view.check(dtypes, 4)?;
     view.array4(view.float_elements())
+}
+
+/// A tensor of at most four dimensions; leading dimensions that are missing count as 1.
+fn broadcastable(view: &NamedView) -> Result<Array4<f32>> {
+    let dimensions = view.view.shape().len();
+    view.check(&[Dtype::F32], dimensions.min(4))?;
+    let mut shape = [1; 4];
+    shape[4 - dimensions..].copy_from_slice(view.view.shape());
+    Array4::from_shape_vec(shape, view.float_elements())
+        .map_err(|error| Error::Tensor(Detail::new(view.name.clone(), error, "a possible shape")))
 }
 
 fn float_rows(view: &NamedView, storage: Storage) -> Result<Array2<f32>> {

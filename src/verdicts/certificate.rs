@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels};
-use crate::algorithm::{Error, HeadMode, Mask};
+use crate::algorithm::{Error, HeadMode, Mask, Row};
 use crate::cases::{Case, RoundingModel};
 
 /// What must become of a key in one row.
@@ -75,7 +75,7 @@ impl Certificate {
             let dims = case.inputs.dims();
             let heavy_size = case.settings.heavy_size.resolve(dims.keys);
             let rows: Vec<_> = dims.rows().collect();
-            let certify = |&row: &(usize, usize, usize)| certify_row(&scores.row(row), heavy_size);
+            let certify = |&row: &Row| certify_row(&scores.row(row), heavy_size);
             let rows = rows.par_iter().map(certify).collect();
             return Ok(Self { before, rows: Some(rows) });
         }
@@ -143,7 +143,7 @@ impl<'a> ScoreBounds<'a> {
     }
 
     /// Every key of one row.
-    pub fn row(&self, row @ (batch, head, query): (usize, usize, usize)) -> Vec<Candidacy> {
+    pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
         let dims = self.case.inputs.dims();
         let heads = 0..dims.heads;
         let scores: Vec<Approximate> = match self.case.settings.heads {
@@ -176,11 +176,7 @@ impl<'a> ScoreBounds<'a> {
         scores.into_iter().enumerate().map(candidacy).collect()
     }
 
-    fn scores(
-        &self,
-        labels: usize,
-        (batch, head, query): (usize, usize, usize),
-    ) -> impl Iterator<Item = Approximate> + '_ {
+    fn scores(&self, labels: usize, (batch, head, query): Row) -> impl Iterator<Item = Approximate> + '_ {
         let (queries, keys) = &self.labels[labels];
         let additive = self.case.inputs.additive(batch, head, query);
         let factor = 1.0 / (self.label_channels as f64).sqrt();

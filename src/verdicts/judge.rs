@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::output::{OutputVerdict, judge_output};
-use crate::algorithm::{Error, HeadMode, Mask};
+use crate::algorithm::{Error, HeadMode, Mask, Row};
 use crate::cases::{Answer, Case, RoundingModel};
 
 /// The verdict on one answer.
@@ -103,7 +103,7 @@ pub const MOST_EXPLAINED: usize = 3;
 #[derive(Debug, Clone, PartialEq)]
 pub struct MaskDivergence {
     /// Batch, head, query.
-    pub row: (usize, usize, usize),
+    pub row: Row,
     /// What is wrong.
     pub fault: MaskFault,
     /// Score, radius and thresholds of the key at fault, where it has a score.
@@ -239,7 +239,7 @@ pub fn same_kind(a: &Error, b: &Error) -> bool {
 pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: RoundingModel) -> MaskVerdict {
     let dims = case.inputs.dims();
     let rows: Vec<_> = dims.rows().collect();
-    let fault = |(index, &row): (usize, &(usize, usize, usize))| {
+    let fault = |(index, &row): (usize, &Row)| {
         let fault = match &certificate.rows {
             None => not_full(mask, row),
             Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
@@ -262,7 +262,7 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
     MaskVerdict { rows: rows.len(), open: certificate.open(), wrong_rows, divergences }
 }
 
-fn not_full(mask: &Mask, (b, head, query): (usize, usize, usize)) -> Option<MaskFault> {
+fn not_full(mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {
     let keys = mask.weights().dim().3;
     (0..keys).find_map(|key| match mask.weight(b, head, query, key) {
         0.0 => Some(MaskFault::NotFull { key }),
@@ -274,7 +274,7 @@ fn row_fault(
     certificate: &RowCertificate,
     before: &Mask,
     mask: &Mask,
-    (b, head, query): (usize, usize, usize),
+    (b, head, query): Row,
 ) -> Option<MaskFault> {
     let mut selected = 0;
     for (key, class) in certificate.classes.iter().enumerate() {
@@ -305,7 +305,7 @@ fn row_fault(
     (!fits).then_some(MaskFault::Count { found: selected, fewest, most })
 }
 
-fn heads_differ(before: &Mask, mask: &Mask, (b, head, query): (usize, usize, usize)) -> Option<MaskFault> {
+fn heads_differ(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {
     let keys = mask.weights().dim().3;
     let added = |head, key| mask.attends(b, head, query, key) && !before.attends(b, head, query, key);
     (0..keys).find(|&key| added(head, key) != added(0, key)).map(|key| MaskFault::HeadsDiffer { key })

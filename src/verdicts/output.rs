@@ -26,7 +26,7 @@ use ndarray::Array4;
 use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma};
-use crate::algorithm::{Mask, Storage};
+use crate::algorithm::{Mask, Row, Storage};
 use crate::cases::{Case, Kept, RoundingModel};
 
 /// How far an output is from the recomputed one.
@@ -81,7 +81,7 @@ fn judge_row(
     mask: &Mask,
     output: &Array4<f32>,
     model: RoundingModel,
-    row @ (b, head, query): (usize, usize, usize),
+    row @ (b, head, query): Row,
 ) -> OutputVerdict {
     let expected = expected_row(case, mask, model, row);
     let mut verdict = OutputVerdict::default();
@@ -120,7 +120,7 @@ fn expected_row(
     case: &Case,
     mask: &Mask,
     model: RoundingModel,
-    row @ (b, head, query): (usize, usize, usize),
+    row @ (b, head, query): Row,
 ) -> Vec<Approximate> {
     let inputs = &case.inputs;
     let values = inputs.values(b, head);
