@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
@@ -23,13 +24,15 @@ NEEDS = """golden/export.py runs other people's code, which is not part of this 
   --hub CHECKOUT            xAlg-ai/sparse-attention-hub, commit 1a048c9 (for the group hub only)
   --activations FOLDER      activation files with q, k, v and channels (for the group real only)
 
-and a Python with torch 2.11.0, transformers 4.57.1, huggingface-hub < 1, numpy and, for the hub, ray[tune]. For instance
+and a Python with torch 2.11.0, transformers 4.57.1, huggingface-hub 0.36.2 (below 1), numpy 2.4.6 and safetensors 0.8.0; for the
+group hub also ray[tune] 2.60.0, scipy 1.17.1, matplotlib 3.11.2 and seaborn 0.13.2. For instance
 
   python golden/export.py --doublesparse ../DoubleSparse --hub ../sparse-attention-hub --activations ../activations
 """
 
 GOLDEN = pathlib.Path(__file__).resolve().parent
 GROUPS = ("grid", "real", "small", "quantisation", "hub", "calibration")
+WRITTEN = set()
 
 
 # --- case files -------------------------------------------------------------------------------------------------------
@@ -47,6 +50,7 @@ def write_file(path, tensors, metadata):
     header += b" " * (-len(header) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    WRITTEN.add(path)
 
 
 def selected(mask):
@@ -171,19 +175,26 @@ def commit_of(checkout):
 
 
 @contextlib.contextmanager
-def captured_drops():
-    """Collects the boolean masks with which masked_fill_ drops positions."""
-    drops, original = [], torch.Tensor.masked_fill_
+def observed(owner, name):
+    """Collects (arguments, named arguments, result) of every call of owner.name; tensors as they were at the call."""
+    calls, original = [], getattr(owner, name)
+    copy = lambda x: x.clone() if isinstance(x, torch.Tensor) else x
 
-    def masked_fill_(tensor, mask, value):
-        drops.append(mask.clone())
-        return original(tensor, mask, value)
+    def call(*arguments, **options):
+        before = [copy(x) for x in arguments], {key: copy(x) for key, x in options.items()}
+        result = original(*arguments, **options)
+        calls.append((*before, copy(result)))
+        return result
 
-    torch.Tensor.masked_fill_ = masked_fill_
+    setattr(owner, name, call)
     try:
-        yield drops
+        yield calls
     finally:
-        torch.Tensor.masked_fill_ = original
+        setattr(owner, name, original)
+
+
+def same_bits(a, b):
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 class Author:
@@ -228,11 +239,17 @@ class Author:
         attention.label_bits = case.settings["label_bits"]
         # A rotation by 0 leaves q and k as they are.
         rotation = torch.ones(b, m, d, dtype=case.q.dtype), torch.zeros(b, m, d, dtype=case.q.dtype)
-        with torch.no_grad(), captured_drops() as drops:
+        with torch.no_grad(), observed(torch.Tensor, "masked_fill_") as drops, observed(torch, "matmul") as products, \
+                observed(self.module, "pseudo_quantize") as labels:
             output, _, _ = attention(torch.zeros(b, m, h * d, dtype=case.q.dtype), attention_mask=case.additive(),
                                      past_key_value=Past(), position_embeddings=rotation)
+        (queries, keys_across), _, _ = products[0]
+        assert same_bits(queries, case.q), "q changed on its way to the first product"
+        assert same_bits(keys_across.transpose(2, 3), case.k.repeat_interleave(h // hk, dim=1)), "k changed on its way"
+        assert all(made.isfinite().all() for _, _, made in labels), "labels are not finite (SPEC D9): choose other inputs"
+        (_, dropped, _), _, _ = drops[-1]
         # Where there are fewer candidates than H this code keeps positions of score -inf, which then weigh nothing.
-        return ~drops[-1] & (case.additive() > -math.inf), output.reshape(b, m, h, d).transpose(1, 2)
+        return ~dropped & (case.additive() > -math.inf), output.reshape(b, m, h, d).transpose(1, 2)
 
     def export(self, case, path, **options):
         mask, output = self.attend(case)
@@ -343,9 +360,9 @@ def export_quantisation(author, _hub, _activations, folder):
             rows = quantisation_rows(bits, dtype)
             labels = author.module.pseudo_quantize(rows.clone(), bits)
             finite = labels.isfinite().all(-1)
+            assert not finite.all(), f"{name}, {bits} bits: no row is too large or too small for finite labels (SPEC D9)"
             tensors[f"bits_{bits:02}.rows"], tensors[f"bits_{bits:02}.labels"] = rows[finite], labels[finite]
-            if not finite.all():
-                tensors[f"bits_{bits:02}.nonfinite_rows"] = rows[~finite]
+            tensors[f"bits_{bits:02}.nonfinite_rows"] = rows[~finite]
         source = f"{author.name}, evaluation/modify_llama.py, pseudo_quantize, torch {torch.__version__} on CPU"
         write_file(folder / f"{name}.safetensors", tensors, {"quantisation": json.dumps({"dtype": name}), "source": source})
 
@@ -360,6 +377,7 @@ class Hub:
         sys.path.insert(0, str(pathlib.Path(checkout).resolve()))
         self.source = (f"xAlg-ai/sparse-attention-hub at {commit_of(checkout)}, ResearchAttention with DoubleSparsityTopKMasker, "
                        f"torch {torch.__version__} on CPU")
+        self.folder, self.numbers = tempfile.TemporaryDirectory(), itertools.count()
 
     def attention(self, settings, orders):
         """A composed attention over `orders`: {layer: channels}."""
@@ -368,13 +386,13 @@ class Hub:
         from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations.basic_fixed import LocalMaskerConfig, SinkMaskerConfig
         from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations.double_sparsity_top_k import DoubleSparsityTopKMaskerConfig
 
-        file = tempfile.NamedTemporaryFile("w", suffix=".json", delete=False)
-        with file:
-            json.dump({f"model.layers.{layer}.self_attn.qk_proj": order.tolist() for layer, order in orders.items()}, file)
+        # The masker reads its channel file at its first use, so the folder lives as long as this object.
+        file = pathlib.Path(self.folder.name) / f"channels-{next(self.numbers)}.json"
+        file.write_text(json.dumps({f"model.layers.{layer}.self_attn.qk_proj": order.tolist() for layer, order in orders.items()}))
         earlier = {"sink": lambda size: SinkMaskerConfig(sink_size=size), "local": lambda size: LocalMaskerConfig(window_size=size)}
         configs = [earlier[kind](config["size"]) for masker in settings.get("earlier_maskers", []) for kind, config in masker.items()]
         configs.append(DoubleSparsityTopKMaskerConfig(heavy_size=settings["heavy_size"], group_factor=settings["group_factor"],
-                                                      label_bits=settings["label_bits"], sorted_channel_file=file.name))
+                                                      label_bits=settings["label_bits"], sorted_channel_file=str(file)))
         return ResearchAttention.create_from_config(ResearchAttentionConfig(masker_configs=configs))
 
     def attend(self, attention, case, layer=0):
@@ -382,25 +400,24 @@ class Hub:
         from sparse_attention_hub.sparse_attention.research_attention import base
         from sparse_attention_hub.sparse_attention.utils.mask import Mask
 
-        masks, original, empty = [], base.get_masked_attention_output, Mask.create_empty_mask
-
-        def keep_mask(*arguments, **options):
-            masks.append(options["sparse_attention_mask"])
-            return original(*arguments, **options)
+        empty = Mask.create_empty_mask
 
         def start(shape, dtype, device):
             return empty(shape, dtype=dtype, device=device) if case.previous is None else \
                 Mask.create_mask_from_dense_mask(shape, case.previous.to(dtype, copy=True), dtype)
 
-        base.get_masked_attention_output, Mask.create_empty_mask = keep_mask, start
+        Mask.create_empty_mask = start
         try:
-            with torch.no_grad():
+            with torch.no_grad(), observed(base, "get_masked_attention_output") as calls:
                 output, _ = attention.custom_attention(
                     module=torch.nn.Module().eval(), queries=case.q, keys=case.k, values=case.v, attention_mask=case.additive(),
                     scaling=case.settings["scaling"], dropout=0.0, sparse_meta_data={}, layer_idx=layer)
         finally:
-            base.get_masked_attention_output, Mask.create_empty_mask = original, empty
-        return masks[-1].get_dense_mask() != 0, output.transpose(1, 2)
+            Mask.create_empty_mask = empty
+        _, options, _ = calls[-1]
+        attended = options["sparse_attention_mask"].get_dense_mask() != 0
+        assert attended.all() or not (attended & (case.additive() == -math.inf)).any(), "attends to a position of score -inf"
+        return attended, output.transpose(1, 2)
 
     def export(self, case, path, **options):
         mask, output = self.attend(self.attention(case.settings, {0: case.channels}), case)
@@ -556,12 +573,16 @@ def main():
     import torch
 
     np.seterr(over="ignore")
+    torch.set_num_threads(2)  # the number of threads may change the order of sums
     check_recipe()
     author = Author(arguments.doublesparse)
     hub = Hub(arguments.hub) if "hub" in groups else None
     for group in groups:
         globals()[f"export_{group}"](author, hub, arguments.activations, arguments.out / group)
         files = list((arguments.out / group).glob("*.safetensors"))
+        for stale in set(files) - WRITTEN:
+            stale.unlink()
+            files.remove(stale)
         print(f"{group}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.2f} MB")
     write_checksums(arguments.out)
 

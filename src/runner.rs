@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
-use crate::algorithm::{ChannelOrder, Error as AlgorithmError};
 use crate::cases::bundled::{Found, checksums, sha256};
 use crate::cases::strategies::plans;
 use crate::cases::{
-    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, Reader, RoundingModel,
+    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, NoAnswer, Reader, RoundingModel,
 };
 use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
 use crate::subjects::Subject;
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
 
     fn calibration(&mut self, case: &CalibrationCase) -> Tally {
         let mut tally = Tally::default();
-        let lines = |order: &Result<ChannelOrder, AlgorithmError>| match order {
+        let lines = |order: &Result<ChannelOrder, NoAnswer>| match order {
             Err(error) => vec![format!("refused ({error}), expected an order")],
             Ok(order) => match judge_order(case, order) {
                 Err(error) => vec![error.to_string()],

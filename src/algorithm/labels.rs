@@ -65,6 +65,9 @@ pub fn labels(
                 gather_and_quantize(source, row, bits, inputs.storage())
                     .map_err(|(position, error)| located(error, name, [b, head, position]))
             })
+            .collect::<Vec<_>>()
+            .into_iter()
+            // In order, so that the error is that of the first position.
             .collect::<Result<Vec<_>>>()
     };
     Ok(Labels { dims, q: per_head("q", true)?, k: per_head("k", false)? })

@@ -209,6 +209,17 @@ fn stored_mask(mask: &Array4<u8>, before: &Mask) -> Result<Mask, String> {
     Ok(attended)
 }
 
+/// Why an implementation gives no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It refuses the case.
+    #[error(transparent)]
+    Refused(#[from] Error),
+    /// It broke: out of memory, a library's error, a lost process.
+    #[error("failed: {0}")]
+    Failed(String),
+}
+
 /// What an implementation answers to a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {

@@ -9,7 +9,7 @@ pub mod recipe;
 pub mod rounding_model;
 pub mod strategies;
 
-pub use case::{Answer, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, Settings};
+pub use case::{Answer, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, NoAnswer, Settings};
 pub use error::Error;
 pub use file::{CaseFile, Reader};
 pub use recipe::Recipe;

@@ -3,8 +3,8 @@
 
 pub mod reference;
 
-use crate::algorithm::{ChannelOrder, Error, LabelBits, Storage};
-use crate::cases::{Answer, CalibrationCase, Case, RoundingModel};
+use crate::algorithm::{ChannelOrder, LabelBits, Storage};
+use crate::cases::{Answer, CalibrationCase, Case, NoAnswer, RoundingModel};
 
 pub use reference::Reference;
 
@@ -16,12 +16,17 @@ pub trait Subject {
     /// How it says it rounds (SPEC §5).
     fn rounding_model(&self) -> RoundingModel;
 
-    /// Mask and, where it computes attention, output of one case. Errors: what it refuses, and why.
-    fn answer(&mut self, case: &Case) -> Result<Answer, Error>;
+    /// Mask and, where it computes attention, output of one case.
+    fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer>;
 
-    /// Labels of one row (SPEC §2.5); `None` where it offers no such thing. Errors: what it refuses, and why.
-    fn labels(&mut self, row: &[f32], bits: LabelBits, storage: Storage) -> Option<Result<Vec<f32>, Error>>;
+    /// Labels of one row (SPEC §2.5); `None` where it offers no such thing.
+    fn labels(
+        &mut self,
+        row: &[f32],
+        bits: LabelBits,
+        storage: Storage,
+    ) -> Option<Result<Vec<f32>, NoAnswer>>;
 
-    /// A channel order (SPEC §4); `None` where it offers no such thing. Errors: what it refuses, and why.
-    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, Error>>;
+    /// A channel order (SPEC §4); `None` where it offers no such thing.
+    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>>;
 }

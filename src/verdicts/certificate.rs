@@ -130,7 +130,7 @@ impl<'a> ScoreBounds<'a> {
             let bits = settings.label_bits;
             head_labels(inputs, &case.channels, label_channels, bits, model.labels, head)
         });
-        let mut labels = labels.collect::<Result<Vec<_>, Error>>()?;
+        let mut labels = labels.collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>, Error>>()?;
         if settings.heads == HeadMode::SummedLabels {
             let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
                 let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();

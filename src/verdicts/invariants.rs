@@ -14,14 +14,14 @@ use crate::algorithm::maskers::Oracle;
 use crate::algorithm::{
     ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Masker,
 };
-use crate::cases::{Answer, Case, RoundingModel};
+use crate::cases::{Answer, Case, NoAnswer, RoundingModel};
 
 /// An implementation: how it rounds, and what it answers.
 pub struct Implementation<'a> {
     /// SPEC §5.
     pub model: RoundingModel,
     /// Mask and output of one case.
-    pub answer: &'a mut dyn FnMut(&Case) -> Result<Answer, Error>,
+    pub answer: &'a mut dyn FnMut(&Case) -> Result<Answer, NoAnswer>,
 }
 
 /// How one case went.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::output::{OutputVerdict, judge_output};
 use crate::algorithm::{Error, HeadMode, Mask, Row};
-use crate::cases::{Answer, Case, RoundingModel};
+use crate::cases::{Answer, Case, NoAnswer, RoundingModel};
 
 /// The verdict on one answer.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub enum Verdict {
         /// What it should have said.
         expected: Option<Error>,
     },
+    /// The implementation broke.
+    Failed(String),
     /// The case has a fault, but was answered.
     Accepted {
         /// What the implementation should have said.
@@ -35,7 +37,7 @@ impl Verdict {
         match self {
             Self::Judged(judgement) => judgement.conforms(),
             Self::RefusedRightly => true,
-            Self::RefusedWrongly { .. } | Self::Accepted { .. } => false,
+            Self::RefusedWrongly { .. } | Self::Failed(_) | Self::Accepted { .. } => false,
         }
     }
 
@@ -57,6 +59,7 @@ impl Verdict {
             Self::RefusedWrongly { found, expected: Some(expected) } => {
                 vec![format!("refused ({found}), expected the refusal: {expected}")]
             }
+            Self::Failed(problem) => vec![format!("failed: {problem}")],
             Self::Accepted { expected } => vec![format!("answered, expected the refusal: {expected}")],
             Self::Judged(judgement) => {
                 let masks = judgement.mask.divergences.iter().map(ToString::to_string);
@@ -212,13 +215,16 @@ impl std::fmt::Display for MaskDivergence {
 /// model, or the error with which the case must be refused.
 pub fn judge(
     case: &Case,
-    answer: &Result<Answer, Error>,
+    answer: &Result<Answer, NoAnswer>,
     model: RoundingModel,
     certificate: &Result<Certificate, Error>,
 ) -> Verdict {
     match (answer, certificate) {
-        (Err(found), Err(expected)) if same_kind(found, expected) => Verdict::RefusedRightly,
-        (Err(found), expected) => {
+        (Err(NoAnswer::Failed(problem)), _) => Verdict::Failed(problem.clone()),
+        (Err(NoAnswer::Refused(found)), Err(expected)) if same_kind(found, expected) => {
+            Verdict::RefusedRightly
+        }
+        (Err(NoAnswer::Refused(found)), expected) => {
             Verdict::RefusedWrongly { found: found.clone(), expected: expected.as_ref().err().cloned() }
         }
         (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
