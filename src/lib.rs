@@ -5,6 +5,8 @@
 //! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is. "SPEC" in the documentation
 //! is `docs/SPEC.md`, the contract that every implementation is checked against.
 
+#![deny(unsafe_code)]
+
 pub mod algorithm;
 pub mod cases;
 pub mod reports;

@@ -9,10 +9,11 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
-use crate::cases::bundled::{Found, checksums, sha256};
+use crate::cases::bundled::{Checksums, Found, sha256};
 use crate::cases::strategies::plans;
 use crate::cases::{
-    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, NoAnswer, Reader, RoundingModel,
+    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
+    RoundingModel,
 };
 use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
 use crate::subjects::Subject;
@@ -72,7 +73,7 @@ struct Run<'a> {
     findings: Vec<Finding>,
     bad_inputs: Vec<String>,
     notes: Vec<String>,
-    checksums: BTreeMap<std::path::PathBuf, BTreeMap<String, String>>,
+    checksums: Checksums,
 }
 
 /// How one case went.
@@ -95,7 +96,7 @@ impl<'a> Run<'a> {
             findings: Vec::new(),
             bad_inputs: Vec::new(),
             notes: Vec::new(),
-            checksums: BTreeMap::new(),
+            checksums: Checksums::default(),
         }
     }
 
@@ -126,12 +127,9 @@ impl<'a> Run<'a> {
     fn read(&mut self, found: &Found, reader: &mut Reader) -> Result<(CaseFile, Option<String>), Error> {
         let path = found.path();
         let bytes = std::fs::read(&path).map_err(|source| Error::Access { path: path.clone(), source })?;
-        if !self.checksums.contains_key(&found.root) {
-            self.checksums.insert(found.root.clone(), checksums(&found.root)?);
-        }
-        let recorded = self.checksums[&found.root].get(&found.name);
+        let recorded = self.checksums.recorded(&path)?;
         let sum = sha256(&bytes);
-        let changed = recorded.filter(|recorded| **recorded != sum).map(|recorded| {
+        let changed = recorded.filter(|recorded| *recorded != sum).map(|recorded| {
             format!(
                 "the file was changed since it was exported: SHA-256 {sum}, recorded {recorded} in SHA256SUMS"
             )
@@ -199,10 +197,10 @@ impl<'a> Run<'a> {
             let mut labels = row.to_vec();
             quantize_in_place(&mut labels, case.bits, case.storage).is_ok().then_some(labels)
         });
-        let lines = |case, answers: Vec<Option<Vec<f32>>>| -> Vec<String> {
-            judge_labels(case, &answers).iter().take(3).map(ToString::to_string).collect()
+        let lines = |case, answers: Vec<Option<Vec<f32>>>, rounding| -> Vec<String> {
+            judge_labels(case, &answers, rounding).iter().take(3).map(ToString::to_string).collect()
         };
-        tally.expectation = lines(case, reference.collect());
+        tally.expectation = lines(case, reference.collect(), LabelRounding::Exact);
         let mut answers = Vec::new();
         for row in case.rows.outer_iter() {
             match self.subject.labels(&row.to_vec(), case.bits, case.storage) {
@@ -213,8 +211,8 @@ impl<'a> Run<'a> {
                 Some(labels) => answers.push(labels.ok()),
             }
         }
-        tally.subject = lines(case, answers);
-        tally.bit_exact = tally.subject.is_empty();
+        tally.bit_exact = judge_labels(case, &answers, LabelRounding::Exact).is_empty();
+        tally.subject = lines(case, answers, self.subject.rounding_model().labels);
         tally
     }
 
@@ -292,15 +290,19 @@ fn judge_expectation(
     let before = match &certificate {
         Ok(certificate) => &certificate.before,
         Err(expected) => {
-            tally.expectation =
-                vec![Verdict::Accepted { expected: expected.clone() }.explanations().remove(0)];
+            let lines = Verdict::Accepted { expected: expected.clone() }.explanations();
+            (tally.expectation, tally.recorded) = recorded(lines, expectation.known_divergence.as_deref());
             return Err(());
         }
     };
     let (stored, lines) = match expectation.answer(before) {
         // Reading refuses files with an output but no mask.
         None => return Err(()),
-        Some(Err(wrong)) => (Err(()), vec![wrong]),
+        // A value that is no possible answer is a damaged file, never the recorded fault.
+        Some(Err(wrong)) => {
+            tally.expectation = vec![wrong];
+            return Err(());
+        }
         Some(Ok(answer)) => {
             let answer = Ok(answer);
             let verdict = judge(case, &answer, model, &certificate);

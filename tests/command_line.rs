@@ -35,7 +35,7 @@ fn verify_runs_from_any_folder_and_shows_a_table() {
     assert_eq!(output.status.code(), Some(0));
 }
 
-/// Copies one bundled file into a folder of its own, with its checksum, and changes one byte of it.
+/// Copies one bundled file into a folder of its own, with the list of checksums, and changes one byte of it.
 fn damaged(name: &str, position_from_end: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let (group, _) = name.split_once('/').unwrap();
@@ -44,7 +44,9 @@ fn damaged(name: &str, position_from_end: usize) -> tempfile::TempDir {
     let position = bytes.len() - 1 - position_from_end;
     bytes[position] ^= 1;
     std::fs::write(folder.path().join(name), bytes).unwrap();
-    std::fs::copy(golden("SHA256SUMS"), folder.path().join("SHA256SUMS")).unwrap();
+    let sums = std::fs::read_to_string(golden("SHA256SUMS")).unwrap();
+    let line = sums.lines().find(|line| line.ends_with(name)).unwrap();
+    std::fs::write(folder.path().join("SHA256SUMS"), format!("{line}\n")).unwrap();
     folder
 }
 
@@ -54,11 +56,25 @@ fn one_changed_byte_of_an_expectation_is_found() {
     // The data of the last tensor end the file, so these are bytes of expectations, low and high ones.
     for position in [0, 1, 2, 3, 4, 7, 64] {
         let folder = damaged(&name, position);
-        let output = run(&["verify", text(folder.path()), "--random-cases", "0"]);
-        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
-        assert!(stdout(&output).contains(&name), "{}", stdout(&output));
-        assert!(stdout(&output).contains("the stored expectation falls outside"), "{}", stdout(&output));
+        let file = folder.path().join(&name);
+        for path in [folder.path(), file.parent().unwrap(), &file] {
+            let output = run(&["verify", text(path), "--random-cases", "0"]);
+            assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+            assert!(stdout(&output).contains(name.rsplit_once('/').unwrap().1), "{}", stdout(&output));
+            assert!(stdout(&output).contains("the stored expectation falls outside"), "{}", stdout(&output));
+        }
     }
+}
+
+#[test]
+fn a_missing_file_is_noticed() {
+    let folder = damaged(&first_case("small"), 0);
+    let sums = folder.path().join("SHA256SUMS");
+    let text_of_sums = std::fs::read_to_string(&sums).unwrap();
+    std::fs::write(&sums, format!("{text_of_sums}{:064}  small/gone.safetensors\n", 0)).unwrap();
+    let output = run(&["verify", text(folder.path()), "--random-cases", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("small/gone.safetensors"));
 }
 
 fn first_case(group: &str) -> String {

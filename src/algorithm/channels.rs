@@ -207,7 +207,7 @@ pub fn ranges(numbers: impl IntoIterator<Item = usize>) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for number in numbers {
         match runs.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
             _ => runs.push((number, number)),
         }
     }
@@ -224,7 +224,12 @@ fn parse_key(key: &str) -> Result<Option<(usize, ChannelKind)>> {
     let malformed = || Error::Format(Detail::new("channel file key", format!("{key:?}"), expected));
     let rest = key.strip_prefix("model.layers.").ok_or_else(malformed)?;
     let (layer, rest) = rest.split_once('.').ok_or_else(malformed)?;
-    let layer = layer.parse().map_err(|_| malformed())?;
+    // Only the usual way to write a number, so that no two keys mean the same layer.
+    let number: usize = layer.parse().map_err(|_| malformed())?;
+    if number.to_string() != layer {
+        return Err(malformed());
+    }
+    let layer = number;
     let (_, kind) = rest.rsplit_once('.').ok_or_else(malformed)?;
     if IGNORED.contains(&kind) {
         return Ok(None);

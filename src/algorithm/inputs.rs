@@ -108,10 +108,10 @@ impl Inputs {
             check_values("attention_mask", mask, allowed, "0, a finite number or -inf")?;
         }
         if let Some(scaling) = parts.scaling
-            && !scaling.is_finite()
+            && !(scaling as f32).is_finite()
         {
             let found = format!("{scaling:?}");
-            return Err(Error::NotFinite(Detail::new("scaling", found, "a finite number")));
+            return Err(Error::NotFinite(Detail::new("scaling", found, "a number that is finite in f32")));
         }
         Ok(Self { parts, dims })
     }
@@ -195,6 +195,9 @@ impl Additive<'_> {
     }
 }
 
+/// Larger masks and outputs are refused rather than exhausting memory: 2^30 numbers, 4 GiB in f32.
+const LARGEST_TENSOR: usize = 1 << 30;
+
 fn check_shapes(parts: &InputParts) -> Result<Dims> {
     let shape = |field: &str, found: &[usize], expected: String| {
         Err(Error::Shape(Detail::new(field, format!("{found:?}"), expected)))
@@ -225,6 +228,13 @@ fn check_shapes(parts: &InputParts) -> Result<Dims> {
     }
     if dims.queries > dims.keys {
         return shape("q", q, format!("at most as many queries as the {} keys", dims.keys));
+    }
+    let (b, h, m, n) = dims.mask_shape();
+    for (field, size) in [("mask", n), ("output", dims.value_dim)] {
+        let length = [b, h, m, size].iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        if length.is_none_or(|length| length > LARGEST_TENSOR) {
+            return shape(field, &[b, h, m, size], "at most 2^30 numbers".into());
+        }
     }
     if let Some(mask) = &parts.attention_mask {
         check_broadcast("attention_mask", mask.shape(), dims)?;

@@ -23,6 +23,11 @@ impl Mask {
         Self { weights: Array4::ones(dims.mask_shape()) }
     }
 
+    /// Everything attended: keys attended before keep their weight, as maskers only ever add; the others get weight 1.
+    pub fn filled(&self) -> Self {
+        Self { weights: self.weights.mapv(|weight| if weight == 0.0 { 1.0 } else { weight }) }
+    }
+
     /// A mask from weights [b, h, m, n].
     ///
     /// Errors: [`Error::Shape`]; [`Error::Weight`] for a weight that is negative, NaN or infinite.

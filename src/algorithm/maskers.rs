@@ -16,7 +16,7 @@ use super::heavy_size::HeavySize;
 use super::inputs::{Dims, Inputs, Row};
 use super::labels::labels;
 use super::mask::Mask;
-use super::scores::Scores;
+use super::scores::{Scores, check_head_mode};
 use super::select::select;
 
 /// Something that adds attended keys to a mask.
@@ -150,10 +150,11 @@ pub fn double_sparsity(
     }
     let heavy_size = selection.heavy_size.resolve(dims.keys);
     if selection.dense_fallback && dims.keys - dims.queries <= heavy_size {
-        return Ok(Mask::full(&dims));
+        return Ok(previous.filled());
     }
+    check_head_mode(inputs, channels, label_channels, selection.heads)?;
     let labels = labels(inputs, channels, label_channels, selection.label_bits)?;
-    let scores = Scores::new(inputs, &labels, channels, selection.heads)?;
+    let scores = Scores::new(inputs, &labels, selection.heads);
     let row_keys = |row @ (b, head, i): Row| {
         let excluded = |key| match selection.heads {
             HeadMode::PerHead => previous.attends(b, head, i, key),
@@ -207,8 +208,8 @@ impl SparseAttention {
 
     /// The mask of one layer, starting from an earlier mask. Errors: those of the maskers.
     pub fn extend_mask(&self, inputs: &Inputs, layer: usize, previous: Mask) -> Result<Mask> {
-        if self.dense_layers.contains(&layer) && !previous.is_full() {
-            return Ok(Mask::full(&inputs.dims()));
+        if self.dense_layers.contains(&layer) {
+            return Ok(previous.filled());
         }
         self.maskers.iter().try_fold(previous, |mask, masker| masker.add_mask(inputs, layer, &mask))
     }

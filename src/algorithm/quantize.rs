@@ -21,7 +21,7 @@ pub struct Quantised {
 
 /// The steps of SPEC §2.5 up to the codes. `row` holds values of the storage type, at least one.
 ///
-/// Errors: [`Error::LabelRange`] where the range, its reciprocal or the scale overflows the storage type, so that
+/// Errors: [`Error::NotFinite`]; [`Error::LabelRange`] where the range, its reciprocal or the scale overflows the storage type, so that
 /// the author's code would produce NaN labels (SPEC D9).
 pub fn quantize(row: &[f32], bits: LabelBits, storage: Storage) -> Result<Quantised> {
     let (lo, scale) = scale(row, bits, storage)?;
@@ -30,8 +30,11 @@ pub fn quantize(row: &[f32], bits: LabelBits, storage: Storage) -> Result<Quanti
     Ok(Quantised { codes: row.iter().map(code).collect(), lo, scale })
 }
 
-/// lo and scale of a row. Errors: [`Error::LabelRange`].
+/// lo and scale of a row. Errors: [`Error::NotFinite`], [`Error::LabelRange`].
 fn scale(row: &[f32], bits: LabelBits, storage: Storage) -> Result<(f32, f32)> {
+    if let Some(x) = row.iter().find(|x| !x.is_finite()) {
+        return Err(Error::NotFinite(Detail::new("label row", format!("{x:?}"), "finite numbers")));
+    }
     let lo = row.iter().copied().fold(f32::INFINITY, f32::min);
     let hi = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let range = match storage.round(hi - lo) {

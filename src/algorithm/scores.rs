@@ -19,20 +19,13 @@ pub struct Scores<'a> {
 }
 
 impl<'a> Scores<'a> {
-    /// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive
-    /// mask that does.
-    pub fn new(
-        inputs: &'a Inputs,
-        labels: &'a Labels,
-        channels: &ChannelOrder,
-        mode: HeadMode,
-    ) -> Result<Self> {
+    /// The head mode must fit ([`check_head_mode`]).
+    pub fn new(inputs: &'a Inputs, labels: &'a Labels, mode: HeadMode) -> Self {
         let mut summed = Vec::new();
         if mode == HeadMode::SummedLabels {
-            check_shared(inputs, channels, labels.keys(0, 0).ncols())?;
             summed = (0..inputs.dims().batch).map(|b| labels.summed_over_heads(b)).collect();
         }
-        Ok(Self { inputs, labels, mode, summed })
+        Self { inputs, labels, mode, summed }
     }
 
     /// Scores of one row; in the two summed modes they are the same for every head. −∞ marks keys that A excludes.
@@ -76,7 +69,16 @@ impl<'a> Scores<'a> {
     }
 }
 
-fn check_shared(inputs: &Inputs, channels: &ChannelOrder, label_channels: usize) -> Result<()> {
+/// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive mask that does.
+pub fn check_head_mode(
+    inputs: &Inputs,
+    channels: &ChannelOrder,
+    label_channels: usize,
+    mode: HeadMode,
+) -> Result<()> {
+    if mode != HeadMode::SummedLabels {
+        return Ok(());
+    }
     if !channels.is_shared(label_channels) {
         return Err(Error::HeadMode(Detail::new(
             "heads",

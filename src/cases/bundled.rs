@@ -37,7 +37,7 @@ impl Found {
 
 /// The case files at `path`: itself, or every `*.safetensors` below it, sorted by name.
 ///
-/// Errors: [`Error::Access`]; [`Error::Format`] where there is none.
+/// Errors: [`Error::Access`]; [`Error::Format`] where there is none, or where one that `SHA256SUMS` lists is missing.
 pub fn find(path: &Path) -> Result<Vec<Found>> {
     let access = |source| Error::Access { path: path.to_owned(), source };
     if !std::fs::metadata(path).map_err(access)?.is_dir() {
@@ -48,6 +48,15 @@ pub fn find(path: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     collect(path, path, &mut found)?;
     found.sort();
+    let missing = |name: &&String| !found.iter().any(|found| found.name == **name);
+    if let Some(name) = read_checksums(path)?.keys().find(missing) {
+        let field = format!("{} of {}", name, path.join("SHA256SUMS").display());
+        return Err(Error::Format(crate::algorithm::Detail::new(
+            field,
+            "no such file",
+            "every file listed there",
+        )));
+    }
     if found.is_empty() {
         let detail = crate::algorithm::Detail::new(
             format!("folder {}", path.display()),
@@ -68,12 +77,17 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Found>) -> Result<()> {
         if entry.file_type().map_err(access)?.is_dir() {
             collect(root, &path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "safetensors") {
-            let below = path.strip_prefix(root).unwrap_or(&path);
-            let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
-            found.push(Found { root: root.to_owned(), name: parts.join("/") });
+            found.push(Found { root: root.to_owned(), name: name_below(root, &path) });
         }
     }
     Ok(())
+}
+
+/// The path of a file below a folder, with `/`.
+fn name_below(folder: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(folder).unwrap_or(path);
+    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
 }
 
 /// The SHA-256 of some bytes, in hexadecimal.
@@ -81,9 +95,33 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `SHA256SUMS` of a folder, by file name; empty where there is none. Errors: [`Error::Access`].
-pub fn checksums(root: &Path) -> Result<BTreeMap<String, String>> {
-    let path = root.join("SHA256SUMS");
+/// The checksums recorded in `SHA256SUMS` files, read once each.
+#[derive(Debug, Default)]
+pub struct Checksums {
+    folders: BTreeMap<PathBuf, BTreeMap<String, String>>,
+}
+
+impl Checksums {
+    /// The checksum recorded for a file in its own folder or one of the three above it, so that naming a single file or a
+    /// group finds it too. Errors: [`Error::Access`].
+    pub fn recorded(&mut self, path: &Path) -> Result<Option<String>> {
+        let path =
+            std::path::absolute(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
+        for folder in path.ancestors().skip(1).take(4) {
+            if !self.folders.contains_key(folder) {
+                self.folders.insert(folder.to_owned(), read_checksums(folder)?);
+            }
+            if let Some(sum) = self.folders[folder].get(&name_below(folder, &path)) {
+                return Ok(Some(sum.clone()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// `SHA256SUMS` of a folder, by file name; empty where there is none.
+fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let path = folder.join("SHA256SUMS");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),

@@ -12,8 +12,8 @@ use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Sink};
 use crate::algorithm::{
-    ChannelKind, ChannelOrder, Detail, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits, Mask,
-    Masker, Selection, SparseAttention, Storage,
+    ChannelKind, ChannelOrder, Detail, Dims, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits,
+    Mask, Masker, Selection, SparseAttention, Storage,
 };
 
 /// The JSON under the metadata key `case`.
@@ -227,6 +227,14 @@ pub struct Answer {
     pub mask: Mask,
     /// [b, h, m, dv], where the implementation computes attention.
     pub output: Option<Array4<f32>>,
+}
+
+impl Answer {
+    /// Whether mask and output have the shapes that a case of these sizes asks for.
+    pub fn fits(&self, dims: &Dims) -> bool {
+        let output = self.output.as_ref().is_none_or(|output| output.dim() == dims.output_shape());
+        output && self.mask.weights().dim() == dims.mask_shape()
+    }
 }
 
 /// Rows to be quantised and the labels some source gives for them.

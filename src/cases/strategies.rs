@@ -62,6 +62,8 @@ pub enum Additive {
     Excluding,
     /// −∞ everywhere for about a third of the queries.
     ExcludingRows,
+    /// The most negative finite number of the storage type at about a third of the keys, as some libraries mask.
+    Lowest,
 }
 
 /// The earlier mask P.
@@ -154,6 +156,7 @@ pub fn plans() -> impl Strategy<Value = Plan> {
             1 => Just(Additive::Finite),
             1 => Just(Additive::Excluding),
             1 => Just(Additive::ExcludingRows),
+            1 => Just(Additive::Lowest),
         ],
         prop_oneof![
             5 => Just(Previous::Absent),
@@ -285,6 +288,10 @@ impl Plan {
             Additive::Excluding => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
                 let excluded = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
                 if excluded { f32::NEG_INFINITY } else { 0.0 }
+            })),
+            Additive::Lowest => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
+                let masked = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
+                if masked { -self.storage.largest() as f32 } else { 0.0 }
             })),
             Additive::ExcludingRows => Some(Array4::from_shape_fn((1, 1, m, 1), |(_, _, i, _)| {
                 if words.word(i as u64).is_multiple_of(3) { f32::NEG_INFINITY } else { 0.0 }

@@ -2,11 +2,15 @@
 //! all of them.
 
 pub mod reference;
+#[cfg(feature = "torch")]
+pub mod torch;
 
 use crate::algorithm::{ChannelOrder, LabelBits, Storage};
 use crate::cases::{Answer, CalibrationCase, Case, NoAnswer, RoundingModel};
 
 pub use reference::Reference;
+#[cfg(feature = "torch")]
+pub use torch::Torch;
 
 /// An implementation of Double Sparsity.
 pub trait Subject {

@@ -15,7 +15,9 @@
 //! * **head sum** (SPEC §2.7): sums of h terms in f32 at least under γ_{h+2} (the two more allow a mean), rounded to the
 //!   kept type.
 //!
-//! A value whose magnitude can exceed the largest number of the kept type may be an infinity: its radius is infinite.
+//! A value that can lie beyond the largest number of the kept type may be an infinity of that sign, which leaves the other
+//! side of its interval as it is: a mask of the most negative number does not make a key a candidate for the largest score.
+//! Where an f32 sum of products can overflow on the way, both sides are open.
 
 use crate::algorithm::Storage;
 use crate::cases::{Accumulation, Kept, RoundingModel};
@@ -31,32 +33,45 @@ pub fn gamma(operations: usize, unit_roundoff: f64) -> f64 {
     if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY }
 }
 
+/// The absolute error that an underflow of a type can add: η.
+pub fn underflow(storage: Storage) -> f64 {
+    match storage {
+        // No processor flushes subnormal f16 numbers, so the error is half their spacing.
+        Storage::F16 => storage.smallest_subnormal() / 2.0,
+        Storage::F32 | Storage::Bf16 => storage.smallest_normal(),
+    }
+}
+
 /// A number known up to a radius.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Approximate {
     /// Recomputed in f64.
     pub value: f64,
-    /// How far a conforming implementation may be from it.
+    /// How far a conforming implementation may be from it, unless it overflows.
     pub radius: f64,
+    /// Whether an implementation may have −∞.
+    pub may_be_minus_infinity: bool,
+    /// Whether an implementation may have +∞.
+    pub may_be_plus_infinity: bool,
 }
 
 impl Approximate {
     /// What A excludes.
-    pub const EXCLUDED: Self = Self { value: f64::NEG_INFINITY, radius: 0.0 };
+    pub const EXCLUDED: Self = Self::new(f64::NEG_INFINITY, 0.0);
 
-    /// A number without error.
-    pub fn exact(value: f64) -> Self {
-        Self { value, radius: 0.0 }
+    /// A number up to a radius.
+    pub const fn new(value: f64, radius: f64) -> Self {
+        Self { value, radius, may_be_minus_infinity: false, may_be_plus_infinity: false }
     }
 
     /// The smallest value that an implementation may have.
     pub fn low(self) -> f64 {
-        if self.radius == f64::INFINITY { f64::NEG_INFINITY } else { self.value - self.radius }
+        if self.may_be_minus_infinity { f64::NEG_INFINITY } else { self.value - self.radius }
     }
 
     /// The largest value that an implementation may have.
     pub fn high(self) -> f64 {
-        self.value + self.radius
+        if self.may_be_plus_infinity { f64::INFINITY } else { self.value + self.radius }
     }
 
     fn magnitude(self) -> f64 {
@@ -64,7 +79,15 @@ impl Approximate {
     }
 
     fn widen(self, by: f64) -> Self {
-        Self { value: self.value, radius: self.radius + by }
+        Self { radius: self.radius + by, ..self }
+    }
+
+    fn open(self, minus: bool, plus: bool) -> Self {
+        Self {
+            may_be_minus_infinity: self.may_be_minus_infinity || minus,
+            may_be_plus_infinity: self.may_be_plus_infinity || plus,
+            ..self
+        }
     }
 }
 
@@ -98,21 +121,14 @@ impl Arithmetic {
 
     /// The absolute error that an underflow of the kept type can add.
     pub fn underflow(&self) -> f64 {
-        match self.kept {
-            // No processor flushes subnormal f16 numbers, so the error is half their spacing.
-            Storage::F16 => self.kept.smallest_subnormal() / 2.0,
-            Storage::F32 | Storage::Bf16 => self.kept.smallest_normal(),
-        }
+        underflow(self.kept)
     }
 
     /// One rounding to the kept type.
     pub fn round(&self, x: Approximate) -> Approximate {
         let rounded = x.widen(self.u() * x.magnitude() + self.underflow());
-        if rounded.magnitude() < self.kept.largest() {
-            rounded
-        } else {
-            Approximate { value: x.value, radius: f64::INFINITY }
-        }
+        let largest = self.kept.largest();
+        rounded.open(rounded.value - rounded.radius < -largest, rounded.value + rounded.radius > largest)
     }
 
     /// A sum of `terms` products, `value` in f64, the sum of their magnitudes, and the error they carry already.
@@ -121,12 +137,16 @@ impl Arithmetic {
         let relative = gamma(terms, self.accumulation) + exactness;
         let underflow = terms as f64 * Storage::F32.smallest_normal();
         let radius = carried + relative * (magnitude + carried) + underflow;
-        self.round(Approximate { value, radius })
+        // In the worst order all products of one sign come first.
+        let overflows = self.accumulation == U32 && magnitude + radius > Storage::F32.largest();
+        self.round(Approximate::new(value, radius).open(overflows, overflows))
     }
 
     /// Multiplication or division by a number that is itself known up to rounding to f32.
     pub fn scale(&self, x: Approximate, factor: f64) -> Approximate {
-        let scaled = Approximate { value: x.value * factor, radius: x.radius * factor.abs() };
+        let (minus, plus) = (x.may_be_minus_infinity, x.may_be_plus_infinity);
+        let (minus, plus) = if factor < 0.0 { (plus, minus) } else { (minus, plus) };
+        let scaled = Approximate::new(x.value * factor, x.radius * factor.abs()).open(minus, plus);
         self.round(scaled.widen(gamma(3, U32) * scaled.magnitude()))
     }
 
@@ -138,10 +158,13 @@ impl Arithmetic {
         if mask == 0.0 {
             return x;
         }
+        // A beyond the kept type becomes an infinity when it is cast.
         let stored = f64::from(self.kept.round(mask));
         let mask = f64::from(mask);
-        let cast = if stored == mask { 0.0 } else { (stored - mask).abs() };
-        self.round(Approximate { value: x.value + mask, radius: x.radius + cast })
+        let cast = if stored.is_finite() { (stored - mask).abs() } else { 0.0 };
+        let cast_opens = (stored == f64::NEG_INFINITY, stored == f64::INFINITY);
+        let sum = Approximate { value: x.value + mask, radius: x.radius + cast, ..x };
+        self.round(sum.open(cast_opens.0, cast_opens.1))
     }
 
     /// A sum over heads, in f32 at least.
@@ -153,6 +176,10 @@ impl Arithmetic {
         let magnitude: f64 = parts.iter().map(|part| part.magnitude()).sum();
         let carried: f64 = parts.iter().map(|part| part.radius).sum();
         let rounding = gamma(parts.len() + 2, U32) * magnitude;
-        self.round(Approximate { value, radius: carried + rounding })
+        let overflows = magnitude + rounding > Storage::F32.largest();
+        let minus = overflows || parts.iter().any(|part| part.may_be_minus_infinity);
+        let plus = overflows || parts.iter().any(|part| part.may_be_plus_infinity);
+        // Infinities of both signs add to NaN, which may rank anywhere.
+        self.round(Approximate::new(value, carried + rounding).open(minus, plus))
     }
 }

@@ -42,6 +42,10 @@ pub fn judge_order(case: &CalibrationCase, order: &ChannelOrder) -> Result<Optio
         let expected = format!("[{}, {}]", sum.nrows(), sum.ncols());
         return Err(Error::ChannelRows(crate::algorithm::Detail::new("channels", found, expected)));
     }
+    if let Some(channel) = order.rows().iter().flatten().find(|&&channel| channel >= sum.ncols()) {
+        let expected = format!("below the head dimension {}", sum.ncols());
+        return Err(Error::ChannelRange(crate::algorithm::Detail::new("channels", channel, expected)));
+    }
     let tokens = case.blocks.iter().map(|block| match block {
         BlockActivations::One(x) => x.len() / (x.shape()[1] * x.shape()[3]),
         BlockActivations::Pair { q, .. } => q.len() / (q.shape()[1] * q.shape()[3]),

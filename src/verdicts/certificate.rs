@@ -204,6 +204,8 @@ impl<'a> ScoreBounds<'a> {
                 carried += q[j].abs() * rk + rq * k[j].abs() + rq * rk;
             }
         }
+        // A label that may be an infinity may make any score, NaN included.
+        let carried = if carried.is_nan() { f64::INFINITY } else { carried };
         self.arithmetic.sum_of_products(self.label_channels, value, magnitude, carried)
     }
 }
@@ -227,14 +229,14 @@ fn summed_labels(heads: &[&AllowedLabels], arithmetic: Arithmetic) -> AllowedLab
     let mut values = ndarray::Array2::zeros(shape);
     let mut radii = ndarray::Array2::zeros(shape);
     for index in ndarray::indices(shape) {
-        let part = |head: &&AllowedLabels| Approximate {
-            value: head.values[index],
-            radius: head.radii.as_ref().map_or(0.0, |radii| radii[index]),
+        let part = |head: &&AllowedLabels| {
+            Approximate::new(head.values[index], head.radii.as_ref().map_or(0.0, |radii| radii[index]))
         };
         let parts: Vec<_> = heads.iter().map(part).collect();
         let sum = arithmetic.sum_over_heads(&parts);
+        let overflows = sum.may_be_minus_infinity || sum.may_be_plus_infinity;
         values[index] = sum.value;
-        radii[index] = sum.radius;
+        radii[index] = if overflows { f64::INFINITY } else { sum.radius };
     }
     AllowedLabels { values, radii: Some(radii) }
 }

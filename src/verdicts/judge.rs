@@ -156,10 +156,14 @@ pub enum MaskFault {
         /// At most.
         most: usize,
     },
-    /// The mask must be full (SPEC §2.2).
+    /// The mask must be full (SPEC §2.2), with weight 1 where no earlier masker gave another.
     NotFull {
-        /// The first key missing.
+        /// The first key at fault.
         key: usize,
+        /// Its weight.
+        found: f32,
+        /// The weight it should have.
+        expected: f32,
     },
     /// In a summed mode, the selection is not that of head 0.
     HeadsDiffer {
@@ -199,7 +203,9 @@ impl std::fmt::Display for MaskDivergence {
             MaskFault::Count { found, fewest, most } => {
                 write!(f, "{found} keys selected, expected {fewest} to {most}")
             }
-            MaskFault::NotFull { key } => write!(f, "key {key} is not attended, expected a full mask"),
+            MaskFault::NotFull { key, found, expected } => {
+                write!(f, "key {key} has weight {found}, expected a full mask and weight {expected}")
+            }
             MaskFault::HeadsDiffer { key } => write!(f, "key {key} is selected differently than in head 0"),
         }?;
         match self.evidence {
@@ -228,6 +234,9 @@ pub fn judge(
             Verdict::RefusedWrongly { found: found.clone(), expected: expected.as_ref().err().cloned() }
         }
         (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
+        (Ok(answer), Ok(_)) if !answer.fits(&case.inputs.dims()) => {
+            Verdict::Failed("mask or output of another shape than [b, h, m, n] and [b, h, m, dv]".into())
+        }
         (Ok(answer), Ok(certificate)) => {
             let mask = judge_mask(case, certificate, &answer.mask, model);
             let output = answer.output.as_ref().map(|output| judge_output(case, &answer.mask, output, model));
@@ -247,7 +256,7 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
     let rows: Vec<_> = dims.rows().collect();
     let fault = |(index, &row): (usize, &Row)| {
         let fault = match &certificate.rows {
-            None => not_full(mask, row),
+            None => not_full(&certificate.before, mask, row),
             Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
                 let summed = case.settings.heads != HeadMode::PerHead;
                 if summed { heads_differ(&certificate.before, mask, row) } else { None }
@@ -268,11 +277,15 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
     MaskVerdict { rows: rows.len(), open: certificate.open(), wrong_rows, divergences }
 }
 
-fn not_full(mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {
+fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {
     let keys = mask.weights().dim().3;
-    (0..keys).find_map(|key| match mask.weight(b, head, query, key) {
-        0.0 => Some(MaskFault::NotFull { key }),
-        _ => None,
+    (0..keys).find_map(|key| {
+        let found = mask.weight(b, head, query, key);
+        let expected = match before.weight(b, head, query, key) {
+            0.0 => 1.0,
+            weight => weight,
+        };
+        (found != expected).then_some(MaskFault::NotFull { key, found, expected })
     })
 }
 

@@ -3,7 +3,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::bounds::{Approximate, U32, gamma};
+use super::bounds::{Approximate, U32, gamma, underflow};
 use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
 use crate::cases::{LabelCase, LabelRounding};
@@ -46,13 +46,13 @@ pub fn allowed_labels(
     Ok(AllowedLabels { values, radii })
 }
 
-/// The hull of the labels that any order of the operations of SPEC §2.5 may give, each rounded at most once to the
-/// storage type.
+/// The hull of the labels that any order of the operations of SPEC §2.5 may give, each rounded at most once to the storage
+/// type.
 ///
-/// With u the unit roundoff, t = (x − lo)·(2^B − 1)/range carries the roundings of the subtraction, the range, the
-/// quotient or the reciprocal and product, and the final product: at most five, so |t̃ − t| ≤ γ_5·t, and a code c is
-/// possible where |c − t| ≤ 1/2 + γ_5·t. The label c·range/(2^B − 1) + lo carries four more on the product and one on
-/// the sum.
+/// With u the unit roundoff, t = (x − lo)·(2^B − 1)/range carries the roundings of the subtraction, the range, the quotient or
+/// the reciprocal and product, and the final product: at most five, so |t̃ − t| ≤ γ_5·t, and a code c is possible where
+/// |c − t| ≤ 1/2 + γ_5·t. The label c·range/(2^B − 1) + lo carries four more on the product and one on the sum. The reciprocal
+/// of a large range may be subnormal and is then off by up to η absolutely, η·range relatively.
 fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approximate> {
     let lo = f64::from(row.iter().copied().fold(f32::INFINITY, f32::min));
     let hi = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
@@ -60,20 +60,26 @@ fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approxi
     let largest = f64::from(storage.round(bits.largest_code()));
     let step = range / f64::from(bits.largest_code());
     let u = storage.unit_roundoff().max(U32);
+    let reciprocal = underflow(storage) * range;
+    // Relative errors of scale and of its inverse; where the reciprocal may vanish, nothing is known of the codes.
+    let (scale_error, step_error) = if reciprocal < 0.5 {
+        (gamma(5, u) + 2.0 * reciprocal, gamma(4, u) + 2.0 * reciprocal)
+    } else {
+        (f64::INFINITY, f64::INFINITY)
+    };
     let label = |&x: &f32| {
         let steps = (f64::from(x) - lo) / step;
-        let slack = 0.5 + gamma(5, u) * steps;
+        let slack = 0.5 + if steps == 0.0 { 0.0 } else { scale_error * steps };
         let lowest = (steps - slack).ceil().clamp(0.0, largest);
         let highest = (steps + slack).floor().clamp(lowest, largest);
         let error = |code: f64| {
             let product = code * step;
-            gamma(4, u) * product
-                + u * ((product + lo).abs() + gamma(4, u) * product)
-                + storage.smallest_normal()
+            let moved = if code == 0.0 { 0.0 } else { step_error * product };
+            moved + u * ((product + lo).abs() + moved) + storage.smallest_normal()
         };
         let low = lowest * step + lo - error(lowest);
         let high = highest * step + lo + error(highest);
-        Approximate { value: (low + high) / 2.0, radius: (high - low) / 2.0 * (1.0 + 1e-15) }
+        Approximate::new((low + high) / 2.0, (high - low) / 2.0 * (1.0 + 1e-15))
     };
     row.iter().map(label).collect()
 }
@@ -121,23 +127,40 @@ impl std::fmt::Display for LabelDivergence {
     }
 }
 
-/// Compares labels that an implementation gives for the rows of a case with those the case holds, bit for bit; a row
-/// without finite labels must be refused. `answers` holds one entry per row, `None` where it was refused.
-pub fn judge_labels(case: &LabelCase, answers: &[Option<Vec<f32>>]) -> Vec<LabelDivergence> {
+/// Compares labels that an implementation gives for the rows of a case: bit for bit with those the case holds where it
+/// declares exact labels, with the allowed ones where it declares rounded labels; a row without finite labels must be
+/// refused. `answers` holds one entry per row, `None` where it was refused.
+pub fn judge_labels(
+    case: &LabelCase,
+    answers: &[Option<Vec<f32>>],
+    rounding: LabelRounding,
+) -> Vec<LabelDivergence> {
     let mut wrong = Vec::new();
     for (index, (row, answer)) in case.rows.outer_iter().zip(answers).enumerate() {
-        let expected = case.labels.as_ref().map(|labels| labels.row(index).to_vec());
+        let stored = case.labels.as_ref().map(|labels| labels.row(index).to_vec());
+        let allowed: Option<Vec<(f32, f32)>> = stored.map(|stored| match rounding {
+            LabelRounding::Exact => stored.iter().map(|&label| (label, label)).collect(),
+            LabelRounding::Rounded => rounded_labels(&row.to_vec(), case.bits, case.storage)
+                .iter()
+                .map(|label| (label.low() as f32, label.high() as f32))
+                .collect(),
+        });
         let at = |column: usize| LabelDivergence {
             index: (index, column),
             x: row[column],
             found: answer.as_ref().and_then(|labels| labels.get(column).copied()),
-            allowed: expected.as_ref().map(|labels| (labels[column], labels[column])),
+            allowed: allowed.as_ref().map(|allowed| allowed[column]),
         };
-        match (answer, &expected) {
+        match (answer, &allowed) {
             (None, None) => {}
-            (Some(found), Some(expected)) if found.len() == expected.len() => {
-                let differs = |&column: &usize| found[column].to_bits() != expected[column].to_bits();
-                wrong.extend((0..expected.len()).find(differs).map(at));
+            (Some(found), Some(allowed)) if found.len() == allowed.len() => {
+                let differs = |&column: &usize| match rounding {
+                    LabelRounding::Exact => found[column].to_bits() != allowed[column].0.to_bits(),
+                    LabelRounding::Rounded => {
+                        !(allowed[column].0..=allowed[column].1).contains(&found[column])
+                    }
+                };
+                wrong.extend((0..allowed.len()).find(differs).map(at));
             }
             _ => wrong.push(at(0)),
         }

@@ -5,27 +5,33 @@
 //! An implementation has
 //!
 //! * logits off by δ_j: the bounds of `bounds` for d products, the scaling and A;
-//! * differences w − max rounded, which moves the exponent by at most u·|w − max| for each of two roundings (the second
-//!   covers exp computed as exp2 of a product); its max may be taken over all keys or over the attended ones;
+//! * differences w − max rounded, which moves the exponent by at most u·|w − max| for each of three roundings (the others
+//!   cover exp computed as exp2 of a product with a rounded constant); its max may be taken over all keys or over the attended
+//!   ones;
 //! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions), the division by the weight,
 //!   and in the storage model three roundings to the storage type: together a relative error ρ;
-//! * underflow: an absolute error η in e_j, where exp is taken relative to the largest logit of all keys.
+//! * underflow: an absolute error η/weight_j in e_j, where exp is taken relative to the largest logit of all keys.
 //!
-//! So its e_j is e_j(1 + ε_j) + a_j with |ε_j| ≤ r_j = e^δ_j(1 + ρ) − 1 and |a_j| ≤ a = η·exp(max over all − max) / Σe
-//! relative to the sum. With q_j = p_j·r_j + a and Q = Σ q_j < 1, and because Σ p_j (v_j − o) = 0,
+//! So its e_j is e_j(1 + ε_j) + a_j with |ε_j| ≤ r_j = e^δ_j(1 + ρ) − 1 and |a_j| ≤ η·s/weight_j, s = exp(max over all −
+//! max)/Σe, relative to the sum. A logit that may be −∞ may lose its weight: r_j is at least 1. With q_j = p_j·r_j + a_j and
+//! Q = Σ q_j < 1, and because Σ p_j (v_j − o) = 0,
 //!
 //! > |Σ p̃_j v_j − o| ≤ Σ q_j |v_j − o| / (1 − Q),
 //!
 //! and never more than max |v_j − o|, as any weights ≥ 0 give a mean of the v_j. (That is the e^2δ of SPEC §5, sharpened
 //! by taking differences from o.) With S = Σ p̃_j|v_j| ≤ Σ p_j|v_j| + Σ (q_j + Q·p_j)|v_j| / (1 − Q), the roundings that
 //! follow add: the sum of N terms e_j, γ_N·S; the sum of N products, γ_N·S; two divisions, 2u·S; in the storage model
-//! five roundings to the storage type (weights, numerator, denominator, quotient, output), 5u·S, and η·(Σ|v_j| + 1) for
-//! weights that underflow. Where a logit may overflow the kept type, nothing can be said about the row.
+//! five roundings to the storage type (weights, numerator, denominator, quotient, output), 5u·S, with underflow of weights,
+//! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |o|), and of the output, η. In the f32 model the output is still a tensor
+//! that may have the storage type: one rounding.
+//!
+//! Nothing can be said of a row where a logit may be +∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
+//! largest number of the kept type.
 
 use ndarray::Array4;
 use rayon::prelude::*;
 
-use super::bounds::{Approximate, Arithmetic, U32, U64, gamma};
+use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
 use crate::algorithm::{Mask, Row, Storage};
 use crate::cases::{Case, Kept, RoundingModel};
 
@@ -92,7 +98,8 @@ fn judge_row(
         let found = f64::from(found);
         let error = (found - expected.value).abs();
         let share = if error == 0.0 { 0.0 } else { error / expected.radius };
-        if expected.radius > 0.0 {
+        // A row of zeros has no size to compare its bound with.
+        if largest > 0.0 || expected.radius == f64::INFINITY {
             verdict.widest_bound = verdict.widest_bound.max(expected.radius / largest);
         }
         // An infinity or NaN is right only where the model lets a logit overflow: the output is a mean of finite numbers.
@@ -128,7 +135,7 @@ fn expected_row(
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
     if attended.is_empty() {
-        return vec![Approximate::exact(0.0); values.ncols()];
+        return vec![Approximate::new(0.0, 0.0); values.ncols()];
     }
     let arithmetic = Arithmetic::new(model, inputs.storage());
     let q: Vec<f64> = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
@@ -138,41 +145,49 @@ fn expected_row(
     let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
     let over_all = (0..inputs.dims().keys)
         .filter(|&key| additive.at(key) > f32::NEG_INFINITY)
-        .map(|key| exact_logit(&q, keys.row(key), inputs.scaling(), additive.at(key)))
+        .map(|key| logit(key).high())
         .fold(max, f64::max);
-    let widest = logits.iter().map(|w| w.radius).fold(0.0, f64::max);
-    if widest == f64::INFINITY {
-        let unbounded = Approximate { value: 0.0, radius: f64::INFINITY };
-        return vec![unbounded; values.ncols()];
+    let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
+    if over_all == f64::INFINITY {
+        return unbounded();
     }
+    // Of keys that weigh anything; one that may be −∞ has no say in the maximum.
+    let widest = logits.iter().filter(|w| !w.may_be_minus_infinity).map(|w| w.radius).fold(0.0, f64::max);
 
-    let (u, underflow) = match model.kept {
-        Kept::F32 => (0.0, Storage::F32.smallest_normal()),
+    let (u, eta) = match model.kept {
+        Kept::F32 => (0.0, underflow(Storage::F32)),
         Kept::Storage => (arithmetic.u(), arithmetic.underflow()),
     };
     let rho = gamma(6, U32) + gamma(3, u);
-    let e: Vec<f64> = logits
-        .iter()
-        .zip(&attended)
-        .map(|(w, &(_, weight))| (w.value - max).exp() / f64::from(weight))
-        .collect();
+    let weight = |j: usize| f64::from(attended[j].1);
+    let e: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
     let total: f64 = e.iter().sum();
-    let absolute = underflow * (over_all - max + widest).exp() / total;
-    let relative: Vec<f64> = logits
-        .iter()
-        .map(|w| {
-            let spread = over_all - w.value + w.radius + widest;
-            let exponent = w.radius + spread * (2.0 * U32 + u);
-            exponent.exp_m1() + exponent.exp() * rho
-        })
-        .collect();
+    let scale = eta * (over_all - max + widest).exp() / total;
     let p: Vec<f64> = e.iter().map(|e| e / total).collect();
-    let moved: Vec<f64> = p.iter().zip(&relative).map(|(p, r)| p * r + absolute).collect();
-    let moved_sum: f64 = moved.iter().sum();
-
+    let moved = |j: usize| {
+        let w = logits[j];
+        let radius = if w.may_be_minus_infinity { 0.0 } else { w.radius };
+        let spread = over_all - w.value + radius + widest;
+        let exponent = radius + spread * (3.0 * U32 + u);
+        let relative = exponent.exp_m1() + exponent.exp() * rho;
+        let relative = if w.may_be_minus_infinity { relative.max(1.0) } else { relative };
+        // 0 · ∞: a key without weight stays without.
+        let relative = if p[j] == 0.0 { 0.0 } else { p[j] * relative };
+        relative + scale / weight(j)
+    };
     let n = attended.len();
+    let moved: Vec<f64> = (0..n).map(moved).collect();
+    let moved_sum: f64 = moved.iter().sum();
+    let vanishing: f64 = (0..n).map(|j| scale / weight(j)).sum();
+    if vanishing >= 1.0 {
+        return unbounded();
+    }
     let own = gamma(n + q.len() + 16, U64) * (1.0 + over_all.abs() + max.abs());
     let sums = gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own;
+    let output_type = match model.kept {
+        Kept::F32 => inputs.storage(),
+        Kept::Storage => arithmetic.kept,
+    };
     (0..values.ncols())
         .map(|dim| {
             let v = |index: usize| f64::from(values[[attended[index].0, dim]]);
@@ -193,34 +208,17 @@ fn expected_row(
             } else {
                 (farthest, largest)
             };
-            Approximate { value, radius: shift + sums * size + underflow * (plain + 1.0) }
+            if 1.01 * total * size.max(1.0) * (1.0 + moved_sum) > arithmetic.kept.largest() {
+                return Approximate::new(value, f64::INFINITY);
+            }
+            let rounded = sums * size + eta * plain + scale * (1.0 + value.abs());
+            let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
+            Approximate::new(value, shift + rounded + last)
         })
         .collect()
 }
 
-fn exact_logit(q: &[f64], k: ndarray::ArrayView1<f32>, scaling: f64, additive: f32) -> f64 {
-    let dot = match k.as_slice() {
-        Some(k) => dot(q, k),
-        None => q.iter().zip(k).map(|(q, &k)| q * f64::from(k)).sum(),
-    };
-    dot * scaling + f64::from(additive)
-}
-
-/// Eight partial sums, so that the compiler can use vector registers: this runs over every key of a row.
-fn dot(q: &[f64], k: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let (q_chunks, q_rest) = q.as_chunks::<LANES>();
-    let (k_chunks, k_rest) = k.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (q, k) in q_chunks.iter().zip(k_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += q[lane] * f64::from(k[lane]);
-        }
-    }
-    let rest: f64 = q_rest.iter().zip(k_rest).map(|(q, &k)| q * f64::from(k)).sum();
-    sums.iter().sum::<f64>() + rest
-}
-
+/// A logit with its radius.
 fn logit(
     arithmetic: &Arithmetic,
     q: &[f64],
@@ -228,12 +226,32 @@ fn logit(
     scaling: f64,
     additive: f32,
 ) -> Approximate {
-    let (mut value, mut magnitude) = (0.0, 0.0);
-    for (q, &k) in q.iter().zip(k) {
-        let product = q * f64::from(k);
-        value += product;
-        magnitude += product.abs();
-    }
+    let (value, magnitude) = match k.as_slice() {
+        Some(k) => dot(q, k),
+        None => dot(q, &k.to_vec()),
+    };
     let dot = arithmetic.sum_of_products(q.len(), value, magnitude, 0.0);
     arithmetic.add_mask(arithmetic.scale(dot, scaling), additive)
+}
+
+/// Σ q·k and Σ |q·k|, in eight partial sums each so that the compiler can use vector registers: this runs over every key of
+/// a row.
+fn dot(q: &[f64], k: &[f32]) -> (f64, f64) {
+    const LANES: usize = 8;
+    let (q_chunks, q_rest) = q.as_chunks::<LANES>();
+    let (k_chunks, k_rest) = k.as_chunks::<LANES>();
+    let (mut sums, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+    for (q, k) in q_chunks.iter().zip(k_chunks) {
+        for lane in 0..LANES {
+            let product = q[lane] * f64::from(k[lane]);
+            sums[lane] += product;
+            magnitudes[lane] += product.abs();
+        }
+    }
+    for (lane, (q, &k)) in q_rest.iter().zip(k_rest).enumerate() {
+        let product = q * f64::from(k);
+        sums[lane] += product;
+        magnitudes[lane] += product.abs();
+    }
+    (sums.iter().sum(), magnitudes.iter().sum())
 }

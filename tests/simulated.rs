@@ -1,0 +1,204 @@
+//! The bounds against real arithmetic: implementations that round as SPEC §5 lets them must conform on every random case. They
+//! share the reference's labels and nothing else: scores are summed in f32 and kept in f32 or in the storage type, the softmax
+//! takes its maximum over all keys or over the attended ones.
+
+mod support;
+
+use doublecheck::algorithm::labels::{Labels, labels};
+use doublecheck::algorithm::quantize::quantize_in_place;
+use doublecheck::algorithm::select::select as select_keys;
+use doublecheck::algorithm::{HeadMode, LabelBits, Mask, Row, Storage};
+use doublecheck::cases::strategies::plans;
+use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, NoAnswer, RoundingModel};
+use doublecheck::subjects::{Reference, Subject};
+use doublecheck::verdicts::invariants::{INVARIANTS, Implementation};
+use doublecheck::verdicts::labels::allowed_labels;
+use ndarray::{Array2, Array4, ArrayView1};
+use proptest::prelude::*;
+use proptest::sample::select;
+use support::proptest_config;
+
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/simulated.txt");
+
+/// An implementation that rounds to a type after each operation.
+#[derive(Debug, Clone, Copy)]
+struct Simulated {
+    kept: Kept,
+    max_over_all: bool,
+    output_in_storage: bool,
+}
+
+impl Simulated {
+    fn model(self) -> RoundingModel {
+        RoundingModel { labels: LabelRounding::Exact, kept: self.kept, accumulation: Accumulation::F32 }
+    }
+
+    fn answer(self, case: &Case) -> Result<Answer, NoAnswer> {
+        let kept = match self.kept {
+            Kept::F32 => Storage::F32,
+            Kept::Storage => case.inputs.storage(),
+        };
+        // What must be refused and what must be full are not a matter of rounding.
+        let reference = Reference.answer(case)?;
+        let before = case.mask_before()?;
+        let (dims, settings) = (case.inputs.dims(), &case.settings);
+        let heavy_size = settings.heavy_size.resolve(dims.keys);
+        let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
+        let mask = if before.is_full() || short { reference.mask } else { self.mask(case, &before, kept)? };
+        let mut output = Array4::zeros(dims.output_shape());
+        for row @ (b, head, i) in dims.rows() {
+            let values = self.output_row(case, &mask, kept, row);
+            output.slice_mut(ndarray::s![b, head, i, ..]).assign(&ndarray::arr1(&values));
+        }
+        Ok(Answer { mask, output: Some(output) })
+    }
+
+    fn mask(self, case: &Case, before: &Mask, kept: Storage) -> Result<Mask, NoAnswer> {
+        let (inputs, dims, mode) = (&case.inputs, case.inputs.dims(), case.settings.heads);
+        let label_channels = case.settings.group_factor.label_channels(dims.head_dim)?;
+        let labels = labels(inputs, &case.channels, label_channels, case.settings.label_bits)?;
+        let heavy_size = case.settings.heavy_size.resolve(dims.keys);
+        let mut mask = before.clone();
+        for row @ (b, head, i) in dims.rows() {
+            let scores = match mode {
+                HeadMode::PerHead => head_scores(case, &labels, kept, row),
+                HeadMode::SummedScores => {
+                    let mut sum = vec![0.0f32; dims.keys];
+                    for head in 0..dims.heads {
+                        let scores = head_scores(case, &labels, kept, (b, head, i));
+                        sum.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
+                    }
+                    sum.into_iter().map(|x| kept.round(x)).collect()
+                }
+                HeadMode::SummedLabels => {
+                    let sum = |label: &dyn Fn(usize) -> Vec<f32>| -> Vec<f32> {
+                        let mut sum = vec![0.0f32; label_channels];
+                        (0..dims.heads)
+                            .for_each(|head| sum.iter_mut().zip(label(head)).for_each(|(sum, x)| *sum += x));
+                        sum.into_iter().map(|x| kept.round(x)).collect()
+                    };
+                    let q = sum(&|head| labels.queries(b, head).row(i).to_vec());
+                    let additive = inputs.additive(b, 0, i);
+                    let score = |key: usize| {
+                        let k = sum(&|head| labels.keys(b, head).row(key).to_vec());
+                        score(&q, ArrayView1::from(&k), additive.at(key), kept)
+                    };
+                    (0..dims.keys).map(score).collect()
+                }
+            };
+            let excluded = |key| match mode {
+                HeadMode::PerHead => before.attends(b, head, i, key),
+                _ => (0..dims.heads).any(|head| before.attends(b, head, i, key)),
+            };
+            // A score that overflows to −∞ is no candidate; NaN ranks last.
+            let rank = |score: f32| if score.is_nan() { f64::NEG_INFINITY } else { f64::from(score) };
+            let scores: Vec<f64> = scores.into_iter().map(rank).collect();
+            mask.add(row, select_keys(&scores, excluded, heavy_size));
+        }
+        Ok(mask)
+    }
+
+    fn output_row(self, case: &Case, mask: &Mask, kept: Storage, row @ (b, head, i): Row) -> Vec<f32> {
+        let inputs = &case.inputs;
+        let (q, k, v) = (inputs.queries(b, head), inputs.keys(b, head), inputs.values(b, head));
+        let additive = inputs.additive(b, head, i);
+        let logit = |key: usize| {
+            let dot = kept.round(dot(&q.row(i).to_vec(), k.row(key)));
+            add_mask(kept.round(dot * inputs.scaling() as f32), additive.at(key), kept)
+        };
+        let attended: Vec<(usize, f32)> =
+            mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
+        if attended.is_empty() {
+            return vec![0.0; v.ncols()];
+        }
+        let over: Vec<usize> = if self.max_over_all {
+            (0..inputs.dims().keys).collect()
+        } else {
+            attended.iter().map(|&(key, _)| key).collect()
+        };
+        let max = over.into_iter().map(logit).fold(f32::NEG_INFINITY, f32::max);
+        let e: Vec<f32> = attended
+            .iter()
+            .map(|&(key, weight)| kept.round(kept.round(kept.round(logit(key) - max).exp()) / weight))
+            .collect();
+        let total = kept.round(e.iter().sum());
+        (0..v.ncols())
+            .map(|dim| {
+                let sum: f32 = e.iter().zip(&attended).map(|(e, &(key, _))| e * v[[key, dim]]).sum();
+                let output = kept.round(kept.round(sum) / total);
+                if self.output_in_storage { inputs.storage().round(output) } else { output }
+            })
+            .collect()
+    }
+}
+
+fn head_scores(case: &Case, labels: &Labels, kept: Storage, (b, head, i): Row) -> Vec<f32> {
+    let q = labels.queries(b, head).row(i).to_vec();
+    let additive = case.inputs.additive(b, head, i);
+    let keys = labels.keys(b, head).outer_iter().enumerate();
+    keys.map(|(key, k)| score(&q, k, additive.at(key), kept)).collect()
+}
+
+fn dot(q: &[f32], k: ArrayView1<f32>) -> f32 {
+    q.iter().zip(k).map(|(q, k)| q * k).sum()
+}
+
+fn score(q: &[f32], k: ArrayView1<f32>, additive: f32, kept: Storage) -> f32 {
+    let score = kept.round(kept.round(dot(q, k)) / (q.len() as f32).sqrt());
+    add_mask(score, additive, kept)
+}
+
+fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
+    match additive {
+        0.0 => score,
+        f32::NEG_INFINITY => f32::NEG_INFINITY,
+        additive => kept.round(score + kept.round(additive)),
+    }
+}
+
+fn simulated() -> impl Strategy<Value = Simulated> {
+    (select(vec![Kept::F32, Kept::Storage]), any::<bool>(), any::<bool>()).prop_map(
+        |(kept, max_over_all, output_in_storage)| Simulated { kept, max_over_all, output_in_storage },
+    )
+}
+
+proptest! {
+    #![proptest_config(proptest_config(3000, REGRESSIONS))]
+
+    #[test]
+    fn arithmetic_that_a_model_allows_conforms(plan in plans(), simulated in simulated()) {
+        let case = plan.case().expect("plans make valid inputs");
+        let mut answer = |case: &Case| simulated.answer(case);
+        for invariant in INVARIANTS {
+            let mut implementation = Implementation { model: simulated.model(), answer: &mut answer };
+            let outcome = (invariant.check)(&case, &mut implementation);
+            prop_assert!(outcome.is_ok(), "{}: {:?}", invariant.name, outcome);
+        }
+    }
+
+    /// The operations of SPEC §2.5 in their own order are one of the orders that rounded labels allow.
+    #[test]
+    fn exact_labels_are_among_the_rounded_ones(
+        storage in select(Storage::ALL.to_vec()),
+        bits in 1..=15u64,
+        exponent in -20..126i32,
+        offset in select(vec![0.0f32, -0.5, -0.9]),
+        positions in prop::collection::vec(0.0f32..=1.0, 1..8),
+    ) {
+        let bits = LabelBits::new(bits).unwrap();
+        let range = (storage.largest() as f32 / 2.0).min(2.0f32.powi(exponent));
+        let row: Vec<f32> = positions.iter().map(|x| storage.round((x + offset) * range)).collect();
+        let mut labels = row.clone();
+        if quantize_in_place(&mut labels, bits, storage).is_err() {
+            return Ok(());
+        }
+        let channels: Vec<usize> = (0..row.len()).collect();
+        let source = Array2::from_shape_vec((1, row.len()), row.clone()).unwrap();
+        let allowed = allowed_labels(source.view(), &channels, bits, storage, LabelRounding::Rounded).unwrap();
+        let radii = allowed.radii.unwrap();
+        for (j, &label) in labels.iter().enumerate() {
+            let (value, radius) = (allowed.values[[0, j]], radii[[0, j]]);
+            prop_assert!((f64::from(label) - value).abs() <= radius, "{}: {label} outside {value} ± {radius}", row[j]);
+        }
+    }
+}
