@@ -10,15 +10,16 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
-use crate::cases::strategies::plans;
+use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
     Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
     RoundingModel,
 };
 use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
-use crate::subjects::Subject;
+use crate::subjects::{Reference, Subject};
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{INVARIANTS, Implementation, Invariant, Outcome};
+use crate::verdicts::judge::same_kind;
 use crate::verdicts::labels::judge_labels;
 use crate::verdicts::{Certificate, Verdict, judge};
 
@@ -64,6 +65,110 @@ pub fn verify(
         bad_inputs: run.bad_inputs,
         notes: run.notes,
         seconds: start.elapsed().as_secs_f64(),
+    }
+}
+
+/// How a subject fared on random cases.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct RandomReport {
+    /// How many cases were judged.
+    pub cases: usize,
+    /// How many of them had to be refused, and were.
+    pub refused: usize,
+    /// In how many the mask equals the reference's.
+    pub masks_equal: usize,
+    /// How many rows of labels were compared bit for bit with the reference's.
+    pub label_rows: usize,
+    /// How sharp the verdicts were.
+    pub sharpness: Sharpness,
+    /// The first case that falls outside, shrunk.
+    pub finding: Option<Finding>,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// Judges a subject on random cases: its mask and output under its rounding model, what it refuses, and some labels of each
+/// case bit for bit. Stops at the first divergence and shrinks it.
+pub fn random_cases(subject: &mut dyn Subject, options: Options) -> RandomReport {
+    let start = Instant::now();
+    let name = subject.name();
+    let report = RefCell::new(RandomReport::default());
+    let subject = RefCell::new(subject);
+    let outcome = test_runner(options).run(&plans(), |plan| {
+        let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
+        random_case(&case, *subject.borrow_mut(), &mut report.borrow_mut()).map_err(TestCaseError::fail)
+    });
+    let mut report = report.into_inner();
+    report.finding = failure(outcome).map(|explanations| Finding {
+        case: "random case".into(),
+        who: format!("the answer of {name}"),
+        explanations,
+    });
+    report.seconds = start.elapsed().as_secs_f64();
+    report
+}
+
+fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport) -> Result<(), String> {
+    let model = subject.rounding_model();
+    let certificate = Certificate::derive(case, model);
+    let answer = subject.answer(case);
+    let verdict = judge(case, &answer, model, &certificate);
+    if let Some(wrong) = verdict.explanations().into_iter().next() {
+        return Err(wrong);
+    }
+    report.cases += 1;
+    report.sharpness.add(&Sharpness::of(&verdict));
+    match (&answer, Reference.answer(case)) {
+        (Ok(answer), Ok(reference)) => report.masks_equal += usize::from(answer.mask == reference.mask),
+        _ => report.refused += 1,
+    }
+    let dims = case.inputs.dims();
+    let Ok(label_channels) = case.settings.group_factor.label_channels(dims.head_dim) else {
+        return Ok(());
+    };
+    let channels = &case.channels.row(0, &dims)[..label_channels];
+    let (queries, keys) = (case.inputs.queries(0, 0), case.inputs.keys(0, 0));
+    for x in [queries.row(0), keys.row(0), keys.row(dims.keys - 1)] {
+        let row: Vec<f32> = channels.iter().map(|&channel| x[channel]).collect();
+        let (bits, storage) = (case.settings.label_bits, case.settings.dtype);
+        if !bits.quantises() {
+            continue;
+        }
+        let (Some(found), Some(expected)) =
+            (subject.labels(&row, bits, storage), Reference.labels(&row, bits, storage))
+        else {
+            return Ok(());
+        };
+        report.label_rows += 1;
+        let of_bits = |labels: &[f32]| labels.iter().map(|label| label.to_bits()).collect::<Vec<_>>();
+        let equal = match (&found, &expected) {
+            (Ok(found), Ok(expected)) => of_bits(found) == of_bits(expected),
+            (Err(NoAnswer::Refused(found)), Err(NoAnswer::Refused(expected))) => same_kind(found, expected),
+            _ => false,
+        };
+        if !equal {
+            return Err(format!("labels of {row:?}: found {found:?}, expected {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn test_runner(options: Options) -> TestRunner {
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&options.seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let config = Config { cases: options.random_cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, rng)
+}
+
+/// What failed, and the smallest plan that shows it.
+fn failure(outcome: Result<(), TestError<Plan>>) -> Option<Vec<String>> {
+    match outcome {
+        Ok(()) => None,
+        Err(TestError::Fail(reason, plan)) => {
+            Some(vec![reason.to_string(), format!("smallest plan: {plan:?}")])
+        }
+        Err(TestError::Abort(reason)) => Some(vec![format!("no random cases could be made: {reason}")]),
     }
 }
 
@@ -118,9 +223,9 @@ impl<'a> Run<'a> {
             first.expectation.insert(0, changed);
         }
         for (name, tally) in tallies {
-            self.count(found.group(), &name, tally);
+            self.count(&found.group(), &name, tally);
         }
-        self.group(found.group()).seconds += start.elapsed().as_secs_f64();
+        self.group(&found.group()).seconds += start.elapsed().as_secs_f64();
     }
 
     /// The content of a file, and a sentence where its checksum is not the one recorded beside it.
@@ -238,14 +343,10 @@ impl<'a> Run<'a> {
     }
 
     fn invariant(&mut self, invariant: &Invariant, options: Options) -> InvariantResult {
-        let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&options.seed.to_le_bytes());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-        let config = Config { cases: options.random_cases, failure_persistence: None, ..Config::default() };
         let (held, not_applicable) = (RefCell::new(0), RefCell::new(0));
         let model = self.subject.rounding_model();
         let subject = RefCell::new(&mut *self.subject);
-        let outcome = TestRunner::new_with_rng(config, rng).run(&plans(), |plan| {
+        let outcome = test_runner(options).run(&plans(), |plan| {
             let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
             let mut subject = subject.borrow_mut();
             let mut answer = |case: &Case| subject.answer(case);
@@ -256,13 +357,7 @@ impl<'a> Run<'a> {
             }
             Ok(())
         });
-        let failure = match outcome {
-            Ok(()) => None,
-            Err(TestError::Fail(reason, plan)) => {
-                Some(vec![reason.to_string(), format!("smallest plan: {plan:?}")])
-            }
-            Err(TestError::Abort(reason)) => Some(vec![format!("no random cases could be made: {reason}")]),
-        };
+        let failure = failure(outcome);
         let failed = failure.is_some();
         if let Some(explanations) = failure {
             let who = format!("an answer of {}", self.subject.name());

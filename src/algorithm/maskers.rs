@@ -145,6 +145,7 @@ pub fn double_sparsity(
     let dims = inputs.dims();
     let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
     channels.check(&dims, label_channels)?;
+    check_head_mode(inputs, channels, label_channels, selection.heads)?;
     if previous.is_full() {
         return Ok(previous.clone());
     }
@@ -152,7 +153,6 @@ pub fn double_sparsity(
     if selection.dense_fallback && dims.keys - dims.queries <= heavy_size {
         return Ok(previous.filled());
     }
-    check_head_mode(inputs, channels, label_channels, selection.heads)?;
     let labels = labels(inputs, channels, label_channels, selection.label_bits)?;
     let scores = Scores::new(inputs, &labels, selection.heads);
     let row_keys = |row @ (b, head, i): Row| {

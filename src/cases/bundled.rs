@@ -29,9 +29,14 @@ impl Found {
         self.root.join(&self.name)
     }
 
-    /// The folder part of the name, under which reports group it.
-    pub fn group(&self) -> &str {
-        self.name.rsplit_once('/').map_or("", |(group, _)| group)
+    /// The folder that holds the file, below the root where it is below it; reports group files by it.
+    pub fn group(&self) -> String {
+        match self.name.rsplit_once('/') {
+            Some((group, _)) => group.to_owned(),
+            None => {
+                self.root.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned())
+            }
+        }
     }
 }
 

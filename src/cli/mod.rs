@@ -3,6 +3,7 @@
 mod calibrate;
 mod inspect;
 mod run;
+mod subject;
 mod verify;
 
 use std::process::ExitCode;

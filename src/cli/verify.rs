@@ -1,4 +1,4 @@
-//! `doublecheck verify [PATH…] [--json FILE]`
+//! `doublecheck verify [PATH…] [--subject reference|torch] [--device cpu|cuda|cuda:N] [--json FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,16 +7,17 @@ use clap::Args;
 use doublecheck::cases::bundled;
 use doublecheck::reports::text;
 use doublecheck::runner::{Options, verify};
-use doublecheck::subjects::Reference;
 use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, print};
+use super::{Failure, print, subject};
 
 #[derive(Args)]
 pub struct Arguments {
     /// Case files, or folders of them [default: the bundled cases]
     paths: Vec<PathBuf>,
+    #[command(flatten)]
+    subject: subject::Choice,
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -32,6 +33,7 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let mut subject = arguments.subject.open()?;
     let mut files = Vec::new();
     if arguments.paths.is_empty() {
         files = bundled::find(&bundled::folder())?;
@@ -46,7 +48,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         bar.set_message(step.to_owned());
     };
     let options = Options { random_cases: arguments.random_cases, seed: arguments.seed };
-    let report = verify(&files, &mut Reference, options, &mut progress);
+    let report = verify(&files, subject.as_mut(), options, &mut progress);
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";

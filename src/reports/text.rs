@@ -85,7 +85,7 @@ fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String 
 fn group_row(group: &Group, with_times: bool) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let mut row = vec![
-        if group.name.is_empty() { ".".into() } else { group.name.clone() },
+        group.name.clone(),
         group.cases.to_string(),
         group.bit_exact.to_string(),
         group.conforming.to_string(),

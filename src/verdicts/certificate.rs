@@ -115,13 +115,13 @@ impl<'a> ScoreBounds<'a> {
         let (settings, inputs, dims) = (&case.settings, &case.inputs, case.inputs.dims());
         let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
         case.channels.check(&dims, label_channels)?;
+        if settings.heads == HeadMode::SummedLabels {
+            refuse_unshared(case, label_channels)?;
+        }
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
-        }
-        if settings.heads == HeadMode::SummedLabels {
-            refuse_unshared(case, label_channels)?;
         }
         let arithmetic = Arithmetic::new(model, inputs.storage());
         let heads: Vec<_> = (0..dims.batch * dims.heads).collect();

@@ -1,0 +1,54 @@
+//! `--subject` and `--device`: who is checked, and where it computes.
+
+use clap::{Args, ValueEnum};
+use doublecheck::subjects::{Reference, Subject};
+
+use super::Failure;
+
+#[derive(Args)]
+pub struct Choice {
+    /// Who is checked
+    #[arg(long, value_enum, default_value_t = Kind::Reference)]
+    subject: Kind,
+    /// Where torch computes: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The pure-Rust reference
+    Reference,
+    /// Double Sparsity in libtorch operations (feature torch)
+    Torch,
+}
+
+impl Choice {
+    /// The subject, ready to be asked.
+    pub fn open(&self) -> Result<Box<dyn Subject>, Failure> {
+        match self.subject {
+            Kind::Reference if self.device != "cpu" => {
+                let found = &self.device;
+                Err(format!("--device: found {found:?} for the reference, expected cpu, or --subject torch")
+                    .into())
+            }
+            Kind::Reference => Ok(Box::new(Reference)),
+            Kind::Torch => torch(&self.device),
+        }
+    }
+}
+
+#[cfg(feature = "torch")]
+fn torch(device: &str) -> Result<Box<dyn Subject>, Failure> {
+    use doublecheck::subjects::torch::{Torch, device};
+    let torch = Torch::new(device.parse()?)?;
+    eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));
+    Ok(Box::new(torch))
+}
+
+#[cfg(not(feature = "torch"))]
+fn torch(_device: &str) -> Result<Box<dyn Subject>, Failure> {
+    Err("--subject torch: found a build without libtorch, expected one made with \
+         LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
+        .into())
+}

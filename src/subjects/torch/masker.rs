@@ -1,0 +1,440 @@
+//! Double Sparsity in libtorch operations, written from SPEC §2 and not from the reference, so that the two can disagree.
+//! Everything is batched: there is no loop over heads or rows, and KV heads are never repeated. Query heads are kept as
+//! [hk, g] beside the KV heads they read.
+//!
+//! Gathering label channels is a product with a 0/1 matrix: it is exact in every type, because each sum has one term that is
+//! not zero, and it reads keys at the speed of a matrix product. Where labels are not quantised, k̂ is not needed at all: with
+//! the channels that are no label set to 0, q·k is the label score.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::algorithm::{
+    ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, Inputs, LabelBits, Selection, Storage,
+};
+use crate::cases::NoAnswer;
+
+type Result<T> = std::result::Result<T, TchError>;
+
+/// q [b, hk, g·m, d], k [b, hk, n, d] and v [b, hk, n, dv] on a device, in the storage type, and A.
+pub struct Layer {
+    /// The sizes.
+    pub dims: Dims,
+    /// Grouped by the KV head they read.
+    pub q: Tensor,
+    /// Keys.
+    pub k: Tensor,
+    /// Values.
+    pub v: Tensor,
+    /// A in f32, broadcastable to [b, h, m, n]; `None` where it is 0 everywhere.
+    pub additive: Option<Tensor>,
+    /// Whether A differs between heads.
+    pub additive_differs: bool,
+    /// Factor of q·k in the attention.
+    pub scaling: f64,
+}
+
+/// The libtorch type of a storage type.
+pub fn kind(storage: Storage) -> Kind {
+    match storage {
+        Storage::F32 => Kind::Float,
+        Storage::F16 => Kind::Half,
+        Storage::Bf16 => Kind::BFloat16,
+    }
+}
+
+/// A tensor of f32 numbers from the host.
+pub fn to_device(values: &ndarray::Array4<f32>, device: Device) -> Result<Tensor> {
+    let shape: Vec<i64> = values.shape().iter().map(|&size| size as i64).collect();
+    let values = values.as_standard_layout();
+    let flat = values.as_slice().unwrap_or_default();
+    Tensor::f_from_slice(flat)?.f_reshape(shape)?.f_to_device(device)
+}
+
+impl Layer {
+    /// Moves inputs to a device.
+    pub fn new(inputs: &Inputs, device: Device) -> Result<Self> {
+        let (dims, parts) = (inputs.dims(), inputs.parts());
+        let storage = kind(inputs.storage());
+        let tensor = |values| -> Result<Tensor> { to_device(values, device)?.f_to_kind(storage) };
+        let grouped = [dims.batch, dims.kv_heads, dims.group_size() * dims.queries, dims.head_dim];
+        let mut additive = match &parts.attention_mask {
+            Some(mask) => Some(to_device(mask, device)?),
+            None => None,
+        };
+        let additive_differs = inputs.attention_mask_differs_between_heads();
+        // The last query sees every key, so that a single query needs no causal mask.
+        if parts.causal && dims.queries > 1 {
+            let causal = causal(&dims, device)?;
+            additive = Some(match additive {
+                Some(mask) => mask.f_add(&causal)?,
+                None => causal,
+            });
+        }
+        Ok(Self {
+            dims,
+            q: tensor(&parts.q)?.f_reshape(sizes(&grouped))?,
+            k: tensor(&parts.k)?,
+            v: tensor(&parts.v)?,
+            additive,
+            additive_differs,
+            scaling: inputs.scaling(),
+        })
+    }
+
+    fn device(&self) -> Device {
+        self.q.device()
+    }
+
+    /// Shape of scores and masks, [b, h, m, n].
+    pub fn mask_shape(&self) -> [i64; 4] {
+        let (b, h, m, n) = self.dims.mask_shape();
+        [b as i64, h as i64, m as i64, n as i64]
+    }
+}
+
+fn sizes(sizes: &[usize]) -> Vec<i64> {
+    sizes.iter().map(|&size| size as i64).collect()
+}
+
+/// −∞ after each query's absolute position: [1, 1, m, n].
+fn causal(dims: &Dims, device: Device) -> Result<Tensor> {
+    let shape = [1, 1, dims.queries as i64, dims.keys as i64];
+    let later = Tensor::f_full(shape, f64::NEG_INFINITY, (Kind::Float, device))?;
+    later.f_triu((dims.keys - dims.queries + 1) as i64)
+}
+
+/// Key and query positions, to compare: [n] and [m, 1].
+fn positions(dims: &Dims, device: Device) -> Result<(Tensor, Tensor)> {
+    let keys = Tensor::f_arange(dims.keys as i64, (Kind::Int64, device))?;
+    let first = (dims.keys - dims.queries) as i64;
+    let queries = Tensor::f_arange_start(first, dims.keys as i64, (Kind::Int64, device))?;
+    Ok((keys, queries.f_unsqueeze(1)?))
+}
+
+/// A matrix product of [b, i, j] and [b, j, k] that is summed and returned in f32 whatever the inputs' type.
+pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.kind() == Kind::Float {
+        a.f_bmm(b)
+    } else if a.device().is_cuda() {
+        a.f_bmm_dtype(b, Kind::Float)
+    } else {
+        a.f_to_kind(Kind::Float)?.f_bmm(&b.f_to_kind(Kind::Float)?)
+    }
+}
+
+/// [.., a, b] with leading dimensions folded into one.
+fn folded(x: &Tensor) -> Result<Tensor> {
+    let shape = x.size();
+    let (a, b) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+    x.f_reshape([-1, a, b])
+}
+
+/// What Double Sparsity adds to a mask, before it is written.
+pub struct Selected {
+    /// [b, h or 1, m, H]: key indices, in no particular order.
+    pub keys: Tensor,
+    /// [b, h or 1, m, H]: whether each of them is a candidate; `None` where all keys are.
+    pub valid: Option<Tensor>,
+    /// A number that is finite only if all labels are; read it when the answer is read, not before.
+    probe: Option<Tensor>,
+}
+
+impl Selected {
+    /// The mask before with weight 1 at the selected keys: [b, h, m, n] in f32.
+    pub fn mask(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
+        let shape = layer.mask_shape();
+        let index = self.keys.f_expand([shape[0], shape[1], shape[2], -1], false)?;
+        let mut added = Tensor::f_zeros(shape, (Kind::Float, layer.device()))?;
+        match &self.valid {
+            None => drop(added.f_scatter_value_(-1, &index, 1.0)?),
+            Some(valid) => {
+                let valid = valid.f_to_kind(Kind::Float)?.f_expand(index.size(), false)?;
+                drop(added.f_scatter_(-1, &index, &valid)?);
+            }
+        }
+        match before {
+            None => Ok(added),
+            Some(before) => before.f_where_self(&added.f_eq(0.0)?, &added),
+        }
+    }
+
+    /// Weights of the selected keys, [b, h, m, H] in f32: 1, or 0 where there were fewer candidates.
+    pub fn weights(&self) -> Result<Tensor> {
+        match &self.valid {
+            None => self.keys.f_ones_like()?.f_to_kind(Kind::Float),
+            Some(valid) => valid.f_to_kind(Kind::Float),
+        }
+    }
+}
+
+/// Whether there is nothing to select because every key is attended already (SPEC §2.2).
+pub fn is_full(before: &Tensor) -> Result<bool> {
+    Ok(before.f_ne(0.0)?.f_all()?.f_int64_value(&[])? != 0)
+}
+
+/// Every key attended: those attended before keep their weight, the others get weight 1.
+pub fn filled(layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
+    match before {
+        Some(before) => before.f_masked_fill(&before.f_eq(0.0)?, 1.0),
+        None => Tensor::f_ones(layer.mask_shape(), (Kind::Float, layer.device())),
+    }
+}
+
+/// What the settings and channels of a layer must satisfy. Returns r.
+pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std::result::Result<i64, Error> {
+    let (factor, d) = (selection.group_factor.get(), dims.head_dim);
+    if d % factor != 0 {
+        let expected = format!("a divisor of {d}");
+        return Err(Error::GroupFactor(Detail::new("group_factor", factor, expected)));
+    }
+    let label_channels = d / factor;
+    let rows = channels.rows();
+    if ![1, dims.heads, dims.kv_heads].contains(&rows.len()) || channels.width() < label_channels {
+        let found = format!("[{}, {}]", rows.len(), channels.width());
+        let expected = format!("{}, {} or 1 rows of at least {label_channels}", dims.heads, dims.kv_heads);
+        return Err(Error::ChannelRows(Detail::new("channels", found, expected)));
+    }
+    if let Some(&channel) = rows.iter().flatten().find(|&&channel| channel >= d) {
+        return Err(Error::ChannelRange(Detail::new("channels", channel, format!("below {d}"))));
+    }
+    Ok(label_channels as i64)
+}
+
+/// SPEC §2.5 over the channels in dimension −2, in place; each operation rounds to the type of `x`.
+pub fn quantize_(x: &mut Tensor, bits: LabelBits, storage: Storage) -> Result<()> {
+    let largest = f64::from(bits.largest_code());
+    let (lo, hi) = x.f_aminmax(-2, true)?;
+    let range = hi.f_sub(&lo)?;
+    let range = range.f_masked_fill(&range.f_eq(0.0)?, 1.0)?;
+    let scale = range.f_reciprocal()?.f_mul_scalar(largest)?;
+    let _ = x.f_sub_(&lo)?.f_mul_(&scale)?.f_round_()?;
+    // Steps carry five roundings. Where those cannot reach the next half step the clamp has nothing to do.
+    let reach = largest * 5.0 * storage.unit_roundoff();
+    if reach / (1.0 - reach / largest) >= 0.5 {
+        let _ = x.f_clamp_(0.0, largest)?;
+    }
+    let _ = x.f_div_(&scale)?.f_add_(&lo)?;
+    Ok(())
+}
+
+/// The Double Sparsity masker of one layer's channels, configured once and used for every step.
+pub struct Masker {
+    selection: Selection,
+    storage: Storage,
+    /// 0/1 matrices that pick the label channels of queries, [hk, g, r, d], and of keys, [hk, g·r, d].
+    pick_queries: Tensor,
+    pick_keys: Tensor,
+    /// 1 for label channels, 0 for others: [1, hk, g, 1, d].
+    is_label: Tensor,
+}
+
+impl Masker {
+    /// Refuses what does not fit: G, the channels, and `summed-labels` without channels shared by all heads.
+    pub fn new(
+        dims: &Dims,
+        channels: &ChannelOrder,
+        selection: &Selection,
+        storage: Storage,
+        device: Device,
+    ) -> std::result::Result<Self, NoAnswer> {
+        let r = check(dims, channels, selection)?;
+        let first = &channels.rows()[0][..r as usize];
+        let shared = channels.rows().iter().all(|row| row[..r as usize] == *first);
+        if selection.heads == HeadMode::SummedLabels && !shared {
+            let expected = "channels shared by all heads";
+            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
+        }
+        let new = || -> Result<Self> {
+            let pick = picker(dims, channels, r, kind(storage), device)?;
+            let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
+            let is_label = pick.f_sum_dim_intlist(-2, false, pick.kind())?.f_reshape([1, hk, group, 1, d])?;
+            let pick_keys = pick.f_reshape([hk, group * r, d])?;
+            Ok(Self { selection: *selection, storage, pick_queries: pick, pick_keys, is_label })
+        };
+        new().map_err(failed)
+    }
+
+    /// Refuses `summed-labels` with an additive mask that differs between heads.
+    pub fn check_layer(&self, layer: &Layer) -> std::result::Result<(), NoAnswer> {
+        if self.selection.heads == HeadMode::SummedLabels && layer.additive_differs {
+            let expected = "an attention_mask shared by all heads";
+            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
+        }
+        Ok(())
+    }
+
+    /// SPEC §2.3 to §2.9, for a layer that fits ([`Masker::check_layer`]). Labels that leave the storage type (D9) show in [`Masker::check_labels`], for which the caller waits when it reads the answer.
+    pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Selected, NoAnswer> {
+        let select = || -> Result<Selected> {
+            let (scores, probe) = self.scores(layer)?;
+            let all_candidates = layer.additive.is_none();
+            let heavy_size = self.selection.heavy_size.resolve(layer.dims.keys);
+            Ok(Selected { probe, ..largest(&scores, before, heavy_size, all_candidates)? })
+        };
+        select().map_err(failed)
+    }
+
+    /// Refuses labels that leave the storage type (SPEC D9); waits for the device.
+    pub fn check_labels(&self, layer: &Layer, selected: &Selected) -> std::result::Result<(), NoAnswer> {
+        let finite = || -> Result<bool> {
+            match &selected.probe {
+                None => Ok(true),
+                // A sum of scores may overflow although labels are finite.
+                Some(probe) => Ok(is_finite(probe)? || is_finite(&self.labels(layer)?)?),
+            }
+        };
+        if finite().map_err(failed)? {
+            return Ok(());
+        }
+        let expected = "labels that are finite in the storage type";
+        Err(Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into())
+    }
+
+    /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, then zeros
+    /// that make w a multiple of 8, as matrix products like it. One tensor, so that both are quantised at once.
+    fn labels(&self, layer: &Layer) -> Result<Tensor> {
+        let Dims { batch, heads, kv_heads, queries, keys, head_dim, .. } = layer.dims;
+        let group = layer.dims.group_size() as i64;
+        let (b, h, hk, m, n, d) =
+            (batch as i64, heads as i64, kv_heads as i64, queries as i64, keys as i64, head_dim as i64);
+        let r = self.pick_queries.size()[2];
+        let width = ((n + m) as u64).next_multiple_of(8) as i64;
+        let labels = Tensor::f_empty([b * hk, group * r, width], (layer.k.kind(), layer.device()))?;
+        let _ = labels.f_narrow(2, n, width - n)?.f_zero_()?;
+        let pick_keys = self.pick_keys.f_unsqueeze(0)?.f_expand([b, hk, group * r, d], false)?;
+        let keys = folded(&layer.k)?.f_transpose(1, 2)?;
+        let _ = folded(&pick_keys)?.f_bmm_out(&labels.f_narrow(2, 0, n)?, &keys)?;
+        let q = layer.q.f_reshape([b, hk, group, m, d])?.f_transpose(-1, -2)?;
+        let q = self.pick_queries.f_unsqueeze(0)?.f_matmul(&q)?.f_reshape([b, h, r, m])?;
+        let mut labels = labels.f_reshape([b, h, r, width])?;
+        labels.f_narrow(3, n, m)?.f_copy_(&q)?;
+        if self.selection.label_bits.quantises() {
+            quantize_(&mut labels, self.selection.label_bits, self.storage)?;
+        }
+        Ok(labels)
+    }
+
+    /// Label scores with A: [b, h, m, n] in f32, or [b, 1, m, n] in the summed modes; and where labels are quantised a number
+    /// that is finite only if they are.
+    fn scores(&self, layer: &Layer) -> Result<(Tensor, Option<Tensor>)> {
+        let [b, h, m, n] = layer.mask_shape();
+        let (hk, group) = (layer.dims.kv_heads as i64, layer.dims.group_size() as i64);
+        let d = layer.dims.head_dim as i64;
+        let (bits, heads) = (self.selection.label_bits, self.selection.heads);
+        let mut probe = None;
+        let mut scores = if !bits.quantises() && heads != HeadMode::SummedLabels {
+            // Channels that are no label become 0 in q; then k needs no gathering.
+            let q = layer.q.f_reshape([b, hk, group, m, d])?.f_mul(&self.is_label)?;
+            let keys = folded(&layer.k)?.f_transpose(1, 2)?;
+            product(&q.f_reshape([b * hk, group * m, d])?, &keys)?.f_reshape([b, h, m, n])?
+        } else {
+            let mut labels = self.labels(layer)?;
+            if heads == HeadMode::SummedLabels {
+                labels = labels.f_sum_dim_intlist(1, true, Kind::Float)?;
+            }
+            let (keys, queries) = (labels.f_narrow(3, 0, n)?, labels.f_narrow(3, n, m)?);
+            let dots = product(&folded(&queries.f_transpose(-1, -2)?)?, &folded(&keys)?)?;
+            if bits.quantises() {
+                probe = Some(dots.f_sum(Kind::Float)?);
+            }
+            dots.f_reshape([b, -1, m, n])?
+        };
+        // Without A the label scale changes no ranking.
+        if let Some(additive) = &layer.additive {
+            // In summed-labels all heads have the same A.
+            let summed = heads == HeadMode::SummedLabels;
+            let additive = if summed { additive.f_narrow(1, 0, 1)? } else { additive.shallow_clone() };
+            let root = (self.pick_queries.size()[2] as f64).sqrt();
+            scores = scores.f_div_scalar(root)?.f_add(&additive)?;
+        }
+        if heads == HeadMode::SummedScores {
+            scores = scores.f_sum_dim_intlist(1, true, Kind::Float)?;
+        }
+        Ok((scores, probe))
+    }
+}
+
+/// The 0/1 matrices that pick label channels: [hk, g, r, d].
+fn picker(dims: &Dims, channels: &ChannelOrder, r: i64, kind: Kind, device: Device) -> Result<Tensor> {
+    let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
+    let rows = channels.rows();
+    let leading = |row: &Vec<usize>| row[..r as usize].iter().map(|&c| c as i64).collect::<Vec<_>>();
+    let flat: Vec<i64> = rows.iter().flat_map(leading).collect();
+    let (outer, inner) = match rows.len() {
+        1 => (1, 1),
+        len if len == dims.heads => (hk, group),
+        _ => (hk, 1),
+    };
+    let index = Tensor::f_from_slice(&flat)?.f_to_device(device)?.f_reshape([outer, inner, r, 1])?;
+    let index = index.f_expand([hk, group, r, 1], false)?;
+    let mut picker = Tensor::f_zeros([hk, group, r, d], (kind, device))?;
+    let _ = picker.f_scatter_value_(3, &index, 1.0)?;
+    Ok(picker)
+}
+
+fn is_finite(x: &Tensor) -> Result<bool> {
+    Ok(x.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
+}
+
+/// The H largest scores of each row that are candidates (SPEC §2.8, §2.9).
+fn largest(
+    scores: &Tensor,
+    before: Option<&Tensor>,
+    heavy_size: usize,
+    all_candidates: bool,
+) -> Result<Selected> {
+    let excluded = match before {
+        None => None,
+        Some(before) => {
+            let before = if scores.size()[1] == before.size()[1] {
+                before.shallow_clone()
+            } else {
+                before.f_amax(1, true)?
+            };
+            Some(before.f_ne(0.0)?)
+        }
+    };
+    let scores = match &excluded {
+        None => scores.shallow_clone(),
+        Some(excluded) => scores.f_masked_fill(excluded, f64::NEG_INFINITY)?,
+    };
+    let (values, keys) = scores.f_topk(heavy_size as i64, -1, true, false)?;
+    let valid = match (before, all_candidates) {
+        (None, true) => None,
+        _ => Some(values.f_gt(f64::NEG_INFINITY)?),
+    };
+    Ok(Selected { keys, valid, probe: None })
+}
+
+/// An error of libtorch, first line only: the rest is a stack of its own functions.
+pub fn failed(error: TchError) -> NoAnswer {
+    let text = error.to_string();
+    NoAnswer::Failed(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Exact top-k: the H largest q·k·scaling + A, each head alone.
+pub fn oracle(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> Result<Selected> {
+    let logits = super::attention::logits(layer)?;
+    largest(&logits, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
+}
+
+/// The first keys, added where they are not attended yet.
+pub fn sink(layer: &Layer, size: HeavySize, before: &Tensor) -> Result<Tensor> {
+    let (keys, _) = positions(&layer.dims, layer.device())?;
+    let window = keys.f_lt(size.resolve(layer.dims.keys) as i64)?;
+    add_window(&window, before)
+}
+
+/// The last keys up to and including each query's own position, added where they are not attended yet.
+pub fn local(layer: &Layer, size: HeavySize, before: &Tensor) -> Result<Tensor> {
+    let (keys, queries) = positions(&layer.dims, layer.device())?;
+    let distance = queries.f_sub(&keys)?;
+    let size = size.resolve(layer.dims.keys) as i64;
+    let window = distance.f_ge(0)?.f_logical_and(&distance.f_lt(size)?)?;
+    add_window(&window, before)
+}
+
+fn add_window(window: &Tensor, before: &Tensor) -> Result<Tensor> {
+    let new = before.f_eq(0.0)?.f_logical_and(window)?;
+    before.f_masked_fill(&new, 1.0)
+}
