@@ -5,6 +5,8 @@
 //! Times are medians over CUDA events on the default stream, after warm-up. `scaled_dot_product_attention` of the same tensors
 //! is timed in the same run. `DOUBLECHECK_TORCH_VERSION` names the library's version in the record.
 
+use std::time::{Duration, Instant};
+
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUevent_flags;
 use doublecheck::algorithm::{
@@ -97,7 +99,7 @@ const HEAD_DIM: usize = 128;
 
 /// Random bf16 inputs of one decode step, made on the device; tied inputs hold few different numbers.
 fn layer(keys: usize, device: Device, tied: bool) -> Result<Layer, Failure> {
-    let tensor = |shape: [i64; 4]| -> Result<Tensor, tch::TchError> {
+    let tensor = |shape: &[i64]| -> Result<Tensor, tch::TchError> {
         let normal = Tensor::f_randn(shape, (Kind::Float, device))?;
         let normal = if tied { normal.f_round()? } else { normal };
         normal.f_to_kind(Kind::BFloat16)
@@ -115,9 +117,9 @@ fn layer(keys: usize, device: Device, tied: bool) -> Result<Layer, Failure> {
     let (hk, n, d) = (KV_HEADS as i64, keys as i64, HEAD_DIM as i64);
     Ok(Layer {
         dims,
-        q: tensor([1, hk, (HEADS / KV_HEADS) as i64, d])?,
-        k: tensor([1, hk, n, d])?,
-        v: tensor([1, hk, n, d])?,
+        q: tensor(&[1, hk, (HEADS / KV_HEADS) as i64, 1, d])?,
+        k: tensor(&[hk, n, d])?,
+        v: tensor(&[hk, n, d])?,
         additive: None,
         additive_differs: false,
         scaling: 1.0 / (HEAD_DIM as f64).sqrt(),
@@ -161,18 +163,11 @@ fn speed(device: Device) -> Result<Value, Failure> {
             Ok(attention::sparse(&layer, &selected.keys, &selected.weights()?)?)
         })?;
         let q = layer.q.f_reshape([1, HEADS as i64, 1, HEAD_DIM as i64])?;
+        let (k, v) = (layer.k.f_unsqueeze(0)?, layer.v.f_unsqueeze(0)?);
         let dense = median_ms(|| {
             let none: Option<&Tensor> = None;
-            let dense = Tensor::f_scaled_dot_product_attention(
-                &q,
-                &layer.k,
-                &layer.v,
-                none,
-                0.0,
-                false,
-                layer.scaling,
-                true,
-            );
+            let dense =
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, layer.scaling, true);
             Ok(dense?)
         })?;
         // What cannot be avoided: reading each key once, in bf16.
@@ -186,19 +181,22 @@ fn speed(device: Device) -> Result<Value, Failure> {
     Ok(rows.into())
 }
 
+/// The median time of some work between two CUDA events, after the device has had time to raise its clocks.
 fn median_ms(mut work: impl FnMut() -> Result<Tensor, Failure>) -> Result<f64, Failure> {
-    const WARM_UP: usize = 5;
-    const REPEATS: usize = 31;
+    const WARM_UP: Duration = Duration::from_millis(500);
+    const REPEATS: usize = 101;
     let context = CudaContext::new(0)?;
     let stream = context.default_stream();
     let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
     let mut times = Vec::new();
-    for repeat in 0..WARM_UP + REPEATS {
+    let begin = Instant::now();
+    while times.len() < REPEATS {
         let start = stream.record_event(flags)?;
         let _ = work()?;
         let end = stream.record_event(flags)?;
-        if repeat >= WARM_UP {
-            times.push(f64::from(start.elapsed_ms(&end)?));
+        let time = f64::from(start.elapsed_ms(&end)?);
+        if begin.elapsed() > WARM_UP {
+            times.push(time);
         }
     }
     times.sort_by(f64::total_cmp);

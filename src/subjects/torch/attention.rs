@@ -11,9 +11,8 @@ type Result<T> = std::result::Result<T, TchError>;
 pub fn logits(layer: &Layer) -> Result<Tensor> {
     let shape = layer.mask_shape();
     let d = layer.dims.head_dim as i64;
-    let q = layer.q.f_reshape([-1, layer.q.size()[2], d])?;
-    let k = layer.k.f_reshape([-1, layer.k.size()[2], d])?;
-    let dots = product(&q, &k.f_transpose(1, 2)?)?.f_reshape(shape)?.f_mul_scalar(layer.scaling)?;
+    let q = layer.q.f_reshape([layer.k.size()[0], -1, d])?;
+    let dots = product(&q, &layer.k.f_transpose(1, 2)?)?.f_reshape(shape)?.f_mul_scalar(layer.scaling)?;
     match &layer.additive {
         None => Ok(dots),
         Some(additive) => dots.f_add(additive),
@@ -46,8 +45,8 @@ pub fn sparse(layer: &Layer, keys: &Tensor, weights: &Tensor) -> Result<Tensor> 
     let width = keys.size()[3];
     let read = |x: &Tensor, size: usize| {
         let size = size as i64;
-        let index = keys.f_reshape([b, hk, -1, 1])?.f_expand([b, hk, -1, size], false)?;
-        x.f_gather(2, &index, false)?.f_reshape([b * h * m, width, size])
+        let index = keys.f_reshape([b * hk, -1, 1])?.f_expand([b * hk, -1, size], false)?;
+        x.f_gather(1, &index, false)?.f_reshape([b * h * m, width, size])
     };
     let q = layer.q.f_reshape([b * h * m, 1, head_dim as i64])?;
     let k = read(&layer.k, head_dim)?;
@@ -68,7 +67,7 @@ fn dense(layer: &Layer, weights: &Tensor) -> Result<Tensor> {
     let Dims { batch, heads, kv_heads, queries, keys, value_dim, .. } = layer.dims;
     let e = exponentials(&logits(layer)?, weights)?;
     let total = e.f_sum_dim_intlist(-1, true, Kind::Float)?;
-    let v = layer.v.f_to_kind(Kind::Float)?.f_reshape([-1, keys as i64, value_dim as i64])?;
+    let v = layer.v.f_to_kind(Kind::Float)?;
     let rows = e.f_reshape([(batch * kv_heads) as i64, -1, keys as i64])?;
     let sum = rows.f_bmm(&v)?.f_reshape([batch as i64, heads as i64, queries as i64, value_dim as i64])?;
     divided(&sum, &total)

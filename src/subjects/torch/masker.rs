@@ -15,15 +15,15 @@ use crate::cases::NoAnswer;
 
 type Result<T> = std::result::Result<T, TchError>;
 
-/// q [b, hk, g·m, d], k [b, hk, n, d] and v [b, hk, n, dv] on a device, in the storage type, and A.
+/// q, k and v on a device, in the storage type, and A.
 pub struct Layer {
     /// The sizes.
     pub dims: Dims,
-    /// Grouped by the KV head they read.
+    /// [b, hk, g, m, d]: query heads beside the KV head they read.
     pub q: Tensor,
-    /// Keys.
+    /// [b·hk, n, d]
     pub k: Tensor,
-    /// Values.
+    /// [b·hk, n, dv]
     pub v: Tensor,
     /// A in f32, broadcastable to [b, h, m, n]; `None` where it is 0 everywhere.
     pub additive: Option<Tensor>,
@@ -56,7 +56,8 @@ impl Layer {
         let (dims, parts) = (inputs.dims(), inputs.parts());
         let storage = kind(inputs.storage());
         let tensor = |values| -> Result<Tensor> { to_device(values, device)?.f_to_kind(storage) };
-        let grouped = [dims.batch, dims.kv_heads, dims.group_size() * dims.queries, dims.head_dim];
+        let grouped = [dims.batch, dims.kv_heads, dims.group_size(), dims.queries, dims.head_dim];
+        let keys = (dims.batch * dims.kv_heads, dims.keys);
         let mut additive = match &parts.attention_mask {
             Some(mask) => Some(to_device(mask, device)?),
             None => None,
@@ -73,8 +74,8 @@ impl Layer {
         Ok(Self {
             dims,
             q: tensor(&parts.q)?.f_reshape(sizes(&grouped))?,
-            k: tensor(&parts.k)?,
-            v: tensor(&parts.v)?,
+            k: tensor(&parts.k)?.f_reshape(sizes(&[keys.0, keys.1, dims.head_dim]))?,
+            v: tensor(&parts.v)?.f_reshape(sizes(&[keys.0, keys.1, dims.value_dim]))?,
             additive,
             additive_differs,
             scaling: inputs.scaling(),
@@ -204,10 +205,12 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
 pub fn quantize_(x: &mut Tensor, bits: LabelBits, storage: Storage) -> Result<()> {
     let largest = f64::from(bits.largest_code());
     let (lo, hi) = x.f_aminmax(-2, true)?;
-    let range = hi.f_sub(&lo)?;
-    let range = range.f_masked_fill(&range.f_eq(0.0)?, 1.0)?;
-    let scale = range.f_reciprocal()?.f_mul_scalar(largest)?;
-    let _ = x.f_sub_(&lo)?.f_mul_(&scale)?.f_round_()?;
+    // The large operation first: the small ones that make the scale are launched while it runs.
+    let _ = x.f_sub_(&lo)?;
+    let mut scale = hi.f_sub(&lo)?;
+    // A range of 0 counts as 1; no range is below 0.
+    let _ = scale.f_threshold_(0.0, 1.0)?.f_reciprocal_()?.f_mul_scalar_(largest)?;
+    let _ = x.f_mul_(&scale)?.f_round_()?;
     // Steps carry five roundings. Where those cannot reach the next half step the clamp has nothing to do.
     let reach = largest * 5.0 * storage.unit_roundoff();
     if reach / (1.0 - reach / largest) >= 0.5 {
@@ -221,8 +224,11 @@ pub fn quantize_(x: &mut Tensor, bits: LabelBits, storage: Storage) -> Result<()
 pub struct Masker {
     selection: Selection,
     storage: Storage,
-    /// 0/1 matrices that pick the label channels of queries, [hk, g, r, d], and of keys, [hk, g·r, d].
-    pick_queries: Tensor,
+    /// r
+    label_channels: i64,
+    /// The label channels of each head: [1, hk, g, r, 1].
+    channels: Tensor,
+    /// 0/1 matrices that pick the label channels of keys: [hk, g·r, d].
     pick_keys: Tensor,
     /// 1 for label channels, 0 for others: [1, hk, g, 1, d].
     is_label: Tensor,
@@ -245,11 +251,19 @@ impl Masker {
             return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
         }
         let new = || -> Result<Self> {
-            let pick = picker(dims, channels, r, kind(storage), device)?;
             let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
+            let channels = label_channels(dims, channels, r, device)?;
+            let mut pick = Tensor::f_zeros([hk, group, r, d], (kind(storage), device))?;
+            let _ = pick.f_scatter_value_(3, &channels.f_unsqueeze(-1)?, 1.0)?;
             let is_label = pick.f_sum_dim_intlist(-2, false, pick.kind())?.f_reshape([1, hk, group, 1, d])?;
-            let pick_keys = pick.f_reshape([hk, group * r, d])?;
-            Ok(Self { selection: *selection, storage, pick_queries: pick, pick_keys, is_label })
+            Ok(Self {
+                selection: *selection,
+                storage,
+                label_channels: r,
+                channels: channels.f_reshape([1, hk, group, r, 1])?,
+                pick_keys: pick.f_reshape([hk, group * r, d])?,
+                is_label,
+            })
         };
         new().map_err(failed)
     }
@@ -280,7 +294,10 @@ impl Masker {
             match &selected.probe {
                 None => Ok(true),
                 // A sum of scores may overflow although labels are finite.
-                Some(probe) => Ok(is_finite(probe)? || is_finite(&self.labels(layer)?)?),
+                Some(probe) => {
+                    let positions = (layer.dims.keys + layer.dims.queries) as i64;
+                    Ok(is_finite(probe)? || is_finite(&self.labels(layer)?.f_narrow(3, 0, positions)?)?)
+                }
             }
         };
         if finite().map_err(failed)? {
@@ -290,24 +307,26 @@ impl Masker {
         Err(Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into())
     }
 
-    /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, then zeros
-    /// that make w a multiple of 8, as matrix products like it. One tensor, so that both are quantised at once.
+    /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both
+    /// are quantised at once. The rest is padding of any content: w is a multiple of 8, as matrix products like it.
     fn labels(&self, layer: &Layer) -> Result<Tensor> {
-        let Dims { batch, heads, kv_heads, queries, keys, head_dim, .. } = layer.dims;
+        let Dims { batch, heads, kv_heads, queries, keys, .. } = layer.dims;
         let group = layer.dims.group_size() as i64;
-        let (b, h, hk, m, n, d) =
-            (batch as i64, heads as i64, kv_heads as i64, queries as i64, keys as i64, head_dim as i64);
-        let r = self.pick_queries.size()[2];
+        let (b, h, hk, m, n) = (batch as i64, heads as i64, kv_heads as i64, queries as i64, keys as i64);
+        let r = self.label_channels;
         let width = ((n + m) as u64).next_multiple_of(8) as i64;
         let labels = Tensor::f_empty([b * hk, group * r, width], (layer.k.kind(), layer.device()))?;
-        let _ = labels.f_narrow(2, n, width - n)?.f_zero_()?;
-        let pick_keys = self.pick_keys.f_unsqueeze(0)?.f_expand([b, hk, group * r, d], false)?;
-        let keys = folded(&layer.k)?.f_transpose(1, 2)?;
-        let _ = folded(&pick_keys)?.f_bmm_out(&labels.f_narrow(2, 0, n)?, &keys)?;
-        let q = layer.q.f_reshape([b, hk, group, m, d])?.f_transpose(-1, -2)?;
-        let q = self.pick_queries.f_unsqueeze(0)?.f_matmul(&q)?.f_reshape([b, h, r, m])?;
-        let mut labels = labels.f_reshape([b, h, r, width])?;
-        labels.f_narrow(3, n, m)?.f_copy_(&q)?;
+        let keys = layer.k.f_transpose(1, 2)?;
+        let _ = if b == 1 {
+            self.pick_keys.f_bmm_out(&labels.f_narrow(2, 0, n)?, &keys)?
+        } else {
+            let pick_keys = self.pick_keys.f_repeat([b, 1, 1])?;
+            pick_keys.f_bmm_out(&labels.f_narrow(2, 0, n)?, &keys)?
+        };
+        let place = labels.f_view([b, hk, group, r, width])?.f_narrow(4, n, m)?;
+        let channels = self.channels.f_expand([b, hk, group, r, m], false)?;
+        let _ = layer.q.f_transpose(3, 4)?.f_gather_out(&place, 3, &channels, false)?;
+        let mut labels = labels.f_view([b, h, r, width])?;
         if self.selection.label_bits.quantises() {
             quantize_(&mut labels, self.selection.label_bits, self.storage)?;
         }
@@ -324,9 +343,8 @@ impl Masker {
         let mut probe = None;
         let mut scores = if !bits.quantises() && heads != HeadMode::SummedLabels {
             // Channels that are no label become 0 in q; then k needs no gathering.
-            let q = layer.q.f_reshape([b, hk, group, m, d])?.f_mul(&self.is_label)?;
-            let keys = folded(&layer.k)?.f_transpose(1, 2)?;
-            product(&q.f_reshape([b * hk, group * m, d])?, &keys)?.f_reshape([b, h, m, n])?
+            let q = layer.q.f_mul(&self.is_label)?.f_reshape([b * hk, group * m, d])?;
+            product(&q, &layer.k.f_transpose(1, 2)?)?.f_reshape([b, h, m, n])?
         } else {
             let mut labels = self.labels(layer)?;
             if heads == HeadMode::SummedLabels {
@@ -344,7 +362,7 @@ impl Masker {
             // In summed-labels all heads have the same A.
             let summed = heads == HeadMode::SummedLabels;
             let additive = if summed { additive.f_narrow(1, 0, 1)? } else { additive.shallow_clone() };
-            let root = (self.pick_queries.size()[2] as f64).sqrt();
+            let root = (self.label_channels as f64).sqrt();
             scores = scores.f_div_scalar(root)?.f_add(&additive)?;
         }
         if heads == HeadMode::SummedScores {
@@ -354,9 +372,9 @@ impl Masker {
     }
 }
 
-/// The 0/1 matrices that pick label channels: [hk, g, r, d].
-fn picker(dims: &Dims, channels: &ChannelOrder, r: i64, kind: Kind, device: Device) -> Result<Tensor> {
-    let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
+/// The label channels of each head: [hk, g, r].
+fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, device: Device) -> Result<Tensor> {
+    let (hk, group) = (dims.kv_heads as i64, dims.group_size() as i64);
     let rows = channels.rows();
     let leading = |row: &Vec<usize>| row[..r as usize].iter().map(|&c| c as i64).collect::<Vec<_>>();
     let flat: Vec<i64> = rows.iter().flat_map(leading).collect();
@@ -365,11 +383,8 @@ fn picker(dims: &Dims, channels: &ChannelOrder, r: i64, kind: Kind, device: Devi
         len if len == dims.heads => (hk, group),
         _ => (hk, 1),
     };
-    let index = Tensor::f_from_slice(&flat)?.f_to_device(device)?.f_reshape([outer, inner, r, 1])?;
-    let index = index.f_expand([hk, group, r, 1], false)?;
-    let mut picker = Tensor::f_zeros([hk, group, r, d], (kind, device))?;
-    let _ = picker.f_scatter_value_(3, &index, 1.0)?;
-    Ok(picker)
+    let index = Tensor::f_from_slice(&flat)?.f_to_device(device)?.f_reshape([outer, inner, r])?;
+    index.f_expand([hk, group, r], false)?.f_contiguous()
 }
 
 fn is_finite(x: &Tensor) -> Result<bool> {
