@@ -85,7 +85,10 @@ fn first_case(group: &str) -> String {
 #[test]
 fn a_key_moved_in_an_expectation_is_explained() {
     let folder = tempfile::tempdir().unwrap();
-    let input = folder.path().join("case.safetensors");
+    // Reports group files by their folder, which must have the same name each time.
+    let group = folder.path().join("moved");
+    std::fs::create_dir(&group).unwrap();
+    let input = group.join("case.safetensors");
     let mut case = support::small_case();
     let mut answer =
         doublecheck::subjects::Subject::answer(&mut doublecheck::subjects::Reference, &case).unwrap();
