@@ -2,13 +2,13 @@
 //!
 //!     cuda RECORD [RANDOM_CASES]
 //!
-//! Times are medians over CUDA events on the default stream, after warm-up. `scaled_dot_product_attention` of the same tensors
+//! Times are medians over CUDA events on the default stream, taken as `triton.testing.do_bench` takes them. `scaled_dot_product_attention` of the same tensors
 //! is timed in the same run. `DOUBLECHECK_TORCH_VERSION` names the library's version in the record.
 
 use std::time::{Duration, Instant};
 
-use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaContext, CudaEvent};
 use doublecheck::algorithm::{
     ChannelOrder, Dims, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage,
 };
@@ -122,6 +122,8 @@ fn layer(keys: usize, device: Device, tied: bool) -> Result<Layer, Failure> {
         v: tensor(&[hk, n, d])?,
         additive: None,
         additive_differs: false,
+        // Normal numbers.
+        labels_may_overflow: false,
         scaling: 1.0 / (HEAD_DIM as f64).sqrt(),
     })
 }
@@ -181,24 +183,32 @@ fn speed(device: Device) -> Result<Value, Failure> {
     Ok(rows.into())
 }
 
-/// The median time of some work between two CUDA events, after the device has had time to raise its clocks.
+/// The median time of some work between two CUDA events, the way `triton.testing.do_bench` takes it: after the device has had
+/// time to raise its clocks, with a cold L2 cache, and without waiting for the device between repeats, so that launches overlap
+/// with the work before them as they do in a model.
 fn median_ms(mut work: impl FnMut() -> Result<Tensor, Failure>) -> Result<f64, Failure> {
     const WARM_UP: Duration = Duration::from_millis(500);
     const REPEATS: usize = 101;
+    const CACHE_BYTES: i64 = 256 << 20;
     let context = CudaContext::new(0)?;
     let stream = context.default_stream();
     let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let mut times = Vec::new();
+    let mut cache = Tensor::f_empty([CACHE_BYTES], (Kind::Int8, Device::Cuda(0)))?;
     let begin = Instant::now();
-    while times.len() < REPEATS {
+    while begin.elapsed() < WARM_UP {
+        let _ = work()?;
+        context.synchronize()?;
+    }
+    let mut events = Vec::new();
+    for _ in 0..REPEATS {
+        let _ = cache.f_zero_()?;
         let start = stream.record_event(flags)?;
         let _ = work()?;
-        let end = stream.record_event(flags)?;
-        let time = f64::from(start.elapsed_ms(&end)?);
-        if begin.elapsed() > WARM_UP {
-            times.push(time);
-        }
+        events.push((start, stream.record_event(flags)?));
     }
+    context.synchronize()?;
+    let elapsed = |(start, end): &(CudaEvent, CudaEvent)| start.elapsed_ms(end).map(f64::from);
+    let mut times = events.iter().map(elapsed).collect::<Result<Vec<f64>, _>>()?;
     times.sort_by(f64::total_cmp);
     Ok(times[REPEATS / 2])
 }

@@ -139,3 +139,26 @@ pub fn arithmetic(device: Device) -> String {
         Err(error) => format!("the arithmetic could not be probed: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cuda:x", ""] {
+            let error = wrong.parse::<DeviceChoice>().unwrap_err().to_string();
+            assert!(error.contains("expected cpu, cuda or cuda:N"), "{error}");
+        }
+    }
+
+    /// No machine has this many devices; what was looked for must be said.
+    #[test]
+    fn a_missing_device_says_what_was_looked_for() {
+        let error = open(DeviceChoice::Cuda(4096)).unwrap_err().to_string();
+        assert!(error.contains("libtorch_cuda.so") && error.contains("4096"), "{error}");
+    }
+}

@@ -29,6 +29,8 @@ pub struct Layer {
     pub additive: Option<Tensor>,
     /// Whether A differs between heads.
     pub additive_differs: bool,
+    /// Whether numbers are so large that labels may be infinite; otherwise labels that are not finite are NaN.
+    pub labels_may_overflow: bool,
     /// Factor of q·k in the attention.
     pub scaling: f64,
 }
@@ -63,6 +65,9 @@ impl Layer {
             None => None,
         };
         let additive_differs = inputs.attention_mask_differs_between_heads();
+        let largest = parts.q.iter().chain(&parts.k).fold(0.0f32, |largest, x| largest.max(x.abs()));
+        // A label is off by less than a factor of 2 from a difference of two numbers, plus a third one.
+        let labels_may_overflow = f64::from(largest) > inputs.storage().largest() / 16.0;
         // The last query sees every key, so that a single query needs no causal mask.
         if parts.causal && dims.queries > 1 {
             let causal = causal(&dims, device)?;
@@ -78,6 +83,7 @@ impl Layer {
             v: tensor(&parts.v)?.f_reshape(sizes(&[keys.0, keys.1, dims.value_dim]))?,
             additive,
             additive_differs,
+            labels_may_overflow,
             scaling: inputs.scaling(),
         })
     }
@@ -130,14 +136,24 @@ fn folded(x: &Tensor) -> Result<Tensor> {
     x.f_reshape([-1, a, b])
 }
 
+/// What shows labels that are not finite, at no or little cost.
+enum Probe {
+    /// Labels are not quantised.
+    None,
+    /// The selected scores: top-k counts NaN as largest, so that they hold one if there is one.
+    Scores(Tensor),
+    /// The sum of all scores, which is finite only if labels are.
+    Sum(Tensor),
+}
+
 /// What Double Sparsity adds to a mask, before it is written.
 pub struct Selected {
     /// [b, h or 1, m, H]: key indices, in no particular order.
     pub keys: Tensor,
     /// [b, h or 1, m, H]: whether each of them is a candidate; `None` where all keys are.
     pub valid: Option<Tensor>,
-    /// A number that is finite only if all labels are; read it when the answer is read, not before.
-    probe: Option<Tensor>,
+    /// What shows labels that are not finite; read it when the answer is read, not before.
+    probe: Probe,
 }
 
 impl Selected {
@@ -280,10 +296,18 @@ impl Masker {
     /// SPEC §2.3 to §2.9, for a layer that fits ([`Masker::check_layer`]). Labels that leave the storage type (D9) show in [`Masker::check_labels`], for which the caller waits when it reads the answer.
     pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Selected, NoAnswer> {
         let select = || -> Result<Selected> {
-            let (scores, probe) = self.scores(layer)?;
+            // Keys attended before are masked out, and with them what top-k would show.
+            let sum = layer.labels_may_overflow || before.is_some();
+            let (scores, sum) = self.scores(layer, sum)?;
             let all_candidates = layer.additive.is_none();
             let heavy_size = self.selection.heavy_size.resolve(layer.dims.keys);
-            Ok(Selected { probe, ..largest(&scores, before, heavy_size, all_candidates)? })
+            let selected = largest(&scores, before, heavy_size, all_candidates)?;
+            let quantises = self.selection.label_bits.quantises();
+            Ok(match sum {
+                Some(sum) => Selected { probe: Probe::Sum(sum), ..selected },
+                None if quantises => selected,
+                None => Selected { probe: Probe::None, ..selected },
+            })
         };
         select().map_err(failed)
     }
@@ -291,14 +315,14 @@ impl Masker {
     /// Refuses labels that leave the storage type (SPEC D9); waits for the device.
     pub fn check_labels(&self, layer: &Layer, selected: &Selected) -> std::result::Result<(), NoAnswer> {
         let finite = || -> Result<bool> {
-            match &selected.probe {
-                None => Ok(true),
-                // A sum of scores may overflow although labels are finite.
-                Some(probe) => {
-                    let positions = (layer.dims.keys + layer.dims.queries) as i64;
-                    Ok(is_finite(probe)? || is_finite(&self.labels(layer)?.f_narrow(3, 0, positions)?)?)
-                }
-            }
+            let suspicious = match &selected.probe {
+                Probe::None => false,
+                Probe::Scores(scores) => scores.f_isnan()?.f_any()?.f_int64_value(&[])? != 0,
+                Probe::Sum(sum) => !is_finite(sum)?,
+            };
+            // Scores may overflow although labels are finite.
+            let positions = (layer.dims.keys + layer.dims.queries) as i64;
+            Ok(!suspicious || is_finite(&self.labels(layer)?.f_narrow(3, 0, positions)?)?)
         };
         if finite().map_err(failed)? {
             return Ok(());
@@ -333,14 +357,14 @@ impl Masker {
         Ok(labels)
     }
 
-    /// Label scores with A: [b, h, m, n] in f32, or [b, 1, m, n] in the summed modes; and where labels are quantised a number
-    /// that is finite only if they are.
-    fn scores(&self, layer: &Layer) -> Result<(Tensor, Option<Tensor>)> {
+    /// Label scores with A: [b, h, m, n] in f32, or [b, 1, m, n] in the summed modes; and where it is asked for and labels are
+    /// quantised, the sum of the products.
+    fn scores(&self, layer: &Layer, with_sum: bool) -> Result<(Tensor, Option<Tensor>)> {
         let [b, h, m, n] = layer.mask_shape();
         let (hk, group) = (layer.dims.kv_heads as i64, layer.dims.group_size() as i64);
         let d = layer.dims.head_dim as i64;
         let (bits, heads) = (self.selection.label_bits, self.selection.heads);
-        let mut probe = None;
+        let mut sum = None;
         let mut scores = if !bits.quantises() && heads != HeadMode::SummedLabels {
             // Channels that are no label become 0 in q; then k needs no gathering.
             let q = layer.q.f_mul(&self.is_label)?.f_reshape([b * hk, group * m, d])?;
@@ -352,8 +376,8 @@ impl Masker {
             }
             let (keys, queries) = (labels.f_narrow(3, 0, n)?, labels.f_narrow(3, n, m)?);
             let dots = product(&folded(&queries.f_transpose(-1, -2)?)?, &folded(&keys)?)?;
-            if bits.quantises() {
-                probe = Some(dots.f_sum(Kind::Float)?);
+            if with_sum && bits.quantises() {
+                sum = Some(dots.f_sum(Kind::Float)?);
             }
             dots.f_reshape([b, -1, m, n])?
         };
@@ -368,7 +392,7 @@ impl Masker {
         if heads == HeadMode::SummedScores {
             scores = scores.f_sum_dim_intlist(1, true, Kind::Float)?;
         }
-        Ok((scores, probe))
+        Ok((scores, sum))
     }
 }
 
@@ -418,7 +442,7 @@ fn largest(
         (None, true) => None,
         _ => Some(values.f_gt(f64::NEG_INFINITY)?),
     };
-    Ok(Selected { keys, valid, probe: None })
+    Ok(Selected { keys, valid, probe: Probe::Scores(values) })
 }
 
 /// An error of libtorch, first line only: the rest is a stack of its own functions.
