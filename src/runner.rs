@@ -118,7 +118,7 @@ fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport
     }
     report.cases += 1;
     report.sharpness.add(&Sharpness::of(&verdict));
-    match (&answer, Reference.answer(case)) {
+    match (&answer, Reference::default().answer(case)) {
         (Ok(answer), Ok(reference)) => report.masks_equal += usize::from(answer.mask == reference.mask),
         _ => report.refused += 1,
     }
@@ -135,7 +135,7 @@ fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport
             continue;
         }
         let (Some(found), Some(expected)) =
-            (subject.labels(&row, bits, storage), Reference.labels(&row, bits, storage))
+            (subject.labels(&row, bits, storage), Reference::default().labels(&row, bits, storage))
         else {
             return Ok(());
         };

@@ -87,7 +87,7 @@ proptest! {
     fn moving_one_certain_key_always_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
         let case = plan.case().expect("plans make valid inputs");
         let Ok(certificate) = Certificate::derive(&case, model) else { return Ok(()) };
-        let Answer { mask, .. } = Reference.answer(&case).unwrap();
+        let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
         let dims = case.inputs.dims();
         let Some(rows) = &certificate.rows else {
             // A full mask has no key that may be missing.
@@ -121,7 +121,7 @@ proptest! {
     #[test]
     fn an_output_beyond_its_bound_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
         let case = plan.case().expect("plans make valid inputs");
-        let Ok(Answer { mask, output: Some(output) }) = Reference.answer(&case) else { return Ok(()) };
+        let Ok(Answer { mask, output: Some(output), .. }) = Reference::default().answer(&case) else { return Ok(()) };
         let right = judge_output(&case, &mask, &output, model);
         prop_assert!(right.divergences.is_empty(), "{}", right.divergences[0]);
         let largest = output.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
@@ -140,7 +140,7 @@ proptest! {
 fn a_divergence_shows_score_threshold_and_bound() {
     let case = support::small_case();
     let certificate = Certificate::derive(&case, RoundingModel::REFERENCE).unwrap();
-    let Answer { mask, .. } = Reference.answer(&case).unwrap();
+    let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
     let (key, _) = mask.row((0, 1, 1)).next().unwrap();
     let mut moved = mask;
     moved.remove((0, 1, 1), key);

@@ -91,7 +91,8 @@ fn a_key_moved_in_an_expectation_is_explained() {
     let input = group.join("case.safetensors");
     let mut case = support::small_case();
     let mut answer =
-        doublecheck::subjects::Subject::answer(&mut doublecheck::subjects::Reference, &case).unwrap();
+        doublecheck::subjects::Subject::answer(&mut doublecheck::subjects::Reference::default(), &case)
+            .unwrap();
     let (key, _) = answer.mask.row((0, 1, 1)).next().unwrap();
     answer.mask.remove((0, 1, 1), key);
     answer.mask.add((0, 1, 1), [if key == 0 { 5 } else { 0 }]);

@@ -78,7 +78,7 @@ fn settings(#[context] context: Context, #[case] error: String) {
 fn answer_error(change: fn(&mut Case)) -> String {
     let mut case = small_case();
     change(&mut case);
-    Reference.answer(&case).unwrap_err().to_string()
+    Reference::default().answer(&case).unwrap_err().to_string()
 }
 
 fn order(rows: &[&[usize]]) -> ChannelOrder {

@@ -17,7 +17,7 @@ const NO_RANDOM_CASES: Options = Options { random_cases: 0, seed: 0 };
 #[test]
 fn every_bundled_case_conforms() {
     let files = bundled::find(&bundled::folder()).unwrap();
-    let report = verify(&files, &mut Reference, NO_RANDOM_CASES, &mut |_| {});
+    let report = verify(&files, &mut Reference::default(), NO_RANDOM_CASES, &mut |_| {});
     assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::text::render(&report, false));
 }
 
@@ -40,7 +40,7 @@ fn grid(
     let certificate = Certificate::derive(&case, model);
     let expectation = case.expectation.as_ref().unwrap();
     let stored = expectation.answer(&certificate.as_ref().unwrap().before).unwrap().unwrap();
-    for answer in [Ok(stored), Reference.answer(&case)] {
+    for answer in [Ok(stored), Reference::default().answer(&case)] {
         let verdict = judge(&case, &answer, model, &certificate);
         assert!(verdict.conforms(), "{:?}", verdict.explanations());
     }
@@ -48,7 +48,7 @@ fn grid(
 
 /// Attended keys, a hash of the mask, and the first outputs to 6 digits.
 fn line(case: &Case) -> String {
-    let answer = match Reference.answer(case) {
+    let answer = match Reference::default().answer(case) {
         Ok(answer) => answer,
         Err(error) => return format!("{}: refused: {error}\n", case.name),
     };
@@ -68,14 +68,14 @@ fn what_the_reference_computes() {
         match reader.read(&found.path(), &found.name).unwrap() {
             CaseFile::Attention(case) => *text += &line(&case),
             CaseFile::Calibration(case) => {
-                let order = Reference.calibrate(&case).unwrap().unwrap();
+                let order = Reference::default().calibrate(&case).unwrap().unwrap();
                 let first = &order.rows()[0];
                 let _ = writeln!(text, "{}: row 0 begins {:?}", case.name, &first[..first.len().min(8)]);
             }
             CaseFile::Quantisation(cases) => {
                 for case in cases {
                     let labels = case.rows.outer_iter().flat_map(|row| {
-                        match Reference.labels(&row.to_vec(), case.bits, case.storage).unwrap() {
+                        match Reference::default().labels(&row.to_vec(), case.bits, case.storage).unwrap() {
                             Ok(labels) => labels.iter().flat_map(|x| x.to_le_bytes()).collect(),
                             Err(_) => b"refused".to_vec(),
                         }

@@ -23,7 +23,7 @@ proptest! {
     #[test]
     fn reference_satisfies_every_invariant(plan in plans()) {
         let case = plan.case().expect("plans make valid inputs");
-        let mut answer = |case: &Case| Reference.answer(case);
+        let mut answer = |case: &Case| Reference::default().answer(case);
         for invariant in INVARIANTS {
             let mut reference = Implementation { model: RoundingModel::REFERENCE, answer: &mut answer };
             let outcome = (invariant.check)(&case, &mut reference);
@@ -34,7 +34,7 @@ proptest! {
     #[test]
     fn a_case_file_gives_the_case_back(case in cases()) {
         let mut case = case;
-        if let Ok(answer) = Reference.answer(&case) {
+        if let Ok(answer) = Reference::default().answer(&case) {
             case.expectation = Some(Expectation::from_answer(&answer, "reference".into()));
         }
         let bytes = file::to_bytes(&case);
@@ -163,7 +163,7 @@ fn every_invariant_applies_to_at_least_a_fifth_of_the_cases() {
     for _ in 0..200 {
         let case = cases().new_tree(&mut runner).unwrap().current();
         for (invariant, held) in INVARIANTS.iter().zip(&mut held) {
-            let mut answer = |case: &Case| Reference.answer(case);
+            let mut answer = |case: &Case| Reference::default().answer(case);
             let mut reference = Implementation { model: RoundingModel::REFERENCE, answer: &mut answer };
             *held += usize::from((invariant.check)(&case, &mut reference) == Ok(Outcome::Held));
         }

@@ -39,7 +39,7 @@ impl Simulated {
             Kept::Storage => case.inputs.storage(),
         };
         // What must be refused and what must be full are not a matter of rounding.
-        let reference = Reference.answer(case)?;
+        let reference = Reference::default().answer(case)?;
         let before = case.mask_before()?;
         let (dims, settings) = (case.inputs.dims(), &case.settings);
         let heavy_size = settings.heavy_size.resolve(dims.keys);
@@ -50,7 +50,7 @@ impl Simulated {
             let values = self.output_row(case, &mask, kept, row);
             output.slice_mut(ndarray::s![b, head, i, ..]).assign(&ndarray::arr1(&values));
         }
-        Ok(Answer { mask, output: Some(output) })
+        Ok(Answer { mask, output: Some(output), labels: None })
     }
 
     fn mask(self, case: &Case, before: &Mask, kept: Storage) -> Result<Mask, NoAnswer> {

@@ -76,7 +76,8 @@ fn wide_rows(torch: &mut Torch) -> Outcome {
         let factor = 2.0f32.powi((words.word(index) % 24) as i32 - 12);
         let row: Vec<f32> = (0..33).map(|i| storage.round(words.value(index * 33 + i) * factor)).collect();
         let found = torch.labels(&row, bits, storage).ok_or("torch offers labels")?;
-        let expected = Reference.labels(&row, bits, storage).ok_or("the reference offers labels")?;
+        let expected =
+            Reference::default().labels(&row, bits, storage).ok_or("the reference offers labels")?;
         let equal = match (&found, &expected) {
             (Ok(found), Ok(expected)) => {
                 found.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits()))

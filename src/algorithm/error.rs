@@ -83,5 +83,49 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The name of the kind of mistake, as implementations in other languages name it (`docs/PROTOCOL.md`).
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Shape(_) => "shape",
+            Self::NotFinite(_) => "value",
+            Self::Weight(_) => "weight",
+            Self::HeavySize(_) => "heavy_size",
+            Self::GroupFactor(_) => "group_factor",
+            Self::LabelBits(_) => "label_bits",
+            Self::HeadMode(_) => "head_mode",
+            Self::ChannelRange(_) => "channel_range",
+            Self::ChannelRepeated(_) => "channel_repeated",
+            Self::ChannelRows(_) => "channel_rows",
+            Self::MissingLayer(_) => "missing_layer",
+            Self::ChannelKind(_) => "channel_kind",
+            Self::LabelRange(_) => "label_range",
+            Self::Format(_) | Self::Json { .. } => "format",
+        }
+    }
+
+    /// A mistake of a named kind; `None` for a name that does not exist.
+    pub fn of_kind(kind: &str, detail: Detail) -> Option<Self> {
+        let new = match kind {
+            "shape" => Self::Shape,
+            "value" => Self::NotFinite,
+            "weight" => Self::Weight,
+            "heavy_size" => Self::HeavySize,
+            "group_factor" => Self::GroupFactor,
+            "label_bits" => Self::LabelBits,
+            "head_mode" => Self::HeadMode,
+            "channel_range" => Self::ChannelRange,
+            "channel_repeated" => Self::ChannelRepeated,
+            "channel_rows" => Self::ChannelRows,
+            "missing_layer" => Self::MissingLayer,
+            "channel_kind" => Self::ChannelKind,
+            "label_range" => Self::LabelRange,
+            "format" => Self::Format,
+            _ => return None,
+        };
+        Some(new(detail))
+    }
+}
+
 /// Result of the algorithm's functions.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -168,7 +168,7 @@ impl Expectation {
                 if agree { Ok(attended) } else { Err("selected and mask name different keys".into()) }
             }),
         };
-        Some(attended.map(|mask| Answer { mask, output: self.output.clone() }))
+        Some(attended.map(|mask| Answer { mask, output: self.output.clone(), labels: None }))
     }
 }
 
@@ -215,6 +215,9 @@ pub enum NoAnswer {
     /// It refuses the case.
     #[error(transparent)]
     Refused(#[from] Error),
+    /// It refuses the case without naming one of the kinds of [`Error`]: right wherever the case must be refused.
+    #[error("{0}")]
+    Declined(String),
     /// It broke: out of memory, a library's error, a lost process.
     #[error("failed: {0}")]
     Failed(String),
@@ -227,13 +230,32 @@ pub struct Answer {
     pub mask: Mask,
     /// [b, h, m, dv], where the implementation computes attention.
     pub output: Option<Array4<f32>>,
+    /// Where the implementation shows them.
+    pub labels: Option<AnsweredLabels>,
+}
+
+/// Labels of every query head (SPEC §2.4, §2.5), as an implementation ranked with them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnsweredLabels {
+    /// [b, h, m, r]
+    pub q: Array4<f32>,
+    /// [b, h, n, r]
+    pub k: Array4<f32>,
 }
 
 impl Answer {
     /// Whether mask and output have the shapes that a case of these sizes asks for.
     pub fn fits(&self, dims: &Dims) -> bool {
         let output = self.output.as_ref().is_none_or(|output| output.dim() == dims.output_shape());
-        output && self.mask.weights().dim() == dims.mask_shape()
+        output && self.labels_fit(dims) && self.mask.weights().dim() == dims.mask_shape()
+    }
+
+    fn labels_fit(&self, dims: &Dims) -> bool {
+        self.labels.as_ref().is_none_or(|labels| {
+            let (b, h, m, n) = dims.mask_shape();
+            let channels = labels.q.dim().3;
+            labels.q.dim() == (b, h, m, channels) && labels.k.dim() == (b, h, n, channels)
+        })
     }
 }
 

@@ -2,15 +2,21 @@
 
 pub mod activations;
 pub mod bundled;
+pub mod capabilities;
 pub mod case;
 pub mod error;
 pub mod file;
 pub mod recipe;
 pub mod rounding_model;
+pub mod sequence;
 pub mod strategies;
 
-pub use case::{Answer, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, NoAnswer, Settings};
+pub use capabilities::{Capabilities, Feature};
+pub use case::{
+    Answer, AnsweredLabels, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, NoAnswer, Settings,
+};
 pub use error::Error;
 pub use file::{CaseFile, Reader};
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};
+pub use sequence::{Call, Instance, Sequence};

@@ -25,7 +25,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
             format!("{name}: found no metadata key \"case\", expected a case of an attention layer").into()
         );
     };
-    let answer = Reference.answer(&case).map_err(|error| format!("{name}: {error}"))?;
+    let answer = Reference::default().answer(&case).map_err(|error| format!("{name}: {error}"))?;
     let source = format!("doublecheck {} reference", env!("CARGO_PKG_VERSION"));
     case.expectation = Some(Expectation::from_answer(&answer, source));
     case.settings.model = Some(RoundingModel::REFERENCE);

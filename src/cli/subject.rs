@@ -32,7 +32,7 @@ impl Choice {
                 Err(format!("--device: found {found:?} for the reference, expected cpu, or --subject torch")
                     .into())
             }
-            Kind::Reference => Ok(Box::new(Reference)),
+            Kind::Reference => Ok(Box::new(Reference::default())),
             Kind::Torch => torch(&self.device),
         }
     }

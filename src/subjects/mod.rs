@@ -6,31 +6,60 @@ pub mod reference;
 pub mod torch;
 
 use crate::algorithm::{ChannelOrder, LabelBits, Storage};
-use crate::cases::{Answer, CalibrationCase, Case, NoAnswer, RoundingModel};
+use crate::cases::{
+    Answer, CalibrationCase, Call, Capabilities, Case, Instance, NoAnswer, RoundingModel, Sequence,
+};
 
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;
 
-/// An implementation of Double Sparsity.
+/// An implementation of Double Sparsity. It is configured once for each instance and then called, for several layers and
+/// lengths; nothing of an earlier call may show in a later one.
 pub trait Subject {
     /// What reports call it.
     fn name(&self) -> String;
 
-    /// How it says it rounds (SPEC §5).
-    fn rounding_model(&self) -> RoundingModel;
+    /// How it says it rounds (SPEC §5); the default is how PyTorch does it.
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::default()
+    }
 
-    /// Mask and, where it computes attention, output of one case.
-    fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer>;
+    /// What it may be asked for; the default is everything.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// A new instance; the one before is over. A refusal refuses every call of the instance.
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer>;
+
+    /// Mask and, where it computes attention, output of one call of the instance.
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer>;
+
+    /// One case, as the only call of an instance.
+    fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
+        let Sequence { instance, calls, .. } = Sequence::from(case);
+        self.configure(&instance)?;
+        self.call(&calls[0])
+    }
 
     /// Labels of one row (SPEC §2.5); `None` where it offers no such thing.
     fn labels(
         &mut self,
-        row: &[f32],
-        bits: LabelBits,
-        storage: Storage,
-    ) -> Option<Result<Vec<f32>, NoAnswer>>;
+        _row: &[f32],
+        _bits: LabelBits,
+        _storage: Storage,
+    ) -> Option<Result<Vec<f32>, NoAnswer>> {
+        None
+    }
 
     /// A channel order (SPEC §4); `None` where it offers no such thing.
-    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>>;
+    fn calibrate(&mut self, _case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
+        None
+    }
+}
+
+/// What a call without an instance gets.
+pub(crate) fn not_configured() -> NoAnswer {
+    NoAnswer::Failed("called before it was configured".into())
 }

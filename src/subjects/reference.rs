@@ -1,15 +1,17 @@
 //! The reference of `algorithm` as a subject.
 
-use super::Subject;
+use super::{Subject, not_configured};
 use crate::algorithm::attention::attention;
 use crate::algorithm::calibrate::Importance;
 use crate::algorithm::quantize::quantize_in_place;
-use crate::algorithm::{ChannelOrder, LabelBits, Masker, Storage};
-use crate::cases::{Answer, CalibrationCase, Case, NoAnswer, RoundingModel};
+use crate::algorithm::{ChannelOrder, LabelBits, SparseAttention, Storage};
+use crate::cases::{Answer, CalibrationCase, Call, Instance, NoAnswer, RoundingModel};
 
 /// The pure-Rust reference.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Reference;
+#[derive(Debug, Default)]
+pub struct Reference {
+    instance: Option<(Instance, SparseAttention)>,
+}
 
 impl Subject for Reference {
     fn name(&self) -> String {
@@ -20,10 +22,16 @@ impl Subject for Reference {
         RoundingModel::REFERENCE
     }
 
-    fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
-        let mask = case.masker().add_mask(&case.inputs, 0, &case.mask_before()?)?;
-        let output = attention(&case.inputs, &mask)?;
-        Ok(Answer { mask, output: Some(output) })
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.instance = Some((instance.clone(), instance.attention()));
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let (instance, maskers) = self.instance.as_ref().ok_or_else(not_configured)?;
+        let mask = maskers.extend_mask(&call.inputs, call.layer, instance.start(call))?;
+        let output = attention(&call.inputs, &mask)?;
+        Ok(Answer { mask, output: Some(output), labels: None })
     }
 
     fn labels(

@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
+use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
 use crate::algorithm::{Error, HeadMode, Mask, Row};
 use crate::cases::{Answer, Case, NoAnswer, RoundingModel};
@@ -18,7 +19,7 @@ pub enum Verdict {
     /// The case has no fault, or another one.
     RefusedWrongly {
         /// What the implementation said.
-        found: Error,
+        found: NoAnswer,
         /// What it should have said.
         expected: Option<Error>,
     },
@@ -64,7 +65,8 @@ impl Verdict {
             Self::Judged(judgement) => {
                 let masks = judgement.mask.divergences.iter().map(ToString::to_string);
                 let outputs = judgement.output.iter().flat_map(|output| &output.divergences);
-                masks.chain(outputs.take(MOST_EXPLAINED).map(ToString::to_string)).collect()
+                let labels = judgement.labels.iter().map(ToString::to_string);
+                masks.chain(labels).chain(outputs.take(MOST_EXPLAINED).map(ToString::to_string)).collect()
             }
         }
     }
@@ -77,12 +79,15 @@ pub struct Judgement {
     pub mask: MaskVerdict,
     /// The output, where there is one.
     pub output: Option<OutputVerdict>,
+    /// The first label at fault, where labels were shown and one is.
+    pub labels: Option<AnsweredLabel>,
 }
 
 impl Judgement {
-    /// Whether both conform.
+    /// Whether everything conforms.
     pub fn conforms(&self) -> bool {
-        self.mask.wrong_rows == 0 && self.output.iter().all(|output| output.divergences.is_empty())
+        let output = self.output.iter().all(|output| output.divergences.is_empty());
+        self.mask.wrong_rows == 0 && output && self.labels.is_none()
     }
 }
 
@@ -230,7 +235,8 @@ pub fn judge(
         (Err(NoAnswer::Refused(found)), Err(expected)) if same_kind(found, expected) => {
             Verdict::RefusedRightly
         }
-        (Err(NoAnswer::Refused(found)), expected) => {
+        (Err(NoAnswer::Declined(_)), Err(_)) => Verdict::RefusedRightly,
+        (Err(found), expected) => {
             Verdict::RefusedWrongly { found: found.clone(), expected: expected.as_ref().err().cloned() }
         }
         (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
@@ -240,7 +246,8 @@ pub fn judge(
         (Ok(answer), Ok(certificate)) => {
             let mask = judge_mask(case, certificate, &answer.mask, model);
             let output = answer.output.as_ref().map(|output| judge_output(case, &answer.mask, output, model));
-            Verdict::Judged(Judgement { mask, output })
+            let labels = answer.labels.as_ref().and_then(|labels| judge_answered(case, labels, model.labels));
+            Verdict::Judged(Judgement { mask, output, labels })
         }
     }
 }

@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2};
 use super::bounds::{Approximate, U32, gamma, underflow};
 use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
-use crate::cases::{LabelCase, LabelRounding};
+use crate::cases::{AnsweredLabels, Case, LabelCase, LabelRounding};
 
 /// Labels of the positions of one head, [positions, r], each up to a radius.
 #[derive(Debug, Clone)]
@@ -166,4 +166,65 @@ pub fn judge_labels(
         }
     }
     wrong
+}
+
+/// A label that an implementation shows and cannot have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnsweredLabel {
+    /// `q` or `k`.
+    pub tensor: &'static str,
+    /// Batch, head, position, channel of the label.
+    pub index: [usize; 4],
+    /// What it shows; `None` where the number of label channels is wrong.
+    pub found: Option<f32>,
+    /// The smallest and the largest it may be.
+    pub allowed: (f32, f32),
+}
+
+impl std::fmt::Display for AnsweredLabel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [b, head, position, channel] = self.index;
+        write!(f, "{} label[batch {b}, head {head}, position {position}, {channel}]: found ", self.tensor)?;
+        match self.found {
+            Some(found) => write!(f, "{found:e}, expected ")?,
+            None => f.write_str("another number of label channels, expected ")?,
+        }
+        match self.allowed {
+            (low, high) if low == high => write!(f, "{low:e}"),
+            (low, high) => write!(f, "{low:e} to {high:e}"),
+        }
+    }
+}
+
+/// The first label shown with an answer that no conforming implementation has: bit for bit where labels are exact, within
+/// the allowed ones where they are rounded.
+pub fn judge_answered(
+    case: &Case,
+    labels: &AnsweredLabels,
+    rounding: LabelRounding,
+) -> Option<AnsweredLabel> {
+    let dims = case.inputs.dims();
+    let label_channels = case.settings.group_factor.label_channels(dims.head_dim).ok()?;
+    let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
+    for (b, head) in heads {
+        let bits = case.settings.label_bits;
+        let allowed = head_labels(&case.inputs, &case.channels, label_channels, bits, rounding, (b, head));
+        let (q, k) = allowed.ok()?;
+        for (tensor, allowed, found) in [("q", q, &labels.q), ("k", k, &labels.k)] {
+            for ((position, channel), &value) in allowed.values.indexed_iter() {
+                let radius = allowed.radii.as_ref().map_or(0.0, |radii| radii[[position, channel]]);
+                let (low, high) = ((value - radius) as f32, (value + radius) as f32);
+                let index = [b, head, position, channel];
+                let found = (found.dim().3 == label_channels).then(|| found[index]);
+                let right = found.is_some_and(|found| match radius {
+                    0.0 => found.to_bits() == low.to_bits(),
+                    _ => (low..=high).contains(&found),
+                });
+                if !right {
+                    return Some(AnsweredLabel { tensor, index, found, allowed: (low, high) });
+                }
+            }
+        }
+    }
+    None
 }

@@ -10,11 +10,11 @@ use tch::{Device, Kind, TchError, Tensor};
 
 pub use device::{DeviceChoice, DeviceError};
 
-use super::Subject;
+use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
-use crate::algorithm::{ChannelOrder, Detail, Error, HeavySize, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{Detail, Error, HeavySize, Inputs, LabelBits, Mask, Storage};
 use crate::cases::{
-    Accumulation, Answer, CalibrationCase, Case, EarlierMasker, Kept, LabelRounding, NoAnswer, RoundingModel,
+    Accumulation, Answer, Call, Case, EarlierMasker, Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
 };
 use masker::{Layer, Masker, failed};
 
@@ -22,12 +22,13 @@ use masker::{Layer, Masker, failed};
 #[derive(Debug)]
 pub struct Torch {
     device: Device,
+    instance: Option<Instance>,
 }
 
 impl Torch {
     /// On a device. Errors: [`DeviceError::NoCuda`], [`DeviceError::Arithmetic`].
     pub fn new(choice: DeviceChoice) -> Result<Self, DeviceError> {
-        device::open(choice).map(|device| Self { device })
+        device::open(choice).map(|device| Self { device, instance: None })
     }
 
     /// The device.
@@ -52,6 +53,44 @@ impl Torch {
             });
         }
         Ok(before)
+    }
+
+    /// A layer that stays dense: earlier weights stay, everything else is attended with weight 1.
+    fn dense(&self, call: &Call) -> Result<Answer, NoAnswer> {
+        let layer = Layer::new(&call.inputs, self.device).map_err(failed)?;
+        let before = match &call.previous {
+            Some(previous) => Some(masker::to_device(previous.weights(), self.device).map_err(failed)?),
+            None => None,
+        };
+        self.attend(&layer, &call.inputs, &masker::filled(&layer, before.as_ref()).map_err(failed)?)
+    }
+
+    fn sparse(&self, case: &Case) -> Result<Answer, NoAnswer> {
+        let dims = case.inputs.dims();
+        let selection = case.settings.selection();
+        let masker = Masker::new(&dims, &case.channels, &selection, case.inputs.storage(), self.device)?;
+        let layer = Layer::new(&case.inputs, self.device).map_err(failed)?;
+        masker.check_layer(&layer)?;
+        let before = self.mask_before(case, &layer).map_err(failed)?;
+        let heavy_size = selection.heavy_size.resolve(dims.keys);
+        let full = match &before {
+            Some(before) => masker::is_full(before).map_err(failed)?,
+            None => false,
+        };
+        let mask = if full || (selection.dense_fallback && dims.keys - dims.queries <= heavy_size) {
+            masker::filled(&layer, before.as_ref()).map_err(failed)?
+        } else {
+            let selected = masker.select(&layer, before.as_ref())?;
+            masker.check_labels(&layer, &selected)?;
+            selected.mask(&layer, before.as_ref()).map_err(failed)?
+        };
+        self.attend(&layer, &case.inputs, &mask)
+    }
+
+    fn attend(&self, layer: &Layer, inputs: &Inputs, mask: &Tensor) -> Result<Answer, NoAnswer> {
+        let output = attention::attention(layer, mask).and_then(|output| to_host(&output)).map_err(failed)?;
+        let mask = Mask::from_weights(to_host(mask).map_err(failed)?, &inputs.dims())?;
+        Ok(Answer { mask, output: Some(output), labels: None })
     }
 
     /// Exact top-k added to a mask. Errors: those of libtorch.
@@ -84,29 +123,17 @@ impl Subject for Torch {
         RoundingModel { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 }
     }
 
-    fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
-        let dims = case.inputs.dims();
-        let selection = case.settings.selection();
-        let masker = Masker::new(&dims, &case.channels, &selection, case.inputs.storage(), self.device)?;
-        let layer = Layer::new(&case.inputs, self.device).map_err(failed)?;
-        masker.check_layer(&layer)?;
-        let before = self.mask_before(case, &layer).map_err(failed)?;
-        let heavy_size = selection.heavy_size.resolve(dims.keys);
-        let full = match &before {
-            Some(before) => masker::is_full(before).map_err(failed)?,
-            None => false,
-        };
-        let mask = if full || (selection.dense_fallback && dims.keys - dims.queries <= heavy_size) {
-            masker::filled(&layer, before.as_ref()).map_err(failed)?
-        } else {
-            let selected = masker.select(&layer, before.as_ref())?;
-            masker.check_labels(&layer, &selected)?;
-            selected.mask(&layer, before.as_ref()).map_err(failed)?
-        };
-        let output =
-            attention::attention(&layer, &mask).and_then(|output| to_host(&output)).map_err(failed)?;
-        let mask = Mask::from_weights(to_host(&mask).map_err(failed)?, &dims)?;
-        Ok(Answer { mask, output: Some(output) })
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.instance = Some(instance.clone());
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let instance = self.instance.as_ref().ok_or_else(not_configured)?;
+        if instance.dense_layers.contains(&call.layer) {
+            return self.dense(call);
+        }
+        self.sparse(&instance.case(call)?)
     }
 
     fn labels(
@@ -132,9 +159,5 @@ impl Subject for Torch {
             let expected = "labels that are finite in the storage type";
             Err(Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into())
         }))
-    }
-
-    fn calibrate(&mut self, _case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
-        None
     }
 }

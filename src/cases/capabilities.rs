@@ -1,0 +1,169 @@
+//! What an implementation offers, so that it is asked for nothing else (`docs/PROTOCOL.md`, hello). What was left out is
+//! counted and reported: a check that was not made must not look like one that passed.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::sequence::Sequence;
+use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
+
+/// A part of the contract that an implementation may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// An additive mask besides causality.
+    AttentionMask,
+    /// `causal: false`.
+    NotCausal,
+    /// An earlier mask P.
+    Previous,
+    /// Weights other than 0 and 1 in P.
+    Weights,
+    /// Sink and local maskers before Double Sparsity.
+    EarlierMaskers,
+    /// H as a fraction of the keys.
+    Fractions,
+    /// `dense_fallback: true`.
+    DenseFallback,
+    /// Layers that stay dense.
+    DenseLayers,
+    /// An attention scaling other than 1 / √d.
+    Scaling,
+    /// dv other than d.
+    ValueDim,
+    /// b above 1.
+    Batch,
+    /// Fewer KV heads than heads.
+    GroupedHeads,
+    /// m above 1.
+    ManyQueries,
+    /// B below 16.
+    Quantised,
+    /// B = 16.
+    NotQuantised,
+    /// One channel row per query head.
+    ChannelsPerHead,
+    /// One channel row per KV head, where these are fewer than the heads.
+    ChannelsPerKvHead,
+    /// One channel row for all of several heads.
+    ChannelsShared,
+    /// More than one call of an instance.
+    Sequences,
+    /// Inputs that must be refused.
+    Refusals,
+}
+
+impl Feature {
+    /// The name used in the protocol.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+/// What an implementation offers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capabilities {
+    /// Types of q, k and v, at least one.
+    pub dtypes: Vec<Storage>,
+    /// Head modes, at least one.
+    pub heads: Vec<HeadMode>,
+    /// The most keys of one call.
+    pub largest_keys: Option<usize>,
+    /// The first layer that may be asked for.
+    pub first_layer: usize,
+    /// What is left out.
+    pub lacks: BTreeSet<Feature>,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            dtypes: Storage::ALL.to_vec(),
+            heads: HeadMode::ALL.to_vec(),
+            largest_keys: None,
+            first_layer: 0,
+            lacks: BTreeSet::new(),
+        }
+    }
+}
+
+impl Capabilities {
+    /// Whether a feature is offered.
+    pub fn offers(&self, feature: Feature) -> bool {
+        !self.lacks.contains(&feature)
+    }
+
+    /// What both offer. Where that leaves no type or no head mode, nothing can be asked.
+    pub fn and(&self, other: &Self) -> Self {
+        let smaller = |a: Option<usize>, b: Option<usize>| a.map_or(b, |a| Some(b.map_or(a, |b| a.min(b))));
+        Self {
+            dtypes: self.dtypes.iter().copied().filter(|dtype| other.dtypes.contains(dtype)).collect(),
+            heads: self.heads.iter().copied().filter(|heads| other.heads.contains(heads)).collect(),
+            largest_keys: smaller(self.largest_keys, other.largest_keys),
+            first_layer: self.first_layer.max(other.first_layer),
+            lacks: self.lacks.union(&other.lacks).copied().collect(),
+        }
+    }
+
+    /// What a sequence asks for that is not offered, in words; empty where it may be asked.
+    pub fn missing(&self, sequence: &Sequence) -> Vec<String> {
+        let instance = &sequence.instance;
+        let mut missing: BTreeSet<String> =
+            features(sequence).intersection(&self.lacks).map(|feature| feature.name()).collect();
+        if !self.heads.contains(&instance.selection.heads) {
+            missing.insert(instance.selection.heads.name().to_owned());
+        }
+        for call in &sequence.calls {
+            if !self.dtypes.contains(&call.inputs.storage()) {
+                missing.insert(call.inputs.storage().to_string());
+            }
+            if self.largest_keys.is_some_and(|largest| call.inputs.dims().keys > largest) {
+                missing.insert("largest_keys".into());
+            }
+        }
+        missing.into_iter().collect()
+    }
+}
+
+/// Everything that a sequence asks for.
+fn features(sequence: &Sequence) -> BTreeSet<Feature> {
+    let instance = &sequence.instance;
+    let selection = &instance.selection;
+    let mut found = vec![
+        (Feature::EarlierMaskers, !instance.earlier_maskers.is_empty()),
+        (Feature::Fractions, matches!(selection.heavy_size, HeavySize::Fraction(_))),
+        (Feature::DenseFallback, selection.dense_fallback),
+        (Feature::DenseLayers, !instance.dense_layers.is_empty()),
+        (Feature::Quantised, selection.label_bits != LabelBits::UNQUANTISED),
+        (Feature::NotQuantised, selection.label_bits == LabelBits::UNQUANTISED),
+        (Feature::Sequences, sequence.calls.len() > 1),
+    ];
+    for call in &sequence.calls {
+        let (dims, parts) = (call.inputs.dims(), call.inputs.parts());
+        let default_scaling = 1.0 / (dims.head_dim as f64).sqrt();
+        let weight = |&weight: &f32| weight != 0.0 && weight != 1.0;
+        found.extend([
+            (Feature::AttentionMask, parts.attention_mask.is_some()),
+            (Feature::NotCausal, !parts.causal),
+            (Feature::Previous, call.previous.is_some()),
+            (Feature::Weights, call.previous.iter().any(|mask| mask.weights().iter().any(weight))),
+            (Feature::Scaling, call.inputs.scaling() != default_scaling),
+            (Feature::ValueDim, dims.value_dim != dims.head_dim),
+            (Feature::Batch, dims.batch > 1),
+            (Feature::GroupedHeads, dims.kv_heads < dims.heads),
+            (Feature::ManyQueries, dims.queries > 1),
+            (Feature::Refusals, !instance.faults(call).is_empty()),
+        ]);
+        if let Ok(channels) = instance.channels(call.layer) {
+            let rows = channels.rows().len();
+            let grouped = dims.kv_heads < dims.heads;
+            found.extend([
+                (Feature::ChannelsPerHead, rows == dims.heads && dims.heads > 1),
+                (Feature::ChannelsPerKvHead, rows == dims.kv_heads && grouped && rows > 1),
+                (Feature::ChannelsShared, rows == 1 && dims.heads > 1),
+            ]);
+        }
+    }
+    found.into_iter().filter(|(_, used)| *used).map(|(feature, _)| feature).collect()
+}

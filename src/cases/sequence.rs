@@ -1,0 +1,227 @@
+//! Calls of one instance. An implementation is configured once, with settings and a channel file, and then called for
+//! several layers and lengths, as in a model that generates. State carried over by mistake (SPEC D4) shows in nothing
+//! less: each call is judged as the case it would be on its own.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::case::{Case, EarlierMasker, Settings};
+use crate::algorithm::config::WindowConfig;
+use crate::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Sink};
+use crate::algorithm::scores::check_head_mode;
+use crate::algorithm::{
+    ChannelFile, ChannelKind, ChannelOrder, Error, HeadMode, Inputs, Mask, Masker, Selection, SparseAttention,
+};
+
+/// What one instance of an implementation is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// H, G, B, the head mode and the dense fallback.
+    pub selection: Selection,
+    /// Maskers applied before Double Sparsity, in order.
+    pub earlier_maskers: Vec<EarlierMasker>,
+    /// Layers that get a full mask.
+    pub dense_layers: Vec<usize>,
+    /// The rows of this kind are used.
+    pub channel_selection: ChannelKind,
+    /// Channel orders by kind and layer.
+    pub channel_file: Arc<ChannelFile>,
+}
+
+/// One call of an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// Which layer asks.
+    pub layer: usize,
+    /// q, k, v, A, storage type and scaling.
+    pub inputs: Arc<Inputs>,
+    /// P.
+    pub previous: Option<Mask>,
+}
+
+/// An instance and its calls, at least one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// For people.
+    pub name: String,
+    /// What is configured.
+    pub instance: Instance,
+    /// In order.
+    pub calls: Vec<Call>,
+}
+
+/// The JSON form of an [`Instance`], apart from its channel file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSettings {
+    /// H, G, B, head mode, dense fallback and earlier maskers.
+    pub settings: SelectionSettings,
+    /// Which kind of rows.
+    pub channel_selection: ChannelKind,
+    /// Layers that get a full mask.
+    #[serde(default)]
+    pub dense_layers: Vec<usize>,
+}
+
+/// The JSON form of a [`Selection`] and the maskers before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SelectionSettings {
+    /// H.
+    pub heavy_size: crate::algorithm::HeavySize,
+    /// G.
+    pub group_factor: crate::algorithm::GroupFactor,
+    /// B.
+    pub label_bits: crate::algorithm::LabelBits,
+    /// How heads share a selection.
+    #[serde(default)]
+    pub heads: HeadMode,
+    /// Full mask when n − m ≤ H.
+    #[serde(default)]
+    pub dense_fallback: bool,
+    /// Maskers applied before Double Sparsity.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_maskers: Vec<EarlierMasker>,
+}
+
+impl Instance {
+    /// From its JSON form and a channel file.
+    pub fn from_settings(json: InstanceSettings, channel_file: ChannelFile) -> Self {
+        let InstanceSettings { settings, channel_selection, dense_layers } = json;
+        Self {
+            selection: Selection {
+                heavy_size: settings.heavy_size,
+                group_factor: settings.group_factor,
+                label_bits: settings.label_bits,
+                heads: settings.heads,
+                dense_fallback: settings.dense_fallback,
+            },
+            earlier_maskers: settings.earlier_maskers,
+            dense_layers,
+            channel_selection,
+            channel_file: Arc::new(channel_file),
+        }
+    }
+
+    /// Its JSON form, without the channel file.
+    pub fn settings(&self) -> InstanceSettings {
+        InstanceSettings {
+            settings: SelectionSettings {
+                heavy_size: self.selection.heavy_size,
+                group_factor: self.selection.group_factor,
+                label_bits: self.selection.label_bits,
+                heads: self.selection.heads,
+                dense_fallback: self.selection.dense_fallback,
+                earlier_maskers: self.earlier_maskers.clone(),
+            },
+            channel_selection: self.channel_selection,
+            dense_layers: self.dense_layers.clone(),
+        }
+    }
+
+    /// The rows of one layer. Errors: those of [`ChannelFile::order`].
+    pub fn channels(&self, layer: usize) -> Result<&ChannelOrder, Error> {
+        self.channel_file.order(self.channel_selection, layer)
+    }
+
+    /// The maskers, ready to be used.
+    pub fn attention(&self) -> SparseAttention {
+        let earlier = self.earlier_maskers.iter().map(|masker| -> Box<dyn Masker> {
+            match *masker {
+                EarlierMasker::Sink(WindowConfig { size }) => Box::new(Sink { size }),
+                EarlierMasker::Local(WindowConfig { size }) => Box::new(Local { size }),
+            }
+        });
+        let double_sparsity = DoubleSparsity {
+            selection: self.selection,
+            channels: ChannelSource::File(self.channel_file.clone(), self.channel_selection),
+        };
+        let maskers = earlier.chain([Box::new(double_sparsity) as Box<dyn Masker>]).collect();
+        SparseAttention::new(maskers, self.dense_layers.clone())
+    }
+
+    /// One call as a case of its own. A dense layer has none: nothing is selected there.
+    ///
+    /// Errors: those of [`ChannelFile::order`].
+    pub fn case(&self, call: &Call) -> Result<Case, Error> {
+        Ok(self.case_with(call, self.channels(call.layer)?.clone()))
+    }
+
+    /// One call as a case with given rows.
+    pub fn case_with(&self, call: &Call, channels: ChannelOrder) -> Case {
+        let parts = call.inputs.parts();
+        Case {
+            name: format!("layer {}", call.layer),
+            settings: Settings {
+                heavy_size: self.selection.heavy_size,
+                group_factor: self.selection.group_factor,
+                label_bits: self.selection.label_bits,
+                heads: self.selection.heads,
+                dense_fallback: self.selection.dense_fallback,
+                causal: parts.causal,
+                dtype: parts.storage,
+                scaling: parts.scaling,
+                model: None,
+                earlier_maskers: self.earlier_maskers.clone(),
+                unknown: serde_json::Map::new(),
+            },
+            inputs: call.inputs.clone(),
+            channels,
+            previous: call.previous.clone(),
+            recipe: None,
+            expectation: None,
+        }
+    }
+
+    /// Everything for which a call may be refused (end of SPEC §2); an implementation may check in any order.
+    pub fn faults(&self, call: &Call) -> Vec<Error> {
+        if self.dense_layers.contains(&call.layer) {
+            return Vec::new();
+        }
+        let dims = call.inputs.dims();
+        let channels = self.channels(call.layer);
+        let label_channels = self.selection.group_factor.label_channels(dims.head_dim);
+        let mut faults = Vec::new();
+        if let (Ok(channels), Ok(label_channels)) = (&channels, &label_channels) {
+            let head_mode = check_head_mode(&call.inputs, channels, *label_channels, self.selection.heads);
+            let fits = channels.check(&dims, *label_channels);
+            // Labels exist only where channels fit.
+            if fits.is_ok() && head_mode.is_ok() {
+                faults.extend(self.attention().extend_mask(&call.inputs, call.layer, self.start(call)).err());
+            }
+            faults.extend(fits.err());
+            faults.extend(head_mode.err());
+        } else if let Ok(channels) = &channels {
+            faults.extend(channels.check(&dims, 1).err());
+        }
+        faults.extend(channels.err());
+        faults.extend(label_channels.err());
+        faults
+    }
+
+    /// The mask that a call starts from: P, or an empty one.
+    pub fn start(&self, call: &Call) -> Mask {
+        call.previous.clone().unwrap_or_else(|| Mask::empty(&call.inputs.dims()))
+    }
+}
+
+impl From<&Case> for Sequence {
+    /// A case as the only call of an instance, on layer 0 of a channel file with one layer.
+    fn from(case: &Case) -> Self {
+        let dims = case.inputs.dims();
+        let per_kv_head = case.channels.rows().len() == dims.kv_heads && dims.kv_heads < dims.heads;
+        let kind = if per_kv_head { ChannelKind::KProj } else { ChannelKind::QkProj };
+        let mut file = ChannelFile::default();
+        file.insert(kind, 0, case.channels.clone());
+        Self {
+            name: case.name.clone(),
+            instance: Instance {
+                selection: case.settings.selection(),
+                earlier_maskers: case.settings.earlier_maskers.clone(),
+                dense_layers: Vec::new(),
+                channel_selection: kind,
+                channel_file: Arc::new(file),
+            },
+            calls: vec![Call { layer: 0, inputs: case.inputs.clone(), previous: case.previous.clone() }],
+        }
+    }
+}
