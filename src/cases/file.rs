@@ -279,20 +279,20 @@ fn calibration_case(file: &Tensors, json: &str, name: &str) -> Result<Calibratio
 const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// A safetensors file: its tensors and its metadata.
-pub(super) struct Tensors<'a> {
+pub(crate) struct Tensors<'a> {
     tensors: SafeTensors<'a>,
-    pub(super) metadata: HashMap<String, String>,
+    pub(crate) metadata: HashMap<String, String>,
 }
 
 impl<'a> Tensors<'a> {
-    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
         let wrong = |error| Error::Format(Detail::new("file", error, "a safetensors file"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
         Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
     }
 
-    pub(super) fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>> {
+    pub(crate) fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>> {
         if !self.tensors.names().contains(&name) {
             return Ok(None);
         }
@@ -301,19 +301,19 @@ impl<'a> Tensors<'a> {
         Ok(Some(NamedView { name: name.to_owned(), view }))
     }
 
-    pub(super) fn required(&self, name: &str) -> Result<NamedView<'_>> {
+    pub(crate) fn required(&self, name: &str) -> Result<NamedView<'_>> {
         self.optional(name)?
             .ok_or_else(|| Error::Tensor(Detail::new(name, "nothing", "a tensor of this name")))
     }
 }
 
-pub(super) struct NamedView<'a> {
+pub(crate) struct NamedView<'a> {
     name: String,
-    view: TensorView<'a>,
+    pub(crate) view: TensorView<'a>,
 }
 
 impl NamedView<'_> {
-    fn check(&self, dtypes: &[Dtype], dimensions: usize) -> Result<()> {
+    pub(crate) fn check(&self, dtypes: &[Dtype], dimensions: usize) -> Result<()> {
         let (dtype, shape) = (self.view.dtype(), self.view.shape());
         if dtypes.contains(&dtype) && shape.len() == dimensions {
             return Ok(());
@@ -324,12 +324,12 @@ impl NamedView<'_> {
         Err(Error::Tensor(Detail::new(self.name.clone(), found, expected)))
     }
 
-    fn elements<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    pub(crate) fn elements<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> Vec<T> {
         let (chunks, _) = self.view.data().as_chunks::<N>();
         chunks.iter().map(|&bytes| read(bytes)).collect()
     }
 
-    fn float_elements(&self) -> Vec<f32> {
+    pub(crate) fn float_elements(&self) -> Vec<f32> {
         match self.view.dtype() {
             Dtype::F16 => self.elements(|bytes| f16::from_le_bytes(bytes).to_f32()),
             Dtype::BF16 => self.elements(|bytes| bf16::from_le_bytes(bytes).to_f32()),
@@ -337,7 +337,7 @@ impl NamedView<'_> {
         }
     }
 
-    fn array4<T: Clone>(&self, elements: Vec<T>) -> Result<Array4<T>> {
+    pub(crate) fn array4<T: Clone>(&self, elements: Vec<T>) -> Result<Array4<T>> {
         let shape = [0, 1, 2, 3].map(|axis| self.view.shape()[axis]);
         Array4::from_shape_vec(shape, elements)
             .map_err(|error| Error::Tensor(Detail::new(self.name.clone(), error, "a possible shape")))
@@ -350,13 +350,13 @@ impl NamedView<'_> {
     }
 }
 
-pub(super) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> {
+pub(crate) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> {
     view.check(dtypes, 4)?;
     view.array4(view.float_elements())
 }
 
 /// A tensor of at most four dimensions; leading dimensions that are missing count as 1.
-fn broadcastable(view: &NamedView) -> Result<Array4<f32>> {
+pub(crate) fn broadcastable(view: &NamedView) -> Result<Array4<f32>> {
     let dimensions = view.view.shape().len();
     view.check(&[Dtype::F32], dimensions.min(4))?;
     let mut shape = [1; 4];
@@ -370,17 +370,17 @@ fn float_rows(view: &NamedView, storage: Storage) -> Result<Array2<f32>> {
     view.array2(view.float_elements())
 }
 
-fn integers(view: &NamedView) -> Result<Array4<i32>> {
+pub(crate) fn integers(view: &NamedView) -> Result<Array4<i32>> {
     view.check(&[Dtype::I32], 4)?;
     view.array4(view.elements(i32::from_le_bytes))
 }
 
-fn bytes(view: &NamedView) -> Result<Array4<u8>> {
+pub(crate) fn bytes(view: &NamedView) -> Result<Array4<u8>> {
     view.check(&[Dtype::U8], 4)?;
     view.array4(view.view.data().to_vec())
 }
 
-fn channels(view: &NamedView) -> Result<ChannelOrder> {
+pub(crate) fn channels(view: &NamedView) -> Result<ChannelOrder> {
     view.check(&[Dtype::I64], 2)?;
     let rows = view.array2(view.elements(i64::from_le_bytes))?;
     let row = |(index, row): (usize, ndarray::ArrayView1<i64>)| {
@@ -453,18 +453,18 @@ pub fn write(path: &Path, case: &Case) -> Result<()> {
 /// The safetensors format is small, and the crate's own writer orders metadata at random; goldens need the same
 /// bytes each time: 8 bytes of little-endian header length, a JSON header, the data.
 #[derive(Default)]
-struct Writer {
+pub(crate) struct Writer {
     metadata: BTreeMap<String, String>,
     tensors: serde_json::Map<String, serde_json::Value>,
     data: Vec<u8>,
 }
 
 impl Writer {
-    fn metadata(&mut self, key: &str, value: String) {
+    pub(crate) fn metadata(&mut self, key: &str, value: String) {
         self.metadata.insert(key.to_owned(), value);
     }
 
-    fn tensor(&mut self, name: &str, dtype: &str, shape: &[usize], data: Vec<u8>) {
+    pub(crate) fn tensor(&mut self, name: &str, dtype: &str, shape: &[usize], data: Vec<u8>) {
         let start = self.data.len();
         self.data.extend(data);
         let entry = serde_json::json!({
@@ -475,7 +475,7 @@ impl Writer {
         self.tensors.insert(name.to_owned(), entry);
     }
 
-    fn floats(&mut self, name: &str, storage: Storage, values: ArrayView<f32, ndarray::IxDyn>) {
+    pub(crate) fn floats(&mut self, name: &str, storage: Storage, values: ArrayView<f32, ndarray::IxDyn>) {
         let (dtype, data) = match storage {
             Storage::F32 => ("F32", values.iter().flat_map(|x| x.to_le_bytes()).collect()),
             Storage::F16 => ("F16", values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()),
@@ -484,7 +484,7 @@ impl Writer {
         self.tensor(name, dtype, values.shape(), data);
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), serde_json::json!(self.metadata));
         header.extend(self.tensors);
