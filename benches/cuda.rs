@@ -15,7 +15,7 @@ use doublecheck::algorithm::{
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
-use doublecheck::runner::{Options, random_cases, verify};
+use doublecheck::runner::verify::{Options, random_cases, verify};
 use doublecheck::subjects::Subject;
 use doublecheck::subjects::torch::masker::{Layer, Masker};
 use doublecheck::subjects::torch::{DeviceChoice, Torch, attention, device};

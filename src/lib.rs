@@ -8,8 +8,12 @@
 #![deny(unsafe_code)]
 
 pub mod algorithm;
+pub mod behaviours;
 pub mod cases;
 pub mod reports;
 pub mod runner;
 pub mod subjects;
 pub mod verdicts;
+
+pub use runner::check::{Options, Report, check};
+pub use subjects::Subject;

@@ -122,7 +122,7 @@ proptest! {
     fn an_output_beyond_its_bound_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
         let case = plan.case().expect("plans make valid inputs");
         let Ok(Answer { mask, output: Some(output), .. }) = Reference::default().answer(&case) else { return Ok(()) };
-        let right = judge_output(&case, &mask, &output, model);
+        let right = judge_output(&case.inputs, &mask, &output, model);
         prop_assert!(right.divergences.is_empty(), "{}", right.divergences[0]);
         let largest = output.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let bound = right.widest_bound * f64::from(largest);
@@ -132,7 +132,7 @@ proptest! {
         let number = wrong.iter_mut().nth(index).unwrap();
         // The bound of a zero row is 0, and then any number is wrong.
         *number += (3.0 * bound + f64::from(number.abs()) * 1e-6) as f32 + f32::MIN_POSITIVE;
-        prop_assert_eq!(judge_output(&case, &mask, &wrong, model).divergences.len(), 1);
+        prop_assert_eq!(judge_output(&case.inputs, &mask, &wrong, model).divergences.len(), 1);
     }
 }
 

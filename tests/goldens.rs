@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::{Case, CaseFile, Reader};
-use doublecheck::runner::{Options, verify};
+use doublecheck::runner::verify::{Options, verify};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::{Certificate, judge};
 use rstest::rstest;

@@ -12,7 +12,7 @@ use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Case, RoundingModel};
 use doublecheck::reports::text;
-use doublecheck::runner::{Options, random_cases, verify};
+use doublecheck::runner::verify::{Options, random_cases, verify};
 use doublecheck::subjects::torch::{DeviceChoice, Torch, device};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::Certificate;

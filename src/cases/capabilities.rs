@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::sequence::Sequence;
+use super::sequence::{Call, Sequence};
 use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
 
 /// A part of the contract that an implementation may lack.
@@ -42,6 +42,8 @@ pub enum Feature {
     Quantised,
     /// B = 16.
     NotQuantised,
+    /// Rows in which the additive mask excludes every key.
+    EmptyRows,
     /// One channel row per query head.
     ChannelsPerHead,
     /// One channel row per KV head, where these are fewer than the heads.
@@ -110,7 +112,7 @@ impl Capabilities {
     pub fn missing(&self, sequence: &Sequence) -> Vec<String> {
         let instance = &sequence.instance;
         let mut missing: BTreeSet<String> =
-            features(sequence).intersection(&self.lacks).map(|feature| feature.name()).collect();
+            self.lacking(sequence).iter().map(|feature| feature.name()).collect();
         if !self.heads.contains(&instance.selection.heads) {
             missing.insert(instance.selection.heads.name().to_owned());
         }
@@ -124,9 +126,28 @@ impl Capabilities {
         }
         missing.into_iter().collect()
     }
+
+    fn lacking(&self, sequence: &Sequence) -> BTreeSet<Feature> {
+        let mut lacking: BTreeSet<_> = features(sequence).intersection(&self.lacks).copied().collect();
+        let refused = |call: &Call| !sequence.instance.faults(call).is_empty();
+        if !self.offers(Feature::Refusals) && sequence.calls.iter().any(refused) {
+            lacking.insert(Feature::Refusals);
+        }
+        lacking
+    }
 }
 
-/// Everything that a sequence asks for.
+/// Whether A is −∞ at every key of some row.
+fn has_empty_row(call: &Call) -> bool {
+    let dims = call.inputs.dims();
+    call.inputs.parts().attention_mask.is_some()
+        && dims.rows().any(|(b, head, i)| {
+            let additive = call.inputs.additive(b, head, i);
+            (0..dims.keys).all(|key| additive.at(key) == f32::NEG_INFINITY)
+        })
+}
+
+/// What a sequence asks for, [`Feature::Refusals`] apart.
 fn features(sequence: &Sequence) -> BTreeSet<Feature> {
     let instance = &sequence.instance;
     let selection = &instance.selection;
@@ -153,7 +174,7 @@ fn features(sequence: &Sequence) -> BTreeSet<Feature> {
             (Feature::Batch, dims.batch > 1),
             (Feature::GroupedHeads, dims.kv_heads < dims.heads),
             (Feature::ManyQueries, dims.queries > 1),
-            (Feature::Refusals, !instance.faults(call).is_empty()),
+            (Feature::EmptyRows, has_empty_row(call)),
         ]);
         if let Ok(channels) = instance.channels(call.layer) {
             let rows = channels.rows().len();

@@ -1,4 +1,4 @@
-//! Case files: one safetensors file per case (SPEC §6). Three kinds, told apart by a metadata key that holds JSON:
+//! Case files: one safetensors file per case (SPEC §6). Four kinds, told apart by a metadata key that holds JSON:
 //!
 //! * `case`: an attention layer. Settings as in [`Settings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
@@ -6,6 +6,10 @@
 //!   dimensions of 1 may be left out) and
 //!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
 //!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]).
+//! * `sequence`: calls of one instance. {"settings", "channel_selection", "dense_layers"} as in `docs/PROTOCOL.md`, and
+//!   "calls", a list of {"layer", "causal", "dtype", "scaling"}; the JSON text of a channel file under the metadata key
+//!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`, `call_1.q`, ….
+//!   `source` says who diverged on it.
 //! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
 //!   optionally `bits_BB.nonfinite_rows`, which have no finite labels and must be refused (SPEC D9).
 //! * `calibration`: {"kind"}; `block_0.q`, `block_0.k`, `block_1.q`, … [1, heads, t, d] as the kind needs, and the
@@ -27,19 +31,47 @@ use serde::{Deserialize, Serialize};
 use super::case::{CalibrationCase, Case, Expectation, LabelCase, Settings, metadata};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
+use super::sequence::{Call, Instance, InstanceSettings, Sequence};
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
-use crate::algorithm::{ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage};
 
 /// The content of one file.
 #[derive(Debug)]
 pub enum CaseFile {
     /// An attention layer.
     Attention(Box<Case>),
+    /// Calls of one instance.
+    Sequence(Box<StoredSequence>),
     /// Rows and labels, one entry per number of bits.
     Quantisation(Vec<LabelCase>),
     /// Activations and a channel order.
     Calibration(CalibrationCase),
+}
+
+/// A sequence that was written to a file.
+#[derive(Debug)]
+pub struct StoredSequence {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// Who diverged on it.
+    pub source: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SequenceMetadata {
+    #[serde(flatten)]
+    instance: InstanceSettings,
+    calls: Vec<CallMetadata>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CallMetadata {
+    layer: usize,
+    causal: bool,
+    dtype: Storage,
+    #[serde(default)]
+    scaling: Option<f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,6 +114,9 @@ impl Reader {
         if let Some(settings) = file.metadata.get("case") {
             return self.attention_case(&file, settings, name).map(|case| CaseFile::Attention(case.into()));
         }
+        if let Some(json) = file.metadata.get("sequence") {
+            return stored_sequence(&file, json, name).map(|stored| CaseFile::Sequence(stored.into()));
+        }
         if let Some(json) = file.metadata.get("quantisation") {
             return quantisation_cases(&file, json, name).map(CaseFile::Quantisation);
         }
@@ -95,7 +130,7 @@ impl Reader {
                 keys.join(", ")
             }
         };
-        Err(metadata("metadata keys", found, "case, quantisation or calibration"))
+        Err(metadata("metadata keys", found, "case, sequence, quantisation or calibration"))
     }
 
     fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {
@@ -207,6 +242,67 @@ fn check_expectation(expectation: &Expectation, inputs: &Inputs) -> Result<()> {
         return Err(Error::Tensor(Detail::new("expectation", "output alone", expected)));
     }
     Ok(())
+}
+
+fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSequence> {
+    let SequenceMetadata { instance, calls } = from_json("sequence", json)?;
+    let text = file.metadata.get("channel_file");
+    let text = text.ok_or_else(|| metadata("channel_file", "nothing", "the JSON text of a channel file"))?;
+    if calls.is_empty() {
+        return Err(metadata("sequence.calls", "an empty list", "at least one call"));
+    }
+    let call = |(index, call): (usize, CallMetadata)| -> Result<Call> {
+        let tensor = |tensor: &str| format!("call_{index}.{tensor}");
+        let numbers = |name: &str| floats(&file.required(&tensor(name))?, FLOATS);
+        let mask = file.optional(&tensor("attention_mask"))?;
+        let inputs = Inputs::new(InputParts {
+            q: numbers("q")?,
+            k: numbers("k")?,
+            v: numbers("v")?,
+            attention_mask: mask.map(|view| broadcastable(&view)).transpose()?,
+            causal: call.causal,
+            storage: call.dtype,
+            scaling: call.scaling,
+        })?;
+        let previous = match file.optional(&tensor("previous"))? {
+            None => None,
+            Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &inputs.dims())?),
+        };
+        Ok(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
+    };
+    let calls = calls.into_iter().enumerate().map(call).collect::<Result<Vec<_>>>()?;
+    let instance = Instance::from_settings(instance, ChannelFile::from_json(text)?);
+    let source = file.metadata.get("source").cloned().unwrap_or_default();
+    Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
+}
+
+/// The bytes of a sequence's file. The same sequence gives the same bytes.
+pub fn sequence_to_bytes(sequence: &Sequence, source: &str) -> Vec<u8> {
+    let mut writer = Writer::default();
+    let call = |call: &Call| {
+        let parts = call.inputs.parts();
+        let (layer, causal, dtype, scaling) = (call.layer, parts.causal, parts.storage, parts.scaling);
+        CallMetadata { layer, causal, dtype, scaling }
+    };
+    let calls = sequence.calls.iter().map(call).collect();
+    let json = SequenceMetadata { instance: sequence.instance.settings(), calls };
+    writer.metadata("sequence", serde_json::json!(json).to_string());
+    writer.metadata("channel_file", sequence.instance.channel_file.to_json());
+    writer.metadata("source", source.to_owned());
+    for (index, call) in sequence.calls.iter().enumerate() {
+        let parts = call.inputs.parts();
+        for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+            writer.floats(&format!("call_{index}.{name}"), parts.storage, tensor.view().into_dyn());
+        }
+        if let Some(mask) = &parts.attention_mask {
+            writer.floats(&format!("call_{index}.attention_mask"), Storage::F32, mask.view().into_dyn());
+        }
+        if let Some(previous) = &call.previous {
+            let weights = previous.weights().view().into_dyn();
+            writer.floats(&format!("call_{index}.previous"), Storage::F32, weights);
+        }
+    }
+    writer.finish()
 }
 
 fn quantisation_cases(file: &Tensors, json: &str, name: &str) -> Result<Vec<LabelCase>> {

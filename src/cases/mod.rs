@@ -9,6 +9,7 @@ pub mod file;
 pub mod recipe;
 pub mod rounding_model;
 pub mod sequence;
+pub mod sequence_plan;
 pub mod strategies;
 
 pub use capabilities::{Capabilities, Feature};
@@ -16,7 +17,7 @@ pub use case::{
     Answer, AnsweredLabels, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, NoAnswer, Settings,
 };
 pub use error::Error;
-pub use file::{CaseFile, Reader};
+pub use file::{CaseFile, Reader, StoredSequence};
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};
 pub use sequence::{Call, Instance, Sequence};

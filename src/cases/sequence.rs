@@ -125,18 +125,26 @@ impl Instance {
 
     /// The maskers, ready to be used.
     pub fn attention(&self) -> SparseAttention {
-        let earlier = self.earlier_maskers.iter().map(|masker| -> Box<dyn Masker> {
-            match *masker {
-                EarlierMasker::Sink(WindowConfig { size }) => Box::new(Sink { size }),
-                EarlierMasker::Local(WindowConfig { size }) => Box::new(Local { size }),
-            }
-        });
         let double_sparsity = DoubleSparsity {
             selection: self.selection,
             channels: ChannelSource::File(self.channel_file.clone(), self.channel_selection),
         };
-        let maskers = earlier.chain([Box::new(double_sparsity) as Box<dyn Masker>]).collect();
+        let maskers = self.earlier().chain([Box::new(double_sparsity) as Box<dyn Masker>]).collect();
         SparseAttention::new(maskers, self.dense_layers.clone())
+    }
+
+    /// The maskers before Double Sparsity alone, whatever the layer.
+    pub fn earlier_attention(&self) -> SparseAttention {
+        SparseAttention::new(self.earlier().collect(), Vec::new())
+    }
+
+    fn earlier(&self) -> impl Iterator<Item = Box<dyn Masker>> + '_ {
+        self.earlier_maskers.iter().map(|masker| -> Box<dyn Masker> {
+            match *masker {
+                EarlierMasker::Sink(WindowConfig { size }) => Box::new(Sink { size }),
+                EarlierMasker::Local(WindowConfig { size }) => Box::new(Local { size }),
+            }
+        })
     }
 
     /// One call as a case of its own. A dense layer has none: nothing is selected there.
@@ -201,6 +209,38 @@ impl Instance {
     /// The mask that a call starts from: P, or an empty one.
     pub fn start(&self, call: &Call) -> Mask {
         call.previous.clone().unwrap_or_else(|| Mask::empty(&call.inputs.dims()))
+    }
+}
+
+impl Call {
+    /// About how much memory it takes.
+    pub fn bytes(&self) -> usize {
+        let parts = self.inputs.parts();
+        let masks = parts.attention_mask.as_ref().map_or(0, |mask| mask.len());
+        let dims = self.inputs.dims();
+        let answer = dims.batch * dims.heads * dims.queries * (dims.keys + dims.value_dim);
+        4 * (parts.q.len() + parts.k.len() + parts.v.len() + masks + 2 * answer)
+    }
+}
+
+impl Sequence {
+    /// The sequence with its layers moved to `first` and above, for implementations that treat lower ones apart.
+    pub fn on_layers_from(mut self, first: usize) -> Self {
+        let lowest = self.calls.iter().map(|call| call.layer).min().unwrap_or(first);
+        let shift = first.saturating_sub(lowest);
+        if shift == 0 {
+            return self;
+        }
+        let mut file = ChannelFile::default();
+        for kind in self.instance.channel_file.kinds() {
+            for (layer, order) in self.instance.channel_file.layers(kind) {
+                file.insert(kind, layer + shift, order.clone());
+            }
+        }
+        self.instance.channel_file = Arc::new(file);
+        self.instance.dense_layers.iter_mut().for_each(|layer| *layer += shift);
+        self.calls.iter_mut().for_each(|call| call.layer += shift);
+        self
     }
 }
 

@@ -12,7 +12,8 @@ use super::case::{Case, EarlierMasker, Settings};
 use super::recipe::Words;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
-    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Storage,
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Selection,
+    Storage,
 };
 
 /// How the numbers of a tensor are drawn.
@@ -270,7 +271,7 @@ impl Plan {
             name: format!("random case of seed {}", self.seed),
             settings,
             inputs: Arc::new(inputs),
-            channels: self.channels(&dims)?,
+            channels: self.channels_of(self.seed, self.rows_used())?,
             previous: self.previous_mask(&dims)?,
             recipe: None,
             expectation: None,
@@ -320,16 +321,39 @@ impl Plan {
         Mask::from_weights(Array4::from_shape_fn(dims.mask_shape(), weight), dims).map(Some)
     }
 
-    fn channels(&self, dims: &Dims) -> Result<ChannelOrder, Error> {
-        let words = Words::new(self.seed, 7);
-        let rows = match (self.heads, self.rows) {
-            (HeadMode::SummedLabels, _) | (_, Rows::Shared) => 1,
-            (_, Rows::PerKvHead) => dims.kv_heads,
-            (_, Rows::PerHead) => dims.heads,
+    /// d = r · G.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.label_channels * self.group_factor
+    }
+
+    /// How many channel rows there are: `summed-labels` needs one.
+    pub(crate) fn rows_used(&self) -> Rows {
+        if self.heads == HeadMode::SummedLabels { Rows::Shared } else { self.rows }
+    }
+
+    /// H, G, B and the switches.
+    pub(crate) fn selection(&self) -> Result<Selection, Error> {
+        Ok(Selection {
+            heavy_size: self.heavy_size,
+            group_factor: GroupFactor::new(self.group_factor as u64)?,
+            label_bits: LabelBits::new(self.label_bits)?,
+            heads: self.heads,
+            dense_fallback: self.dense_fallback,
+        })
+    }
+
+    /// Rows of all d channels in random orders.
+    pub(crate) fn channels_of(&self, seed: u64, rows: Rows) -> Result<ChannelOrder, Error> {
+        let words = Words::new(seed, 7);
+        let rows = match rows {
+            Rows::Shared => 1,
+            Rows::PerKvHead => self.kv_heads,
+            Rows::PerHead => self.kv_heads * self.group,
         };
+        let head_dim = self.head_dim();
         let row = |row: usize| {
-            let mut channels: Vec<usize> = (0..dims.head_dim).collect();
-            channels.sort_by_key(|&c| words.word((row * dims.head_dim + c) as u64));
+            let mut channels: Vec<usize> = (0..head_dim).collect();
+            channels.sort_by_key(|&c| words.word((row * head_dim + c) as u64));
             channels
         };
         ChannelOrder::new((0..rows).map(row).collect())

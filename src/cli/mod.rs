@@ -1,6 +1,7 @@
 //! The command line: one file per command, each of them only reading arguments, calling the library and printing.
 
 mod calibrate;
+mod faults;
 mod inspect;
 mod run;
 mod subject;
@@ -25,6 +26,8 @@ enum Command {
     Run(run::Arguments),
     /// Show what a case file or a channel file holds
     Inspect(inspect::Arguments),
+    /// Check deliberately wrong implementations: each must be caught and named
+    Faults(faults::Arguments),
     /// Derive a channel file from activations
     Calibrate(calibrate::Arguments),
 }
@@ -38,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::Verify(arguments) => verify::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Faults(arguments) => faults::main(&arguments),
         Command::Calibrate(arguments) => calibrate::main(&arguments),
     };
     result.unwrap_or_else(|error| {

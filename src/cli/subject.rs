@@ -1,6 +1,7 @@
 //! `--subject` and `--device`: who is checked, and where it computes.
 
 use clap::{Args, ValueEnum};
+use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::subjects::{Reference, Subject};
 
 use super::Failure;
@@ -51,4 +52,19 @@ fn torch(_device: &str) -> Result<Box<dyn Subject>, Failure> {
     Err("--subject torch: found a build without libtorch, expected one made with \
          LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
         .into())
+}
+
+/// Faults of the catalogue by name or row of SPEC §3, for `option`.
+pub fn faults(names: &[String], option: &str) -> Result<Vec<&'static Fault>, Failure> {
+    let mut faults = Vec::new();
+    for name in names {
+        let found = Fault::find_all(name);
+        if found.is_empty() {
+            let expected: Vec<_> = CATALOGUE.iter().map(|fault| fault.name).collect();
+            let expected = expected.join(", ");
+            return Err(format!("{option}: found {name:?}, expected D1 to D17 or one of {expected}").into());
+        }
+        faults.extend(found);
+    }
+    Ok(faults)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use doublecheck::cases::bundled;
 use doublecheck::reports::text;
-use doublecheck::runner::{Options, verify};
+use doublecheck::runner::verify::{Options, verify};
 use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
 

@@ -61,6 +61,7 @@ fn overlap(order: &ChannelOrder, group_factor: usize) -> Option<f64> {
 pub fn case_file(file: &CaseFile) -> String {
     match file {
         CaseFile::Attention(case) => attention_case(case),
+        CaseFile::Sequence(stored) => super::sequence::render(&stored.sequence, &stored.source),
         CaseFile::Quantisation(cases) => label_cases(cases),
         CaseFile::Calibration(case) => calibration_case(case),
     }

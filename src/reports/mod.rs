@@ -1,6 +1,8 @@
 //! How results are told: as text for a terminal and as JSON.
 
+pub mod faults;
 pub mod inspect;
+pub mod sequence;
 pub mod text;
 
 use serde::Serialize;

@@ -34,7 +34,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
     text
 }
 
-fn table(header: &[&str], left_columns: usize) -> Table {
+pub(super) fn table(header: &[&str], left_columns: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
     for (index, column) in table.column_iter_mut().enumerate() {
@@ -45,7 +45,7 @@ fn table(header: &[&str], left_columns: usize) -> Table {
     table
 }
 
-fn finished(table: &Table) -> String {
+pub(super) fn finished(table: &Table) -> String {
     table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 

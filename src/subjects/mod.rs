@@ -1,6 +1,7 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+pub mod faulty;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -10,6 +11,7 @@ use crate::cases::{
     Answer, CalibrationCase, Call, Capabilities, Case, Instance, NoAnswer, RoundingModel, Sequence,
 };
 
+pub use faulty::Faulty;
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;

@@ -74,6 +74,16 @@ impl Approximate {
         if self.may_be_plus_infinity { f64::INFINITY } else { self.value + self.radius }
     }
 
+    /// The same number with the other sign.
+    pub fn negated(self) -> Self {
+        Self {
+            value: -self.value,
+            radius: self.radius,
+            may_be_minus_infinity: self.may_be_plus_infinity,
+            may_be_plus_infinity: self.may_be_minus_infinity,
+        }
+    }
+
     fn magnitude(self) -> f64 {
         self.value.abs() + self.radius
     }

@@ -6,12 +6,14 @@
 //! score higher, that is if its high is below the H-th largest low. Ties are open: the SPEC's tie rule is for the
 //! reference, other implementations may break them otherwise.
 
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic};
-use super::labels::{AllowedLabels, head_labels};
-use crate::algorithm::{Error, HeadMode, Mask, Row};
-use crate::cases::{Case, RoundingModel};
+use super::labels::{AllowedLabels, head_labels, rounded_rows};
+use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
+use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
+use crate::cases::{Case, LabelRounding, RoundingModel};
 
 /// What must become of a key in one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,10 +103,15 @@ pub enum Candidacy {
 
 /// Scores of a case with their radii.
 pub struct ScoreBounds<'a> {
-    case: &'a Case,
+    inputs: &'a Inputs,
     before: &'a Mask,
+    heads: HeadMode,
+    /// Whether keys attended before are ranked too, which the SPEC does not allow.
+    before_ranked: bool,
     arithmetic: Arithmetic,
     label_channels: usize,
+    /// What the dot product is multiplied by.
+    factor: f64,
     /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
 }
@@ -132,21 +139,48 @@ impl<'a> ScoreBounds<'a> {
         });
         let mut labels = labels.collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>, Error>>()?;
         if settings.heads == HeadMode::SummedLabels {
-            let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
-                let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();
-                let keys: Vec<_> = batch.iter().map(|(_, keys)| keys).collect();
-                (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
-            };
-            labels = labels.chunks(dims.heads).map(sum).collect();
+            labels = sum_over_heads(&labels, dims.heads, arithmetic);
         }
-        Ok(Some(Self { case, before, arithmetic, label_channels, labels }))
+        let factor = 1.0 / (label_channels as f64).sqrt();
+        let heads = settings.heads;
+        Ok(Some(Self { inputs, before, heads, before_ranked: false, arithmetic, label_channels, factor, labels }))
+    }
+
+    /// Scores as a behaviour has them.
+    pub fn lowered(lowering: &'a Lowering, ranked: &Ranked, model: RoundingModel) -> Self {
+        let inputs = &lowering.ranking;
+        let mut arithmetic = Arithmetic::new(model, inputs.storage());
+        if lowering.behaviour.half_sums {
+            arithmetic.accumulation = arithmetic.accumulation.max(Storage::F16.unit_roundoff());
+        }
+        let allowed = |source: &Array2<f32>, label: &Array2<f32>| match (ranked.bits, model.labels) {
+            (Some(bits), LabelRounding::Rounded) if bits.quantises() => {
+                rounded_rows(source, bits, inputs.storage())
+            }
+            _ => AllowedLabels { values: label.mapv(f64::from), radii: None },
+        };
+        let head = |head: &HeadLabels| (allowed(&head.q_source, &head.q), allowed(&head.k_source, &head.k));
+        let mut labels: Vec<_> = ranked.labels.iter().map(head).collect();
+        if ranked.heads == HeadMode::SummedLabels {
+            labels = sum_over_heads(&labels, inputs.dims().heads, arithmetic);
+        }
+        Self {
+            inputs,
+            before: &lowering.before,
+            heads: ranked.heads,
+            before_ranked: lowering.behaviour.earlier == Earlier::Candidates,
+            arithmetic,
+            label_channels: ranked.labels[0].q.ncols(),
+            factor: 1.0 / ranked.divisor,
+            labels,
+        }
     }
 
     /// Every key of one row.
     pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
-        let dims = self.case.inputs.dims();
+        let dims = self.inputs.dims();
         let heads = 0..dims.heads;
-        let scores: Vec<Approximate> = match self.case.settings.heads {
+        let scores: Vec<Approximate> = match self.heads {
             HeadMode::PerHead => self.scores(batch * dims.heads + head, row).collect(),
             HeadMode::SummedLabels => self.scores(batch, row).collect(),
             HeadMode::SummedScores => {
@@ -161,8 +195,11 @@ impl<'a> ScoreBounds<'a> {
                 (0..dims.keys).map(sum).collect()
             }
         };
-        let summed = self.case.settings.heads != HeadMode::PerHead;
+        let summed = self.heads != HeadMode::PerHead;
         let candidacy = |(key, score): (usize, Approximate)| {
+            if self.before_ranked {
+                return if score == Approximate::EXCLUDED { Candidacy::Excluded } else { Candidacy::Scored(score) };
+            }
             if self.before.attends(batch, head, query, key) {
                 Candidacy::Before
             } else if score == Approximate::EXCLUDED
@@ -178,15 +215,14 @@ impl<'a> ScoreBounds<'a> {
 
     fn scores(&self, labels: usize, (batch, head, query): Row) -> impl Iterator<Item = Approximate> + '_ {
         let (queries, keys) = &self.labels[labels];
-        let additive = self.case.inputs.additive(batch, head, query);
-        let factor = 1.0 / (self.label_channels as f64).sqrt();
+        let additive = self.inputs.additive(batch, head, query);
         (0..keys.values.nrows()).map(move |key| {
             let additive = additive.at(key);
             if additive == f32::NEG_INFINITY {
                 return Approximate::EXCLUDED;
             }
             let dot = self.dot(queries, query, keys, key);
-            self.arithmetic.add_mask(self.arithmetic.scale(dot, factor), additive)
+            self.arithmetic.add_mask(self.arithmetic.scale(dot, self.factor), additive)
         })
     }
 
@@ -221,6 +257,19 @@ fn refuse_unshared(case: &Case, label_channels: usize) -> Result<(), Error> {
         "summed-labels with channels or attention_mask that differ between heads",
         "channels and attention_mask shared by all heads",
     )))
+}
+
+fn sum_over_heads(
+    labels: &[(AllowedLabels, AllowedLabels)],
+    heads: usize,
+    arithmetic: Arithmetic,
+) -> Vec<(AllowedLabels, AllowedLabels)> {
+    let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
+        let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();
+        let keys: Vec<_> = batch.iter().map(|(_, keys)| keys).collect();
+        (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
+    };
+    labels.chunks(heads).map(sum).collect()
 }
 
 /// Labels summed over heads, in f32 at least, with radii.

@@ -372,8 +372,8 @@ fn equals_dense(case: &Case, implementation: &mut Implementation) -> Result<Outc
         return Err("a full mask did not stay full".into());
     }
     let dense = dense_attention(&case.inputs);
-    let reference = judge_output(&changed, &full, &dense, RoundingModel::REFERENCE);
-    let found = judge_output(&changed, &full, output, implementation.model);
+    let reference = judge_output(&changed.inputs, &full, &dense, RoundingModel::REFERENCE);
+    let found = judge_output(&changed.inputs, &full, output, implementation.model);
     all(reference.divergences.iter().chain(&found.divergences).next().map(ToString::to_string))
 }
 

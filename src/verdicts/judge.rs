@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
-use crate::algorithm::{Error, HeadMode, Mask, Row};
-use crate::cases::{Answer, Case, NoAnswer, RoundingModel};
+use crate::algorithm::{ChannelOrder, Error, HeadMode, Mask, Row};
+use crate::cases::{Answer, Call, Case, Instance, NoAnswer, RoundingModel};
 
 /// The verdict on one answer.
 #[derive(Debug, Clone)]
@@ -245,11 +245,37 @@ pub fn judge(
         }
         (Ok(answer), Ok(certificate)) => {
             let mask = judge_mask(case, certificate, &answer.mask, model);
-            let output = answer.output.as_ref().map(|output| judge_output(case, &answer.mask, output, model));
+            let output = answer.output.as_ref().map(|output| judge_output(&case.inputs, &answer.mask, output, model));
             let labels = answer.labels.as_ref().and_then(|labels| judge_answered(case, labels, model.labels));
             Verdict::Judged(Judgement { mask, output, labels })
         }
     }
+}
+
+/// What any conforming answer to a call must satisfy. Errors: the first of those with which the call must be refused.
+pub fn certify_call(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Certificate, Error> {
+    if instance.dense_layers.contains(&call.layer) {
+        return Ok(Certificate { before: instance.start(call), rows: None });
+    }
+    Certificate::derive(&instance.case(call)?, model)
+}
+
+/// Judges what an implementation answered to one call of an instance. A call with several faults may be refused for any
+/// of them.
+pub fn judge_call(
+    instance: &Instance,
+    call: &Call,
+    answer: &Result<Answer, NoAnswer>,
+    model: RoundingModel,
+) -> Verdict {
+    let certificate = certify_call(instance, call, model);
+    if let (Err(NoAnswer::Refused(found)), Err(_)) = (answer, &certificate)
+        && instance.faults(call).iter().any(|fault| same_kind(fault, found))
+    {
+        return Verdict::RefusedRightly;
+    }
+    let case = instance.case(call).unwrap_or_else(|_| instance.case_with(call, ChannelOrder::first()));
+    judge(&case, answer, model, &certificate)
 }
 
 /// Whether two refusals name the same kind of mistake.

@@ -84,6 +84,19 @@ fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approxi
     row.iter().map(label).collect()
 }
 
+/// Labels of rows that are already chosen channels, [positions, r], rounded in any way the SPEC's operations allow.
+pub fn rounded_rows(rows: &Array2<f32>, bits: LabelBits, storage: Storage) -> AllowedLabels {
+    let mut values = Array2::zeros(rows.dim());
+    let mut radii = Array2::zeros(rows.dim());
+    for (position, row) in rows.outer_iter().enumerate() {
+        for (index, allowed) in rounded_labels(&row.to_vec(), bits, storage).into_iter().enumerate() {
+            values[[position, index]] = allowed.value;
+            radii[[position, index]] = allowed.radius;
+        }
+    }
+    AllowedLabels { values, radii: Some(radii) }
+}
+
 /// Allowed labels of queries [m, r] and keys [n, r] for one head.
 pub fn head_labels(
     inputs: &Inputs,
@@ -166,6 +179,11 @@ pub fn judge_labels(
         }
     }
     wrong
+}
+
+/// Whether two rows of labels are bit-equal, shapes included.
+pub fn same_bits(a: ArrayView2<f32>, b: ArrayView2<f32>) -> bool {
+    a.dim() == b.dim() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
 /// A label that an implementation shows and cannot have.

@@ -32,8 +32,8 @@ use ndarray::Array4;
 use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
-use crate::algorithm::{Mask, Row, Storage};
-use crate::cases::{Case, Kept, RoundingModel};
+use crate::algorithm::{Inputs, Mask, Row, Storage};
+use crate::cases::{Kept, RoundingModel};
 
 /// How far an output is from the recomputed one.
 #[derive(Debug, Clone, Default)]
@@ -71,9 +71,9 @@ impl std::fmt::Display for OutputDivergence {
 }
 
 /// Judges an output [b, h, m, dv] against the f64 recomputation with `mask`.
-pub fn judge_output(case: &Case, mask: &Mask, output: &Array4<f32>, model: RoundingModel) -> OutputVerdict {
-    let rows: Vec<_> = case.inputs.dims().rows().collect();
-    let rows = rows.into_par_iter().map(|row| judge_row(case, mask, output, model, row));
+pub fn judge_output(inputs: &Inputs, mask: &Mask, output: &Array4<f32>, model: RoundingModel) -> OutputVerdict {
+    let rows: Vec<_> = inputs.dims().rows().collect();
+    let rows = rows.into_par_iter().map(|row| judge_row(inputs, mask, output, model, row));
     rows.reduce(OutputVerdict::default, |mut a, b| {
         a.worst_share = a.worst_share.max(b.worst_share);
         a.widest_bound = a.widest_bound.max(b.widest_bound);
@@ -83,13 +83,13 @@ pub fn judge_output(case: &Case, mask: &Mask, output: &Array4<f32>, model: Round
 }
 
 fn judge_row(
-    case: &Case,
+    inputs: &Inputs,
     mask: &Mask,
     output: &Array4<f32>,
     model: RoundingModel,
     row @ (b, head, query): Row,
 ) -> OutputVerdict {
-    let expected = expected_row(case, mask, model, row);
+    let expected = expected_row(inputs, mask, model, row);
     let mut verdict = OutputVerdict::default();
     let found = output.slice(ndarray::s![b, head, query, ..]);
     let largest = expected.iter().map(|x| x.value.abs()).fold(0.0, f64::max);
@@ -124,12 +124,11 @@ fn judge_row(
 
 /// The output of one row with the radius in which a conforming implementation must be.
 fn expected_row(
-    case: &Case,
+    inputs: &Inputs,
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, query): Row,
 ) -> Vec<Approximate> {
-    let inputs = &case.inputs;
     let values = inputs.values(b, head);
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+use super::check::{ask, judge_observation};
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
 use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
     Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
-    RoundingModel,
+    RoundingModel, Sequence,
 };
 use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
 use crate::subjects::{Reference, Subject};
@@ -214,6 +215,9 @@ impl<'a> Run<'a> {
         };
         let mut tallies = match content {
             CaseFile::Attention(case) => vec![(case.name.clone(), self.attention(&case))],
+            CaseFile::Sequence(stored) => {
+                vec![(stored.sequence.name.clone(), self.stored_sequence(&stored.sequence))]
+            }
             CaseFile::Calibration(case) => vec![(case.name.clone(), self.calibration(&case))],
             CaseFile::Quantisation(cases) => {
                 cases.iter().map(|case| (case.name.clone(), self.labels(case))).collect()
@@ -293,6 +297,17 @@ impl<'a> Run<'a> {
         let verdict = judge(case, &answer, model, &certificate);
         tally.subject_sharpness = Sharpness::of(&verdict);
         tally.subject = verdict.explanations();
+        tally
+    }
+
+    fn stored_sequence(&mut self, sequence: &Sequence) -> Tally {
+        let observation = ask(self.subject, sequence);
+        let verdicts = judge_observation(&observation, self.subject.rounding_model());
+        let mut tally = Tally::default();
+        for (call, verdict) in verdicts.iter().enumerate() {
+            tally.subject_sharpness.add(&Sharpness::of(verdict));
+            tally.subject.extend(verdict.explanations().iter().map(|line| format!("call {call}: {line}")));
+        }
         tally
     }
 

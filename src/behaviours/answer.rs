@@ -1,0 +1,276 @@
+//! The answer of a behaviour, in the reference's arithmetic: scores and attention in f64.
+
+use std::sync::Arc;
+
+use ndarray::{Array4, ArrayView1, Axis, concatenate};
+
+use super::lowering::{HeadLabels, Lowering, Ranked};
+use super::{Earlier, Heads};
+use crate::algorithm::attention::attention;
+use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage};
+use crate::cases::Answer;
+
+/// Mask and output.
+///
+/// Errors: those of the attention, which a lowering that was made from checked inputs does not have.
+pub fn answer(lowering: &Lowering) -> Result<Answer, Error> {
+    let mask = mask(lowering);
+    let view = AttentionView::new(lowering, &mask)?;
+    let output = view.output(attention(&view.inputs, &view.mask)?);
+    Ok(Answer { mask, output: Some(output), labels: None })
+}
+
+/// A full mask as the behaviour writes it.
+pub fn full_mask(lowering: &Lowering) -> Mask {
+    if lowering.behaviour.full_mask_resets_weights {
+        Mask::full(&lowering.attending.dims())
+    } else {
+        lowering.before.filled()
+    }
+}
+
+fn mask(lowering: &Lowering) -> Mask {
+    let Some(ranked) = &lowering.ranked else {
+        return full_mask(lowering);
+    };
+    let mut mask = lowering.before.clone();
+    for row in lowering.ranking.dims().rows() {
+        mask.add(row, selected(lowering, ranked, row));
+    }
+    mask
+}
+
+/// Whether a key may be selected because of what was attended before.
+pub fn excluded_before(lowering: &Lowering, heads: HeadMode, (b, head, i): Row, key: usize) -> bool {
+    if lowering.behaviour.earlier == Earlier::Candidates {
+        return false;
+    }
+    match heads {
+        HeadMode::PerHead => lowering.before.attends(b, head, i, key),
+        _ => (0..lowering.ranking.dims().heads).any(|head| lowering.before.attends(b, head, i, key)),
+    }
+}
+
+fn selected(lowering: &Lowering, ranked: &Ranked, row: Row) -> Vec<usize> {
+    let scores = scores(lowering, ranked, row);
+    let candidate = |&key: &usize| {
+        scores[key] > f64::NEG_INFINITY && !excluded_before(lowering, ranked.heads, row, key)
+    };
+    let (mut keys, others): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(candidate);
+    let behaviour = &lowering.behaviour;
+    if behaviour.highest_of_ties {
+        keys.reverse();
+    }
+    keys.sort_by(|&a, &b| {
+        let (a, b) = if behaviour.smallest { (b, a) } else { (a, b) };
+        scores[b].partial_cmp(&scores[a]).unwrap_or(std::cmp::Ordering::Equal)
+    });
+    if behaviour.earlier == Earlier::FillsUp {
+        keys.extend(others);
+    }
+    keys.truncate(ranked.count);
+    keys
+}
+
+fn scores(lowering: &Lowering, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
+    let dims = lowering.ranking.dims();
+    let half = lowering.behaviour.half_sums;
+    let labels = |head: usize| &ranked.labels[b * dims.heads + head];
+    let of_head = |head: usize| -> Vec<f64> {
+        let additive = lowering.ranking.additive(b, head, i);
+        let HeadLabels { q, k, .. } = labels(head);
+        let score = |(key, k): (usize, ArrayView1<f32>)| {
+            dot(q.row(i), k, half) / ranked.divisor + f64::from(additive.at(key))
+        };
+        k.outer_iter().enumerate().map(score).collect()
+    };
+    let share = if lowering.behaviour.heads == Heads::Mean { 1.0 / dims.heads as f64 } else { 1.0 };
+    match ranked.heads {
+        HeadMode::PerHead => of_head(head),
+        HeadMode::SummedScores => {
+            let mut sum = vec![0.0; dims.keys];
+            for head in 0..dims.heads {
+                sum.iter_mut().zip(of_head(head)).for_each(|(sum, score)| *sum += score * share);
+            }
+            sum
+        }
+        HeadMode::SummedLabels => {
+            let additive = lowering.ranking.additive(b, 0, i);
+            let channels = labels(0).q.ncols();
+            let summed = |label: &dyn Fn(&HeadLabels) -> f32| -> f64 {
+                (0..dims.heads).map(|head| f64::from(label(labels(head)))).sum()
+            };
+            let q: Vec<f64> = (0..channels).map(|c| summed(&|head| head.q[[i, c]])).collect();
+            let score = |key: usize| {
+                let product = |(c, q): (usize, &f64)| q * summed(&|head| head.k[[key, c]]);
+                let dot: f64 = q.iter().enumerate().map(product).sum();
+                dot / ranked.divisor + f64::from(additive.at(key))
+            };
+            (0..dims.keys).map(score).collect()
+        }
+    }
+}
+
+fn dot(q: ArrayView1<f32>, k: ArrayView1<f32>, half: bool) -> f64 {
+    let products = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k));
+    if !half {
+        return products.sum();
+    }
+    let round = |x: f64| f64::from(Storage::F16.round(x as f32));
+    products.fold(0.0, |sum, product| round(sum + round(product)))
+}
+
+/// What has to be attended to, as plain attention, so that it gives a behaviour's output: some behaviours attend with other
+/// inputs and another mask than they show.
+#[derive(Debug, Clone)]
+pub struct AttentionView {
+    /// Inputs of the attention.
+    pub inputs: Arc<Inputs>,
+    /// Its mask.
+    pub mask: Mask,
+    shape: (usize, usize, usize, usize),
+    nan: Vec<Row>,
+}
+
+impl AttentionView {
+    /// The attention of a behaviour over the mask it shows. Errors: none for checked inputs.
+    pub fn new(lowering: &Lowering, mask: &Mask) -> Result<Self, Error> {
+        let behaviour = &lowering.behaviour;
+        let inputs = &lowering.attending;
+        let dims = inputs.dims();
+        let mut view = Self {
+            inputs: inputs.clone(),
+            mask: mask.clone(),
+            shape: dims.output_shape(),
+            nan: nan_rows(lowering, mask),
+        };
+        if behaviour.multiplies_weights {
+            let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
+            view.mask = Mask::from_weights(inverse, &dims)?;
+        }
+        let missing = lowering.wanted_keys.saturating_sub(dims.keys);
+        if behaviour.attends_unwritten && missing > 0 && lowering.ranked.is_some() {
+            view = view.with_unwritten(missing)?;
+        }
+        if behaviour.softmax_over_all {
+            view = view.over_all()?;
+        }
+        Ok(view)
+    }
+
+    /// An output [·, ·, ·, dv] of the view, as the behaviour shows it: [b, h, m, dv].
+    pub fn output(&self, output: Array4<f32>) -> Array4<f32> {
+        let shape = self.shape;
+        let mut output = output.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape));
+        for &(b, head, i) in &self.nan {
+            output.slice_mut(ndarray::s![b, head, i, ..]).fill(f32::NAN);
+        }
+        output
+    }
+
+    /// An output that a subject shows, as the view has it; `None` where it is not NaN in the rows that must be. Those rows
+    /// are then as the view computes them.
+    pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
+        let mut shown = output.clone();
+        let computed = computed.view().into_shape_with_order(self.shape).ok()?;
+        for &(b, head, i) in &self.nan {
+            let row = ndarray::s![b, head, i, ..];
+            if !shown.slice(row).iter().all(|x| x.is_nan()) {
+                return None;
+            }
+            shown.slice_mut(row).assign(&computed.slice(row));
+        }
+        let (b, h, m, _) = self.inputs.dims().output_shape();
+        shown.into_shape_with_order((b, h, m, self.shape.3)).ok()
+    }
+
+    /// Rows in which the behaviour gives NaN.
+    pub fn has_nan_rows(&self) -> bool {
+        !self.nan.is_empty()
+    }
+
+    /// Keys of zeros, attended to, after the others.
+    fn with_unwritten(self, missing: usize) -> Result<Self, Error> {
+        let parts = self.inputs.parts();
+        let dims = self.inputs.dims();
+        let zeros = |tensor: &Array4<f32>| {
+            let (b, heads, _, size) = tensor.dim();
+            let slots = Array4::zeros((b, heads, missing, size));
+            concatenate(Axis(2), &[tensor.view(), slots.view()]).map_err(shape_error)
+        };
+        let (b, h, m, n) = dims.mask_shape();
+        let additive = Array4::from_shape_fn((b, h, m, n + missing), |(b, head, i, key)| {
+            if key < n { self.inputs.additive(b, head, i).at(key) } else { 0.0 }
+        });
+        let slots = Array4::ones((b, h, m, missing));
+        let weights =
+            concatenate(Axis(3), &[self.mask.weights().view(), slots.view()]).map_err(shape_error)?;
+        let inputs = Inputs::new(InputParts {
+            k: zeros(&parts.k)?,
+            v: zeros(&parts.v)?,
+            attention_mask: Some(additive),
+            causal: false,
+            ..parts.clone()
+        })?;
+        let mask = Mask::from_weights(weights, &inputs.dims())?;
+        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
+    }
+
+    /// Every row a batch entry of its own, attending to everything, with values of 0 where the mask attends to nothing.
+    fn over_all(self) -> Result<Self, Error> {
+        let (inputs, dims) = (&self.inputs, self.inputs.dims());
+        let rows: Vec<Row> = dims.rows().collect();
+        let (n, d, dv) = (dims.keys, dims.head_dim, dims.value_dim);
+        let at = |index: usize| rows[index];
+        let inputs = Inputs::new(InputParts {
+            q: Array4::from_shape_fn((rows.len(), 1, 1, d), |(index, _, _, c)| {
+                let (b, head, i) = at(index);
+                inputs.queries(b, head)[[i, c]]
+            }),
+            k: Array4::from_shape_fn((rows.len(), 1, n, d), |(index, _, key, c)| {
+                let (b, head, _) = at(index);
+                inputs.keys(b, head)[[key, c]]
+            }),
+            v: Array4::from_shape_fn((rows.len(), 1, n, dv), |(index, _, key, c)| {
+                let (b, head, i) = at(index);
+                if self.mask.attends(b, head, i, key) { inputs.values(b, head)[[key, c]] } else { 0.0 }
+            }),
+            attention_mask: Some(Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
+                let (b, head, i) = at(index);
+                inputs.additive(b, head, i).at(key)
+            })),
+            causal: false,
+            ..inputs.parts().clone()
+        })?;
+        let weights = Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
+            let (b, head, i) = at(index);
+            match self.mask.weight(b, head, i, key) {
+                0.0 => 1.0,
+                weight => weight,
+            }
+        });
+        let mask = Mask::from_weights(weights, &inputs.dims())?;
+        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
+    }
+}
+
+fn shape_error(error: ndarray::ShapeError) -> Error {
+    Error::Shape(crate::algorithm::Detail::new("attention", error, "tensors that can be joined"))
+}
+
+fn nan_rows(lowering: &Lowering, mask: &Mask) -> Vec<Row> {
+    let behaviour = &lowering.behaviour;
+    let inputs = &lowering.attending;
+    let half = behaviour.nan_in_f16 && inputs.storage() == Storage::F16;
+    let keys = inputs.dims().keys;
+    let is_nan = |&row @ (b, head, i): &Row| {
+        let additive = inputs.additive(b, head, i);
+        let empty = !mask.row(row).any(|(key, _)| additive.at(key) > f32::NEG_INFINITY);
+        let leaves_out = (0..keys).any(|key| !mask.attends(b, head, i, key));
+        (half && leaves_out) || (behaviour.nan_in_empty_rows && empty)
+    };
+    if !half && !behaviour.nan_in_empty_rows {
+        return Vec::new();
+    }
+    inputs.dims().rows().filter(is_nan).collect()
+}

@@ -1,0 +1,216 @@
+//! What an implementation may do instead of the SPEC. A [`Behaviour`] has one switch for each point in which
+//! implementations were seen, or may be feared, to differ; its default is the SPEC. It serves twice: as a deliberately wrong
+//! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
+//! the faults, [`lowering`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it.
+
+pub mod answer;
+pub mod catalogue;
+pub mod lowering;
+
+pub use catalogue::{CATALOGUE, Fault};
+pub use lowering::{HeadLabels, Lowering, Outcome, Ranked, lower};
+
+/// How heads share a selection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Heads {
+    /// As configured.
+    #[default]
+    Configured,
+    /// Each head alone, whatever is configured.
+    Alone,
+    /// Scores summed over heads, whatever is configured.
+    Summed,
+    /// The mean of scores in place of their sum.
+    Mean,
+}
+
+/// What happens where n − m ≤ H.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ShortContext {
+    /// As configured.
+    #[default]
+    Configured,
+    /// A full mask, whatever is configured (D3).
+    Dense,
+}
+
+/// Which rows of the channel file a call uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Channels {
+    /// Those of its layer and of the configured kind.
+    #[default]
+    OwnLayer,
+    /// Those of the first layer that the instance scored (D4).
+    FirstLayer,
+    /// Those of the next layer of the file.
+    NextLayer,
+    /// Those of another kind.
+    OtherKind,
+}
+
+/// In which order a row's channels are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Order {
+    /// As the row gives them, by falling importance.
+    #[default]
+    Falling,
+    /// From the row's end.
+    Rising,
+    /// Mapped from half-split to interleaved RoPE (D13).
+    Interleaved,
+}
+
+/// How many keys a row selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Count {
+    /// H.
+    #[default]
+    H,
+    /// H + 1.
+    OneMore,
+    /// H − 1.
+    OneFewer,
+    /// A fraction that rounds to 0 selects nothing (D7).
+    Unclamped,
+}
+
+/// How labels are quantised where B < 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Quantiser {
+    /// SPEC §2.5.
+    #[default]
+    Spec,
+    /// Not at all.
+    Off,
+    /// Halves are rounded away from zero.
+    HalfAway,
+    /// One range for all positions of a head.
+    PerHead,
+    /// One range for the whole tensor.
+    PerTensor,
+    /// The range of all d channels of a position.
+    BeforeChoosing,
+    /// Symmetric int8: scale max|x| / 127, code truncated toward zero (D14).
+    Symmetric,
+    /// Codes of 8 bits or more are kept in a signed byte and wrap.
+    Wrapping,
+}
+
+/// Which labels are quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Quantised {
+    /// Those of queries and keys.
+    #[default]
+    Both,
+    /// Those of queries.
+    Queries,
+    /// Those of keys.
+    Keys,
+}
+
+/// Where labels of keys come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LabelCache {
+    /// From the call's own keys.
+    #[default]
+    Fresh,
+    /// The newest key is scored before its label is written: its slot holds zeros.
+    NewestMissing,
+    /// A position keeps the label of the first call that had it, whichever layer asked.
+    SharedByLayers,
+}
+
+/// What is done with keys that an earlier mask attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Earlier {
+    /// They stay attended and are no candidates.
+    #[default]
+    Excluded,
+    /// P is not read.
+    Ignored,
+    /// They stay attended, but may be selected again.
+    Candidates,
+    /// Where candidates are fewer than H, others are selected up to H and their weights reset to 1 (D12).
+    FillsUp,
+}
+
+/// Which keys the causal mask lets a query rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Causality {
+    /// Those up to its own position.
+    #[default]
+    Own,
+    /// One more.
+    SeesNext,
+    /// One fewer.
+    MissesOwn,
+}
+
+/// When inputs are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Checks {
+    /// Always.
+    #[default]
+    First,
+    /// Only where scores are computed, after the early outs of SPEC §2.2.
+    AfterEarlyOuts,
+}
+
+/// One way to do Double Sparsity. The default is the SPEC's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Behaviour {
+    /// SPEC §2.7.
+    pub heads: Heads,
+    /// SPEC §2.2.
+    pub short_context: ShortContext,
+    /// Layers configured to stay dense are sparse (SPEC §2.2, D5).
+    pub ignores_dense_layers: bool,
+    /// A full mask has weight 1 everywhere, also where an earlier masker gave another.
+    pub full_mask_resets_weights: bool,
+    /// SPEC §2.4.
+    pub channels: Channels,
+    /// Breaks on rows that are not one per query head (D6).
+    pub only_rows_per_head: bool,
+    /// SPEC §4.
+    pub order: Order,
+    /// SPEC §2.1.
+    pub count: Count,
+    /// floor(d / G) channels where G does not divide d (D8).
+    pub floors_label_channels: bool,
+    /// Answers where labels leave the storage type (D9).
+    pub accepts_label_range: bool,
+    /// End of SPEC §2.
+    pub checks: Checks,
+    /// SPEC §2.5.
+    pub quantiser: Quantiser,
+    /// SPEC §2.5.
+    pub quantised: Quantised,
+    /// SPEC §2.4.
+    pub label_cache: LabelCache,
+    /// Scores are not divided by √r (SPEC §2.6).
+    pub unscaled: bool,
+    /// KV heads are tiled: query head i reads KV head i mod hk (SPEC §2.3).
+    pub tiles_kv_heads: bool,
+    /// Keys are ranked without the attention mask (SPEC §2.6).
+    pub ignores_attention_mask: bool,
+    /// SPEC §2.6.
+    pub causality: Causality,
+    /// SPEC §2.8, §2.10.
+    pub earlier: Earlier,
+    /// The smallest scores are selected (SPEC §2.9).
+    pub smallest: bool,
+    /// Ties go to the highest key (SPEC §2.9).
+    pub highest_of_ties: bool,
+    /// Scores are accumulated in f16 (SPEC §2.6).
+    pub half_sums: bool,
+    /// The softmax runs over all keys, and what is not attended is dropped after it (SPEC §2.11).
+    pub softmax_over_all: bool,
+    /// exp(w) is multiplied by the weight, not divided (SPEC §2.11).
+    pub multiplies_weights: bool,
+    /// Where there are fewer keys than H, the missing ones are attended to as zeros (D11).
+    pub attends_unwritten: bool,
+    /// Rows that attend to nothing are NaN (SPEC §2.11).
+    pub nan_in_empty_rows: bool,
+    /// In f16, rows that leave a key out are NaN (D17).
+    pub nan_in_f16: bool,
+}

@@ -1,0 +1,290 @@
+//! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About half are single
+//! calls; the others visit several layers, grow by decode steps, or start anew with a shorter prompt. A few must be
+//! refused.
+
+use std::sync::Arc;
+
+use ndarray::{Array4, s};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::capabilities::{Capabilities, Feature};
+use super::recipe::mix;
+use super::sequence::{Call, Instance, Sequence};
+use super::strategies::{Additive, Plan, Previous, Rows, plans};
+use crate::algorithm::{
+    ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs,
+};
+
+/// Which calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pattern {
+    /// One call.
+    Once,
+    /// Each layer once, with as many keys.
+    Layers,
+    /// One layer, one more key each time, one query at a time.
+    Decode,
+    /// Two layers, two decode steps each.
+    LayersDecode,
+    /// One layer, then the same layer with other and fewer keys.
+    Restart,
+}
+
+/// What makes the last call one that must be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flaw {
+    /// G does not divide d.
+    GroupFactor,
+    /// The channel file does not hold the layer.
+    MissingLayer,
+    /// The channel file does not hold the kind.
+    MissingKind,
+    /// A row names a channel at or beyond d.
+    ChannelRange,
+    /// Rows are shorter than r.
+    TooFewChannels,
+    /// `summed-labels` with rows that differ.
+    Unshared,
+}
+
+/// What a sequence looks like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequencePlan {
+    /// Inputs and settings; its numbers of queries and keys are those of the longest call.
+    pub plan: Plan,
+    /// Which calls are made.
+    pub pattern: Pattern,
+    /// Layers of the channel file, at least one; calls visit them in this order.
+    pub layers: Vec<usize>,
+    /// Kinds of rows that the file holds besides the selected one.
+    pub other_kinds: Vec<ChannelKind>,
+    /// q_proj in place of qk_proj where rows are not per KV head.
+    pub prefers_q_proj: bool,
+    /// Which of the layers stays dense.
+    pub dense_layer: Option<usize>,
+    /// What is wrong with it.
+    pub flaw: Option<Flaw>,
+}
+
+/// Plans of sequences that a subject of these capabilities may be asked.
+pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = SequencePlan> + use<> {
+    let capabilities = capabilities.clone();
+    let patterns = prop_oneof![
+        5 => Just(Pattern::Once),
+        2 => Just(Pattern::Layers),
+        1 => Just(Pattern::Decode),
+        1 => Just(Pattern::LayersDecode),
+        1 => Just(Pattern::Restart),
+    ];
+    let flaws = vec![
+        Flaw::GroupFactor,
+        Flaw::GroupFactor,
+        Flaw::MissingLayer,
+        Flaw::MissingKind,
+        Flaw::ChannelRange,
+        Flaw::TooFewChannels,
+        Flaw::Unshared,
+    ];
+    let first = capabilities.first_layer;
+    let layers = subsequence(vec![0usize, 1, 2, 4, 5, 9], 1..=3).prop_shuffle();
+    (
+        plans(),
+        patterns,
+        layers,
+        subsequence(ChannelKind::ALL.to_vec(), 0..=2),
+        any::<bool>(),
+        prop::option::weighted(0.12, 0..3usize),
+        prop::option::weighted(0.06, select(flaws)),
+    )
+        .prop_map(move |(plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw)| {
+            let layers = layers.into_iter().map(|layer| layer + first).collect();
+            let plan = SequencePlan { plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw };
+            plan.restricted(&capabilities)
+        })
+}
+
+impl SequencePlan {
+    /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
+    fn restricted(mut self, capabilities: &Capabilities) -> Self {
+        let lacks = |feature| !capabilities.offers(feature);
+        let plan = &mut self.plan;
+        let pick = |count: usize| plan.seed as usize % count.max(1);
+        if !capabilities.dtypes.contains(&plan.storage) && !capabilities.dtypes.is_empty() {
+            plan.storage = capabilities.dtypes[pick(capabilities.dtypes.len())];
+        }
+        if !capabilities.heads.contains(&plan.heads) && !capabilities.heads.is_empty() {
+            plan.heads = capabilities.heads[pick(capabilities.heads.len())];
+        }
+        plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
+        plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
+        plan.batch = if lacks(Feature::Batch) { 1 } else { plan.batch };
+        plan.causal = plan.causal || lacks(Feature::NotCausal);
+        plan.dense_fallback = plan.dense_fallback && !lacks(Feature::DenseFallback);
+        if lacks(Feature::GroupedHeads) {
+            (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
+        }
+        if lacks(Feature::AttentionMask) {
+            plan.additive = Additive::Absent;
+        }
+        if lacks(Feature::EmptyRows) && plan.additive == Additive::ExcludingRows {
+            plan.additive = Additive::Finite;
+        }
+        plan.previous = match plan.previous {
+            _ if lacks(Feature::Previous) => Previous::Absent,
+            Previous::Weighted if lacks(Feature::Weights) => Previous::Some,
+            previous => previous,
+        };
+        if lacks(Feature::EarlierMaskers) {
+            plan.earlier_maskers.clear();
+        }
+        if let (HeavySize::Fraction(_), true) = (plan.heavy_size, lacks(Feature::Fractions)) {
+            plan.heavy_size = HeavySize::count(plan.heavy_size.resolve(plan.keys)).unwrap_or(plan.heavy_size);
+        }
+        if lacks(Feature::Scaling) {
+            plan.scaling = None;
+        }
+        if lacks(Feature::ValueDim) {
+            plan.value_dim = plan.label_channels * plan.group_factor;
+        }
+        if lacks(Feature::NotQuantised) && plan.label_bits == 16 {
+            plan.label_bits = 4;
+        }
+        if lacks(Feature::Quantised) {
+            plan.label_bits = 16;
+        }
+        let rows = [
+            (Rows::PerHead, Feature::ChannelsPerHead),
+            (Rows::PerKvHead, Feature::ChannelsPerKvHead),
+            (Rows::Shared, Feature::ChannelsShared),
+        ];
+        let offered: Vec<Rows> = rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
+        if !offered.contains(&plan.rows) && !offered.is_empty() {
+            plan.rows = offered[pick(offered.len())];
+        }
+        if lacks(Feature::Sequences) {
+            self.pattern = Pattern::Once;
+        }
+        if lacks(Feature::DenseLayers) {
+            self.dense_layer = None;
+        }
+        if lacks(Feature::Refusals) {
+            self.flaw = None;
+        }
+        self
+    }
+
+    /// The sequence. Errors: none for plans made by [`sequence_plans`].
+    pub fn sequence(&self) -> Result<Sequence, Error> {
+        let instance = self.instance()?;
+        let mut calls = self.calls()?;
+        if self.flaw == Some(Flaw::MissingLayer)
+            && let Some(last) = calls.last_mut()
+        {
+            last.layer = self.layers.iter().max().map_or(1, |layer| layer + 1);
+        }
+        Ok(Sequence { name: format!("random sequence of seed {}", self.plan.seed), instance, calls })
+    }
+
+    fn calls(&self) -> Result<Vec<Call>, Error> {
+        let (m, n) = (self.plan.queries, self.plan.keys);
+        let first = self.layers[0];
+        let second = self.layers[1 % self.layers.len()];
+        let calls: Vec<(usize, u64, usize, usize)> = match self.pattern {
+            Pattern::Once => vec![(first, 0, m, n)],
+            Pattern::Layers => self.layers.iter().map(|&layer| (layer, 0, m, n)).collect(),
+            Pattern::Decode if n > 2 => {
+                vec![(first, 0, m.min(n - 2), n - 2), (first, 0, 1, n - 1), (first, 0, 1, n)]
+            }
+            Pattern::LayersDecode if n > 1 => {
+                let before = |layer| (layer, 0, m.min(n - 1), n - 1);
+                vec![before(first), before(second), (first, 0, 1, n), (second, 0, 1, n)]
+            }
+            Pattern::Restart => {
+                let shorter = n.div_ceil(2);
+                vec![(first, 0, m, n), (first, 1, m.min(shorter), shorter)]
+            }
+            Pattern::Decode | Pattern::LayersDecode => vec![(first, 0, m, n), (second, 0, m, n)],
+        };
+        let calls = calls.into_iter().enumerate();
+        calls.map(|(step, (layer, text, m, n))| self.call(step, layer, text, m, n)).collect()
+    }
+
+    /// Keys and values of a layer and a text are the same however long the call; the rest is new each time.
+    fn call(&self, step: usize, layer: usize, text: u64, m: usize, n: usize) -> Result<Call, Error> {
+        let seed = mix(self.plan.seed ^ mix(layer as u64 + 64 * text));
+        let whole = Plan {
+            seed,
+            queries: 1,
+            additive: Additive::Absent,
+            previous: Previous::Absent,
+            ..self.plan.clone()
+        };
+        let own = Plan { seed: seed.wrapping_add(step as u64), queries: m, keys: n, ..self.plan.clone() };
+        let (whole, own) = (whole.case()?, own.case()?);
+        let first_keys = |tensor: &Array4<f32>| tensor.slice(s![.., .., ..n, ..]).to_owned();
+        let inputs = Inputs::new(InputParts {
+            k: first_keys(&whole.inputs.parts().k),
+            v: first_keys(&whole.inputs.parts().v),
+            ..own.inputs.parts().clone()
+        })?;
+        Ok(Call { layer, inputs: Arc::new(inputs), previous: own.previous })
+    }
+
+    fn instance(&self) -> Result<Instance, Error> {
+        let plan = &self.plan;
+        let selected = match plan.rows_used() {
+            Rows::PerKvHead => ChannelKind::KProj,
+            Rows::PerHead | Rows::Shared if self.prefers_q_proj => ChannelKind::QProj,
+            Rows::PerHead | Rows::Shared => ChannelKind::QkProj,
+        };
+        let mut file = ChannelFile::default();
+        for &layer in &self.layers {
+            for kind in self.other_kinds.iter().copied().chain([selected]) {
+                let rows = match kind {
+                    _ if kind == selected => plan.rows_used(),
+                    _ if plan.rows_used() == Rows::Shared => Rows::Shared,
+                    ChannelKind::KProj => Rows::PerKvHead,
+                    ChannelKind::QProj | ChannelKind::QkProj => Rows::PerHead,
+                };
+                let seed = mix(plan.seed ^ mix(1000 + 8 * layer as u64 + kind as u64));
+                file.insert(kind, layer, self.flawed(plan.channels_of(seed, rows)?)?);
+            }
+        }
+        let mut selection = plan.selection()?;
+        if self.flaw == Some(Flaw::GroupFactor) {
+            let d = plan.head_dim() as u64;
+            let factor = (2..).find(|factor| !d.is_multiple_of(*factor)).unwrap_or(2);
+            selection.group_factor = GroupFactor::new(factor)?;
+        }
+        if self.flaw == Some(Flaw::Unshared) {
+            selection.heads = HeadMode::SummedLabels;
+        }
+        let absent = ChannelKind::ALL.into_iter().find(|&kind| file.order(kind, self.layers[0]).is_err());
+        let missing = absent.filter(|_| self.flaw == Some(Flaw::MissingKind));
+        Ok(Instance {
+            selection,
+            earlier_maskers: plan.earlier_maskers.clone(),
+            dense_layers: self.dense_layer.map(|index| self.layers[index % self.layers.len()]).into_iter().collect(),
+            channel_selection: missing.unwrap_or(selected),
+            channel_file: Arc::new(file),
+        })
+    }
+
+    fn flawed(&self, order: ChannelOrder) -> Result<ChannelOrder, Error> {
+        let d = self.plan.head_dim();
+        let mut rows = order.rows().to_vec();
+        match self.flaw {
+            // One channel more than there are, in front.
+            Some(Flaw::ChannelRange) => rows.iter_mut().for_each(|row| row.insert(0, d)),
+            Some(Flaw::TooFewChannels) if self.plan.label_channels > 1 => {
+                let few = self.plan.label_channels - 1;
+                rows.iter_mut().for_each(|row| {
+                    row.retain(|&channel| channel < few);
+                });
+            }
+            _ => {}
+        }
+        ChannelOrder::new(rows)
+    }
+}

@@ -1,0 +1,53 @@
+//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--json FILE]`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use doublecheck::Options;
+use doublecheck::behaviours::{CATALOGUE, Fault};
+use doublecheck::reports::faults::render;
+use doublecheck::runner::faults::fault_result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Failure, print};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Random sequences for each fault
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    cases: usize,
+    /// Seed of the random sequences
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Names or rows of SPEC §3, separated by commas [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Write the matrix as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let mut faults: Vec<&'static Fault> = CATALOGUE.iter().collect();
+    if !arguments.only.is_empty() {
+        faults = super::subject::faults(&arguments.only, "--only")?;
+    }
+    let options =
+        Options { cases: arguments.cases, seed: arguments.seed, ..Options::default() };
+    let bar = ProgressBar::new(faults.len() as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
+    let mut results = Vec::new();
+    for fault in faults {
+        bar.set_message(fault.name);
+        results.push(fault_result(fault, &options));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &arguments.json {
+        let json = serde_json::to_string_pretty(&results)? + "\n";
+        std::fs::write(path, json).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    print(&render(&results))?;
+    Ok(if results.iter().all(|result| result.right()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

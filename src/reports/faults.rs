@@ -1,0 +1,40 @@
+//! The matrix of deliberate faults as text.
+
+use super::text::{finished, table};
+use crate::runner::faults::FaultResult;
+
+/// One line for each fault, and a sentence at the end.
+pub fn render(results: &[FaultResult]) -> String {
+    let header = ["fault", "SPEC", "caught by", "after", "of all", "shrunk to", "seconds", "diagnosis"];
+    let mut table = table(&header, 3);
+    for result in results {
+        let diagnosis = match (result.caught_by, result.diagnosis.is_empty()) {
+            (None, _) if result.must_conform => "conforms, as it must".into(),
+            (None, _) => "NOT CAUGHT".into(),
+            (Some(_), true) => "unknown".into(),
+            (Some(_), false) if result.right() => "right".into(),
+            (Some(_), false) => format!("WRONG: {}", result.diagnosis.join(" + ")),
+        };
+        table.add_row([
+            result.name.to_owned(),
+            result.row.to_owned(),
+            result.caught_by.unwrap_or("–").to_owned(),
+            result.after.to_string(),
+            result.sequences.to_string(),
+            result.size.map_or("–".into(), |size| size.to_string()),
+            format!("{:.2}", result.shrinking_seconds),
+            diagnosis,
+        ]);
+    }
+    let count = |right: fn(&FaultResult) -> bool| results.iter().filter(|result| right(result)).count();
+    finished(&table)
+        + &format!(
+            "\n{} faults: {} caught, {} of them named; {} of {} that conform let pass; {:.0} s\n",
+            count(|result| !result.must_conform),
+            count(|result| !result.must_conform && result.caught_by.is_some()),
+            count(|result| result.right() && !result.diagnosis.is_empty()),
+            count(|result| result.must_conform && result.right()),
+            count(|result| result.must_conform),
+            results.iter().map(|result| result.seconds).sum::<f64>()
+        )
+}

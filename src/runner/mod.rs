@@ -1,0 +1,8 @@
+//! What joins cases, subjects and verdicts: [`verify`](mod@verify) judges files and invariants, [`check`](mod@check) asks
+//! anyone's implementation random sequences, [`shrink`](mod@shrink) makes a counterexample small, and
+//! [`faults`](mod@faults) shows that the suite catches what it should.
+
+pub mod check;
+pub mod faults;
+pub mod shrink;
+pub mod verify;

@@ -1,0 +1,59 @@
+//! Deliberately wrong subjects: the reference with a behaviour of the catalogue in place of the SPEC's. They show that the
+//! suite catches what it should, and that it names the cause.
+
+use super::{Subject, not_configured};
+use crate::algorithm::Mask;
+use crate::behaviours::answer::answer;
+use crate::behaviours::{Behaviour, Fault, Outcome, lower};
+use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel, Sequence};
+
+/// The reference with some faults.
+#[derive(Debug)]
+pub struct Faulty {
+    name: String,
+    behaviour: Behaviour,
+    /// The instance and the calls it has seen: faults may carry state over.
+    seen: Option<Sequence>,
+}
+
+impl Faulty {
+    /// The reference with these faults, applied in order.
+    pub fn new(faults: &[&Fault]) -> Self {
+        let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
+        let behaviour = Behaviour::with(faults.iter().copied());
+        Self { name: format!("reference with {}", names.join(" and ")), behaviour, seen: None }
+    }
+}
+
+impl Subject for Faulty {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::REFERENCE
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        let (name, instance) = (self.name.clone(), instance.clone());
+        self.seen = Some(Sequence { name, instance, calls: Vec::new() });
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let seen = self.seen.as_mut().ok_or_else(not_configured)?;
+        seen.calls.push(call.clone());
+        match lower(self.behaviour, seen, seen.calls.len() - 1) {
+            Outcome::Refused(errors) => match errors.into_iter().next() {
+                Some(error) => Err(error.into()),
+                None => Err(NoAnswer::Declined("refused".into())),
+            },
+            Outcome::Broken => Err(NoAnswer::Failed("it broke, as this fault does".into())),
+            // Labels are NaN, and any key may come first.
+            Outcome::Anything => {
+                Ok(Answer { mask: Mask::full(&call.inputs.dims()), output: None, labels: None })
+            }
+            Outcome::Answered(lowering) => Ok(answer(&lowering)?),
+        }
+    }
+}

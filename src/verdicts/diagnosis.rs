@@ -1,0 +1,129 @@
+//! Diagnosis by explanation. A fault of the catalogue is named only if the SPEC with it, and with the faults named already,
+//! reproduces *every* answer that the subject gave, while the SPEC itself does not; where no single fault does, pairs are
+//! tried. What nothing reproduces is called unknown.
+
+use rayon::prelude::*;
+
+use super::reproduction::{Observation, reproduces};
+use crate::behaviours::{Behaviour, CATALOGUE, Fault};
+use crate::cases::RoundingModel;
+
+/// A set of faults that together explain what was seen.
+pub type Faults = Vec<&'static Fault>;
+
+/// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
+/// `known` did not. `None` where there are none.
+pub fn extend(
+    known: &[&'static Fault],
+    target: &Observation,
+    seen: &[Observation],
+    model: RoundingModel,
+) -> Option<Faults> {
+    let candidates: Vec<&'static Fault> =
+        CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
+    let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
+    best(singles, target, seen, model).or_else(|| {
+        let pairs = (0..candidates.len()).flat_map(|a| {
+            let second = candidates[a + 1..].iter();
+            second.map(|b| with(known, &[candidates[a], b])).collect::<Vec<_>>()
+        });
+        let independent = pairs.filter(|pair| independent(pair)).collect();
+        best(independent, target, seen, model)
+    })
+}
+
+fn with(known: &[&'static Fault], more: &[&'static Fault]) -> Faults {
+    known.iter().chain(more).copied().collect()
+}
+
+/// Whether no fault undoes another: the order in which they are applied does not matter.
+fn independent(faults: &[&'static Fault]) -> bool {
+    let behaviour = Behaviour::with(faults.iter().copied());
+    Behaviour::with(faults.iter().rev().copied()) == behaviour
+        && (0..faults.len()).all(|left_out| {
+            let others = faults.iter().enumerate().filter(|(index, _)| *index != left_out);
+            Behaviour::with(others.map(|(_, fault)| *fault)) != behaviour
+        })
+}
+
+/// The candidate that reproduces the target and most of what was seen; answers that conform must all be reproduced.
+fn best(
+    candidates: Vec<Faults>,
+    target: &Observation,
+    seen: &[Observation],
+    model: RoundingModel,
+) -> Option<Faults> {
+    let spec = Behaviour::default();
+    let fitting: Vec<(Faults, Behaviour)> = candidates
+        .into_par_iter()
+        .map(|faults| {
+            let behaviour = Behaviour::with(faults.iter().copied());
+            (faults, behaviour)
+        })
+        .filter(|(_, behaviour)| reproduces(*behaviour, target, model))
+        .collect();
+    if fitting.is_empty() {
+        return None;
+    }
+    let conforming: Vec<bool> =
+        seen.par_iter().map(|observation| reproduces(spec, observation, model)).collect();
+    let scored = fitting.into_par_iter().filter_map(|(faults, behaviour)| {
+        let mut score = 0;
+        for (observation, &conforms) in seen.iter().zip(&conforming) {
+            match (reproduces(behaviour, observation, model), conforms) {
+                (true, _) => score += 1,
+                (false, true) => return None,
+                (false, false) => {}
+            }
+        }
+        Some((score, faults))
+    });
+    let scored: Vec<(usize, Faults)> = scored.collect();
+    let most = scored.iter().map(|(score, _)| *score).max()?;
+    let mut finalists = scored.into_iter().filter(|(score, _)| *score == most).map(|(_, faults)| faults);
+    let first = finalists.next()?;
+    // Coarse sums reproduce many small errors: what is exact goes first.
+    let coarse = |faults: &Faults| faults.iter().any(|fault| Behaviour::with([*fault]).half_sums);
+    if coarse(&first) { finalists.find(|faults| !coarse(faults)).or(Some(first)) } else { Some(first) }
+}
+
+/// Whether a set of faults reproduces everything.
+pub fn explains(faults: &[&'static Fault], seen: &[Observation], model: RoundingModel) -> bool {
+    let behaviour = Behaviour::with(faults.iter().copied());
+    seen.par_iter().all(|observation| reproduces(behaviour, observation, model))
+}
+
+/// The faults of a set that one observation shows: the fewest that reproduce it, or the whole set.
+pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
+    let fits = |some: &[&'static Fault]| {
+        reproduces(Behaviour::with(some.iter().copied()), observation, model)
+    };
+    if let Some(single) = faults.iter().find(|fault| fits(&[fault])) {
+        return vec![single];
+    }
+    for (index, first) in faults.iter().enumerate() {
+        for second in &faults[index + 1..] {
+            if fits(&[first, second]) {
+                return vec![first, second];
+            }
+        }
+    }
+    faults.to_vec()
+}
+
+/// Other faults that explain everything just as well in place of one of a set: where there are some, more cases would have
+/// to decide.
+pub fn alternatives(
+    faults: &[&'static Fault],
+    fault: &'static Fault,
+    seen: &[Observation],
+    model: RoundingModel,
+) -> Faults {
+    let others: Vec<&'static Fault> = faults.iter().copied().filter(|other| *other != fault).collect();
+    let coarse = |fault: &Fault| fault.behaviour().half_sums;
+    CATALOGUE
+        .iter()
+        .filter(|other| !other.conforms && !faults.contains(other) && !coarse(other))
+        .filter(|other| explains(&with(&others, &[other]), seen, model))
+        .collect()
+}

@@ -1,0 +1,161 @@
+//! Whether a behaviour reproduces an answer: the question of diagnosis. It is asked as strictly as the SPEC's own verdict
+//! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open.
+
+use super::certificate::{Candidacy, Class, ScoreBounds, certify_row};
+use super::labels::same_bits;
+use super::output::judge_output;
+use crate::algorithm::attention::attention;
+use crate::algorithm::{HeadMode, Mask, Row};
+use crate::behaviours::answer::{AttentionView, full_mask};
+use crate::behaviours::{Behaviour, Earlier, Lowering, Outcome, Ranked, lower};
+use crate::cases::{Answer, LabelRounding, NoAnswer, RoundingModel, Sequence};
+
+/// What was asked and what came back: one entry for each call.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// The question.
+    pub sequence: Sequence,
+    /// The answers, in order.
+    pub answers: Vec<Result<Answer, NoAnswer>>,
+}
+
+/// Whether a behaviour reproduces every answer of an observation.
+pub fn reproduces(behaviour: Behaviour, observation: &Observation, model: RoundingModel) -> bool {
+    (0..observation.answers.len()).all(|index| reproduces_call(behaviour, observation, index, model))
+}
+
+/// Whether a behaviour reproduces one answer.
+pub fn reproduces_call(
+    behaviour: Behaviour,
+    observation: &Observation,
+    index: usize,
+    model: RoundingModel,
+) -> bool {
+    let answer = &observation.answers[index];
+    match (lower(behaviour, &observation.sequence, index), answer) {
+        (Outcome::Anything, _) => true,
+        (Outcome::Broken, answer) => answer.is_err(),
+        (Outcome::Refused(_), Err(NoAnswer::Declined(_))) => true,
+        (Outcome::Refused(errors), Err(NoAnswer::Refused(found))) => {
+            errors.iter().any(|error| error.kind() == found.kind())
+        }
+        (Outcome::Answered(lowering), Ok(answer)) => answered(&lowering, answer, model),
+        (Outcome::Refused(_) | Outcome::Answered(_), _) => false,
+    }
+}
+
+fn answered(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
+    let dims = lowering.attending.dims();
+    if !answer.fits(&call_dims(lowering)) {
+        return false;
+    }
+    let mask = match &lowering.ranked {
+        None => answer.mask == full_mask(lowering),
+        Some(ranked) => {
+            let scores = ScoreBounds::lowered(lowering, ranked, model);
+            let fits = dims.rows().all(|row| row_fits(lowering, ranked, &scores.row(row), &answer.mask, row));
+            fits && (ranked.heads == HeadMode::PerHead || heads_agree(lowering, &answer.mask))
+        }
+    };
+    mask && labels_fit(lowering, answer, model) && output_fits(lowering, answer, model)
+}
+
+/// Sizes as the call has them, whatever the attention reads.
+fn call_dims(lowering: &Lowering) -> crate::algorithm::Dims {
+    lowering.ranking.dims()
+}
+
+/// A selected key has weight 1, any other the weight that it had before.
+fn row_fits(lowering: &Lowering, ranked: &Ranked, row: &[Candidacy], mask: &Mask, at: Row) -> bool {
+    let (b, head, i) = at;
+    let fills = lowering.behaviour.earlier == Earlier::FillsUp;
+    let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(lowering, candidacy)).collect();
+    let (classes, fewest, most) = if ranked.count == 0 {
+        let none = |candidacy: &Candidacy| match candidacy {
+            Candidacy::Scored(_) => Class::Out,
+            _ => Class::Before,
+        };
+        (row.iter().map(none).collect(), 0, 0)
+    } else {
+        let certificate = certify_row(&row, ranked.count);
+        (certificate.classes, certificate.fewest, certificate.most)
+    };
+    // Keys that must have been selected, and keys that may have been.
+    let (mut certain, mut possible) = (0, 0);
+    for (key, class) in classes.iter().enumerate() {
+        let found = mask.weight(b, head, i, key);
+        let before = lowering.before.weight(b, head, i, key);
+        let selected = match class {
+            Class::In => (found == 1.0).then_some((true, true)),
+            Class::Out => (found == before).then_some((false, false)),
+            // A weight of 1 before says nothing of whether the key was selected again.
+            Class::Open if found == before && before == 1.0 => Some((false, true)),
+            Class::Open => (found == before || found == 1.0).then_some((found == 1.0, found == 1.0)),
+            Class::Before | Class::Excluded if !fills => (found == before).then_some((false, false)),
+            Class::Before | Class::Excluded => {
+                (found == before || found == 1.0).then_some((found != before, true))
+            }
+        };
+        let Some((must, may)) = selected else { return false };
+        certain += usize::from(must);
+        possible += usize::from(may);
+    }
+    if fills {
+        return certain <= ranked.count && possible >= ranked.count.min(classes.len());
+    }
+    certain <= most && possible >= fewest
+}
+
+/// The smallest score first, where the behaviour ranks so.
+fn reversed(lowering: &Lowering, candidacy: Candidacy) -> Candidacy {
+    match candidacy {
+        Candidacy::Scored(score) if lowering.behaviour.smallest => Candidacy::Scored(score.negated()),
+        candidacy => candidacy,
+    }
+}
+
+fn heads_agree(lowering: &Lowering, mask: &Mask) -> bool {
+    let dims = call_dims(lowering);
+    let added = |head: usize, (b, i, key): (usize, usize, usize)| {
+        mask.attends(b, head, i, key) && !lowering.before.attends(b, head, i, key)
+    };
+    let fresh = |(b, i, key)| (0..dims.heads).all(|head| !lowering.before.attends(b, head, i, key));
+    let positions = (0..dims.batch).flat_map(|b| {
+        (0..dims.queries).flat_map(move |i| (0..dims.keys).map(move |key| (b, i, key)))
+    });
+    positions.filter(|&at| fresh(at)).all(|at| (1..dims.heads).all(|head| added(head, at) == added(0, at)))
+}
+
+fn labels_fit(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
+    let (Some(shown), Some(ranked)) = (&answer.labels, &lowering.ranked) else {
+        return true;
+    };
+    if model.labels == LabelRounding::Rounded {
+        return true;
+    }
+    let heads = call_dims(lowering).heads;
+    ranked.labels.iter().enumerate().all(|(index, labels)| {
+        let at = ndarray::s![index / heads, index % heads, .., ..];
+        same_bits(shown.q.slice(at), labels.q.view()) && same_bits(shown.k.slice(at), labels.k.view())
+    })
+}
+
+fn output_fits(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
+    let Some(output) = &answer.output else {
+        return true;
+    };
+    let Ok(view) = AttentionView::new(lowering, &answer.mask) else {
+        return false;
+    };
+    let shown = if view.has_nan_rows() {
+        let Ok(computed) = attention(&view.inputs, &view.mask) else { return false };
+        view.shown(output, &computed)
+    } else {
+        let (b, h, m, dv) = view.inputs.dims().output_shape();
+        output.to_shape((b, h, m, dv)).ok().map(|output| output.to_owned())
+    };
+    let Some(shown) = shown else {
+        return false;
+    };
+    judge_output(&view.inputs, &view.mask, &shown, model).divergences.is_empty()
+}
