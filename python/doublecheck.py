@@ -1,8 +1,8 @@
 """Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
 
-The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output, bfloat16 widened to float32 here.
-Needs numpy only; results may be numpy arrays, torch tensors or anything numpy can read. While it serves, whatever else the
-process writes to standard output, from Python or C or a child process, goes to standard error.
+The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
+arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. From `serve` on, whatever else
+the process writes to standard output, from Python or C or a child process, goes to standard error.
 """
 
 import functools
@@ -24,6 +24,10 @@ class Refused(Exception):
     def __init__(self, kind, message):
         super().__init__(message)
         self.kind = kind
+
+
+class Failed(Exception):
+    """A question or a result that this file cannot do anything with."""
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -95,10 +99,12 @@ class Instance:
             prefix = f"model.layers.{layer}.self_attn."
             if prefix + self.channel_selection not in self.channel_file:
                 kinds = [key[len(prefix):] for key in self.channel_file if key.startswith(prefix)]
+                found, expected = kinds or "nothing", self.channel_selection
                 raise Refused("channel_kind" if kinds else "missing_layer",
-                              f"channel_file: layer {layer} has {kinds or 'nothing'}, expected {self.channel_selection}")
+                              f"channel_file: layer {layer} found {found}, expected {expected}")
             rows = self.channel_file[prefix + self.channel_selection]
-            if not isinstance(rows, list) or not all(isinstance(row, list) and set(map(type, row)) <= {int} for row in rows):
+            whole = lambda row: isinstance(row, list) and set(map(type, row)) <= {int}
+            if not isinstance(rows, list) or not all(map(whole, rows)):
                 raise Refused("format", f"channel_file: layer {layer} found {rows!r:.60}, expected rows of whole numbers")
             if len(widths := set(map(len, rows))) != 1:
                 raise Refused("channel_rows", f"channel_file: layer {layer} found widths {widths}, expected equal rows")
@@ -114,7 +120,7 @@ class Instance:
 
 
 class Call:
-    """The inputs of one `mask`: q [b, h, m, d], k [b, hk, n, d], v [b, hk, n, dv] as float32 holding values of `dtype`."""
+    """The inputs of one `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], float32 with values of `dtype`."""
 
     def __init__(self, instance, message, tensors):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
@@ -152,10 +158,10 @@ def answer_tensors(result):
     elif not isinstance(result, dict):
         result = {"mask": result}
     if unknown := set(result) - {"mask", "selected", "output", "q_labels", "k_labels"}:
-        raise TypeError(f"answer: found {sorted(unknown)}, expected mask, selected, output, q_labels, k_labels")
+        raise Failed(f"answer: found {sorted(unknown)}, expected mask, selected, output, q_labels, k_labels")
     arrays = {name: to_numpy(x) for name, x in result.items() if x is not None}
     if "mask" not in arrays and "selected" not in arrays:
-        raise TypeError(f"answer: found {sorted(arrays)}, expected a mask or selected")
+        raise Failed(f"answer: found {sorted(arrays)}, expected a mask or selected")
     for name, array in arrays.items():
         if name == "selected":
             yield name, "I64", array
@@ -185,7 +191,7 @@ class Server:
 
     def call(self, message, tensors):
         if self.instance is None:
-            raise RuntimeError("mask: found no instance, expected a configure that was not refused before it")
+            raise Failed("mask: found no instance, expected a configure that was not refused before it")
         return {"type": "answer"}, list(answer_tensors(self.mask(Call(self.instance, message, tensors))))
 
     def answer(self, message, tensors):
@@ -193,11 +199,13 @@ class Server:
         try:
             steps = {"configure": self.configure, "mask": self.call}
             if message["type"] not in steps:
-                raise ValueError(f"type: found {message['type']!r}, expected hello, configure, mask or bye")
+                raise Failed(f"type: found {message['type']!r}, expected hello, configure, mask or bye")
             reply, tensors = steps[message["type"]](message, tensors)
             return frame({**reply, "id": message.get("id")}, tensors)
         except (KeyboardInterrupt, SystemExit):
             raise
+        except Failed as error:
+            reply = {"type": "failed", "message": str(error)}
         except Refused as error:
             reply = {"type": "refused", "message": str(error), **({"kind": error.kind} if error.kind else {})}
         except self.refusals as error:
@@ -223,8 +231,8 @@ def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=No
           refusals=()):
     """Answers questions until the suite says bye or its end of the input closes.
 
-    `subject` is a function of a Call or an object with `mask(call)` and, if it wants, `configure(instance)`. It returns a
-    mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected and output, q_labels, k_labels.
+    `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. It returns
+    a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected and output, q_labels, k_labels.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """

@@ -1,12 +1,11 @@
 """Serves the evaluation attention of Double Sparsity's author to `doublecheck check`.
 
-It runs LlamaAttention_heavy_hitter out of evaluation/modify_llama.py in a checkout of andy-yang-1/DoubleSparse: stand-ins
-for the projections, the rotary embedding and the cache hand it q, k and v, and the mask is read where it drops keys.
+It runs LlamaAttention_heavy_hitter out of evaluation/modify_llama.py of a checkout of andy-yang-1/DoubleSparse. Stand-ins
+for the projections, the rotary embedding and the cache hand it q, k and v; the mask is read where it drops keys.
 Needs torch and transformers as golden/export.py does. What its own checks refuse is refused, any other error failed.
 """
 
 import argparse
-import importlib.util
 import pathlib
 import sys
 
@@ -14,16 +13,11 @@ import numpy
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "python"))
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "golden")]
 import doublecheck
+import export
 
-
-def load_export():
-    spec = importlib.util.spec_from_file_location("export", ROOT / "golden" / "export.py")
-    export = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(export)
-    export.np, export.torch = numpy, torch
-    return export
+export.np, export.torch = numpy, torch
 
 
 class Returns(torch.nn.Module):
@@ -37,8 +31,8 @@ class Returns(torch.nn.Module):
 
 
 class Author:
-    def __init__(self, export, checkout):
-        self.export, self.author, self.attentions = export, export.Author(checkout), {}
+    def __init__(self, checkout):
+        self.author, self.attentions = export.Author(checkout), {}
         self.author.module.apply_rotary_pos_emb = lambda q, k, _cos, _sin: (q, k)
 
     def attention(self, h, hk, d):
@@ -56,7 +50,7 @@ class Author:
 
     @torch.no_grad()
     def mask(self, call):
-        settings, dtype = call.instance, self.export.dtype_of(call.dtype)
+        settings, dtype = call.instance, export.dtype_of(call.dtype)
         q, k, v = (torch.from_numpy(x).to(dtype) for x in (call.q, call.k, call.v))
         (b, h, m, d), (_, hk, n, _) = q.shape, k.shape
         additive = torch.from_numpy(call.additive()).to(dtype)
@@ -69,10 +63,10 @@ class Author:
         attention.sorted_channel = torch.from_numpy(call.channels)
         attention.heavy_const, attention.group_factor = settings.heavy_size, settings.group_factor
         attention.label_bits = settings.label_bits
-        with self.export.observed(torch.Tensor, "masked_fill_") as drops, \
-                self.export.observed(self.author.module, "pseudo_quantize") as labels:
-            output, _, _ = attention(torch.empty(b, m, h * d, dtype=dtype), attention_mask=additive, past_key_value=past,
-                                     position_embeddings=(None, None))
+        with export.observed(torch.Tensor, "masked_fill_") as drops, \
+                export.observed(self.author.module, "pseudo_quantize") as labels:
+            output, _, _ = attention(torch.empty(b, m, h * d, dtype=dtype), attention_mask=additive,
+                                     past_key_value=past, position_embeddings=(None, None))
         (_, dropped, _), _, _ = drops[-1]
         # Where there are fewer candidates than H it keeps positions of score -inf, which weigh nothing.
         answer = {"mask": ~dropped & (additive > -torch.inf), "output": output.reshape(b, m, h, d).transpose(1, 2)}
@@ -84,10 +78,10 @@ def main():
     parser.add_argument("--checkout", required=True, help="a checkout of andy-yang-1/DoubleSparse")
     checkout = parser.parse_args().checkout
     torch.set_num_threads(1)
-    export = load_export()
     # Its channel files hold one row per query head; a shared row would reach the first head alone, the others stay dense.
     doublecheck.serve(
-        Author(export, checkout), name="andy-yang-1/DoubleSparse", version=export.commit_of(checkout), heads=["per-head"],
+        Author(checkout), name="andy-yang-1/DoubleSparse", version=export.commit_of(checkout),
+        heads=["per-head"],
         lacks=["previous", "weights", "earlier_maskers", "fractions", "dense_fallback", "dense_layers", "scaling",
                "value_dim", "channels_per_kv_head", "channels_shared"],
         refusals=(AssertionError, ValueError))
