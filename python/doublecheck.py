@@ -105,7 +105,7 @@ class Instance:
             rows = self.channel_file[prefix + self.channel_selection]
             whole = lambda row: isinstance(row, list) and set(map(type, row)) <= {int}
             if not isinstance(rows, list) or not all(map(whole, rows)):
-                raise Refused("format", f"channel_file: layer {layer} found {rows!r:.60}, expected rows of whole numbers")
+                raise Refused("format", f"channel_file: layer {layer} found {rows!r:.60}, expected integer rows")
             if len(widths := set(map(len, rows))) != 1:
                 raise Refused("channel_rows", f"channel_file: layer {layer} found widths {widths}, expected equal rows")
             self._channels[layer] = np.array(rows, np.int64)
@@ -120,7 +120,7 @@ class Instance:
 
 
 class Call:
-    """The inputs of one `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], float32 with values of `dtype`."""
+    """One `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv] are float32 and hold values of `dtype`."""
 
     def __init__(self, instance, message, tensors):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
@@ -231,8 +231,8 @@ def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=No
           refusals=()):
     """Answers questions until the suite says bye or its end of the input closes.
 
-    `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. It returns
-    a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected and output, q_labels, k_labels.
+    `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
+    gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """

@@ -81,7 +81,8 @@ class Conversation(unittest.TestCase):
         # 1, 1 + 1/128, -2 and the smallest positive value, as bfloat16
         halves = np.array([0x3F80, 0x3F81, 0xC000, 0x0001], np.uint16).reshape(1, 1, 2, 2)
         normal = np.array([1, 1 / 3, -65504, 6e-8], np.float16).reshape(1, 1, 2, 2)
-        for kind, array, expected in (("BF16", halves, [1, 1 + 1 / 128, -2, 2.0**-133]), ("F16", normal, normal.ravel()),
+        widened = [1, 1 + 1 / 128, -2, 2.0**-133]
+        for kind, array, expected in (("BF16", halves, widened), ("F16", normal, normal.ravel()),
                                       ("F32", normal.astype("f4"), normal.ravel())):
             reply, answer = self.ask(MASK, inputs(kind, array))
             self.assertEqual(reply, {"type": "answer", "id": 2})

@@ -1,7 +1,7 @@
 """Serves the evaluation attention of Double Sparsity's author to `doublecheck check`.
 
-It runs LlamaAttention_heavy_hitter out of evaluation/modify_llama.py of a checkout of andy-yang-1/DoubleSparse. Stand-ins
-for the projections, the rotary embedding and the cache hand it q, k and v; the mask is read where it drops keys.
+It runs LlamaAttention_heavy_hitter of evaluation/modify_llama.py out of a checkout of andy-yang-1/DoubleSparse.
+Stand-ins for projections, rotary embedding and cache hand it q, k and v; the mask is read where it drops keys.
 Needs torch and transformers as golden/export.py does. What its own checks refuse is refused, any other error failed.
 """
 
@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--checkout", required=True, help="a checkout of andy-yang-1/DoubleSparse")
     checkout = parser.parse_args().checkout
     torch.set_num_threads(1)
-    # Its channel files hold one row per query head; a shared row would reach the first head alone, the others stay dense.
+    # Its channel files hold one row per query head: a shared row would reach the first head, the others stay dense.
     doublecheck.serve(
         Author(checkout), name="andy-yang-1/DoubleSparse", version=export.commit_of(checkout),
         heads=["per-head"],
