@@ -1,0 +1,246 @@
+"""Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
+
+The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
+arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. From `serve` on, whatever else
+the process writes to standard output, from Python or C or a child process, goes to standard error.
+"""
+
+import functools
+import json
+import os
+import struct
+import sys
+import tempfile
+import traceback
+
+import numpy as np
+
+TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+
+
+class Refused(Exception):
+    """The input is not allowed. `kind` is one of the protocol's names, or None."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Failed(Exception):
+    """A question or a result that this file cannot do anything with."""
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def frame(message, tensors=()):
+    """The bytes of one frame; `tensors` are (name, type, array) with a type of safetensors."""
+    header, data, end = {"__metadata__": {"doublecheck": json.dumps(message, separators=(",", ":"))}}, [], 0
+    for name, kind, array in tensors:
+        array = np.ascontiguousarray(array, TYPES[kind])
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+        data.append(array.tobytes())
+        end += array.nbytes
+    header = json.dumps(header, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([struct.pack("<QQ", 8 + len(header) + end, len(header)), header, *data])
+
+
+def read_frame(stream):
+    """(message, {name: array}) of the next frame, None at the end of input. BF16 and F16 become float32."""
+    length = stream.read(8)
+    if len(length) < 8:
+        return None
+    length = int.from_bytes(length, "little")
+    body = stream.read(length)
+    if len(body) < length:
+        return None
+    start = 8 + int.from_bytes(body[:8], "little")
+    header = json.loads(body[8:start])
+    message = json.loads(header.pop("__metadata__")["doublecheck"])
+    return message, {name: decode(body, start, **entry) for name, entry in header.items()}
+
+
+def decode(body, start, dtype, shape, data_offsets, **_):
+    begin, end = data_offsets
+    kind = np.dtype(TYPES[dtype])
+    array = np.frombuffer(body, kind, (end - begin) // kind.itemsize, start + begin).reshape(shape)
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32 if dtype == "F16" else kind)  # a copy, which can be written to
+
+
+# --- what a subject is given ------------------------------------------------------------------------------------------
+
+
+class Instance:
+    """The settings of one `configure`."""
+
+    def __init__(self, message):
+        self.settings = message["settings"]
+        for name in ("heavy_size", "group_factor", "label_bits", "heads", "dense_fallback"):
+            setattr(self, name, self.settings.get(name))  # heavy_size: 1 is one key, 1.0 is every key
+        self.earlier_maskers = self.settings.get("earlier_maskers", [])
+        self.channel_selection = message.get("channel_selection", "qk_proj")
+        self.dense_layers = message.get("dense_layers", [])
+        self.channel_file_text = message["channel_file"]
+        self._channels = {}
+
+    @functools.cached_property
+    def channel_file(self):
+        try:
+            return json.loads(self.channel_file_text)
+        except ValueError as error:
+            raise Refused("format", f"channel_file: found {error}, expected JSON") from None
+
+    def channels(self, layer):
+        """The channel order of one layer, int64 [rows, d]; rows are the query heads, the KV heads, or one for all."""
+        if layer not in self._channels:
+            prefix = f"model.layers.{layer}.self_attn."
+            if prefix + self.channel_selection not in self.channel_file:
+                kinds = [key[len(prefix):] for key in self.channel_file if key.startswith(prefix)]
+                found, expected = kinds or "nothing", self.channel_selection
+                raise Refused("channel_kind" if kinds else "missing_layer",
+                              f"channel_file: layer {layer} found {found}, expected {expected}")
+            rows = self.channel_file[prefix + self.channel_selection]
+            whole = lambda row: isinstance(row, list) and set(map(type, row)) <= {int}
+            if not isinstance(rows, list) or not all(map(whole, rows)):
+                raise Refused("format", f"channel_file: layer {layer} found {rows!r:.60}, expected integer rows")
+            if len(widths := set(map(len, rows))) != 1:
+                raise Refused("channel_rows", f"channel_file: layer {layer} found widths {widths}, expected equal rows")
+            self._channels[layer] = np.array(rows, np.int64)
+        return self._channels[layer]
+
+    def write_channel_file(self):
+        """The path of a file with the channel orders, for a subject that reads one; removed with the instance."""
+        self._file = tempfile.NamedTemporaryFile("w", prefix="doublecheck-", suffix=".json")
+        self._file.write(self.channel_file_text)
+        self._file.flush()
+        return self._file.name
+
+
+class Call:
+    """One `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv] are float32 and hold values of `dtype`."""
+
+    def __init__(self, instance, message, tensors):
+        self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
+        self.dtype, self.scaling = message["dtype"], message["scaling"]
+        self.q, self.k, self.v = (tensors[name] for name in "qkv")
+        self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
+
+    @property
+    def channels(self):
+        return self.instance.channels(self.layer)
+
+    def additive(self):
+        """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys."""
+        m, n = self.q.shape[2], self.k.shape[2]
+        additive = np.zeros((1, 1, m, n), np.float32) if self.attention_mask is None else self.attention_mask
+        if self.causal:
+            later = np.arange(n) > np.arange(n - m, n)[:, None]
+            additive = np.where(later, np.float32(-np.inf), additive)
+        return additive
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def to_numpy(x):
+    if hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
+        x = x.detach().cpu()
+        x = (x.float() if x.is_floating_point() else x).numpy()
+    return np.asarray(x)
+
+
+def answer_tensors(result):
+    if isinstance(result, tuple):
+        result = dict(zip(("mask", "output"), result))
+    elif not isinstance(result, dict):
+        result = {"mask": result}
+    if unknown := set(result) - {"mask", "selected", "output", "q_labels", "k_labels"}:
+        raise Failed(f"answer: found {sorted(unknown)}, expected mask, selected, output, q_labels, k_labels")
+    arrays = {name: to_numpy(x) for name, x in result.items() if x is not None}
+    if "mask" not in arrays and "selected" not in arrays:
+        raise Failed(f"answer: found {sorted(arrays)}, expected a mask or selected")
+    for name, array in arrays.items():
+        if name == "selected":
+            yield name, "I64", array
+        else:
+            yield name, "U8" if name == "mask" and array.dtype in (np.bool_, np.uint8) else "F32", array
+
+
+def describe(error):
+    """What the error says and where it was raised; all of the traceback goes to standard error."""
+    traceback.print_exception(type(error), error, error.__traceback__)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno}: {where.line})"
+
+
+class Server:
+    def __init__(self, subject, refusals):
+        self.subject, self.refusals, self.instance = subject, tuple(refusals), None
+        self.mask = getattr(subject, "mask", subject)
+
+    def configure(self, message, _tensors):
+        self.instance = None
+        instance = Instance(message)
+        if hasattr(self.subject, "configure"):
+            self.subject.configure(instance)
+        self.instance = instance
+        return {"type": "configured"}, ()
+
+    def call(self, message, tensors):
+        if self.instance is None:
+            raise Failed("mask: found no instance, expected a configure that was not refused before it")
+        return {"type": "answer"}, list(answer_tensors(self.mask(Call(self.instance, message, tensors))))
+
+    def answer(self, message, tensors):
+        """The frame that answers a question; whatever the subject raises is an answer, too."""
+        try:
+            steps = {"configure": self.configure, "mask": self.call}
+            if message["type"] not in steps:
+                raise Failed(f"type: found {message['type']!r}, expected hello, configure, mask or bye")
+            reply, tensors = steps[message["type"]](message, tensors)
+            return frame({**reply, "id": message.get("id")}, tensors)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except Failed as error:
+            reply = {"type": "failed", "message": str(error)}
+        except Refused as error:
+            reply = {"type": "refused", "message": str(error), **({"kind": error.kind} if error.kind else {})}
+        except self.refusals as error:
+            reply = {"type": "refused", "message": f"{type(error).__name__}: {error}"}
+        except BaseException as error:  # some extensions raise outside Exception
+            reply = {"type": "failed", "message": describe(error)}
+        return frame({**reply, "id": message.get("id")})
+
+
+def private_streams():
+    """Standard input and output for frames alone: 0 becomes the null device, 1 becomes standard error."""
+    frames_in, frames_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
+    return frames_in, frames_out
+
+
+def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=None, largest_keys=None, lacks=(),
+          refusals=()):
+    """Answers questions until the suite says bye or its end of the input closes.
+
+    `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
+    gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels.
+    `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
+    The rest is what hello declares.
+    """
+    hello = {"name": name or getattr(subject, "__name__", type(subject).__name__), "version": version, "model": model,
+             "dtypes": dtypes, "heads": heads, "largest_keys": largest_keys, "lacks": list(lacks)}
+    hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}
+    frames_in, frames_out = private_streams()
+    server = Server(subject, refusals)
+    while (question := read_frame(frames_in)) and question[0]["type"] != "bye":
+        frames_out.write(frame(hello) if question[0]["type"] == "hello" else server.answer(*question))
+        frames_out.flush()

@@ -1,0 +1,112 @@
+"""Tests of doublecheck.py, which is run as the suite runs it: a process of its own behind two pipes."""
+
+import pathlib
+import subprocess
+import sys
+import unittest
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import doublecheck
+
+SUBJECT = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import doublecheck
+
+class Subject:
+    def configure(self, instance):
+        if instance.group_factor == 0:
+            raise doublecheck.Refused("group_factor", "found 0, expected at least 1")
+        with open(instance.write_channel_file()) as file:
+            assert file.read() == instance.channel_file_text
+
+    def mask(self, call):
+        print("printed")
+        os.write(1, b"written")
+        os.system("echo hi; cat")
+        if call.layer == 7:
+            raise ValueError("no layer 7")
+        if call.layer == 8:
+            raise RuntimeError("broke on purpose")
+        assert call.channels.dtype == "int64" and type(call.instance.heavy_size) is float
+        return {"mask": call.additive() == 0, "output": call.q, "k_labels": call.k.astype("f8")}
+
+doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], refusals=[ValueError])
+"""
+CONFIGURE = {"type": "configure", "id": 1, "channel_selection": "q_proj", "dense_layers": [],
+             "settings": {"heavy_size": 1.0, "group_factor": 2, "label_bits": 4, "heads": "per-head",
+                          "dense_fallback": False},
+             "channel_file": '{"model.layers.0.self_attn.q_proj":[[1,0]],"model.layers.1.self_attn.k_proj":[[1,0]]}'}
+MASK = {"type": "mask", "id": 2, "layer": 0, "causal": True, "dtype": "f32", "scaling": 0.5}
+BYE = "4000000000000000 3800000000000000" + b'{"__metadata__":{"doublecheck":"{\\"type\\":\\"bye\\"}"}}   '.hex()
+
+
+def inputs(kind, array):
+    return [(name, kind, array) for name in "qkv"]
+
+
+class Frames(unittest.TestCase):
+    def test_bye_is_the_bytes_of_the_protocol(self):
+        self.assertEqual(doublecheck.frame({"type": "bye"}), bytes.fromhex(BYE))
+        self.assertEqual(len(bytes.fromhex(BYE)), 72)
+
+
+class Conversation(unittest.TestCase):
+    def setUp(self):
+        self.process = subprocess.Popen([sys.executable, "-c", SUBJECT, str(HERE)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.hello = self.ask({"type": "hello", "protocol": 1, "version": "0"})[0]
+
+    def tearDown(self):
+        """However a conversation ends, the process does too, and left nothing else on standard output."""
+        rest, errors = self.process.communicate()
+        self.assertEqual((rest, self.process.returncode), (b"", 0), errors.decode())
+        self.errors = errors.decode()
+
+    def ask(self, message, tensors=()):
+        self.process.stdin.write(doublecheck.frame(message, tensors))
+        self.process.stdin.flush()
+        return doublecheck.read_frame(self.process.stdout)
+
+    def test_hello_leaves_out_what_is_not_declared(self):
+        self.assertEqual(self.hello, {"type": "hello", "protocol": 1, "name": "test", "dtypes": ["f32"],
+                                      "lacks": ["previous"]})
+        self.process.stdin.write(doublecheck.frame({"type": "bye"}))
+
+    def test_values_of_every_type_arrive_whatever_else_is_printed(self):
+        self.assertEqual(self.ask(CONFIGURE)[0], {"type": "configured", "id": 1})
+        # 1, 1 + 1/128, -2 and the smallest positive value, as bfloat16
+        halves = np.array([0x3F80, 0x3F81, 0xC000, 0x0001], np.uint16).reshape(1, 1, 2, 2)
+        normal = np.array([1, 1 / 3, -65504, 6e-8], np.float16).reshape(1, 1, 2, 2)
+        widened = [1, 1 + 1 / 128, -2, 2.0**-133]
+        for kind, array, expected in (("BF16", halves, widened), ("F16", normal, normal.ravel()),
+                                      ("F32", normal.astype("f4"), normal.ravel())):
+            reply, answer = self.ask(MASK, inputs(kind, array))
+            self.assertEqual(reply, {"type": "answer", "id": 2})
+            for name in ("output", "k_labels"):
+                self.assertEqual(answer[name].dtype, np.float32)
+                np.testing.assert_array_equal(answer[name].ravel(), np.array(expected, np.float32))
+            np.testing.assert_array_equal(answer["mask"], [[[[1, 0], [1, 1]]]])
+
+    def test_refusals_and_failures_are_answers(self):
+        one = inputs("F32", np.ones((1, 1, 1, 2)))
+        self.assertEqual(self.ask(MASK, one)[0]["type"], "failed")
+        self.assertEqual(self.ask(CONFIGURE)[0]["type"], "configured")
+        reply = self.ask({**MASK, "layer": 7}, one)[0]
+        self.assertEqual(reply, {"type": "refused", "id": 2, "message": "ValueError: no layer 7"})
+        self.assertEqual(self.ask({**MASK, "layer": 1}, one)[0]["kind"], "channel_kind")
+        self.assertEqual(self.ask({**MASK, "layer": 2}, one)[0]["kind"], "missing_layer")
+        reply = self.ask({**MASK, "layer": 8}, one)[0]
+        self.assertEqual(reply["type"], "failed")
+        self.assertIn("RuntimeError: broke on purpose", reply["message"])
+        self.assertEqual(self.ask({"type": "dance", "id": 9})[0]["type"], "failed")
+        reply = self.ask({**CONFIGURE, "settings": {**CONFIGURE["settings"], "group_factor": 0}})[0]
+        self.assertEqual((reply["type"], reply["kind"]), ("refused", "group_factor"))
+        self.assertEqual(self.ask({"type": "hello", "protocol": 1})[0], self.hello)
+
+
+if __name__ == "__main__":
+    unittest.main()
