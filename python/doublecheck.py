@@ -1,8 +1,9 @@
 """Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
 
 The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
-arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. From `serve` on, whatever else
-the process writes to standard output, from Python or C or a child process, goes to standard error.
+arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. Where the suite started the
+process, whatever it writes to standard output after this import, from Python or C or a child process, goes to standard
+error: import this first.
 """
 
 import functools
@@ -227,6 +228,10 @@ def private_streams():
     return frames_in, frames_out
 
 
+# The suite sets this variable; elsewhere an import must not move anybody's output.
+STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
+
+
 def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=None, largest_keys=None, lacks=(),
           refusals=()):
     """Answers questions until the suite says bye or its end of the input closes.
@@ -239,7 +244,7 @@ def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=No
     hello = {"name": name or getattr(subject, "__name__", type(subject).__name__), "version": version, "model": model,
              "dtypes": dtypes, "heads": heads, "largest_keys": largest_keys, "lacks": list(lacks)}
     hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}
-    frames_in, frames_out = private_streams()
+    frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals)
     while (question := read_frame(frames_in)) and question[0]["type"] != "bye":
         frames_out.write(frame(hello) if question[0]["type"] == "hello" else server.answer(*question))

@@ -1,8 +1,7 @@
 """Serves sparse-attention-hub's attention with its Double Sparsity masker to `doublecheck check`.
 
 It runs ResearchAttention out of a checkout of xAlg-ai/sparse-attention-hub: one attention, and so one masker, for all
-layers and calls of a `configure`, as a model has it. What its configurations do not accept is refused; whatever breaks
-later is failed. It has no setting for the dense fallback and no head modes. Needs what golden/export.py needs for it.
+layers and calls of a `configure`, as a model has it. Any exception counts as a refusal: it is loud. It has no setting for the dense fallback and no head modes. Needs what golden/export.py needs for it.
 """
 
 import argparse
@@ -89,7 +88,8 @@ def main():
     # Its channel files hold one row per head of the projection; a row for all heads is not among what it reads.
     doublecheck.serve(
         Hub(arguments.checkout, not arguments.maskers_only), name="xAlg-ai/sparse-attention-hub",
-        version=export.commit_of(arguments.checkout), heads=["per-head"], lacks=["dense_layers", "channels_shared"])
+        version=export.commit_of(arguments.checkout), heads=["per-head"], lacks=["dense_layers", "channels_shared"],
+        refusals=(Exception,))  # any exception is loud
 
 
 if __name__ == "__main__":

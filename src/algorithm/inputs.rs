@@ -54,6 +54,11 @@ impl Dims {
         (self.batch, self.heads, self.queries, self.value_dim)
     }
 
+    /// About how many multiplications it takes to score every key for every row.
+    pub fn operations(&self) -> usize {
+        self.batch * self.heads * self.queries * self.keys * self.head_dim.max(self.value_dim)
+    }
+
     /// Every (batch, head, query), in row-major order.
     pub fn rows(&self) -> impl Iterator<Item = Row> + use<> {
         let Dims { batch, heads, queries, .. } = *self;
@@ -99,7 +104,7 @@ impl Inputs {
         let storage = parts.storage;
         for (name, tensor) in [("q", &mut parts.q), ("k", &mut parts.k), ("v", &mut parts.v)] {
             if storage != Storage::F32 {
-                tensor.par_mapv_inplace(|x| storage.round(x));
+                tensor.mapv_inplace(|x| storage.round(x));
             }
             check_values(name, tensor, |x| x.is_finite(), &format!("finite numbers in {storage}"))?;
         }

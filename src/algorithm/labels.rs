@@ -2,12 +2,12 @@
 //! first r channels of row i of C, taken from q and k, in C's order, quantised where B < 16.
 
 use ndarray::{Array2, ArrayView2};
-use rayon::prelude::*;
 
 use super::channels::ChannelOrder;
 use super::config::LabelBits;
 use super::error::{Error, Result};
 use super::inputs::{Dims, Inputs};
+use super::parallel;
 use super::quantize::quantize_in_place;
 use super::storage::Storage;
 
@@ -56,19 +56,17 @@ pub fn labels(
 ) -> Result<Labels> {
     let dims = inputs.dims();
     let per_head = |name: &str, is_query: bool| {
-        let heads = (0..dims.batch * dims.heads).into_par_iter();
-        heads
-            .map(|index| {
-                let (b, head) = (index / dims.heads, index % dims.heads);
-                let source = if is_query { inputs.queries(b, head) } else { inputs.keys(b, head) };
-                let row = &channels.row(head, &dims)[..label_channels];
-                gather_and_quantize(source, row, bits, inputs.storage())
-                    .map_err(|(position, error)| located(error, name, [b, head, position]))
-            })
-            .collect::<Vec<_>>()
-            .into_iter()
-            // In order, so that the error is that of the first position.
-            .collect::<Result<Vec<_>>>()
+        let heads: Vec<usize> = (0..dims.batch * dims.heads).collect();
+        let positions = if is_query { dims.queries } else { dims.keys };
+        let labels = parallel::map(heads, dims.batch * dims.heads * positions * label_channels, |index| {
+            let (b, head) = (index / dims.heads, index % dims.heads);
+            let source = if is_query { inputs.queries(b, head) } else { inputs.keys(b, head) };
+            let row = &channels.row(head, &dims)[..label_channels];
+            gather_and_quantize(source, row, bits, inputs.storage())
+                .map_err(|(position, error)| located(error, name, [b, head, position]))
+        });
+        // In order, so that the error is that of the first position.
+        labels.into_iter().collect::<Result<Vec<_>>>()
     };
     Ok(Labels { dims, q: per_head("q", true)?, k: per_head("k", false)? })
 }

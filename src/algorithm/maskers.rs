@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ndarray::Array4;
-use rayon::prelude::*;
 
 use super::attention::{attention, logits};
 use super::channels::{ChannelFile, ChannelOrder};
@@ -16,6 +15,7 @@ use super::heavy_size::HeavySize;
 use super::inputs::{Dims, Inputs, Row};
 use super::labels::labels;
 use super::mask::Mask;
+use super::parallel;
 use super::scores::{Scores, check_head_mode};
 use super::select::select;
 
@@ -81,11 +81,11 @@ impl Masker for Oracle {
         let dims = inputs.dims();
         let heavy_size = self.heavy_size.resolve(dims.keys);
         let rows: Vec<_> = dims.rows().collect();
-        let selected = rows.into_par_iter().map(|row @ (b, h, i)| {
+        let selected = parallel::map(rows, dims.operations(), |row @ (b, h, i)| {
             let scores = logits(inputs, row, 0..dims.keys);
             (row, select(&scores, |key| previous.attends(b, h, i, key), heavy_size))
         });
-        Ok(with_rows(previous, selected.collect()))
+        Ok(with_rows(previous, selected))
     }
 }
 
@@ -166,7 +166,7 @@ pub fn double_sparsity(
         HeadMode::PerHead => dims.rows().collect(),
         _ => dims.rows().filter(|&(_, head, _)| head == 0).collect(),
     };
-    let mut selected: Vec<_> = rows.into_par_iter().map(row_keys).collect();
+    let mut selected = parallel::map(rows, dims.operations(), row_keys);
     if selection.heads != HeadMode::PerHead {
         selected = for_every_head(selected, dims.heads);
     }

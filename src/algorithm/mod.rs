@@ -23,6 +23,7 @@ pub mod inputs;
 pub mod labels;
 pub mod mask;
 pub mod maskers;
+pub mod parallel;
 pub mod quantize;
 pub mod scores;
 pub mod select;

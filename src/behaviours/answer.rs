@@ -53,9 +53,8 @@ pub fn excluded_before(lowering: &Lowering, heads: HeadMode, (b, head, i): Row, 
 
 fn selected(lowering: &Lowering, ranked: &Ranked, row: Row) -> Vec<usize> {
     let scores = scores(lowering, ranked, row);
-    let candidate = |&key: &usize| {
-        scores[key] > f64::NEG_INFINITY && !excluded_before(lowering, ranked.heads, row, key)
-    };
+    let candidate =
+        |&key: &usize| scores[key] > f64::NEG_INFINITY && !excluded_before(lowering, ranked.heads, row, key);
     let (mut keys, others): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(candidate);
     let behaviour = &lowering.behaviour;
     if behaviour.highest_of_ties {

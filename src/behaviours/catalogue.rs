@@ -84,18 +84,20 @@ const fn conforming(
 
 /// All of them, those of SPEC §3 first.
 pub const CATALOGUE: &[Fault] = &[
-    fault(
-        "heads-summed",
-        "D1",
-        "Scores are summed over heads although each head should rank alone.",
-        |b| b.heads = Heads::Summed,
-    ),
+    fault("heads-summed", "D1", "Scores are summed over heads although each head should rank alone.", |b| {
+        b.heads = Heads::Summed
+    }),
     fault("heads-alone", "D1", "Each head ranks alone although heads should share one selection.", |b| {
         b.heads = Heads::Alone;
     }),
-    fault("dense-when-short", "D3", "The mask is full when n − m ≤ H although no dense fallback is set.", |b| {
-        b.short_context = ShortContext::Dense;
-    }),
+    fault(
+        "dense-when-short",
+        "D3",
+        "The mask is full when n − m ≤ H although no dense fallback is set.",
+        |b| {
+            b.short_context = ShortContext::Dense;
+        },
+    ),
     fault(
         "first-layers-channels",
         "D4",
@@ -117,9 +119,14 @@ pub const CATALOGUE: &[Fault] = &[
         "Where G does not divide d it takes floor(d / G) channels instead of refusing.",
         |b| b.floors_label_channels = true,
     ),
-    fault("label-range-accepted", "D9", "It answers where labels leave the storage type instead of refusing.", |b| {
-        b.accepts_label_range = true;
-    }),
+    fault(
+        "label-range-accepted",
+        "D9",
+        "It answers where labels leave the storage type instead of refusing.",
+        |b| {
+            b.accepts_label_range = true;
+        },
+    ),
     fault(
         "fast-path",
         "D11",
@@ -150,21 +157,41 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.quantiser = Quantiser::Symmetric,
     ),
     fault("nan-in-f16", "D17", "In f16 every row that leaves a key out is NaN.", |b| b.nan_in_f16 = true),
-    fault("kv-heads-tiled", "§2.3", "KV heads are tiled instead of repeated: head i reads KV head i mod hk.", |b| {
-        b.tiles_kv_heads = true;
-    }),
+    fault(
+        "kv-heads-tiled",
+        "§2.3",
+        "KV heads are tiled instead of repeated: head i reads KV head i mod hk.",
+        |b| {
+            b.tiles_kv_heads = true;
+        },
+    ),
     fault("next-layers-channels", "§2.4", "The channels of the next layer are used.", |b| {
         b.channels = Channels::NextLayer;
     }),
-    fault("other-kinds-channels", "§2.4", "The channels of another kind than the configured one are used.", |b| {
-        b.channels = Channels::OtherKind;
-    }),
-    fault("least-important-channels", "§2.4", "Channels are taken by rising importance, from the row's end.", |b| {
-        b.order = Order::Rising;
-    }),
-    fault("label-cache-shared", "§2.4", "One label cache serves all layers: a position keeps its first label.", |b| {
-        b.label_cache = LabelCache::SharedByLayers;
-    }),
+    fault(
+        "other-kinds-channels",
+        "§2.4",
+        "The channels of another kind than the configured one are used.",
+        |b| {
+            b.channels = Channels::OtherKind;
+        },
+    ),
+    fault(
+        "least-important-channels",
+        "§2.4",
+        "Channels are taken by rising importance, from the row's end.",
+        |b| {
+            b.order = Order::Rising;
+        },
+    ),
+    fault(
+        "label-cache-shared",
+        "§2.4",
+        "One label cache serves all layers: a position keeps its first label.",
+        |b| {
+            b.label_cache = LabelCache::SharedByLayers;
+        },
+    ),
     fault(
         "stale-cache-slot",
         "§2.4",
@@ -172,9 +199,14 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.label_cache = LabelCache::NewestMissing,
     ),
     fault("not-quantised", "§2.5", "Labels are not quantised.", |b| b.quantiser = Quantiser::Off),
-    fault("half-away-from-zero", "§2.5", "Codes at half steps are rounded away from zero, not to even.", |b| {
-        b.quantiser = Quantiser::HalfAway;
-    }),
+    fault(
+        "half-away-from-zero",
+        "§2.5",
+        "Codes at half steps are rounded away from zero, not to even.",
+        |b| {
+            b.quantiser = Quantiser::HalfAway;
+        },
+    ),
     fault("quantised-per-head", "§2.5", "All positions of a head share one quantisation range.", |b| {
         b.quantiser = Quantiser::PerHead;
     }),
@@ -187,27 +219,52 @@ pub const CATALOGUE: &[Fault] = &[
         "Positions are quantised over all d channels before the label channels are taken.",
         |b| b.quantiser = Quantiser::BeforeChoosing,
     ),
-    fault("only-queries-quantised", "§2.5", "Labels of queries are quantised, those of keys are not.", |b| {
-        b.quantised = Quantised::Queries;
-    }),
+    fault(
+        "only-queries-quantised",
+        "§2.5",
+        "Labels of queries are quantised, those of keys are not.",
+        |b| {
+            b.quantised = Quantised::Queries;
+        },
+    ),
     fault("only-keys-quantised", "§2.5", "Labels of keys are quantised, those of queries are not.", |b| {
         b.quantised = Quantised::Keys;
     }),
-    fault("int8-overflow", "§2.5", "Codes of 8 bits or more are kept in a signed byte and wrap around.", |b| {
-        b.quantiser = Quantiser::Wrapping;
-    }),
-    fault("unscaled-scores", "§2.6", "Scores are not divided by √r before the additive mask is added.", |b| {
-        b.unscaled = true;
-    }),
+    fault(
+        "int8-overflow",
+        "§2.5",
+        "Codes of 8 bits or more are kept in a signed byte and wrap around.",
+        |b| {
+            b.quantiser = Quantiser::Wrapping;
+        },
+    ),
+    fault(
+        "unscaled-scores",
+        "§2.6",
+        "Scores are not divided by √r before the additive mask is added.",
+        |b| {
+            b.unscaled = true;
+        },
+    ),
     fault("attention-mask-ignored", "§2.6", "Keys are ranked without the additive mask.", |b| {
         b.ignores_attention_mask = true;
     }),
-    fault("sees-next-key", "§2.6", "Causality is off by one: a query ranks the key after its own position.", |b| {
-        b.causality = Causality::SeesNext;
-    }),
-    fault("misses-own-key", "§2.6", "Causality is off by one: a query does not rank the key at its own position.", |b| {
-        b.causality = Causality::MissesOwn;
-    }),
+    fault(
+        "sees-next-key",
+        "§2.6",
+        "Causality is off by one: a query ranks the key after its own position.",
+        |b| {
+            b.causality = Causality::SeesNext;
+        },
+    ),
+    fault(
+        "misses-own-key",
+        "§2.6",
+        "Causality is off by one: a query does not rank the key at its own position.",
+        |b| {
+            b.causality = Causality::MissesOwn;
+        },
+    ),
     fault("half-accumulation", "§2.6", "Scores are accumulated in f16.", |b| b.half_sums = true),
     conforming("head-mean", "§2.7", "Scores are averaged over heads instead of summed.", |b| {
         b.heads = Heads::Mean;

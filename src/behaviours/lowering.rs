@@ -94,14 +94,8 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
     };
     let (before, full) = early_out(behaviour, instance, call)?;
     let attending = attending(behaviour, &call.inputs)?;
-    let mut lowering = Lowering {
-        behaviour,
-        ranking: call.inputs.clone(),
-        attending,
-        before,
-        wanted_keys,
-        ranked: None,
-    };
+    let mut lowering =
+        Lowering { behaviour, ranking: call.inputs.clone(), attending, before, wanted_keys, ranked: None };
     let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
     if dense || (full && behaviour.checks == Checks::AfterEarlyOuts) {
         return Ok(Outcome::Answered(lowering.into()));
@@ -166,8 +160,7 @@ fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(
         Count::Unclamped => count(behaviour, instance.selection.heavy_size, dims.keys),
         _ => instance.selection.heavy_size.resolve(dims.keys),
     };
-    let fallback =
-        instance.selection.dense_fallback || behaviour.short_context == ShortContext::Dense;
+    let fallback = instance.selection.dense_fallback || behaviour.short_context == ShortContext::Dense;
     let short = fallback && dims.keys - dims.queries <= heavy_size;
     let full = before.is_full() || short;
     Ok((before, full))
@@ -272,10 +265,14 @@ fn cached_labels(
                 }
                 let Ok(Some(channels)) = channels_of(behaviour, sequence, earlier) else { continue };
                 let bits = instance.selection.label_bits;
-                let Ok(cached) = self::labels(behaviour, bits, other, &channels, label_channels) else { continue };
+                let Ok(cached) = self::labels(behaviour, bits, other, &channels, label_channels) else {
+                    continue;
+                };
                 for (head, cached) in labels.iter_mut().zip(&cached) {
                     let kept = head.k.nrows().min(cached.k.nrows());
-                    head.k.slice_mut(ndarray::s![..kept, ..]).assign(&cached.k.slice(ndarray::s![..kept, ..]));
+                    head.k
+                        .slice_mut(ndarray::s![..kept, ..])
+                        .assign(&cached.k.slice(ndarray::s![..kept, ..]));
                 }
             }
         }

@@ -34,7 +34,9 @@ use super::recipe::Recipe;
 use super::sequence::{Call, Instance, InstanceSettings, Sequence};
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
-use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{
+    ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage,
+};
 
 /// The content of one file.
 #[derive(Debug)]

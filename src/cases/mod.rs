@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod case;
 pub mod error;
 pub mod file;
+pub mod profiles;
 pub mod recipe;
 pub mod rounding_model;
 pub mod sequence;

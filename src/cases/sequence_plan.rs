@@ -265,7 +265,11 @@ impl SequencePlan {
         Ok(Instance {
             selection,
             earlier_maskers: plan.earlier_maskers.clone(),
-            dense_layers: self.dense_layer.map(|index| self.layers[index % self.layers.len()]).into_iter().collect(),
+            dense_layers: self
+                .dense_layer
+                .map(|index| self.layers[index % self.layers.len()])
+                .into_iter()
+                .collect(),
             channel_selection: missing.unwrap_or(selected),
             channel_file: Arc::new(file),
         })

@@ -12,8 +12,8 @@ use super::case::{Case, EarlierMasker, Settings};
 use super::recipe::Words;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
-    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Selection,
-    Storage,
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
+    Selection, Storage,
 };
 
 /// How the numbers of a tensor are drawn.

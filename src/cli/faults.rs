@@ -10,7 +10,7 @@ use doublecheck::reports::faults::render;
 use doublecheck::runner::faults::fault_result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, print};
+use super::{Failure, print, write};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -33,8 +33,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if !arguments.only.is_empty() {
         faults = super::subject::faults(&arguments.only, "--only")?;
     }
-    let options =
-        Options { cases: arguments.cases, seed: arguments.seed, ..Options::default() };
+    let options = Options { cases: arguments.cases, seed: arguments.seed, ..Options::default() };
     let bar = ProgressBar::new(faults.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
     let mut results = Vec::new();
@@ -45,8 +44,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {
-        let json = serde_json::to_string_pretty(&results)? + "\n";
-        std::fs::write(path, json).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        write(path, &(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
     print(&render(&results))?;
     Ok(if results.iter().all(|result| result.right()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

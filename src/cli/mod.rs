@@ -1,6 +1,7 @@
 //! The command line: one file per command, each of them only reading arguments, calling the library and printing.
 
 mod calibrate;
+mod check;
 mod faults;
 mod inspect;
 mod run;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Judge case files and invariants; the main job
     Verify(verify::Arguments),
+    /// Check anyone's implementation: random sequences, shrinking, diagnosis
+    Check(check::Arguments),
     /// Compute a case file with the reference and write the answer
     Run(run::Arguments),
     /// Show what a case file or a channel file holds
@@ -39,6 +42,7 @@ type Failure = Box<dyn std::error::Error>;
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::main(&arguments),
+        Command::Check(arguments) => check::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Faults(arguments) => faults::main(&arguments),
@@ -48,6 +52,11 @@ pub fn main() -> ExitCode {
         eprintln!("doublecheck: {error}");
         ExitCode::from(2)
     })
+}
+
+/// Writes a text file.
+fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
 /// Prints text; a reader that went away, as in `doublecheck verify | head`, is no error.

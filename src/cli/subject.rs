@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
-use doublecheck::subjects::{Reference, Subject};
+use doublecheck::subjects::{Faulty, Reference, Subject};
 
 use super::Failure;
 
@@ -14,6 +14,9 @@ pub struct Choice {
     /// Where torch computes: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "subject")]
+    fault: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,6 +30,9 @@ enum Kind {
 impl Choice {
     /// The subject, ready to be asked.
     pub fn open(&self) -> Result<Box<dyn Subject>, Failure> {
+        if !self.fault.is_empty() {
+            return Ok(Box::new(Faulty::new(&faults(&self.fault, "--fault")?)));
+        }
         match self.subject {
             Kind::Reference if self.device != "cpu" => {
                 let found = &self.device;

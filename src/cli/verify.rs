@@ -10,7 +10,7 @@ use doublecheck::runner::verify::{Options, verify};
 use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, print, subject};
+use super::{Failure, print, subject, write};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -51,8 +51,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let report = verify(&files, subject.as_mut(), options, &mut progress);
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(path, json).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
     }
     print(&text::render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))

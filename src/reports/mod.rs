@@ -1,5 +1,6 @@
 //! How results are told: as text for a terminal and as JSON.
 
+pub mod check;
 pub mod faults;
 pub mod inspect;
 pub mod sequence;

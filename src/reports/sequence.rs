@@ -80,9 +80,9 @@ pub fn numbers(name: &str, tensor: &Array4<f32>) -> String {
         return text;
     }
     for ((b, head, position), row) in
-        ndarray::indices([tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]]).into_iter().map(|at| {
-            (at, tensor.slice(ndarray::s![at.0, at.1, at.2, ..]))
-        })
+        ndarray::indices([tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]])
+            .into_iter()
+            .map(|at| (at, tensor.slice(ndarray::s![at.0, at.1, at.2, ..])))
     {
         let row: Vec<String> = row.iter().map(|x| format!("{x:>8}")).collect();
         let _ = writeln!(text, "    {b}/{head}/{position:<3}{}", row.join(" "));

@@ -3,7 +3,7 @@
 //! faults named so far nor the declared ones reproduce the answer.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -17,10 +17,10 @@ use crate::cases::sequence_plan::sequence_plans;
 use crate::cases::{Capabilities, CaseFile, NoAnswer, Reader, RoundingModel, Sequence};
 use crate::reports::Sharpness;
 use crate::subjects::Subject;
+use crate::verdicts::Verdict;
 use crate::verdicts::diagnosis::{self, Faults};
 use crate::verdicts::judge::{MaskFault, judge_call};
 use crate::verdicts::reproduction::{Observation, reproduces};
-use crate::verdicts::Verdict;
 
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
@@ -185,7 +185,11 @@ impl std::fmt::Display for Size {
             parts.push(format!("batch {}", self.batch));
         }
         let heads = plural(self.heads, "head");
-        parts.push(if self.kv_heads < self.heads { format!("{heads} over {}", self.kv_heads) } else { heads });
+        parts.push(if self.kv_heads < self.heads {
+            format!("{heads} over {}", self.kv_heads)
+        } else {
+            heads
+        });
         if self.queries > 1 {
             parts.push(plural(self.queries, "query").replace("querys", "queries"));
         }
@@ -228,7 +232,8 @@ pub fn judge_observation(observation: &Observation, model: RoundingModel) -> Vec
     let calls = observation.sequence.calls.iter().zip(&observation.answers);
     let verdicts: Vec<_> = calls.map(|(call, answer)| judge_call(instance, call, answer, model)).collect();
     let refused_alike = observation.answers.iter().all(|answer| {
-        matches!(answer, Err(NoAnswer::Refused(_) | NoAnswer::Declined(_))) && *answer == observation.answers[0]
+        matches!(answer, Err(NoAnswer::Refused(_) | NoAnswer::Declined(_)))
+            && *answer == observation.answers[0]
     });
     let one_rightly = verdicts.iter().any(|verdict| matches!(verdict, Verdict::RefusedRightly));
     if refused_alike && one_rightly {
@@ -245,17 +250,19 @@ fn kind(verdict: &Verdict) -> Option<&'static str> {
         Verdict::RefusedWrongly { .. } => Some("refused what must be answered"),
         Verdict::Accepted { .. } => Some("answered what must be refused"),
         Verdict::Failed(_) => Some("gave no usable answer"),
-        Verdict::Judged(judgement) => Some(match judgement.mask.divergences.first().map(|first| first.fault) {
-            None if judgement.labels.is_some() => "labels differ",
-            None => "output out of bounds",
-            Some(MaskFault::HoldsOut { .. } | MaskFault::MissesIn { .. }) => "wrong keys",
-            Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
-            Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
-            Some(MaskFault::Weight { .. }) => "wrong weight",
-            Some(MaskFault::Count { .. }) => "wrong number of keys",
-            Some(MaskFault::NotFull { .. }) => "mask not full",
-            Some(MaskFault::HeadsDiffer { .. }) => "heads differ",
-        }),
+        Verdict::Judged(judgement) => {
+            Some(match judgement.mask.divergences.first().map(|first| first.fault) {
+                None if judgement.labels.is_some() => "labels differ",
+                None => "output out of bounds",
+                Some(MaskFault::HoldsOut { .. } | MaskFault::MissesIn { .. }) => "wrong keys",
+                Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
+                Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
+                Some(MaskFault::Weight { .. }) => "wrong weight",
+                Some(MaskFault::Count { .. }) => "wrong number of keys",
+                Some(MaskFault::NotFull { .. }) => "mask not full",
+                Some(MaskFault::HeadsDiffer { .. }) => "heads differ",
+            })
+        }
     }
 }
 
@@ -264,17 +271,17 @@ fn failure(verdicts: &[Verdict]) -> Option<(usize, &'static str)> {
     verdicts.iter().enumerate().find_map(|(index, verdict)| Some((index, kind(verdict)?)))
 }
 
-/// Checks a subject. `progress` is called with the number of sequences asked so far and the number of findings.
+/// Checks a subject. `progress` is called with the number of sequences asked so far, of all, and of findings.
 pub fn check_with_progress(
     subject: &mut dyn Subject,
     options: &Options,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize, usize),
 ) -> Report {
     let mut run = Run::new(subject, options);
     let goldens = run.goldens(options);
     let total = goldens.len();
     for (index, golden) in goldens.into_iter().enumerate() {
-        progress(index, run.findings.len());
+        progress(index, total + options.cases, run.findings.len());
         run.sequence(&golden);
     }
     run.asked_goldens = total;
@@ -290,7 +297,7 @@ pub fn check_with_progress(
             rejected += 1;
             continue;
         };
-        progress(total + asked, run.findings.len());
+        progress(total + asked, total + options.cases, run.findings.len());
         run.sequence(&sequence);
         asked += 1;
     }
@@ -308,7 +315,23 @@ pub fn check_with_progress(
 /// assert!(report.conforms(), "{report:#?}");
 /// ```
 pub fn check(subject: &mut dyn Subject, options: &Options) -> Report {
-    check_with_progress(subject, options, &mut |_, _| {})
+    check_with_progress(subject, options, &mut |_, _, _| {})
+}
+
+/// Writes each counterexample as a case file and as text, and notes the files in the report. Errors: those of writing.
+pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let (subject, version) = (report.subject.clone(), report.version);
+    for (index, finding) in report.findings.iter_mut().enumerate() {
+        let path = folder.join(format!("finding-{}.safetensors", index + 1));
+        let source =
+            format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
+        let bytes = crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source);
+        std::fs::write(&path, bytes)?;
+        std::fs::write(path.with_extension("txt"), crate::reports::check::finding(index, finding))?;
+        finding.file = Some(path);
+    }
+    Ok(())
 }
 
 fn test_runner(seed: u64) -> TestRunner {
@@ -464,8 +487,7 @@ impl<'a> Run<'a> {
     }
 
     fn reproduced(&self, observation: &Observation) -> bool {
-        !self.named.is_empty()
-            && reproduces(Behaviour::with(self.suspected()), observation, self.model)
+        !self.named.is_empty() && reproduces(Behaviour::with(self.suspected()), observation, self.model)
     }
 
     /// Keeps an answer for diagnosis, and gives up named faults that it contradicts.
@@ -615,7 +637,11 @@ impl<'a> Run<'a> {
     }
 
     /// Another fault that would explain everything as well as the one named.
-    fn ambiguous(&self, faults: &[&'static Fault], explained: bool) -> Option<(&'static Fault, &'static Fault)> {
+    fn ambiguous(
+        &self,
+        faults: &[&'static Fault],
+        explained: bool,
+    ) -> Option<(&'static Fault, &'static Fault)> {
         if !explained {
             return None;
         }
@@ -646,8 +672,10 @@ fn sentence(
     seen: usize,
 ) -> String {
     let words = |faults: &[&'static Fault]| {
-        let words: Vec<_> =
-            faults.iter().map(|fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row)).collect();
+        let words: Vec<_> = faults
+            .iter()
+            .map(|fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row))
+            .collect();
         words.join(" And: ")
     };
     match (faults.is_empty(), explained, ambiguous) {

@@ -76,6 +76,8 @@ impl Search<'_> {
         }
         let keys = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0);
         changed |= self.drop_each(keys, without_keys);
+        changed |= self.drop_each(keys, without_keys_and_heavy);
+        changed |= self.drop_each(keys, without_positions);
         changed |= self.fewer_channels();
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().value_dim, without_value_dims);
         changed | self.plainer_values()
@@ -388,8 +390,7 @@ fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Option<Sequen
 fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
     let dims = sequence.calls[0].inputs.dims();
     let kv_heads = all_but(dims.kv_heads, start, end)?;
-    let heads: Vec<usize> =
-        (0..dims.heads).filter(|&head| kv_heads.contains(&dims.kv_head(head))).collect();
+    let heads: Vec<usize> = (0..dims.heads).filter(|&head| kv_heads.contains(&dims.kv_head(head))).collect();
     without_heads(sequence, &heads, Some(&kv_heads))
 }
 
@@ -423,8 +424,7 @@ fn without_queries(sequence: &Sequence, index: usize, start: usize, end: usize) 
     let mut changed = sequence.clone();
     let call = &sequence.calls[index];
     let kept = all_but(call.inputs.dims().queries, start, end)?;
-    changed.calls[index] =
-        with_selected(call, Some((2, kept.as_slice())), None, Some((2, kept.as_slice())))?;
+    changed.calls[index] = with_selected(call, Some((2, kept.as_slice())), None, Some((2, kept.as_slice())))?;
     Some(changed)
 }
 
@@ -436,6 +436,33 @@ fn without_keys(sequence: &Sequence, start: usize, end: usize) -> Option<Sequenc
             return None;
         }
         with_selected(call, None, Some((2, kept.as_slice())), Some((3, kept.as_slice())))
+    })
+}
+
+/// As many fewer keys to select as there are fewer keys.
+fn without_keys_and_heavy(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let HeavySize::Count(count) = sequence.instance.selection.heavy_size else {
+        return None;
+    };
+    let size = HeavySize::count(count.get().checked_sub(end - start)?).ok()?;
+    let mut changed = without_keys(sequence, start, end)?;
+    changed.instance.selection.heavy_size = size;
+    Some(changed)
+}
+
+/// Without some positions, keys and the queries at them.
+fn without_positions(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let dims = call.inputs.dims();
+        let keys = all_but(dims.keys, start, end)?;
+        let queries: Vec<usize> =
+            (0..dims.queries).filter(|&i| !(start..end).contains(&dims.position(i))).collect();
+        if queries.is_empty() {
+            return None;
+        }
+        let queries = queries.as_slice();
+        let call = with_selected(call, Some((2, queries)), None, Some((2, queries)))?;
+        with_selected(&call, None, Some((2, keys.as_slice())), Some((3, keys.as_slice())))
     })
 }
 

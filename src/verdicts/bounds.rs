@@ -106,6 +106,8 @@ impl Approximate {
 pub struct Arithmetic {
     /// Unit roundoff of sums of products.
     pub accumulation: f64,
+    /// The largest partial sum that does not overflow, and the error that an underflow of one adds.
+    pub sum_range: (f64, f64),
     /// The type that scores and weights are rounded to.
     pub kept: Storage,
 }
@@ -121,7 +123,11 @@ impl Arithmetic {
             Kept::F32 => Storage::F32,
             Kept::Storage => storage,
         };
-        Self { accumulation, kept }
+        let largest = match model.accumulation {
+            Accumulation::F32 => Storage::F32.largest(),
+            Accumulation::F64 => f64::INFINITY,
+        };
+        Self { accumulation, sum_range: (largest, Storage::F32.smallest_normal()), kept }
     }
 
     /// Unit roundoff of the kept type.
@@ -145,10 +151,11 @@ impl Arithmetic {
     pub fn sum_of_products(&self, terms: usize, value: f64, magnitude: f64, carried: f64) -> Approximate {
         let exactness = gamma(terms + 1, U64);
         let relative = gamma(terms, self.accumulation) + exactness;
-        let underflow = terms as f64 * Storage::F32.smallest_normal();
+        let (largest, underflow) = self.sum_range;
+        let underflow = terms as f64 * underflow;
         let radius = carried + relative * (magnitude + carried) + underflow;
         // In the worst order all products of one sign come first.
-        let overflows = self.accumulation == U32 && magnitude + radius > Storage::F32.largest();
+        let overflows = magnitude + radius > largest;
         self.round(Approximate::new(value, radius).open(overflows, overflows))
     }
 

@@ -7,10 +7,10 @@
 //! reference, other implementations may break them otherwise.
 
 use ndarray::Array2;
-use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
+use crate::algorithm::parallel;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
 use crate::cases::{Case, LabelRounding, RoundingModel};
@@ -76,9 +76,8 @@ impl Certificate {
         if let Some(scores) = ScoreBounds::new(case, model, &before)? {
             let dims = case.inputs.dims();
             let heavy_size = case.settings.heavy_size.resolve(dims.keys);
-            let rows: Vec<_> = dims.rows().collect();
-            let certify = |&row: &Row| certify_row(&scores.row(row), heavy_size);
-            let rows = rows.par_iter().map(certify).collect();
+            let certify = |row: Row| certify_row(&scores.row(row), heavy_size);
+            let rows = parallel::map(dims.rows().collect(), dims.operations(), certify);
             return Ok(Self { before, rows: Some(rows) });
         }
         Ok(Self { before, rows: None })
@@ -132,18 +131,27 @@ impl<'a> ScoreBounds<'a> {
         }
         let arithmetic = Arithmetic::new(model, inputs.storage());
         let heads: Vec<_> = (0..dims.batch * dims.heads).collect();
-        let labels = heads.par_iter().map(|index| {
+        let labels = parallel::map(heads, dims.batch * dims.heads * dims.keys * label_channels, |index| {
             let head = (index / dims.heads, index % dims.heads);
             let bits = settings.label_bits;
             head_labels(inputs, &case.channels, label_channels, bits, model.labels, head)
         });
-        let mut labels = labels.collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>, Error>>()?;
+        let mut labels = labels.into_iter().collect::<Result<Vec<_>, Error>>()?;
         if settings.heads == HeadMode::SummedLabels {
             labels = sum_over_heads(&labels, dims.heads, arithmetic);
         }
         let factor = 1.0 / (label_channels as f64).sqrt();
         let heads = settings.heads;
-        Ok(Some(Self { inputs, before, heads, before_ranked: false, arithmetic, label_channels, factor, labels }))
+        Ok(Some(Self {
+            inputs,
+            before,
+            heads,
+            before_ranked: false,
+            arithmetic,
+            label_channels,
+            factor,
+            labels,
+        }))
     }
 
     /// Scores as a behaviour has them.
@@ -152,6 +160,7 @@ impl<'a> ScoreBounds<'a> {
         let mut arithmetic = Arithmetic::new(model, inputs.storage());
         if lowering.behaviour.half_sums {
             arithmetic.accumulation = arithmetic.accumulation.max(Storage::F16.unit_roundoff());
+            arithmetic.sum_range = (Storage::F16.largest(), Storage::F16.smallest_subnormal());
         }
         let allowed = |source: &Array2<f32>, label: &Array2<f32>| match (ranked.bits, model.labels) {
             (Some(bits), LabelRounding::Rounded) if bits.quantises() => {
@@ -198,7 +207,11 @@ impl<'a> ScoreBounds<'a> {
         let summed = self.heads != HeadMode::PerHead;
         let candidacy = |(key, score): (usize, Approximate)| {
             if self.before_ranked {
-                return if score == Approximate::EXCLUDED { Candidacy::Excluded } else { Candidacy::Scored(score) };
+                return if score == Approximate::EXCLUDED {
+                    Candidacy::Excluded
+                } else {
+                    Candidacy::Scored(score)
+                };
             }
             if self.before.attends(batch, head, query, key) {
                 Candidacy::Before

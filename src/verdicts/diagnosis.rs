@@ -95,9 +95,8 @@ pub fn explains(faults: &[&'static Fault], seen: &[Observation], model: Rounding
 
 /// The faults of a set that one observation shows: the fewest that reproduce it, or the whole set.
 pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
-    let fits = |some: &[&'static Fault]| {
-        reproduces(Behaviour::with(some.iter().copied()), observation, model)
-    };
+    let fits =
+        |some: &[&'static Fault]| reproduces(Behaviour::with(some.iter().copied()), observation, model);
     if let Some(single) = faults.iter().find(|fault| fits(&[fault])) {
         return vec![single];
     }

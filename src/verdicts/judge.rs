@@ -1,11 +1,10 @@
 //! The verdict on one answer to one case: its mask against the certificate, its output against the bound, a refusal
 //! against the case's own faults.
 
-use rayon::prelude::*;
-
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
+use crate::algorithm::parallel;
 use crate::algorithm::{ChannelOrder, Error, HeadMode, Mask, Row};
 use crate::cases::{Answer, Call, Case, Instance, NoAnswer, RoundingModel};
 
@@ -245,7 +244,8 @@ pub fn judge(
         }
         (Ok(answer), Ok(certificate)) => {
             let mask = judge_mask(case, certificate, &answer.mask, model);
-            let output = answer.output.as_ref().map(|output| judge_output(&case.inputs, &answer.mask, output, model));
+            let output =
+                answer.output.as_ref().map(|output| judge_output(&case.inputs, &answer.mask, output, model));
             let labels = answer.labels.as_ref().and_then(|labels| judge_answered(case, labels, model.labels));
             Verdict::Judged(Judgement { mask, output, labels })
         }
@@ -286,8 +286,9 @@ pub fn same_kind(a: &Error, b: &Error) -> bool {
 /// Judges a mask. It must have the shape [b, h, m, n] of the case.
 pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: RoundingModel) -> MaskVerdict {
     let dims = case.inputs.dims();
-    let rows: Vec<_> = dims.rows().collect();
-    let fault = |(index, &row): (usize, &Row)| {
+    let rows: Vec<(usize, Row)> = dims.rows().enumerate().collect();
+    let count = rows.len();
+    let fault = |(index, row): (usize, Row)| {
         let fault = match &certificate.rows {
             None => not_full(&certificate.before, mask, row),
             Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
@@ -297,7 +298,8 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
         };
         fault.map(|fault| MaskDivergence { row, fault, evidence: None })
     };
-    let mut divergences: Vec<_> = rows.par_iter().enumerate().filter_map(fault).collect();
+    let faults = parallel::map(rows, dims.operations() / dims.head_dim, fault);
+    let mut divergences: Vec<_> = faults.into_iter().flatten().collect();
     let wrong_rows = divergences.len();
     divergences.truncate(MOST_EXPLAINED);
     if !divergences.is_empty()
@@ -307,7 +309,7 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
             divergence.evidence = evidence(case, &scores, divergence);
         }
     }
-    MaskVerdict { rows: rows.len(), open: certificate.open(), wrong_rows, divergences }
+    MaskVerdict { rows: count, open: certificate.open(), wrong_rows, divergences }
 }
 
 fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {

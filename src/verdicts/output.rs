@@ -29,9 +29,9 @@
 //! largest number of the kept type.
 
 use ndarray::Array4;
-use rayon::prelude::*;
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
+use crate::algorithm::parallel;
 use crate::algorithm::{Inputs, Mask, Row, Storage};
 use crate::cases::{Kept, RoundingModel};
 
@@ -71,10 +71,17 @@ impl std::fmt::Display for OutputDivergence {
 }
 
 /// Judges an output [b, h, m, dv] against the f64 recomputation with `mask`.
-pub fn judge_output(inputs: &Inputs, mask: &Mask, output: &Array4<f32>, model: RoundingModel) -> OutputVerdict {
-    let rows: Vec<_> = inputs.dims().rows().collect();
-    let rows = rows.into_par_iter().map(|row| judge_row(inputs, mask, output, model, row));
-    rows.reduce(OutputVerdict::default, |mut a, b| {
+pub fn judge_output(
+    inputs: &Inputs,
+    mask: &Mask,
+    output: &Array4<f32>,
+    model: RoundingModel,
+) -> OutputVerdict {
+    let dims = inputs.dims();
+    let rows = parallel::map(dims.rows().collect(), dims.operations(), |row| {
+        judge_row(inputs, mask, output, model, row)
+    });
+    rows.into_iter().fold(OutputVerdict::default(), |mut a, b| {
         a.worst_share = a.worst_share.max(b.worst_share);
         a.widest_bound = a.widest_bound.max(b.widest_bound);
         a.divergences.extend(b.divergences);

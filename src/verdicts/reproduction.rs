@@ -120,9 +120,8 @@ fn heads_agree(lowering: &Lowering, mask: &Mask) -> bool {
         mask.attends(b, head, i, key) && !lowering.before.attends(b, head, i, key)
     };
     let fresh = |(b, i, key)| (0..dims.heads).all(|head| !lowering.before.attends(b, head, i, key));
-    let positions = (0..dims.batch).flat_map(|b| {
-        (0..dims.queries).flat_map(move |i| (0..dims.keys).map(move |key| (b, i, key)))
-    });
+    let positions = (0..dims.batch)
+        .flat_map(|b| (0..dims.queries).flat_map(move |i| (0..dims.keys).map(move |key| (b, i, key))));
     positions.filter(|&at| fresh(at)).all(|at| (1..dims.heads).all(|head| added(head, at) == added(0, at)))
 }
 

@@ -1,0 +1,97 @@
+//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR]`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use doublecheck::Options;
+use doublecheck::cases::{Capabilities, bundled, profiles};
+use doublecheck::reports::check::render;
+use doublecheck::runner::check::{check_with_progress, write_counterexamples};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Failure, print, subject, write};
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    subject: subject::Choice,
+    /// Random sequences
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    cases: usize,
+    /// Seed of the random sequences
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Ask only for what an implementation of this kind offers: everything, author or hub
+    #[arg(long, value_name = "NAME", default_value = "everything")]
+    profile: String,
+    /// Divergences that are known: names or rows of SPEC §3, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    known: Vec<String>,
+    /// Case files, or folders of them, to ask as well [default: the bundled cases]
+    #[arg(long, value_name = "PATH")]
+    goldens: Vec<PathBuf>,
+    /// Ask random sequences only
+    #[arg(long, conflicts_with = "goldens")]
+    no_goldens: bool,
+    /// Where counterexamples go, each as a case file and as text
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write the whole report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave times out of the text, so that it is the same for each run
+    #[arg(long)]
+    no_times: bool,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let profile = profile(&arguments.profile)?;
+    let known = subject::faults(&arguments.known, "--known")?;
+    let mut goldens = Vec::new();
+    let default = [bundled::folder()];
+    let paths: &[PathBuf] = match (arguments.no_goldens, arguments.goldens.is_empty()) {
+        (true, _) => &[],
+        (false, true) => &default,
+        (false, false) => &arguments.goldens,
+    };
+    for path in paths {
+        goldens.extend(bundled::find(path)?);
+    }
+    let mut subject = arguments.subject.open()?;
+    let options = Options {
+        cases: arguments.cases,
+        seed: arguments.seed,
+        profile,
+        known,
+        goldens,
+        ..Options::default()
+    };
+    let bar = ProgressBar::new(arguments.cases as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {per_sec} {wide_msg}")?);
+    let mut progress = |asked: usize, of: usize, findings: usize| {
+        bar.set_length(of as u64);
+        bar.set_position(asked as u64);
+        if findings > 0 {
+            bar.set_message(format!("findings: {findings}"));
+        }
+    };
+    let mut report = check_with_progress(subject.as_mut(), &options, &mut progress);
+    bar.finish_and_clear();
+    if let Some(folder) = &arguments.out {
+        write_counterexamples(&mut report, folder)
+            .map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
+    }
+    if let Some(path) = &arguments.json {
+        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    print(&render(&report, !arguments.no_times))?;
+    Ok(ExitCode::from(report.exit_code()))
+}
+
+fn profile(name: &str) -> Result<Capabilities, Failure> {
+    profiles::find(name).ok_or_else(|| {
+        let expected: Vec<_> = profiles::NAMES.to_vec();
+        format!("--profile: found {name:?}, expected {}", expected.join(", ")).into()
+    })
+}

@@ -1,0 +1,113 @@
+//! A check as text: what was asked, each finding with its counterexample and diagnosis, what was left out, a summary.
+
+use std::fmt::Write;
+
+use super::sequence;
+use crate::runner::check::{CheckFinding, Report};
+
+/// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
+pub fn render(report: &Report, with_times: bool) -> String {
+    let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
+    let _ = writeln!(
+        text,
+        "asked: {} random sequences (seed {}) and {} goldens, {} calls",
+        report.sequences, report.seed, report.goldens, report.calls
+    );
+    if !report.left_out.is_empty() {
+        let part = |(name, goldens): (&String, &usize)| match goldens {
+            0 => name.clone(),
+            goldens => format!("{name} ({goldens} goldens)"),
+        };
+        let parts: Vec<_> = report.left_out.iter().map(part).collect();
+        let _ = writeln!(text, "not asked, as not offered: {}", parts.join(", "));
+    }
+    if !report.declared.is_empty() {
+        let _ = writeln!(text, "declared divergences: {}", report.declared.join(", "));
+    }
+    for (index, finding) in report.findings.iter().enumerate() {
+        text += &self::finding(index, finding);
+    }
+    for error in &report.bad_inputs {
+        let _ = writeln!(text, "\nbad input: {error}");
+    }
+    text + &summary(report, with_times)
+}
+
+/// One finding with its counterexample.
+pub fn finding(index: usize, finding: &CheckFinding) -> String {
+    headline(index, finding) + &counterexample(finding)
+}
+
+fn headline(index: usize, finding: &CheckFinding) -> String {
+    let mut text = format!(
+        "\nFINDING {}: {} (after {} sequences, in {} of all)\n",
+        index + 1,
+        finding.kind,
+        finding.after,
+        finding.sequences
+    );
+    let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
+    let unfinished = if finding.shrunk { "" } else { ", not to the end" };
+    let _ = writeln!(text, "  shrunk in {} tries to {}{unfinished}", finding.tries, finding.size);
+    for line in &finding.explanations {
+        let _ = writeln!(text, "  call {}: {line}", finding.call);
+    }
+    if let Some(file) = &finding.file {
+        let _ = writeln!(text, "  written to {}", file.display());
+    }
+    text
+}
+
+/// The shrunk sequence, what was answered and what the reference answers.
+pub fn counterexample(finding: &CheckFinding) -> String {
+    let observation = &finding.observation;
+    let mut text = String::new();
+    let rendered = sequence::render(&observation.sequence, "");
+    // The first line names the sequence that it was shrunk from.
+    for line in rendered.lines().skip(1) {
+        let _ = writeln!(text, "  {line}");
+    }
+    let expected =
+        crate::runner::check::ask(&mut crate::subjects::Reference::default(), &observation.sequence);
+    let answers = observation.answers.iter().zip(&expected.answers).enumerate();
+    for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
+        let _ = writeln!(text, "\n  call {call}, found:");
+        indent(&mut text, &sequence::answer(found));
+        let _ = writeln!(text, "  call {call}, the reference:");
+        indent(&mut text, &sequence::answer(expected));
+    }
+    text
+}
+
+fn indent(text: &mut String, lines: &str) {
+    for line in lines.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+}
+
+fn summary(report: &Report, with_times: bool) -> String {
+    let asked = report.sequences + report.goldens;
+    let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
+    if report.refused > 0 {
+        let _ = write!(text, " ({} calls refused, as they must be)", report.refused);
+    }
+    if report.known > 0 {
+        let _ = write!(text, "; {} diverge as declared", report.known);
+    }
+    if report.diverged > 0 {
+        let findings = report.findings.len();
+        let plural = if findings == 1 { "finding" } else { "findings" };
+        let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);
+        if report.explained {
+            text += ", and the named faults reproduce every answer";
+        }
+    }
+    if let Some(open) = report.sharpness.open_per_row() {
+        let _ = write!(text, "; {open:.3} open keys a row");
+    }
+    if with_times {
+        let _ =
+            write!(text, "; {:.1} s, {:.0} sequences a second", report.seconds, report.sequences_per_second);
+    }
+    text + "\n"
+}
