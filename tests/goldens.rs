@@ -67,6 +67,7 @@ fn what_the_reference_computes() {
         let text = groups.entry(found.group().to_owned()).or_default();
         match reader.read(&found.path(), &found.name).unwrap() {
             CaseFile::Attention(case) => *text += &line(&case),
+            CaseFile::Sequence(stored) => panic!("{} is no bundled golden", stored.sequence.name),
             CaseFile::Calibration(case) => {
                 let order = Reference::default().calibrate(&case).unwrap().unwrap();
                 let first = &order.rows()[0];

@@ -1,0 +1,155 @@
+//! The suite's own test: every deliberate fault of the catalogue must be caught, be named rightly or called unknown, and
+//! shrink to a few numbers; what conforms must conform. `doublecheck faults` prints the matrix.
+
+use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
+use doublecheck::runner::check::judge_observation;
+use doublecheck::runner::faults::fault_result;
+use doublecheck::subjects::{Faulty, Reference};
+use doublecheck::verdicts::diagnosis;
+use doublecheck::verdicts::reproduction::reproduces;
+use doublecheck::{Options, Subject, check};
+use rayon::prelude::*;
+
+/// Fewer than the 1,000 that the catalogue's faults are allowed: all are caught well before.
+fn options() -> Options {
+    Options { cases: 300, ..Options::default() }
+}
+
+#[test]
+fn every_fault_is_caught_named_and_shrunk() {
+    assert!(CATALOGUE.len() >= 24);
+    let results: Vec<_> = CATALOGUE.par_iter().map(|fault| fault_result(fault, &options())).collect();
+    for result in results {
+        let name = result.name;
+        assert!(result.right(), "{name}: {result:?}");
+        if result.must_conform {
+            continue;
+        }
+        // Every single fault is named, not only not misnamed.
+        assert_eq!(result.diagnosis, [name]);
+        let size = result.size.unwrap();
+        // D4 and a shared cache need two calls, tiled heads four heads over two: fewer show nothing. Channels that are
+        // mapped need d = 8 until the mapping moves one across the border of the label.
+        let (heads, head_dim) = match name {
+            "kv-heads-tiled" => (4, 4),
+            "interleaved-channels" => (2, 8),
+            "quantised-before-choosing" => (2, 6),
+            _ => (2, 4),
+        };
+        assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= head_dim, "{name}: {size}");
+        let calls = if ["first-layers-channels", "label-cache-shared"].contains(&name) { 2 } else { 1 };
+        assert_eq!(size.calls, calls, "{name}: {size}");
+        assert!(size.batch == 1 && size.queries <= 2, "{name}: {size}");
+        assert!(result.shrinking_seconds < 10.0, "{name}: {result:?}");
+    }
+}
+
+#[test]
+fn names_are_unique_and_rows_of_the_spec_can_be_found() {
+    let mut names: Vec<_> = CATALOGUE.iter().map(|fault| fault.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), CATALOGUE.len());
+    for row in ["D1", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D11", "D12", "D13", "D14", "D17"] {
+        assert!(!Fault::find_all(row).is_empty(), "{row}");
+    }
+    for fault in CATALOGUE {
+        assert_ne!(fault.behaviour(), Behaviour::default(), "{}", fault.name);
+    }
+}
+
+fn fault(name: &str) -> &'static Fault {
+    CATALOGUE.iter().find(|fault| fault.name == name).unwrap()
+}
+
+#[test]
+fn two_faults_at_once_are_both_named() {
+    for names in [
+        ["first-layers-channels", "dense-when-short"],
+        ["kv-heads-tiled", "attention-mask-ignored"],
+        ["fills-up", "nan-in-empty-rows"],
+        ["half-away-from-zero", "one-key-more"],
+    ] {
+        let mut subject = Faulty::new(&names.map(fault));
+        let report = check(&mut subject, &options());
+        let mut named: Vec<_> =
+            report.findings.iter().flat_map(|finding| finding.diagnosis.clone()).collect();
+        named.sort_unstable();
+        named.dedup();
+        let mut expected = names.to_vec();
+        expected.sort_unstable();
+        assert_eq!(named, expected, "{names:?}: {report:#?}");
+        assert!(report.explained);
+    }
+}
+
+#[test]
+fn declared_divergences_are_no_findings_and_others_still_are() {
+    let known = vec![fault("dense-when-short")];
+    let options = Options { known, ..options() };
+    let report = check(&mut Faulty::new(&[fault("dense-when-short")]), &options);
+    assert!(report.conforms() && report.known > 0, "{report:#?}");
+    let mut both = Faulty::new(&[fault("dense-when-short"), fault("kv-heads-tiled")]);
+    let report = check(&mut both, &options);
+    assert!(!report.conforms());
+    assert!(report.findings.iter().all(|finding| finding.diagnosis != ["dense-when-short"]), "{report:#?}");
+}
+
+/// A subject that differs from the SPEC in a way that no entry of the catalogue has.
+struct SelectsLastKey(Reference);
+
+impl Subject for SelectsLastKey {
+    fn name(&self) -> String {
+        "selects the last key".into()
+    }
+
+    fn rounding_model(&self) -> doublecheck::cases::RoundingModel {
+        self.0.rounding_model()
+    }
+
+    fn configure(
+        &mut self,
+        instance: &doublecheck::cases::Instance,
+    ) -> Result<(), doublecheck::cases::NoAnswer> {
+        self.0.configure(instance)
+    }
+
+    fn call(
+        &mut self,
+        call: &doublecheck::cases::Call,
+    ) -> Result<doublecheck::cases::Answer, doublecheck::cases::NoAnswer> {
+        let mut answer = self.0.call(call)?;
+        answer.output = None;
+        let dims = call.inputs.dims();
+        for row in dims.rows() {
+            if !answer.mask.attends(row.0, row.1, row.2, dims.keys - 1) {
+                answer.mask.add(row, [dims.keys - 1]);
+            }
+        }
+        Ok(answer)
+    }
+}
+
+#[test]
+fn what_no_entry_explains_is_called_unknown() {
+    let report = check(&mut SelectsLastKey(Reference::default()), &options());
+    assert!(!report.conforms());
+    assert!(report.findings.iter().all(|finding| finding.diagnosis.is_empty()), "{report:#?}");
+    assert!(report.findings.iter().all(|finding| finding.sentence.starts_with("Unknown")), "{report:#?}");
+}
+
+#[test]
+fn a_diagnosis_reproduces_the_counterexample_and_the_spec_does_not() {
+    for fault in CATALOGUE.iter().filter(|fault| !fault.conforms).step_by(5) {
+        let mut subject = Faulty::new(&[fault]);
+        let model = subject.rounding_model();
+        let report = check(&mut subject, &options());
+        for finding in &report.findings {
+            let observation = &finding.observation;
+            assert!(reproduces(fault.behaviour(), observation, model), "{}", fault.name);
+            assert!(!reproduces(Behaviour::default(), observation, model), "{}", fault.name);
+            assert!(judge_observation(observation, model).iter().any(|verdict| !verdict.conforms()));
+            assert!(diagnosis::explains(&[fault], std::slice::from_ref(observation), model));
+        }
+    }
+}

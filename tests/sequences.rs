@@ -1,0 +1,177 @@
+//! Sequences of calls: what random ones are like, that the lowered form of the SPEC is the SPEC, that each call is judged as
+//! the case it would be alone, and that sequences survive a round trip through a file.
+
+use std::collections::BTreeSet;
+
+use doublecheck::Subject;
+use doublecheck::behaviours::{Behaviour, CATALOGUE};
+use doublecheck::cases::sequence_plan::sequence_plans;
+use doublecheck::cases::{Capabilities, CaseFile, Feature, NoAnswer, Reader, Sequence, file, profiles};
+use doublecheck::runner::check::{ask, judge_observation};
+use doublecheck::subjects::{Faulty, Reference};
+use doublecheck::verdicts::reproduction::reproduces;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+fn sequences(capabilities: &Capabilities, count: usize) -> Vec<Sequence> {
+    let mut runner = TestRunner::deterministic();
+    let plans = sequence_plans(capabilities);
+    let sequences = (0..).map(|_| plans.new_tree(&mut runner).unwrap().current().sequence().unwrap());
+    sequences.filter(|sequence| capabilities.missing(sequence).is_empty()).take(count).collect()
+}
+
+#[test]
+fn the_lowered_form_of_the_spec_is_the_reference() {
+    for sequence in sequences(&Capabilities::default(), 600) {
+        let expected = ask(&mut Reference::default(), &sequence);
+        let found = ask(&mut Faulty::new(&[]), &sequence);
+        for (call, (found, expected)) in found.answers.iter().zip(&expected.answers).enumerate() {
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => {
+                    assert_eq!(found.mask, expected.mask, "{}", sequence.name);
+                    assert_eq!(found.output, expected.output, "{}", sequence.name);
+                }
+                (Err(NoAnswer::Refused(found)), Err(NoAnswer::Refused(expected))) => {
+                    let faults = sequence.instance.faults(&sequence.calls[call]);
+                    for error in [found, expected] {
+                        assert!(
+                            faults.iter().any(|fault| fault.kind() == error.kind()),
+                            "{error}: {faults:?}"
+                        );
+                    }
+                }
+                _ => panic!("{}: found {found:?}, expected {expected:?}", sequence.name),
+            }
+        }
+    }
+}
+
+/// Two ways to the same verdict: the judge of the SPEC, and reproduction by the SPEC's own behaviour.
+#[test]
+fn an_answer_conforms_exactly_where_the_spec_reproduces_it() {
+    let mut wrong = 0;
+    for (index, sequence) in sequences(&Capabilities::default(), 900).into_iter().enumerate() {
+        let fault = &CATALOGUE[index % CATALOGUE.len()];
+        let mut subject = Faulty::new(&[fault]);
+        let model = subject.rounding_model();
+        let observation = ask(&mut subject, &sequence);
+        let conforms = judge_observation(&observation, model).iter().all(|verdict| verdict.conforms());
+        let reproduced = reproduces(Behaviour::default(), &observation, model);
+        assert_eq!(conforms, reproduced, "{} on {}", fault.name, sequence.name);
+        assert!(reproduces(fault.behaviour(), &observation, model), "{} on {}", fault.name, sequence.name);
+        wrong += usize::from(!conforms);
+    }
+    assert!(wrong > 100, "only {wrong} answers were wrong");
+}
+
+#[test]
+fn random_sequences_visit_layers_grow_and_start_anew() {
+    let sequences = sequences(&Capabilities::default(), 1000);
+    let count = |has: &dyn Fn(&Sequence) -> bool| sequences.iter().filter(|sequence| has(sequence)).count();
+    let layers =
+        |sequence: &Sequence| sequence.calls.iter().map(|call| call.layer).collect::<BTreeSet<_>>().len();
+    let keys =
+        |sequence: &Sequence| sequence.calls.iter().map(|call| call.inputs.dims().keys).collect::<Vec<_>>();
+    assert!(count(&|sequence| layers(sequence) > 1) > 150);
+    assert!(count(&|sequence| keys(sequence).windows(2).any(|pair| pair[1] == pair[0] + 1)) > 80);
+    assert!(count(&|sequence| keys(sequence).windows(2).any(|pair| pair[1] < pair[0])) > 50);
+    assert!(count(&|sequence| !sequence.instance.dense_layers.is_empty()) > 50);
+    let refused =
+        |sequence: &Sequence| sequence.calls.iter().any(|call| !sequence.instance.faults(call).is_empty());
+    assert!(count(&refused) > 30);
+    let mut kinds = BTreeSet::new();
+    for sequence in &sequences {
+        for call in &sequence.calls {
+            kinds.extend(sequence.instance.faults(call).iter().map(|fault| fault.kind()));
+        }
+    }
+    let expected = [
+        "channel_kind",
+        "channel_range",
+        "channel_rows",
+        "group_factor",
+        "head_mode",
+        "label_range",
+        "missing_layer",
+    ];
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn decode_steps_keep_the_keys_they_had() {
+    for sequence in sequences(&Capabilities::default(), 300) {
+        for pair in sequence.calls.windows(2).filter(|pair| pair[0].layer == pair[1].layer) {
+            let (before, after) = (pair[0].inputs.parts(), pair[1].inputs.parts());
+            let (n, longer) = (before.k.dim().2, after.k.dim().2);
+            if longer == n + 1 {
+                assert_eq!(before.k, after.k.slice(ndarray::s![.., .., ..n, ..]), "{}", sequence.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_asked_that_is_not_offered() {
+    let all = [
+        Feature::AttentionMask,
+        Feature::NotCausal,
+        Feature::Previous,
+        Feature::Weights,
+        Feature::EarlierMaskers,
+        Feature::Fractions,
+        Feature::DenseFallback,
+        Feature::DenseLayers,
+        Feature::Scaling,
+        Feature::ValueDim,
+        Feature::Batch,
+        Feature::GroupedHeads,
+        Feature::ManyQueries,
+        Feature::Quantised,
+        Feature::NotQuantised,
+        Feature::ChannelsPerHead,
+        Feature::ChannelsPerKvHead,
+        Feature::ChannelsShared,
+        Feature::Sequences,
+        Feature::Refusals,
+        Feature::EmptyRows,
+    ];
+    let everything = sequences(&Capabilities::default(), 400);
+    for feature in all {
+        let mut capabilities = Capabilities::default();
+        capabilities.lacks.insert(feature);
+        // Without it some are left out, and enough of the others can be made.
+        let left_out =
+            everything.iter().filter(|sequence| !capabilities.missing(sequence).is_empty()).count();
+        assert!(left_out > 0, "{feature:?}");
+        assert_eq!(sequences(&capabilities, 100).len(), 100);
+    }
+    for name in profiles::NAMES {
+        assert_eq!(sequences(&profiles::find(name).unwrap(), 100).len(), 100);
+    }
+}
+
+#[test]
+fn a_sequence_survives_a_round_trip() {
+    for sequence in sequences(&Capabilities::default(), 200) {
+        let bytes = file::sequence_to_bytes(&sequence, "who diverged");
+        let CaseFile::Sequence(stored) = Reader::default().parse(&bytes, &sequence.name).unwrap() else {
+            panic!("not read as a sequence");
+        };
+        assert_eq!(stored.sequence, sequence);
+        assert_eq!(stored.source, "who diverged");
+        assert_eq!(file::sequence_to_bytes(&stored.sequence, "who diverged"), bytes);
+    }
+}
+
+#[test]
+fn a_damaged_sequence_file_never_panics() {
+    let sequence =
+        sequences(&Capabilities::default(), 20).into_iter().min_by_key(|s| s.calls[0].bytes()).unwrap();
+    let bytes = file::sequence_to_bytes(&sequence, "");
+    for index in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[index] ^= 0x15;
+        let _ = Reader::default().parse(&damaged, "damaged");
+        let _ = Reader::default().parse(&bytes[..index], "cut");
+    }
+}
