@@ -5,7 +5,7 @@ use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
 use doublecheck::runner::check::judge_observation;
 use doublecheck::runner::faults::fault_result;
 use doublecheck::subjects::{Faulty, Reference};
-use doublecheck::verdicts::diagnosis;
+use doublecheck::verdicts::diagnosis::{self, Seen};
 use doublecheck::verdicts::reproduction::reproduces;
 use doublecheck::{Options, Subject, check};
 use rayon::prelude::*;
@@ -149,7 +149,9 @@ fn a_diagnosis_reproduces_the_counterexample_and_the_spec_does_not() {
             assert!(reproduces(fault.behaviour(), observation, model), "{}", fault.name);
             assert!(!reproduces(Behaviour::default(), observation, model), "{}", fault.name);
             assert!(judge_observation(observation, model).iter().any(|verdict| !verdict.conforms()));
-            assert!(diagnosis::explains(&[fault], std::slice::from_ref(observation), model));
+            let seen = [Seen { observation: observation.clone(), conforms: false }];
+            assert!(diagnosis::explains(&[fault], &seen, model));
+            assert!(!diagnosis::explains(&[], &seen, model));
         }
     }
 }

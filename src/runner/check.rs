@@ -18,7 +18,7 @@ use crate::cases::{Capabilities, CaseFile, NoAnswer, Reader, RoundingModel, Sequ
 use crate::reports::Sharpness;
 use crate::subjects::Subject;
 use crate::verdicts::Verdict;
-use crate::verdicts::diagnosis::{self, Faults};
+use crate::verdicts::diagnosis::{self, Faults, Seen};
 use crate::verdicts::judge::{MaskFault, judge_call};
 use crate::verdicts::reproduction::{Observation, reproduces};
 
@@ -351,7 +351,7 @@ struct Run<'a> {
     known: Faults,
     /// Faults named so far: they reproduce everything seen that they can.
     named: Faults,
-    seen: Vec<Observation>,
+    seen: Vec<Seen>,
     seen_bytes: usize,
     dropped: usize,
     findings: Vec<CheckFinding>,
@@ -449,7 +449,7 @@ impl<'a> Run<'a> {
                 self.refused += usize::from(matches!(verdict, Verdict::RefusedRightly));
                 self.sharpness.add(&Sharpness::of(verdict));
             }
-            self.keep(observation);
+            self.keep(observation, true);
             return;
         };
         if self.declared(&observation) {
@@ -458,7 +458,7 @@ impl<'a> Run<'a> {
         }
         self.diverged += 1;
         let named = self.reproduced(&observation);
-        self.keep(observation.clone());
+        self.keep(observation.clone(), false);
         if named {
             return;
         }
@@ -491,7 +491,7 @@ impl<'a> Run<'a> {
     }
 
     /// Keeps an answer for diagnosis, and gives up named faults that it contradicts.
-    fn keep(&mut self, observation: Observation) {
+    fn keep(&mut self, observation: Observation, conforms: bool) {
         let bytes: usize = observation.sequence.calls.iter().map(|call| call.bytes()).sum();
         if self.seen_bytes + bytes > MOST_KEPT {
             self.dropped += 1;
@@ -499,7 +499,7 @@ impl<'a> Run<'a> {
         }
         let contradicted = !self.named.is_empty() && !self.reproduced(&observation);
         self.seen_bytes += bytes;
-        self.seen.push(observation);
+        self.seen.push(Seen { observation, conforms });
         const MOST_RESOLVED: usize = 12;
         if contradicted && self.resolved < MOST_RESOLVED {
             let thinking = Instant::now();
@@ -566,7 +566,7 @@ impl<'a> Run<'a> {
             call,
             faults,
         });
-        self.seen.push(observation);
+        self.seen.push(Seen { observation, conforms: false });
     }
 
     fn shrink(&mut self, sequence: Sequence, kind: &'static str) -> Shrunk {
@@ -596,7 +596,7 @@ impl<'a> Run<'a> {
         let suspected = self.suspected();
         let behaviour = Behaviour::with(suspected.iter().copied());
         let reproduced =
-            self.seen.iter().filter(|observation| reproduces(behaviour, observation, self.model)).count();
+            self.seen.iter().filter(|seen| reproduces(behaviour, &seen.observation, self.model)).count();
         let explained = reproduced == self.seen.len();
         for index in 0..self.findings.len() {
             let faults = self.findings[index].faults.clone();
@@ -658,7 +658,7 @@ impl<'a> Run<'a> {
         for finding in self.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             let others = suspected.iter().copied().filter(|fault| !finding.faults.contains(fault));
             let without = Behaviour::with(others);
-            let shows = |observation: &&Observation| !reproduces(without, observation, self.model);
+            let shows = |seen: &&Seen| !seen.conforms && !reproduces(without, &seen.observation, self.model);
             finding.sequences = self.seen.iter().filter(shows).count().saturating_sub(1).max(1);
         }
     }

@@ -11,12 +11,21 @@ use crate::cases::RoundingModel;
 /// A set of faults that together explain what was seen.
 pub type Faults = Vec<&'static Fault>;
 
+/// An answer that was judged.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What was asked and answered.
+    pub observation: Observation,
+    /// Whether it conforms to the SPEC.
+    pub conforms: bool,
+}
+
 /// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
 /// `known` did not. `None` where there are none.
 pub fn extend(
     known: &[&'static Fault],
     target: &Observation,
-    seen: &[Observation],
+    seen: &[Seen],
     model: RoundingModel,
 ) -> Option<Faults> {
     let candidates: Vec<&'static Fault> =
@@ -50,10 +59,9 @@ fn independent(faults: &[&'static Fault]) -> bool {
 fn best(
     candidates: Vec<Faults>,
     target: &Observation,
-    seen: &[Observation],
+    seen: &[Seen],
     model: RoundingModel,
 ) -> Option<Faults> {
-    let spec = Behaviour::default();
     let fitting: Vec<(Faults, Behaviour)> = candidates
         .into_par_iter()
         .map(|faults| {
@@ -65,11 +73,9 @@ fn best(
     if fitting.is_empty() {
         return None;
     }
-    let conforming: Vec<bool> =
-        seen.par_iter().map(|observation| reproduces(spec, observation, model)).collect();
     let scored = fitting.into_par_iter().filter_map(|(faults, behaviour)| {
         let mut score = 0;
-        for (observation, &conforms) in seen.iter().zip(&conforming) {
+        for Seen { observation, conforms } in seen {
             match (reproduces(behaviour, observation, model), conforms) {
                 (true, _) => score += 1,
                 (false, true) => return None,
@@ -88,9 +94,12 @@ fn best(
 }
 
 /// Whether a set of faults reproduces everything.
-pub fn explains(faults: &[&'static Fault], seen: &[Observation], model: RoundingModel) -> bool {
+pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) -> bool {
     let behaviour = Behaviour::with(faults.iter().copied());
-    seen.par_iter().all(|observation| reproduces(behaviour, observation, model))
+    let fits = |seen: &&Seen| reproduces(behaviour, &seen.observation, model);
+    // What diverges rules out more than what conforms.
+    let (conforming, diverging): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|seen| seen.conforms);
+    diverging.iter().all(fits) && conforming.par_iter().all(|seen| fits(seen))
 }
 
 /// The faults of a set that one observation shows: the fewest that reproduce it, or the whole set.
@@ -115,7 +124,7 @@ pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: Rou
 pub fn alternatives(
     faults: &[&'static Fault],
     fault: &'static Fault,
-    seen: &[Observation],
+    seen: &[Seen],
     model: RoundingModel,
 ) -> Faults {
     let others: Vec<&'static Fault> = faults.iter().copied().filter(|other| *other != fault).collect();
