@@ -1,6 +1,9 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+mod child;
+pub mod process;
+pub(crate) mod protocol;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -10,6 +13,7 @@ use crate::cases::{
     Answer, CalibrationCase, Call, Capabilities, Case, Instance, NoAnswer, RoundingModel, Sequence,
 };
 
+pub use process::Process;
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;
