@@ -582,15 +582,35 @@ impl Writer {
         self.tensor(name, dtype, values.shape(), data);
     }
 
-    pub(crate) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        let header = self.header();
+        let mut file = Vec::with_capacity(8 + header.len() + self.data.len());
+        self.append(&header, &mut file);
+        file
+    }
+
+    /// The file after its length, as the process protocol sends it, in one piece.
+    pub(crate) fn frame(mut self) -> Vec<u8> {
+        let header = self.header();
+        let length = 8 + header.len() + self.data.len();
+        let mut frame = Vec::with_capacity(8 + length);
+        frame.extend((length as u64).to_le_bytes());
+        self.append(&header, &mut frame);
+        frame
+    }
+
+    fn header(&mut self) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), serde_json::json!(self.metadata));
-        header.extend(self.tensors);
+        header.extend(std::mem::take(&mut self.tensors));
         let mut header = serde_json::Value::Object(header).to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        header
+    }
+
+    fn append(&self, header: &[u8], file: &mut Vec<u8>) {
+        file.extend((header.len() as u64).to_le_bytes());
         file.extend(header);
-        file.extend(self.data);
-        file
+        file.extend(&self.data);
     }
 }

@@ -4,6 +4,7 @@ mod calibrate;
 mod check;
 mod faults;
 mod inspect;
+mod replay;
 mod run;
 mod subject;
 mod verify;
@@ -25,6 +26,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Check anyone's implementation: random sequences, shrinking, diagnosis
     Check(check::Arguments),
+    /// Ask one counterexample again
+    Replay(replay::Arguments),
     /// Compute a case file with the reference and write the answer
     Run(run::Arguments),
     /// Show what a case file or a channel file holds
@@ -43,6 +46,7 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
+        Command::Replay(arguments) => replay::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Faults(arguments) => faults::main(&arguments),

@@ -1,8 +1,10 @@
 //! `--subject` and `--device`: who is checked, and where it computes.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
-use doublecheck::subjects::{Faulty, Reference, Subject};
+use doublecheck::subjects::{Faulty, Process, Reference, Subject};
 
 use super::Failure;
 
@@ -14,6 +16,12 @@ pub struct Choice {
     /// Where torch computes: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// A command that answers the process protocol (docs/PROTOCOL.md); run by sh
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["subject", "fault"])]
+    command: Option<String>,
+    /// How long the command may take for one answer, in seconds
+    #[arg(long, value_name = "S", default_value_t = 30.0, requires = "command")]
+    timeout: f64,
     /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "subject")]
     fault: Vec<String>,
@@ -30,6 +38,13 @@ enum Kind {
 impl Choice {
     /// The subject, ready to be asked.
     pub fn open(&self) -> Result<Box<dyn Subject>, Failure> {
+        if let Some(command) = &self.command {
+            let timeout = Duration::try_from_secs_f64(self.timeout)
+                .ok()
+                .filter(|timeout| !timeout.is_zero())
+                .ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
+            return Ok(Box::new(Process::start(command, timeout)?));
+        }
         if !self.fault.is_empty() {
             return Ok(Box::new(Faulty::new(&faults(&self.fault, "--fault")?)));
         }

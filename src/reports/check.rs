@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use super::sequence;
 use crate::runner::check::{CheckFinding, Report};
+use crate::verdicts::Verdict;
+use crate::verdicts::reproduction::Observation;
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
@@ -36,6 +38,20 @@ pub fn render(report: &Report, with_times: bool) -> String {
 /// One finding with its counterexample.
 pub fn finding(index: usize, finding: &CheckFinding) -> String {
     headline(index, finding) + &counterexample(finding)
+}
+
+/// One sequence asked again: everything that was asked, found and wrong.
+pub fn replay(subject: &str, observation: &Observation, verdicts: &[Verdict]) -> String {
+    let mut text = sequence::render(&observation.sequence, "");
+    for (call, (answer, verdict)) in observation.answers.iter().zip(verdicts).enumerate() {
+        let conforms = if verdict.conforms() { "conforms" } else { "DIVERGES" };
+        let _ = writeln!(text, "\ncall {call}, the answer of {subject} {conforms}:");
+        text += &sequence::answer(answer);
+        for line in verdict.explanations() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
 }
 
 fn headline(index: usize, finding: &CheckFinding) -> String {

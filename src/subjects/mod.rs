@@ -1,7 +1,10 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+mod child;
 pub mod faulty;
+pub mod process;
+pub(crate) mod protocol;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -12,6 +15,7 @@ use crate::cases::{
 };
 
 pub use faulty::Faulty;
+pub use process::Process;
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;

@@ -1,0 +1,233 @@
+//! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is started once and
+//! started anew after anything that leaves its conversation in doubt: it ended, was silent for too long, wrote something
+//! else than the answer to its question. What happened is the answer to that question, and the next one is asked of the
+//! new process.
+
+use std::time::Duration;
+
+use super::child::{Child, Tail};
+use super::protocol::{self, Decoded, Hello};
+use super::{Subject, not_configured};
+use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel};
+
+/// How long a command may take to say hello: importing torch takes long.
+const STARTUP: Duration = Duration::from_secs(120);
+
+/// How long a command may take to end after goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// So many starts in a row without a hello are the last.
+const STARTS: usize = 3;
+
+/// How many lines of standard error a finding shows.
+const LINES: usize = 12;
+
+/// A command that cannot be used as a subject. Messages end with the end of its standard error.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be started at all.
+    #[error("cannot run sh -c {command:?}: {problem}; check that sh can be run here")]
+    Start {
+        /// Which command.
+        command: String,
+        /// What the system says.
+        problem: String,
+    },
+    /// It did not say hello as it should.
+    #[error(
+        "{command:?} did not say hello: {problem}\ncheck that it runs by itself and answers as docs/PROTOCOL.md says"
+    )]
+    Hello {
+        /// Which command.
+        command: String,
+        /// What was found instead, and the end of its standard error.
+        problem: String,
+    },
+}
+
+/// A command that answers the process protocol.
+pub struct Process {
+    command: String,
+    timeout: Duration,
+    startup: Duration,
+    hello: Hello,
+    child: Option<Child>,
+    tail: Tail,
+    instance: Option<Instance>,
+    /// What the child that runs answered to the instance's configuration.
+    configured: Option<Result<(), NoAnswer>>,
+    last_id: u64,
+    restarts: usize,
+    failed_starts: usize,
+}
+
+impl Process {
+    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later question.
+    ///
+    /// Errors: [`ProcessError`].
+    pub fn start(command: &str, timeout: Duration) -> Result<Self, ProcessError> {
+        Self::start_within(command, timeout, STARTUP)
+    }
+
+    /// As [`Process::start`], with `startup` as the time for each hello.
+    pub fn start_within(command: &str, timeout: Duration, startup: Duration) -> Result<Self, ProcessError> {
+        let (child, hello) = start(command, startup)?;
+        Ok(Self {
+            command: command.to_owned(),
+            timeout,
+            startup,
+            hello,
+            tail: child.tail(),
+            child: Some(child),
+            instance: None,
+            configured: None,
+            last_id: 0,
+            restarts: 0,
+            failed_starts: 0,
+        })
+    }
+
+    /// The end of what the command wrote to standard error since it was last started, 8 KiB at most.
+    pub fn stderr_tail(&self) -> String {
+        self.tail.text()
+    }
+
+    /// How often the command was started anew.
+    pub fn restarts(&self) -> usize {
+        self.restarts
+    }
+
+    /// Asks one question. After an error of the conversation the child is gone.
+    fn ask<T>(
+        &mut self,
+        limit: u64,
+        question: impl FnOnce(u64) -> Vec<u8>,
+        read: impl FnOnce(&[u8], u64) -> Decoded<Result<T, NoAnswer>>,
+    ) -> Result<T, NoAnswer> {
+        let child = self.child.as_ref().ok_or_else(not_running)?;
+        self.last_id += 1;
+        let id = self.last_id;
+        let answer = child.ask(question(id), limit, self.timeout).and_then(|bytes| read(&bytes, id));
+        answer.unwrap_or_else(|problem| Err(self.lose(problem)))
+    }
+
+    /// Ends a child whose conversation is in doubt.
+    fn lose(&mut self, problem: String) -> NoAnswer {
+        self.configured = None;
+        let problem = self.child.take().map_or_else(|| problem.clone(), |child| epitaph(child, &problem));
+        NoAnswer::Failed(problem)
+    }
+
+    /// Starts the command anew where it is gone.
+    fn revive(&mut self) -> Result<(), NoAnswer> {
+        if self.child.is_some() {
+            return Ok(());
+        }
+        if self.failed_starts >= STARTS {
+            return Err(NoAnswer::Failed(format!(
+                "the command was started {STARTS} times in a row without a hello, and is not started again"
+            )));
+        }
+        self.restarts += 1;
+        let started = start(&self.command, self.startup).map_err(|error| error.to_string());
+        let (child, hello) = started.map_err(|problem| self.not_revived(problem))?;
+        if hello.model != self.hello.model || hello.capabilities != self.hello.capabilities {
+            return Err(self.not_revived(epitaph(child, "its hello differs from that of its first start")));
+        }
+        self.failed_starts = 0;
+        self.tail = child.tail();
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn not_revived(&mut self, problem: String) -> NoAnswer {
+        self.failed_starts += 1;
+        NoAnswer::Failed(format!("the command could not be started again: {problem}"))
+    }
+
+    /// Configures the child for the current instance, where it was not yet.
+    fn ready(&mut self) -> Result<(), NoAnswer> {
+        self.revive()?;
+        if let Some(configured) = &self.configured {
+            return configured.clone();
+        }
+        let instance = self.instance.take().ok_or_else(not_configured)?;
+        let question = |id| protocol::configure(id, &instance);
+        let configured = self.ask(protocol::largest_message(), question, protocol::read_configured);
+        self.instance = Some(instance);
+        if self.child.is_some() {
+            self.configured = Some(configured.clone());
+        }
+        configured
+    }
+}
+
+impl Subject for Process {
+    fn name(&self) -> String {
+        self.hello.name.clone().unwrap_or_else(|| self.command.clone())
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        self.hello.model
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.hello.capabilities.clone()
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.instance = Some(instance.clone());
+        self.configured = None;
+        self.ready()
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        self.ready()?;
+        let instance = self.instance.take().ok_or_else(not_configured)?;
+        let answer = self.ask(
+            protocol::largest_answer(call),
+            |id| protocol::mask(id, call),
+            |bytes, id| protocol::read_answer(bytes, id, &instance, call),
+        );
+        self.instance = Some(instance);
+        answer
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take() {
+            child.say_goodbye(protocol::bye(), FAREWELL);
+        }
+    }
+}
+
+fn not_running() -> NoAnswer {
+    NoAnswer::Failed("the command is not running".into())
+}
+
+fn start(command: &str, startup: Duration) -> Result<(Child, Hello), ProcessError> {
+    let limit = protocol::largest_message();
+    let child = Child::start(command, limit)
+        .map_err(|error| ProcessError::Start { command: command.to_owned(), problem: error.to_string() })?;
+    let answer = child.ask(protocol::hello(), limit, startup);
+    match answer.and_then(|bytes| protocol::read_hello(&bytes)) {
+        Ok(hello) => Ok((child, hello)),
+        Err(problem) => {
+            let problem = epitaph(child, &problem);
+            Err(ProcessError::Hello { command: command.to_owned(), problem })
+        }
+    }
+}
+
+/// Ends a child; what happened, how it ended where it did so by itself, and the end of its standard error.
+fn epitaph(mut child: Child, problem: &str) -> String {
+    let status = child.end().map(|status| format!(" ({status})")).unwrap_or_default();
+    let tail = child.tail().text();
+    let lines: Vec<&str> = tail.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let shown = &lines[lines.len().saturating_sub(LINES)..];
+    if shown.is_empty() {
+        return format!("{problem}{status}; nothing on its standard error");
+    }
+    format!("{problem}{status}; its standard error ended with:\n  {}", shown.join("\n  "))
+}

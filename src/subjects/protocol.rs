@@ -1,0 +1,553 @@
+//! The messages of the process protocol (`docs/PROTOCOL.md`), the suite's side: questions become frames, answers become
+//! what the question asked for. A problem of the conversation itself (no message, a wrong id or type) is kept apart from
+//! a message that can be understood and holds an impossible answer: after the first kind nothing that follows can be
+//! trusted, after the second kind the conversation goes on.
+
+use half::{bf16, f16};
+use ndarray::Array4;
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::algorithm::config::from_json;
+use crate::algorithm::{Detail, Error, HeadMode, Mask, Storage};
+use crate::cases::file::{NamedView, Tensors, Writer, floats, integers};
+use crate::cases::{
+    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Error as FileError, Expectation, Feature,
+    Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
+};
+
+/// The version of the protocol.
+const PROTOCOL: u64 = 1;
+
+/// The metadata key of a message.
+const KEY: &str = "doublecheck";
+
+/// What an answer may need besides its tensors' numbers, in bytes.
+const SLACK: u64 = 1 << 20;
+
+const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// What a message says; the outer error is a sentence that says why the conversation cannot go on.
+pub(crate) type Decoded<T> = Result<T, String>;
+
+/// What a command says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Hello {
+    /// What reports call it, where it says so.
+    pub(crate) name: Option<String>,
+    pub(crate) model: RoundingModel,
+    pub(crate) capabilities: Capabilities,
+}
+
+/// The frame of the first question.
+pub(crate) fn hello() -> Vec<u8> {
+    frame(json!({"type": "hello", "protocol": PROTOCOL, "version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// The frame that starts an instance.
+pub(crate) fn configure(id: u64, instance: &Instance) -> Vec<u8> {
+    let settings = instance.settings();
+    frame(json!({
+        "type": "configure",
+        "id": id,
+        "channel_selection": settings.channel_selection,
+        "dense_layers": settings.dense_layers,
+        "settings": settings.settings,
+        "channel_file": instance.channel_file.to_json(),
+    }))
+}
+
+/// The frame of one call.
+pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
+    let parts = call.inputs.parts();
+    let mut writer = Writer::default();
+    let message = json!({
+        "type": "mask",
+        "id": id,
+        "layer": call.layer,
+        "causal": parts.causal,
+        "dtype": parts.storage,
+        "scaling": call.inputs.scaling(),
+    });
+    writer.metadata(KEY, message.to_string());
+    for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+        writer.floats(name, parts.storage, tensor.view().into_dyn());
+    }
+    if let Some(additive) = &parts.attention_mask {
+        writer.floats("attention_mask", Storage::F32, additive.view().into_dyn());
+    }
+    if let Some(previous) = &call.previous {
+        writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
+    }
+    writer.frame()
+}
+
+/// The frame that ends a conversation.
+pub(crate) fn bye() -> Vec<u8> {
+    frame(json!({"type": "bye"}))
+}
+
+fn frame(message: Value) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.metadata(KEY, message.to_string());
+    writer.frame()
+}
+
+/// The most bytes that an answer without tensors may have.
+pub(crate) fn largest_message() -> u64 {
+    SLACK
+}
+
+/// The most bytes that an answer to a call may have: each tensor that is allowed, in its widest type.
+pub(crate) fn largest_answer(call: &Call) -> u64 {
+    let dims = call.inputs.dims();
+    let size = |(b, h, m, last): (usize, usize, usize, usize)| {
+        [b, h, m, last].iter().fold(1u64, |product, &size| product.saturating_mul(size as u64))
+    };
+    let positions = dims.queries + dims.keys;
+    let mask_and_selected = size(dims.mask_shape()).saturating_mul(4 + 8);
+    let output = size(dims.output_shape()).saturating_mul(4);
+    let labels = size((dims.batch, dims.heads, positions, dims.head_dim)).saturating_mul(4);
+    mask_and_selected.saturating_add(output).saturating_add(labels).saturating_add(SLACK)
+}
+
+/// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must neither widen
+/// nor narrow the check unnoticed.
+pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
+    let message = Message::parse(bytes)?;
+    if message.kind() == Some("failed") {
+        return Err(format!("it failed: {}", message.text("message")));
+    }
+    message.expect_type(&["hello"])?;
+    let protocol = message.json.get("protocol").unwrap_or(&Value::Null);
+    if protocol.as_u64() != Some(PROTOCOL) {
+        return Err(format!("found protocol {protocol}, expected {PROTOCOL}"));
+    }
+    let hello: HelloFields =
+        from_json("hello", &Value::Object(message.json).to_string()).map_err(|error| error.to_string())?;
+    hello.check().map_err(|detail| format!("hello.{detail}"))
+}
+
+/// Reads the answer to `configure`.
+pub(crate) fn read_configured(bytes: &[u8], id: u64) -> Decoded<Result<(), NoAnswer>> {
+    let message = Message::parse(bytes)?;
+    message.expect_id(id)?;
+    message.expect_type(&["configured", "refused", "failed"])?;
+    Ok(message.no_answer().map_or(Ok(()), Err))
+}
+
+/// Reads the answer to a call of an instance.
+pub(crate) fn read_answer(
+    bytes: &[u8],
+    id: u64,
+    instance: &Instance,
+    call: &Call,
+) -> Decoded<Result<Answer, NoAnswer>> {
+    let message = Message::parse(bytes)?;
+    message.expect_id(id)?;
+    message.expect_type(&["answer", "refused", "failed"])?;
+    if let Some(no_answer) = message.no_answer() {
+        return Ok(Err(no_answer));
+    }
+    let reader = AnswerReader { tensors: &message.tensors, instance, call };
+    Ok(reader.answer().map_err(NoAnswer::Failed))
+}
+
+/// A message and the tensors beside it.
+struct Message<'a> {
+    tensors: Tensors<'a>,
+    json: Map<String, Value>,
+}
+
+impl<'a> Message<'a> {
+    fn parse(bytes: &'a [u8]) -> Decoded<Self> {
+        let mut tensors = Tensors::parse(bytes).map_err(|error| match detail(error) {
+            Ok(detail) => {
+                format!("found a frame of {} bytes that is no message: {}", bytes.len(), detail.found)
+            }
+            Err(sentence) => sentence,
+        })?;
+        let wrong =
+            |found: String| Detail::new(format!("__metadata__.{KEY}"), found, "a JSON object").to_string();
+        let text = tensors.metadata.remove(KEY).ok_or_else(|| wrong("nothing".into()))?;
+        match serde_json::from_str(&text) {
+            Ok(Value::Object(json)) => Ok(Self { tensors, json }),
+            Ok(other) => Err(wrong(other.to_string())),
+            Err(error) => Err(wrong(format!("{text:?} ({error})"))),
+        }
+    }
+
+    fn kind(&self) -> Option<&str> {
+        self.json.get("type").and_then(Value::as_str)
+    }
+
+    /// A text of the message, empty where there is none.
+    fn text(&self, field: &str) -> &str {
+        self.json.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn expect_id(&self, id: u64) -> Decoded<()> {
+        match self.json.get("id") {
+            Some(found) if found.as_u64() == Some(id) => Ok(()),
+            found => {
+                let found = found.map_or("nothing".to_owned(), Value::to_string);
+                let expected = format!("{id}, one answer to each question, in order");
+                Err(Detail::new("id", found, expected).to_string())
+            }
+        }
+    }
+
+    fn expect_type(&self, types: &[&str]) -> Decoded<()> {
+        if self.kind().is_some_and(|kind| types.contains(&kind)) {
+            return Ok(());
+        }
+        let found = self.json.get("type").map_or("nothing".to_owned(), Value::to_string);
+        Err(Detail::new("type", found, types.join(", ")).to_string())
+    }
+
+    /// What a `refused` or `failed` message says.
+    fn no_answer(&self) -> Option<NoAnswer> {
+        let said = self.text("message");
+        match self.kind()? {
+            "failed" => Some(NoAnswer::Failed(said.to_owned())),
+            "refused" => Some(self.refusal(said)),
+            _ => None,
+        }
+    }
+
+    fn refusal(&self, said: &str) -> NoAnswer {
+        let Some(kind) = self.json.get("kind").filter(|kind| !kind.is_null()) else {
+            return NoAnswer::Declined(said.to_owned());
+        };
+        let detail = Detail::new("refused by the command", format!("{said:?}"), "an input that is allowed");
+        match kind.as_str().and_then(|kind| Error::of_kind(kind, detail)) {
+            Some(error) => NoAnswer::Refused(error),
+            None => NoAnswer::Declined(format!("{said} (of an unknown kind, {kind})")),
+        }
+    }
+}
+
+/// The detail of a mistake in a file, or a sentence where it has none.
+fn detail(error: FileError) -> Result<Detail, String> {
+    match error {
+        FileError::Format(detail) | FileError::Tensor(detail) | FileError::Metadata(detail) => Ok(detail),
+        other => Err(other.to_string()),
+    }
+}
+
+fn sentence(error: FileError) -> String {
+    detail(error).map_or_else(|sentence| sentence, |detail| detail.to_string())
+}
+
+/// The fields of a `hello`; everything else in it is ignored.
+#[derive(Deserialize)]
+struct HelloFields {
+    name: Option<String>,
+    version: Option<String>,
+    model: Option<ModelFields>,
+    dtypes: Option<Vec<Storage>>,
+    heads: Option<Vec<HeadMode>>,
+    largest_keys: Option<usize>,
+    lacks: Option<Vec<Feature>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelFields {
+    labels: Option<LabelRounding>,
+    kept: Option<Kept>,
+    accumulation: Option<Accumulation>,
+}
+
+impl HelloFields {
+    fn check(self) -> Result<Hello, Detail> {
+        let everything = Capabilities::default();
+        let name = match (self.name, self.version) {
+            (Some(name), Some(version)) => Some(format!("{name} {version}")),
+            (name, _) => name,
+        };
+        if self.largest_keys == Some(0) {
+            return Err(Detail::new("largest_keys", 0, "at least 1, or the field left out"));
+        }
+        let model = self.model.unwrap_or_default();
+        let default = RoundingModel::default();
+        Ok(Hello {
+            name: name.filter(|name| !name.trim().is_empty()),
+            model: RoundingModel {
+                labels: model.labels.unwrap_or(default.labels),
+                kept: model.kept.unwrap_or(default.kept),
+                accumulation: model.accumulation.unwrap_or(default.accumulation),
+            },
+            capabilities: Capabilities {
+                dtypes: not_empty("dtypes", self.dtypes, everything.dtypes)?,
+                heads: not_empty("heads", self.heads, everything.heads)?,
+                largest_keys: self.largest_keys,
+                lacks: self.lacks.unwrap_or_default().into_iter().collect(),
+                ..Capabilities::default()
+            },
+        })
+    }
+}
+
+fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<Vec<T>, Detail> {
+    match found {
+        None => Ok(default),
+        Some(list) if list.is_empty() => {
+            Err(Detail::new(field, "an empty list", "at least one name, or the field left out"))
+        }
+        Some(list) => Ok(list),
+    }
+}
+
+/// Reads the tensors of an `answer`; every error is a sentence naming field, found and expected.
+struct AnswerReader<'a> {
+    tensors: &'a Tensors<'a>,
+    instance: &'a Instance,
+    call: &'a Call,
+}
+
+impl AnswerReader<'_> {
+    fn answer(&self) -> Result<Answer, String> {
+        Ok(Answer { mask: self.mask()?, output: self.output()?, labels: self.labels()? })
+    }
+
+    fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
+        self.tensors.optional(name).map_err(sentence)
+    }
+
+    fn mask(&self) -> Result<Mask, String> {
+        let mask = self.optional("mask")?.map(|view| self.weights(&view)).transpose()?;
+        let selected = self.optional("selected")?.map(|view| self.selected(&view)).transpose()?;
+        match (mask, selected) {
+            (Some(mask), Some(selected)) if attended(&mask) != attended(&selected) => {
+                Err(Detail::new("selected", "other keys than in mask", "the same keys, or one of the two")
+                    .to_string())
+            }
+            (Some(mask), _) => Ok(mask),
+            (None, Some(mask)) => Ok(mask),
+            (None, None) => Err(Detail::new("mask", "nothing", "a tensor mask or selected").to_string()),
+        }
+    }
+
+    /// A mask with weights, or one that only says which keys are attended: then those attended before keep their weight.
+    fn weights(&self, view: &NamedView) -> Result<Mask, String> {
+        let dtype = view.view.dtype();
+        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(sentence)?;
+        let dims = self.call.inputs.dims();
+        check_shape("mask", view, dims.mask_shape())?;
+        if matches!(dtype, Dtype::U8 | Dtype::BOOL) {
+            let mask = view.array4(view.view.data().to_vec()).map_err(sentence)?;
+            return self.expected(Expectation { mask: Some(mask), ..Expectation::default() });
+        }
+        let mut weights = floats(view, FLOATS).map_err(sentence)?;
+        if let Some(round) = narrow(dtype) {
+            self.restore_weights(&mut weights, round);
+        }
+        Mask::from_weights(weights, &dims).map_err(|error| error.to_string())
+    }
+
+    /// In a type narrower than f32, weights of keys attended before can only come back rounded.
+    fn restore_weights(&self, weights: &mut Array4<f32>, round: fn(f32) -> f32) {
+        let before = self.before();
+        weights.zip_mut_with(before.weights(), |weight, &before| {
+            if *weight == round(before) {
+                *weight = before;
+            }
+        });
+    }
+
+    fn selected(&self, view: &NamedView) -> Result<Mask, String> {
+        view.check(&[Dtype::I32, Dtype::I64], 4).map_err(sentence)?;
+        let (b, h, m, _) = self.call.inputs.dims().mask_shape();
+        if view.view.shape()[..3] != [b, h, m] {
+            let expected = format!("[{b}, {h}, {m}, ·]");
+            return Err(
+                Detail::new("selected", format!("shape {:?}", view.view.shape()), expected).to_string()
+            );
+        }
+        let selected = match view.view.dtype() {
+            Dtype::I64 => narrow_integers(view)?,
+            _ => integers(view).map_err(sentence)?,
+        };
+        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+    }
+
+    /// The mask of an answer that says which keys are attended.
+    fn expected(&self, expectation: Expectation) -> Result<Mask, String> {
+        match expectation.answer(&self.before()) {
+            Some(answer) => answer.map(|answer| answer.mask),
+            None => Err("found no mask".into()),
+        }
+    }
+
+    /// What Double Sparsity adds to: P and, unless the layer is dense, what earlier maskers added.
+    fn before(&self) -> Mask {
+        let start = || self.instance.start(self.call);
+        if self.instance.earlier_maskers.is_empty() || self.instance.dense_layers.contains(&self.call.layer) {
+            return start();
+        }
+        // Without channels the call must be refused, and what the answer is does not matter.
+        let case = self.instance.case(self.call);
+        case.and_then(|case| case.mask_before()).unwrap_or_else(|_| start())
+    }
+
+    fn output(&self) -> Result<Option<Array4<f32>>, String> {
+        let shape = self.call.inputs.dims().output_shape();
+        self.optional("output")?.map(|view| shaped_floats("output", &view, shape)).transpose()
+    }
+
+    fn labels(&self) -> Result<Option<AnsweredLabels>, String> {
+        let (q, k) = match (self.optional("q_labels")?, self.optional("k_labels")?) {
+            (Some(q), Some(k)) => (q, k),
+            (None, None) => return Ok(None),
+            (Some(_), None) => return Err(one_of_two("k_labels", "q_labels")),
+            (None, Some(_)) => return Err(one_of_two("q_labels", "k_labels")),
+        };
+        let dims = self.call.inputs.dims();
+        let (b, h, m, n) = dims.mask_shape();
+        // Where G does not divide d there are no labels, and the call must be refused.
+        let channels = self.instance.selection.group_factor.label_channels(dims.head_dim);
+        let channels = channels.unwrap_or_else(|_| q.view.shape().last().copied().unwrap_or(0));
+        Ok(Some(AnsweredLabels {
+            q: shaped_floats("q_labels", &q, (b, h, m, channels))?,
+            k: shaped_floats("k_labels", &k, (b, h, n, channels))?,
+        }))
+    }
+}
+
+fn attended(mask: &Mask) -> Array4<bool> {
+    mask.weights().mapv(|weight| weight != 0.0)
+}
+
+/// How a type narrower than f32 rounds; `None` for f32.
+fn narrow(dtype: Dtype) -> Option<fn(f32) -> f32> {
+    match dtype {
+        Dtype::F16 => Some(|x| f16::from_f32(x).to_f32()),
+        Dtype::BF16 => Some(|x| bf16::from_f32(x).to_f32()),
+        _ => None,
+    }
+}
+
+fn narrow_integers(view: &NamedView) -> Result<Array4<i32>, String> {
+    let wide = view.array4(view.elements(i64::from_le_bytes)).map_err(sentence)?;
+    let wrong = wide.indexed_iter().find(|(_, key)| i32::try_from(**key).is_err());
+    if let Some(((b, head, i, position), key)) = wrong {
+        let field = format!("selected[{b}, {head}, {i}, {position}]");
+        return Err(Detail::new(field, key, "a key index, or -1").to_string());
+    }
+    Ok(wide.mapv(|key| key as i32))
+}
+
+fn shaped_floats(
+    name: &str,
+    view: &NamedView,
+    shape: (usize, usize, usize, usize),
+) -> Result<Array4<f32>, String> {
+    view.check(FLOATS, 4).map_err(sentence)?;
+    check_shape(name, view, shape)?;
+    floats(view, FLOATS).map_err(sentence)
+}
+
+fn check_shape(name: &str, view: &NamedView, shape: (usize, usize, usize, usize)) -> Result<(), String> {
+    let expected = <[usize; 4]>::from(shape);
+    if view.view.shape() == expected {
+        return Ok(());
+    }
+    let found = format!("shape {:?}", view.view.shape());
+    Err(Detail::new(name, found, format!("{expected:?}")).to_string())
+}
+
+fn one_of_two(missing: &str, present: &str) -> String {
+    Detail::new(missing, "nothing", format!("a tensor, as there is {present}")).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of the hexadecimal example in the document.
+    fn documented() -> Vec<u8> {
+        let document = include_str!("../../docs/PROTOCOL.md");
+        let lines = document.lines().skip_while(|line| *line != "```text").skip(1);
+        lines
+            .take_while(|line| *line != "```")
+            .flat_map(|line| line[..23].split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn the_document_shows_the_bytes_of_bye() {
+        assert_eq!(bye(), documented());
+    }
+
+    fn hello_of(fields: Value) -> Decoded<Hello> {
+        let mut message = json!({"type": "hello", "protocol": 1});
+        message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        read_hello(&frame(message)[8..])
+    }
+
+    #[test]
+    fn everything_in_a_hello_may_be_left_out() {
+        let hello = hello_of(json!({})).unwrap();
+        assert_eq!(hello.name, None);
+        assert_eq!(hello.model, RoundingModel::default());
+        assert_eq!(hello.capabilities, Capabilities::default());
+        let hello =
+            hello_of(json!({"model": {"accumulation": "f64"}, "name": "x", "version": "2", "extra": 1}));
+        let hello = hello.unwrap();
+        assert_eq!(hello.model.accumulation, Accumulation::F64);
+        assert_eq!(hello.name.as_deref(), Some("x 2"));
+    }
+
+    #[test]
+    fn the_documented_hello_is_understood() {
+        let document = include_str!("../../docs/PROTOCOL.md");
+        let start = document.find("{\"type\": \"hello\", \"protocol\": 1, \"name\"").unwrap();
+        let end = start + document[start..].find("```").unwrap();
+        let message: Value = serde_json::from_str(&document[start..end]).unwrap();
+        let hello = read_hello(&frame(message)[8..]).unwrap();
+        assert_eq!(hello.name.as_deref(), Some("my kernel 3.2"));
+        assert_eq!(hello.model, RoundingModel::PYTORCH);
+        assert_eq!(hello.capabilities.largest_keys, Some(4096));
+        let lacks = [Feature::Previous, Feature::Fractions];
+        assert_eq!(hello.capabilities.lacks, lacks.into_iter().collect());
+    }
+
+    #[test]
+    fn a_hello_with_a_mistake_is_refused_with_its_field() {
+        for (fields, expected) in [
+            (json!({"lacks": ["previus"]}), "hello.lacks[0]: unknown variant `previus`, expected one of"),
+            (json!({"dtypes": ["f64"]}), "hello.dtypes[0]: unknown variant `f64`, expected one of"),
+            (json!({"heads": ["per_head"]}), "hello.heads[0]: unknown variant `per_head`, expected one of"),
+            (json!({"dtypes": []}), "hello.dtypes: found an empty list, expected at least one name"),
+            (json!({"heads": []}), "hello.heads: found an empty list, expected at least one name"),
+            (json!({"largest_keys": 0}), "hello.largest_keys: found 0, expected at least 1"),
+            (
+                json!({"model": {"scores": "f32"}}),
+                "hello.model.scores: unknown field `scores`, expected one of",
+            ),
+            (json!({"protocol": 2}), "found protocol 2, expected 1"),
+            (json!({"type": "answer"}), "type: found \"answer\", expected hello"),
+        ] {
+            let problem = hello_of(fields).unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn refusals_keep_their_kind() {
+        let read = |message: Value| read_configured(&frame(message)[8..], 3).unwrap().unwrap_err();
+        let refused = read(json!({"type": "refused", "id": 3, "kind": "group_factor", "message": "no"}));
+        assert!(matches!(refused, NoAnswer::Refused(Error::GroupFactor(_))));
+        assert_eq!(
+            read(json!({"type": "refused", "id": 3, "message": "no"})),
+            NoAnswer::Declined("no".into())
+        );
+        let unknown = read(json!({"type": "refused", "id": 3, "kind": "mood", "message": "no"}));
+        assert!(matches!(unknown, NoAnswer::Declined(_)));
+        assert_eq!(read(json!({"type": "failed", "id": 3, "message": "no"})), NoAnswer::Failed("no".into()));
+        let wrong_id = read_configured(&frame(json!({"type": "configured", "id": 2}))[8..], 3);
+        assert!(wrong_id.unwrap_err().starts_with("id: found 2, expected 3"));
+    }
+}
