@@ -464,7 +464,10 @@ fn one_of_two(missing: &str, present: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::algorithm::{ChannelFile, InputParts, Inputs};
 
     /// The bytes of the hexadecimal example in the document.
     fn documented() -> Vec<u8> {
@@ -549,5 +552,173 @@ mod tests {
         assert_eq!(read(json!({"type": "failed", "id": 3, "message": "no"})), NoAnswer::Failed("no".into()));
         let wrong_id = read_configured(&frame(json!({"type": "configured", "id": 2}))[8..], 3);
         assert!(wrong_id.unwrap_err().starts_with("id: found 2, expected 3"));
+    }
+
+    /// b = 1, h = 1, m = 1, n = 4, d = 4, dv = 1; P attends to key 1 by 0.3, a
+    /// sink to key 0.
+    fn question() -> (Instance, Call) {
+        let parts = InputParts {
+            q: Array4::ones((1, 1, 1, 4)),
+            k: Array4::ones((1, 1, 4, 4)),
+            v: Array4::ones((1, 1, 4, 1)),
+            attention_mask: None,
+            causal: false,
+            storage: Storage::F32,
+            scaling: None,
+        };
+        let weights = Array4::from_shape_vec((1, 1, 1, 4), vec![0.0, 0.3, 0.0, 0.0]).unwrap();
+        let inputs = Inputs::new(parts).unwrap();
+        let previous = Some(Mask::from_weights(weights, &inputs.dims()).unwrap());
+        let call = Call { layer: 0, inputs: Arc::new(inputs), previous };
+        let settings = json!({
+            "channel_selection": "qk_proj",
+            "dense_layers": [],
+            "settings": {"heavy_size": 1, "group_factor": 2, "label_bits": 16, "earlier_maskers": [{"sink": {"size": 1}}]},
+        });
+        let file = ChannelFile::from_json(r#"{"model.layers.0.self_attn.qk_proj":[[0,1,2,3]]}"#).unwrap();
+        (Instance::from_settings(serde_json::from_value(settings).unwrap(), file), call)
+    }
+
+    type Part<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
+    fn answer_with(instance: &Instance, call: &Call, tensors: &[Part]) -> Result<Answer, NoAnswer> {
+        let mut writer = Writer::default();
+        writer.metadata(KEY, json!({"type": "answer", "id": 1}).to_string());
+        for (name, dtype, shape, bytes) in tensors {
+            writer.tensor(name, dtype, shape, bytes.clone());
+        }
+        read_answer(&writer.frame()[8..], 1, instance, call).unwrap()
+    }
+
+    fn weights_of(tensors: &[Part]) -> Vec<f32> {
+        let (instance, call) = question();
+        answer_with(&instance, &call, tensors).unwrap().mask.weights().iter().copied().collect()
+    }
+
+    fn problem_of(tensors: &[Part]) -> String {
+        let (instance, call) = question();
+        match answer_with(&instance, &call, tensors) {
+            Err(NoAnswer::Failed(problem)) => problem,
+            other => panic!("found {other:?}"),
+        }
+    }
+
+    const ROW: &[usize] = &[1, 1, 1, 4];
+
+    fn f32s(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    fn i64s(values: &[i64]) -> Vec<u8> {
+        values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn every_form_of_a_mask_is_understood() {
+        let expected = vec![1.0, 0.3, 0.0, 1.0];
+        let halves = |round: fn(f32) -> [u8; 2]| [1.0, 0.3, 0.0, 1.0].into_iter().flat_map(round).collect();
+        let i32s = [3i32, -1].into_iter().flat_map(i32::to_le_bytes).collect();
+        for part in [
+            ("mask", "F32", ROW, f32s(&expected)),
+            ("mask", "F16", ROW, halves(|x| f16::from_f32(x).to_le_bytes())),
+            ("mask", "BF16", ROW, halves(|x| bf16::from_f32(x).to_le_bytes())),
+            ("mask", "U8", ROW, vec![1, 1, 0, 1]),
+            ("mask", "BOOL", ROW, vec![1, 1, 0, 1]),
+            ("selected", "I64", &[1, 1, 1, 3], i64s(&[0, 1, 3])),
+            ("selected", "I64", &[1, 1, 1, 1], i64s(&[3])),
+            ("selected", "I32", &[1, 1, 1, 2], i32s),
+        ] {
+            assert_eq!(weights_of(std::slice::from_ref(&part)), expected, "{part:?}");
+        }
+        let both = [("mask", "U8", ROW, vec![1, 1, 0, 1]), ("selected", "I64", ROW, i64s(&[0, 1, 3, -1]))];
+        assert_eq!(weights_of(&both), expected);
+        // A mask that drops a key attended before is an answer, for the judge to find.
+        assert_eq!(weights_of(&[("mask", "U8", ROW, vec![0, 0, 0, 1])]), [0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(weights_of(&[("selected", "I32", &[1, 1, 1, 0], Vec::new())]), [1.0, 0.3, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_dense_layer_starts_from_the_earlier_mask_alone() {
+        let (mut instance, call) = question();
+        instance.dense_layers = vec![0];
+        let selected = [("selected", "I64", &[1, 1, 1, 1][..], i64s(&[3]))];
+        let answer = answer_with(&instance, &call, &selected).unwrap();
+        assert_eq!(answer.mask.weights().as_slice(), Some(&[0.0, 0.3, 0.0, 1.0][..]));
+    }
+
+    #[test]
+    fn a_wrong_tensor_is_named() {
+        let mask = || ("mask", "U8", ROW, vec![1, 1, 0, 1]);
+        for (tensors, expected) in [
+            (vec![("mask", "U8", ROW, vec![1, 1, 0, 2])], "mask[0, 0, 0, 3]: found 2, expected 0 or 1"),
+            (
+                vec![("mask", "U8", &[1, 1, 4, 1][..], vec![0; 4])],
+                "mask: found shape [1, 1, 4, 1], expected [1, 1, 1, 4]",
+            ),
+            (
+                vec![("mask", "U8", &[4], vec![0; 4])],
+                "mask: found U8 [4], expected U8, BOOL, F32, F16, BF16 with 4 dimensions",
+            ),
+            (
+                vec![("selected", "I64", &[1, 1, 1, 2], i64s(&[3, 2]))],
+                "selected[0, 0, 0, 1]: found 2 after 3",
+            ),
+            (vec![("selected", "I64", &[1, 1, 1, 1], i64s(&[4]))], "selected[0, 0, 0, 0]: found 4 after -1"),
+            (
+                vec![("selected", "I64", &[1, 1, 1, 1], i64s(&[1 << 40]))],
+                "selected[0, 0, 0, 0]: found 1099511627776",
+            ),
+            (
+                vec![("selected", "I64", &[1, 1, 2, 1], i64s(&[1, 1]))],
+                "selected: found shape [1, 1, 2, 1], expected [1, 1, 1, ·]",
+            ),
+            (
+                vec![mask(), ("selected", "I64", &[1, 1, 1, 1], i64s(&[2]))],
+                "selected: found other keys than in mask",
+            ),
+            (
+                vec![mask(), ("output", "F32", &[1, 1, 1, 2], f32s(&[0.0; 2]))],
+                "output: found shape [1, 1, 1, 2], expected [1, 1, 1, 1]",
+            ),
+            (vec![mask(), ("q_labels", "F32", &[1, 1, 1, 2], f32s(&[0.0; 2]))], "k_labels: found nothing"),
+        ] {
+            let problem = problem_of(&tensors);
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn labels_have_the_label_channels_and_may_hold_anything() {
+        let (instance, call) = question();
+        let labels = |channels: usize| {
+            let q = vec![f32::NAN; channels];
+            let shapes = [vec![1, 1, 1, channels], vec![1, 1, 4, channels]];
+            let tensors = [
+                ("mask", "U8", ROW, vec![1, 1, 0, 1]),
+                ("output", "F32", &[1, 1, 1, 1], f32s(&[f32::NAN])),
+                ("q_labels", "F32", &shapes[0], f32s(&q)),
+                ("k_labels", "F32", &shapes[1], f32s(&vec![1.0; 4 * channels])),
+            ];
+            answer_with(&instance, &call, &tensors)
+        };
+        assert!(labels(2).unwrap().fits(&call.inputs.dims()));
+        let expected = "q_labels: found shape [1, 1, 1, 3], expected [1, 1, 1, 2]";
+        assert_eq!(labels(3), Err(NoAnswer::Failed(expected.into())));
+    }
+
+    #[test]
+    fn frames_that_are_no_message_break_the_conversation() {
+        let no_message = Writer::default().frame();
+        for (bytes, expected) in [
+            (&b"rubbish"[..], "found a frame of 7 bytes that is no message: "),
+            (&no_message[8..], "__metadata__.doublecheck: found nothing, expected a JSON object"),
+            (&frame(json!([1]))[8..], "__metadata__.doublecheck: found [1], expected a JSON object"),
+            (&frame(json!({"type": "configured"}))[8..], "id: found nothing, expected 1"),
+            (&frame(json!({"type": "configured", "id": "1"}))[8..], "id: found \"1\", expected 1"),
+            (&frame(json!({"type": "hello", "id": 1}))[8..], "type: found \"hello\", expected configured"),
+        ] {
+            let problem = read_configured(bytes, 1).unwrap_err();
+            assert!(problem.starts_with(expected), "{problem}");
+        }
     }
 }

@@ -1,0 +1,194 @@
+//! A subject in a process of its own: reads questions from standard input and writes answers to standard output, as
+//! `docs/PROTOCOL.md` says. It answers with this crate's reference, through which it shows all there is to the protocol:
+//!
+//!     doublecheck check --command target/release/examples/subject
+//!
+//! The tests of the suite run it too, with the name of something to do wrong as its argument (`misbehaviour`).
+
+mod misbehaviour;
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use doublecheck::algorithm::{ChannelFile, Error, InputParts, Inputs, Mask, Storage};
+use doublecheck::cases::sequence::InstanceSettings;
+use doublecheck::cases::{Answer, Call, Instance, NoAnswer};
+use doublecheck::subjects::{Reference, Subject};
+use half::{bf16, f16};
+use ndarray::Array4;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+
+use misbehaviour::Misbehaviour;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// The metadata key of a message.
+const KEY: &str = "doublecheck";
+
+/// A question or an answer: JSON and the tensors beside it.
+struct Message {
+    json: Value,
+    tensors: Vec<Tensor>,
+}
+
+struct Tensor {
+    name: &'static str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn main() -> Result<(), Failure> {
+    let mut misbehaviour = Misbehaviour::from_arguments();
+    let mut subject = Reference::default();
+    while let Some(frame) = read_frame()? {
+        let (_, header) = SafeTensors::read_metadata(&frame)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let question: Value = serde_json::from_str(metadata.get(KEY).ok_or("a frame without a message")?)?;
+        if question["type"] == "bye" {
+            break;
+        }
+        let tensors = SafeTensors::deserialize(&frame)?;
+        let answer = answer(&mut subject, &question, &tensors)?;
+        misbehaviour.write(&question, answer)?;
+    }
+    Ok(())
+}
+
+/// The bytes after a frame's length; `None` at the end of input.
+fn read_frame() -> io::Result<Option<Vec<u8>>> {
+    let mut input = io::stdin().lock();
+    let mut length = [0; 8];
+    if input.read(&mut length[..1])? == 0 {
+        return Ok(None);
+    }
+    input.read_exact(&mut length[1..])?;
+    let mut frame = vec![0; u64::from_le_bytes(length) as usize];
+    input.read_exact(&mut frame)?;
+    Ok(Some(frame))
+}
+
+/// A message as a frame.
+fn frame(message: &Message) -> Result<Vec<u8>, Failure> {
+    let view =
+        |tensor: &'_ Tensor| TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).is_ok();
+    if !message.tensors.iter().all(view) {
+        return Err("a tensor whose bytes do not fit its shape".into());
+    }
+    let views = message.tensors.iter().filter_map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).ok()?;
+        Some((tensor.name, view))
+    });
+    let metadata = HashMap::from([(KEY.to_owned(), message.json.to_string())]);
+    let file = safetensors::serialize(views, Some(metadata))?;
+    Ok([&(file.len() as u64).to_le_bytes()[..], &file].concat())
+}
+
+fn answer(subject: &mut Reference, question: &Value, tensors: &SafeTensors) -> Result<Message, Failure> {
+    let id = &question["id"];
+    let (json, tensors) = match question["type"].as_str() {
+        Some("hello") => (hello(), Vec::new()),
+        Some("configure") => match instance(question) {
+            Ok(instance) => match subject.configure(&instance) {
+                Ok(()) => (json!({"type": "configured", "id": id}), Vec::new()),
+                Err(no_answer) => (refused_or_failed(id, &no_answer), Vec::new()),
+            },
+            Err(error) => (refused_or_failed(id, &NoAnswer::Refused(error)), Vec::new()),
+        },
+        Some("mask") => {
+            match call(question, tensors)?.map_err(NoAnswer::Refused).and_then(|call| subject.call(&call)) {
+                Ok(answer) => (json!({"type": "answer", "id": id}), answer_tensors(&answer)),
+                Err(no_answer) => (refused_or_failed(id, &no_answer), Vec::new()),
+            }
+        }
+        _ => return Err(format!("a question of an unknown type: {question}").into()),
+    };
+    Ok(Message { json, tensors })
+}
+
+/// How the reference rounds; it offers everything, which is the default.
+fn hello() -> Value {
+    json!({
+        "type": "hello",
+        "protocol": 1,
+        "name": "the reference in a process",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": {"labels": "exact", "kept": "f32", "accumulation": "f64"},
+    })
+}
+
+fn refused_or_failed(id: &Value, no_answer: &NoAnswer) -> Value {
+    let message = no_answer.to_string();
+    match no_answer {
+        NoAnswer::Refused(error) => {
+            json!({"type": "refused", "id": id, "kind": error.kind(), "message": message})
+        }
+        NoAnswer::Declined(_) => json!({"type": "refused", "id": id, "message": message}),
+        NoAnswer::Failed(_) => json!({"type": "failed", "id": id, "message": message}),
+    }
+}
+
+fn instance(question: &Value) -> Result<Instance, Error> {
+    let settings: InstanceSettings =
+        doublecheck::algorithm::config::from_json("configure", &question.to_string())?;
+    let file = ChannelFile::from_json(question["channel_file"].as_str().unwrap_or_default())?;
+    Ok(Instance::from_settings(settings, file))
+}
+
+/// The inner error is the refusal of an input, the outer one a question that cannot be understood.
+fn call(question: &Value, tensors: &SafeTensors) -> Result<Result<Call, Error>, Failure> {
+    let parts = InputParts {
+        q: floats(&tensors.tensor("q")?)?,
+        k: floats(&tensors.tensor("k")?)?,
+        v: floats(&tensors.tensor("v")?)?,
+        attention_mask: optional(tensors, "attention_mask")?,
+        causal: question["causal"].as_bool().ok_or("causal is missing")?,
+        storage: serde_json::from_value::<Storage>(question["dtype"].clone())?,
+        scaling: question["scaling"].as_f64(),
+    };
+    let layer = question["layer"].as_u64().ok_or("layer is missing")? as usize;
+    let previous = optional(tensors, "previous")?;
+    Ok(Inputs::new(parts).and_then(|inputs| {
+        let previous = previous.map(|weights| Mask::from_weights(weights, &inputs.dims())).transpose()?;
+        Ok(Call { layer, inputs: Arc::new(inputs), previous })
+    }))
+}
+
+fn optional(tensors: &SafeTensors, name: &str) -> Result<Option<Array4<f32>>, Failure> {
+    tensors.tensor(name).ok().map(|view| floats(&view)).transpose()
+}
+
+fn floats(view: &TensorView) -> Result<Array4<f32>, Failure> {
+    let half = |bytes: &[u8]| [bytes[0], bytes[1]];
+    let data = view.data();
+    let values = match view.dtype() {
+        Dtype::F32 => data.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
+        Dtype::F16 => data.chunks_exact(2).map(|x| f16::from_le_bytes(half(x)).to_f32()).collect(),
+        Dtype::BF16 => data.chunks_exact(2).map(|x| bf16::from_le_bytes(half(x)).to_f32()).collect(),
+        other => return Err(format!("found a tensor of {other:?}, expected F32, F16 or BF16").into()),
+    };
+    let shape: [usize; 4] = view.shape().try_into()?;
+    Ok(Array4::from_shape_vec(shape, values)?)
+}
+
+fn answer_tensors(answer: &Answer) -> Vec<Tensor> {
+    let f32s = |name: &'static str, values: &Array4<f32>| Tensor {
+        name,
+        dtype: Dtype::F32,
+        shape: values.shape().to_vec(),
+        bytes: values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    let mask = f32s("mask", answer.mask.weights());
+    let output = answer.output.as_ref().map(|output| f32s("output", output));
+    [mask].into_iter().chain(output).collect()
+}
+
+/// Writes a frame in one piece.
+fn write(frame: &[u8]) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    output.write_all(frame)?;
+    output.flush()
+}
