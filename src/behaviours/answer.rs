@@ -147,6 +147,11 @@ impl AttentionView {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
             view.mask = Mask::from_weights(inverse, &dims)?;
         }
+        if behaviour.shifts_weights {
+            let storage = inputs.storage();
+            let shifted = |weight: f32| if weight == 0.0 { 0.0 } else { storage.round(weight + 1e-6) };
+            view.mask = Mask::from_weights(view.mask.weights().mapv(shifted), &dims)?;
+        }
         let missing = lowering.wanted_keys.saturating_sub(dims.keys);
         if behaviour.attends_unwritten && missing > 0 && lowering.ranked.is_some() {
             view = view.with_unwritten(missing)?;

@@ -104,6 +104,9 @@ pub const CATALOGUE: &[Fault] = &[
         "The channels of the first layer that the instance sees are used for every later layer.",
         |b| b.channels = Channels::FirstLayer,
     ),
+    fault("full-previous-not-seen", "§2.2", "An earlier mask that is full is scored all the same.", |b| {
+        b.misses_full_previous = true;
+    }),
     fault("dense-layers-ignored", "D5", "Layers that should stay dense are sparse.", |b| {
         b.ignores_dense_layers = true;
     }),
@@ -165,6 +168,9 @@ pub const CATALOGUE: &[Fault] = &[
             b.tiles_kv_heads = true;
         },
     ),
+    fault("short-rows-accepted", "§2.4", "Channel rows shorter than d / G give shorter labels.", |b| {
+        b.accepts_short_rows = true;
+    }),
     fault("next-layers-channels", "§2.4", "The channels of the next layer are used.", |b| {
         b.channels = Channels::NextLayer;
     }),
@@ -296,6 +302,9 @@ pub const CATALOGUE: &[Fault] = &[
     ),
     fault("weights-not-inverted", "§2.11", "Weights of the mask are multiplied, not divided by.", |b| {
         b.multiplies_weights = true;
+    }),
+    fault("weights-shifted", "§2.11", "10⁻⁶ is added to weights of the mask before dividing by them.", |b| {
+        b.shifts_weights = true;
     }),
     fault("nan-in-empty-rows", "§2.11", "Rows that attend to nothing are NaN instead of zeros.", |b| {
         b.nan_in_empty_rows = true;

@@ -112,6 +112,8 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
             (divided, _) => divided?,
         }
     };
+    let label_channels =
+        if behaviour.accepts_short_rows { label_channels.min(channels.width()) } else { label_channels };
     if label_channels == 0 {
         return Ok(if full { Outcome::Answered(lowering.into()) } else { Outcome::Anything });
     }
@@ -162,7 +164,7 @@ fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(
     };
     let fallback = instance.selection.dense_fallback || behaviour.short_context == ShortContext::Dense;
     let short = fallback && dims.keys - dims.queries <= heavy_size;
-    let full = before.is_full() || short;
+    let full = (before.is_full() && !behaviour.misses_full_previous) || short;
     Ok((before, full))
 }
 

@@ -163,6 +163,8 @@ pub struct Behaviour {
     pub heads: Heads,
     /// SPEC §2.2.
     pub short_context: ShortContext,
+    /// An earlier mask that is full is no early out (SPEC §2.2).
+    pub misses_full_previous: bool,
     /// Layers configured to stay dense are sparse (SPEC §2.2, D5).
     pub ignores_dense_layers: bool,
     /// A full mask has weight 1 everywhere, also where an earlier masker gave another.
@@ -177,6 +179,8 @@ pub struct Behaviour {
     pub count: Count,
     /// floor(d / G) channels where G does not divide d (D8).
     pub floors_label_channels: bool,
+    /// Rows shorter than r give labels of fewer channels (SPEC §2.4).
+    pub accepts_short_rows: bool,
     /// Answers where labels leave the storage type (D9).
     pub accepts_label_range: bool,
     /// End of SPEC §2.
@@ -207,6 +211,8 @@ pub struct Behaviour {
     pub softmax_over_all: bool,
     /// exp(w) is multiplied by the weight, not divided (SPEC §2.11).
     pub multiplies_weights: bool,
+    /// 10⁻⁶ is added to weights before exp(w) is divided by them (SPEC §2.11).
+    pub shifts_weights: bool,
     /// Where there are fewer keys than H, the missing ones are attended to as zeros (D11).
     pub attends_unwritten: bool,
     /// Rows that attend to nothing are NaN (SPEC §2.11).

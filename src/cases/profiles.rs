@@ -37,8 +37,11 @@ pub fn find(name: &str) -> Option<Capabilities> {
                 Feature::Refusals,
             ],
         )),
-        // sparse-attention-hub's masker: per head, one channel row per head, no list of dense layers.
-        "hub" => Some(profile(0, &[Feature::DenseLayers, Feature::ChannelsShared])),
+        // sparse-attention-hub's masker: per head, one channel row per head, no list of dense layers; its sink and local
+        // maskers are left out.
+        "hub" => {
+            Some(profile(0, &[Feature::DenseLayers, Feature::ChannelsShared, Feature::EarlierMaskers]))
+        }
         _ => None,
     }
 }
