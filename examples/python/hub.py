@@ -46,11 +46,10 @@ class Hub:
         self.watch(self.attention.maskers[-1])
 
     def watch(self, masker):
-        """Keeps the mask that Double Sparsity is given and the one it makes; it writes into the first."""
+        """Keeps the mask that Double Sparsity makes."""
         add_mask = masker.add_mask
 
         def watched(*, previous_mask, **options):
-            self.before = previous_mask.get_dense_mask().clone()
             made = add_mask(previous_mask=previous_mask, **options)
             self.made = made.get_dense_mask()
             return made
@@ -72,11 +71,8 @@ class Hub:
             output, _ = self.attention.custom_attention(
                 module=self.module, queries=q, keys=k, values=v, attention_mask=additive, scaling=call.scaling,
                 dropout=0.0, sparse_meta_data={}, layer_idx=call.layer)
-        mask = self.made
-        if not mask.all():  # it may select keys of score -inf, which weigh nothing and are not attended
-            mask = torch.where((additive == -torch.inf) & (self.before == 0), 0.0, mask)
         labels = dict(zip(("q_labels", "k_labels"), (made for _, _, made in labels)))
-        return {"mask": mask, "output": output.transpose(1, 2) if self.outputs else None, **labels}
+        return {"mask": self.made, "output": output.transpose(1, 2) if self.outputs else None, **labels}
 
 
 def main():

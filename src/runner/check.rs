@@ -50,7 +50,7 @@ impl Default for Options {
             known: Vec::new(),
             goldens: Vec::new(),
             shrinking: Limits::default(),
-            most_findings: 16,
+            most_findings: 24,
         }
     }
 }
