@@ -1,9 +1,11 @@
-//! A subject in a process of its own: reads questions from standard input and writes answers to standard output, as
-//! `docs/PROTOCOL.md` says. It answers with this crate's reference, through which it shows all there is to the protocol:
+//! A subject in a process of its own: reads questions from standard input and writes answers to standard
+//! output, as `docs/PROTOCOL.md` says. It answers with this crate's reference, through which it shows all
+//! there is to the protocol:
 //!
 //!     doublecheck check --command target/release/examples/subject
 //!
-//! The tests of the suite run it too, with the name of something to do wrong as its argument (`misbehaviour`).
+//! The tests of the suite run it too, with the name of something to do wrong as its argument
+//! (`misbehaviour`).
 
 mod misbehaviour;
 

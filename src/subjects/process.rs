@@ -1,7 +1,7 @@
-//! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is started once and
-//! started anew after anything that leaves its conversation in doubt: it ended, was silent for too long, wrote something
-//! else than the answer to its question. What happened is the answer to that question, and the next one is asked of the
-//! new process.
+//! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is
+//! started once and started anew after anything that leaves its conversation in doubt: it ended, was silent
+//! for too long, wrote something else than the answer to its question. What happened is the answer to that
+//! question, and the next one is asked of the new process.
 
 use std::time::Duration;
 
@@ -62,7 +62,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later question.
+    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later
+    /// question.
     ///
     /// Errors: [`ProcessError`].
     pub fn start(command: &str, timeout: Duration) -> Result<Self, ProcessError> {
