@@ -35,7 +35,8 @@ pub enum ProcessError {
     },
     /// It did not say hello as it should.
     #[error(
-        "{command:?} did not say hello: {problem}\ncheck that it runs by itself and answers as docs/PROTOCOL.md says"
+        "{command:?} did not say hello: {problem}\n\
+         check that it runs by itself and answers as docs/PROTOCOL.md says"
     )]
     Hello {
         /// Which command.

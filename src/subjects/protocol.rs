@@ -574,7 +574,10 @@ mod tests {
         let settings = json!({
             "channel_selection": "qk_proj",
             "dense_layers": [],
-            "settings": {"heavy_size": 1, "group_factor": 2, "label_bits": 16, "earlier_maskers": [{"sink": {"size": 1}}]},
+            "settings": {
+                "heavy_size": 1, "group_factor": 2, "label_bits": 16,
+                "earlier_maskers": [{"sink": {"size": 1}}],
+            },
         });
         let file = ChannelFile::from_json(r#"{"model.layers.0.self_attn.qk_proj":[[0,1,2,3]]}"#).unwrap();
         (Instance::from_settings(serde_json::from_value(settings).unwrap(), file), call)
