@@ -1,6 +1,6 @@
-//! Commands as subjects, with real processes: a good one answers exactly as the reference does, and for each thing that a
-//! command can do wrong (`examples/subject/misbehaviour.rs`) there is the right sentence, in time, an answer to the next
-//! question, and nothing left running.
+//! Commands as subjects, with real processes: a good one answers exactly as the reference does, and for each
+//! thing that a command can do wrong (`examples/subject/misbehaviour.rs`) there is the right sentence, in
+//! time, an answer to the next question, and nothing left running.
 
 mod support;
 
@@ -381,7 +381,8 @@ fn a_command_that_cannot_be_started_again_is_given_up() {
     assert_eq!(process.restarts(), 3);
 }
 
-/// Not a test but a measurement, of which our side is a part: `cargo test --release --test processes -- --ignored --nocapture`.
+/// Not a test but a measurement, of which our side is a part: `cargo test --release --test processes --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn round_trip_time() {

@@ -1,9 +1,11 @@
-//! A subject in a process of its own: reads questions from standard input and writes answers to standard output, as
-//! `docs/PROTOCOL.md` says. It answers with this crate's reference, through which it shows all there is to the protocol:
+//! A subject in a process of its own: reads questions from standard input and writes answers to standard
+//! output, as `docs/PROTOCOL.md` says. It answers with this crate's reference, through which it shows all
+//! there is to the protocol:
 //!
 //!     doublecheck check --command target/release/examples/subject
 //!
-//! The tests of the suite run it too, with the name of something to do wrong as its argument (`misbehaviour`).
+//! The tests of the suite run it too, with the name of something to do wrong as its argument
+//! (`misbehaviour`).
 
 mod misbehaviour;
 
@@ -73,15 +75,10 @@ fn read_frame() -> io::Result<Option<Vec<u8>>> {
 
 /// A message as a frame.
 fn frame(message: &Message) -> Result<Vec<u8>, Failure> {
-    let view =
-        |tensor: &'_ Tensor| TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).is_ok();
-    if !message.tensors.iter().all(view) {
-        return Err("a tensor whose bytes do not fit its shape".into());
+    let mut views = Vec::new();
+    for tensor in &message.tensors {
+        views.push((tensor.name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?));
     }
-    let views = message.tensors.iter().filter_map(|tensor| {
-        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).ok()?;
-        Some((tensor.name, view))
-    });
     let metadata = HashMap::from([(KEY.to_owned(), message.json.to_string())]);
     let file = safetensors::serialize(views, Some(metadata))?;
     Ok([&(file.len() as u64).to_le_bytes()[..], &file].concat())

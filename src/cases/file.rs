@@ -565,21 +565,43 @@ impl Writer {
     pub(crate) fn tensor(&mut self, name: &str, dtype: &str, shape: &[usize], data: Vec<u8>) {
         let start = self.data.len();
         self.data.extend(data);
+        self.entry(name, dtype, shape, start);
+    }
+
+    pub(crate) fn floats(&mut self, name: &str, storage: Storage, values: ArrayView<f32, ndarray::IxDyn>) {
+        let start = self.data.len();
+        let dtype = match storage {
+            Storage::F32 => self.numbers("F32", &values, f32::to_le_bytes),
+            Storage::F16 => self.numbers("F16", &values, |x| f16::from_f32(x).to_le_bytes()),
+            Storage::Bf16 => self.numbers("BF16", &values, |x| bf16::from_f32(x).to_le_bytes()),
+        };
+        self.entry(name, dtype, values.shape(), start);
+    }
+
+    /// Adds numbers to the data, written in place: questions of the process protocol hold many. Returns their type.
+    fn numbers<const N: usize>(
+        &mut self,
+        dtype: &'static str,
+        values: &ArrayView<f32, ndarray::IxDyn>,
+        bytes: impl Fn(f32) -> [u8; N],
+    ) -> &'static str {
+        let start = self.data.len();
+        self.data.resize(start + N * values.len(), 0);
+        let (places, _) = self.data[start..].as_chunks_mut::<N>();
+        match values.as_slice() {
+            Some(values) => places.iter_mut().zip(values).for_each(|(place, &x)| *place = bytes(x)),
+            None => places.iter_mut().zip(values).for_each(|(place, &x)| *place = bytes(x)),
+        }
+        dtype
+    }
+
+    fn entry(&mut self, name: &str, dtype: &str, shape: &[usize], start: usize) {
         let entry = serde_json::json!({
             "dtype": dtype,
             "shape": shape,
             "data_offsets": [start, self.data.len()],
         });
         self.tensors.insert(name.to_owned(), entry);
-    }
-
-    pub(crate) fn floats(&mut self, name: &str, storage: Storage, values: ArrayView<f32, ndarray::IxDyn>) {
-        let (dtype, data) = match storage {
-            Storage::F32 => ("F32", values.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            Storage::F16 => ("F16", values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()),
-            Storage::Bf16 => ("BF16", values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()),
-        };
-        self.tensor(name, dtype, values.shape(), data);
     }
 
     pub(crate) fn finish(mut self) -> Vec<u8> {

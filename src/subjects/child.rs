@@ -1,7 +1,8 @@
-//! A command running beside the suite, seen as frames: a question is a frame written to it, an answer a frame read from it
-//! in time. Threads own its three streams, so that a command that reads nothing, writes without end or falls silent cannot
-//! stop the suite: frames wait in a channel that holds one, only frames short enough are read, standard error is kept up to
-//! its last 8 KiB. Ending a child ends everything it started, what left its process group included.
+//! A command running beside the suite, seen as frames: a question is a frame written to it, an answer a frame
+//! read from it in time. Threads own its three streams, so that a command that reads nothing, writes without
+//! end or falls silent cannot stop the suite: frames wait in a channel that holds one, only frames short
+//! enough are read, standard error is kept up to its last 8 KiB. Ending a child ends everything it started,
+//! what left its process group included.
 
 use std::collections::VecDeque;
 use std::io::{self, BufReader, Read, Write};
@@ -114,8 +115,8 @@ impl Child {
         self.tail.clone()
     }
 
-    /// The frame that answers a frame, of at most `limit` bytes, without its length. Errors: a sentence, after which the
-    /// child is of no use.
+    /// The frame that answers a frame, of at most `limit` bytes, without its length. Errors: a sentence,
+    /// after which the child is of no use.
     pub(super) fn ask(&self, frame: Vec<u8>, limit: u64, timeout: Duration) -> Result<Vec<u8>, String> {
         self.reading.limit.store(limit, Ordering::SeqCst);
         if let Some(questions) = &self.questions {
@@ -353,7 +354,8 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> usize {
     filled
 }
 
-/// What to say where something else than a frame begins with text: a line of it, or eight characters at least.
+/// What to say where something else than a frame begins with text: a line of it, or eight characters at
+/// least.
 fn text(bytes: &[u8]) -> Option<String> {
     const SHOWN: usize = 60;
     let printable =

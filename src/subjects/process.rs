@@ -1,7 +1,7 @@
-//! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is started once and
-//! started anew after anything that leaves its conversation in doubt: it ended, was silent for too long, wrote something
-//! else than the answer to its question. What happened is the answer to that question, and the next one is asked of the
-//! new process.
+//! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is
+//! started once and started anew after anything that leaves its conversation in doubt: it ended, was silent
+//! for too long, wrote something else than the answer to its question. What happened is the answer to that
+//! question, and the next one is asked of the new process.
 
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ pub enum ProcessError {
     },
     /// It did not say hello as it should.
     #[error(
-        "{command:?} did not say hello: {problem}\ncheck that it runs by itself and answers as docs/PROTOCOL.md says"
+        "{command:?} did not say hello: {problem}\n\
+         check that it runs by itself and answers as docs/PROTOCOL.md says"
     )]
     Hello {
         /// Which command.
@@ -62,7 +63,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later question.
+    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later
+    /// question.
     ///
     /// Errors: [`ProcessError`].
     pub fn start(command: &str, timeout: Duration) -> Result<Self, ProcessError> {

@@ -1,7 +1,7 @@
-//! The messages of the process protocol (`docs/PROTOCOL.md`), the suite's side: questions become frames, answers become
-//! what the question asked for. A problem of the conversation itself (no message, a wrong id or type) is kept apart from
-//! a message that can be understood and holds an impossible answer: after the first kind nothing that follows can be
-//! trusted, after the second kind the conversation goes on.
+//! The messages of the process protocol (`docs/PROTOCOL.md`), the suite's side: questions become frames,
+//! answers become what the question asked for. A problem of the conversation itself (no message, a wrong id
+//! or type) is kept apart from a message that can be understood and holds an impossible answer: after the
+//! first kind nothing that follows can be trusted, after the second kind the conversation goes on.
 
 use half::{bf16, f16};
 use ndarray::Array4;
@@ -112,8 +112,8 @@ pub(crate) fn largest_answer(call: &Call) -> u64 {
     mask_and_selected.saturating_add(output).saturating_add(labels).saturating_add(SLACK)
 }
 
-/// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must neither widen
-/// nor narrow the check unnoticed.
+/// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must
+/// neither widen nor narrow the check unnoticed.
 pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     let message = Message::parse(bytes)?;
     if message.kind() == Some("failed") {
@@ -330,7 +330,8 @@ impl AnswerReader<'_> {
         }
     }
 
-    /// A mask with weights, or one that only says which keys are attended: then those attended before keep their weight.
+    /// A mask with weights, or one that only says which keys are attended: then those attended before keep
+    /// their weight.
     fn weights(&self, view: &NamedView) -> Result<Mask, String> {
         let dtype = view.view.dtype();
         view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(sentence)?;
@@ -571,7 +572,10 @@ mod tests {
         let settings = json!({
             "channel_selection": "qk_proj",
             "dense_layers": [],
-            "settings": {"heavy_size": 1, "group_factor": 2, "label_bits": 16, "earlier_maskers": [{"sink": {"size": 1}}]},
+            "settings": {
+                "heavy_size": 1, "group_factor": 2, "label_bits": 16,
+                "earlier_maskers": [{"sink": {"size": 1}}],
+            },
         });
         let file = ChannelFile::from_json(r#"{"model.layers.0.self_attn.qk_proj":[[0,1,2,3]]}"#).unwrap();
         (Instance::from_settings(serde_json::from_value(settings).unwrap(), file), call)
