@@ -303,9 +303,14 @@ pub const CATALOGUE: &[Fault] = &[
     fault("weights-not-inverted", "§2.11", "Weights of the mask are multiplied, not divided by.", |b| {
         b.multiplies_weights = true;
     }),
-    fault("weights-shifted", "§2.11", "10⁻⁶ is added to weights of the mask before dividing by them.", |b| {
-        b.shifts_weights = true;
-    }),
+    fault(
+        "weights-shifted",
+        "§2.11",
+        "10⁻⁶ is added to weights of the mask before dividing by them.",
+        |b| {
+            b.shifts_weights = true;
+        },
+    ),
     fault("nan-in-empty-rows", "§2.11", "Rows that attend to nothing are NaN instead of zeros.", |b| {
         b.nan_in_empty_rows = true;
     }),

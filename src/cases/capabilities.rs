@@ -42,7 +42,7 @@ pub enum Feature {
     Quantised,
     /// B = 16.
     NotQuantised,
-    /// Rows in which the additive mask excludes every key.
+    /// Rows in which the additive mask excludes every key, by −∞ or the most negative number of the type.
     EmptyRows,
     /// One channel row per query head.
     ChannelsPerHead,
@@ -137,13 +137,13 @@ impl Capabilities {
     }
 }
 
-/// Whether A is −∞ at every key of some row.
+/// Whether A excludes every key of some row. A score plus the most negative number may be −∞ too.
 fn has_empty_row(call: &Call) -> bool {
     let dims = call.inputs.dims();
     call.inputs.parts().attention_mask.is_some()
         && dims.rows().any(|(b, head, i)| {
             let additive = call.inputs.additive(b, head, i);
-            (0..dims.keys).all(|key| additive.at(key) == f32::NEG_INFINITY)
+            (0..dims.keys).all(|key| f64::from(additive.at(key)) <= -call.inputs.storage().largest())
         })
 }
 

@@ -39,9 +39,7 @@ pub fn find(name: &str) -> Option<Capabilities> {
         )),
         // sparse-attention-hub's masker: per head, one channel row per head, no list of dense layers; its sink and local
         // maskers are left out.
-        "hub" => {
-            Some(profile(0, &[Feature::DenseLayers, Feature::ChannelsShared, Feature::EarlierMaskers]))
-        }
+        "hub" => Some(profile(0, &[Feature::DenseLayers, Feature::ChannelsShared, Feature::EarlierMaskers])),
         _ => None,
     }
 }

@@ -175,6 +175,13 @@ impl Size {
     }
 }
 
+impl Size {
+    /// About how many numbers a person has to read.
+    fn numbers(&self) -> usize {
+        self.calls * self.batch * self.heads * (self.queries + self.keys) * self.head_dim
+    }
+}
+
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plural = |count: usize, name: &str| {
@@ -608,6 +615,7 @@ impl<'a> Run<'a> {
                 finding.rows = faults.iter().map(|fault| fault.row).collect();
             }
         }
+        self.merge_findings();
         self.count_findings();
         self.thinking += thinking.elapsed();
         let seconds = self.start.elapsed().as_secs_f64();
@@ -650,6 +658,24 @@ impl<'a> Run<'a> {
             let others = diagnosis::alternatives(&suspected, fault, &self.seen, self.model);
             others.first().map(|other| (*fault, *other))
         })
+    }
+
+    /// Findings that turned out to have the same cause are one: the smallest of them.
+    fn merge_findings(&mut self) {
+        let mut kept: Vec<CheckFinding> = Vec::new();
+        for mut finding in self.findings.drain(..) {
+            let same =
+                |other: &&mut CheckFinding| !finding.faults.is_empty() && other.faults == finding.faults;
+            match kept.iter_mut().find(same) {
+                Some(other) if finding.size.numbers() < other.size.numbers() => {
+                    finding.after = other.after;
+                    *other = finding;
+                }
+                Some(_) => {}
+                None => kept.push(finding),
+            }
+        }
+        self.findings = kept;
     }
 
     /// How many sequences show each finding: those that its faults are needed for.

@@ -17,7 +17,8 @@
 //!
 //! A value that can lie beyond the largest number of the kept type may be an infinity of that sign, which leaves the other
 //! side of its interval as it is: a mask of the most negative number does not make a key a candidate for the largest score.
-//! Where an f32 sum of products can overflow on the way, both sides are open.
+//! Where an f32 sum of products can overflow on the way, both sides are open. A score that may be +∞ before A = −∞ is added
+//! may be NaN after it, and rank anywhere.
 
 use crate::algorithm::Storage;
 use crate::cases::{Accumulation, Kept, RoundingModel};
@@ -58,6 +59,10 @@ pub struct Approximate {
 impl Approximate {
     /// What A excludes.
     pub const EXCLUDED: Self = Self::new(f64::NEG_INFINITY, 0.0);
+
+    /// NaN, which may rank anywhere.
+    pub const UNDETERMINED: Self =
+        Self { value: 0.0, radius: f64::INFINITY, may_be_minus_infinity: true, may_be_plus_infinity: true };
 
     /// A number up to a radius.
     pub const fn new(value: f64, radius: f64) -> Self {
@@ -170,7 +175,8 @@ impl Arithmetic {
     /// Addition of A at one key.
     pub fn add_mask(&self, x: Approximate, mask: f32) -> Approximate {
         if mask == f32::NEG_INFINITY {
-            return Approximate::EXCLUDED;
+            // What overflowed to +∞ is NaN then.
+            return if x.may_be_plus_infinity { Approximate::UNDETERMINED } else { Approximate::EXCLUDED };
         }
         if mask == 0.0 {
             return x;
@@ -187,7 +193,8 @@ impl Arithmetic {
     /// A sum over heads, in f32 at least.
     pub fn sum_over_heads(&self, parts: &[Approximate]) -> Approximate {
         if parts.iter().any(|part| part.value == f64::NEG_INFINITY) {
-            return Approximate::EXCLUDED;
+            let nan = parts.iter().any(|part| part.may_be_plus_infinity);
+            return if nan { Approximate::UNDETERMINED } else { Approximate::EXCLUDED };
         }
         let value = parts.iter().map(|part| part.value).sum();
         let magnitude: f64 = parts.iter().map(|part| part.magnitude()).sum();

@@ -231,9 +231,6 @@ impl<'a> ScoreBounds<'a> {
         let additive = self.inputs.additive(batch, head, query);
         (0..keys.values.nrows()).map(move |key| {
             let additive = additive.at(key);
-            if additive == f32::NEG_INFINITY {
-                return Approximate::EXCLUDED;
-            }
             let dot = self.dot(queries, query, keys, key);
             self.arithmetic.add_mask(self.arithmetic.scale(dot, self.factor), additive)
         })

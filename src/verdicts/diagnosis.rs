@@ -32,6 +32,8 @@ pub fn extend(
         CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
     best(singles, target, seen, model).or_else(|| {
+        // Coarse sums and anything else would reproduce too much.
+        let candidates: Vec<&'static Fault> = candidates.into_iter().filter(|fault| !coarse(fault)).collect();
         let pairs = (0..candidates.len()).flat_map(|a| {
             let second = candidates[a + 1..].iter();
             second.map(|b| with(known, &[candidates[a], b])).collect::<Vec<_>>()
@@ -88,9 +90,17 @@ fn best(
     let most = scored.iter().map(|(score, _)| *score).max()?;
     let mut finalists = scored.into_iter().filter(|(score, _)| *score == most).map(|(_, faults)| faults);
     let first = finalists.next()?;
-    // Coarse sums reproduce many small errors: what is exact goes first.
-    let coarse = |faults: &Faults| faults.iter().any(|fault| Behaviour::with([*fault]).half_sums);
-    if coarse(&first) { finalists.find(|faults| !coarse(faults)).or(Some(first)) } else { Some(first) }
+    let any_coarse = |faults: &Faults| faults.iter().any(|fault| coarse(fault));
+    if any_coarse(&first) {
+        finalists.find(|faults| !any_coarse(faults)).or(Some(first))
+    } else {
+        Some(first)
+    }
+}
+
+/// Coarse sums reproduce many small errors: what is exact goes first.
+fn coarse(fault: &Fault) -> bool {
+    fault.behaviour().half_sums
 }
 
 /// Whether a set of faults reproduces everything.
@@ -128,7 +138,6 @@ pub fn alternatives(
     model: RoundingModel,
 ) -> Faults {
     let others: Vec<&'static Fault> = faults.iter().copied().filter(|other| *other != fault).collect();
-    let coarse = |fault: &Fault| fault.behaviour().half_sums;
     CATALOGUE
         .iter()
         .filter(|other| !other.conforms && !faults.contains(other) && !coarse(other))

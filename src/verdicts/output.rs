@@ -140,21 +140,24 @@ fn expected_row(
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
-    if attended.is_empty() {
-        return vec![Approximate::new(0.0, 0.0); values.ncols()];
-    }
     let arithmetic = Arithmetic::new(model, inputs.storage());
     let q: Vec<f64> = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
     let keys = inputs.keys(b, head);
     let logit = |key: usize| logit(&arithmetic, &q, keys.row(key), inputs.scaling(), additive.at(key));
     let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| logit(key)).collect();
     let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
+    // A masked logit that overflows first is NaN, and so is a maximum over all keys.
+    let masked = |&key: &usize| additive.at(key) == f32::NEG_INFINITY;
+    let nan = (0..inputs.dims().keys).filter(masked).any(|key| logit(key).may_be_plus_infinity);
     let over_all = (0..inputs.dims().keys)
         .filter(|&key| additive.at(key) > f32::NEG_INFINITY)
         .map(|key| logit(key).high())
         .fold(max, f64::max);
     let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
-    if over_all == f64::INFINITY {
+    if attended.is_empty() && !nan {
+        return vec![Approximate::new(0.0, 0.0); values.ncols()];
+    }
+    if nan || over_all == f64::INFINITY {
         return unbounded();
     }
     // Of keys that weigh anything; one that may be −∞ has no say in the maximum.
