@@ -287,11 +287,6 @@ pub fn check_with_progress(
     let mut run = Run::new(subject, options);
     let goldens = run.goldens(options);
     let total = goldens.len();
-    for (index, golden) in goldens.into_iter().enumerate() {
-        progress(index, total + options.cases, run.findings.len());
-        run.sequence(&golden);
-    }
-    run.asked_goldens = total;
     let capabilities = run.capabilities.clone();
     let plans = sequence_plans(&capabilities);
     let mut runner = test_runner(options.seed);
@@ -304,11 +299,17 @@ pub fn check_with_progress(
             rejected += 1;
             continue;
         };
-        progress(total + asked, total + options.cases, run.findings.len());
+        progress(asked, total + options.cases, run.findings.len());
         run.sequence(&sequence);
         asked += 1;
     }
     run.asked_random = asked;
+    // Random sequences are small and quick to understand: they go first.
+    for (index, golden) in goldens.iter().enumerate() {
+        progress(asked + index, total + options.cases, run.findings.len());
+        run.sequence(golden);
+    }
+    run.asked_goldens = total;
     run.finish(options)
 }
 
@@ -470,12 +471,24 @@ impl<'a> Run<'a> {
             return;
         }
         let thinking = Instant::now();
-        // What nothing explained before is not looked into again.
-        let unknown = |finding: &CheckFinding| finding.kind == kind && finding.faults.is_empty();
-        match self.findings.iter().position(unknown) {
-            Some(index) => self.findings[index].sequences += 1,
-            None if self.findings.len() < self.most_findings => self.finding(observation, kind),
-            None => {}
+        // Shrinking may end at one of several causes: the others are looked for as long as new ones are named.
+        const MOST_CAUSES: usize = 4;
+        for _ in 0..MOST_CAUSES {
+            // What nothing explained before is not looked into again.
+            let unknown = |finding: &CheckFinding| finding.kind == kind && finding.faults.is_empty();
+            if let Some(index) = self.findings.iter().position(unknown) {
+                self.findings[index].sequences += 1;
+                break;
+            }
+            if self.findings.len() >= self.most_findings {
+                break;
+            }
+            self.finding(observation.clone(), kind);
+            if self.reproduced(&observation)
+                || self.findings.last().is_some_and(|last| last.faults.is_empty())
+            {
+                break;
+            }
         }
         self.thinking += thinking.elapsed();
     }
@@ -616,6 +629,7 @@ impl<'a> Run<'a> {
             }
         }
         self.merge_findings();
+        self.shrink_further();
         self.count_findings();
         self.thinking += thinking.elapsed();
         let seconds = self.start.elapsed().as_secs_f64();
@@ -676,6 +690,40 @@ impl<'a> Run<'a> {
             }
         }
         self.findings = kept;
+    }
+
+    /// With the cause known, a counterexample may be shrunk to what still shows that cause and no other.
+    fn shrink_further(&mut self) {
+        const LARGE: usize = 32;
+        let model = self.model;
+        for index in 0..self.findings.len() {
+            let finding = &self.findings[index];
+            if finding.diagnosis.is_empty() || finding.size.numbers() <= LARGE {
+                continue;
+            }
+            let behaviour = Behaviour::with(finding.faults.iter().copied());
+            let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
+            let mut fails = |candidate: &Sequence| {
+                let observation = ask(subject, candidate);
+                capabilities.missing(candidate).is_empty()
+                    && judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
+                    && reproduces(behaviour, &observation, model)
+            };
+            let start = finding.observation.sequence.clone();
+            let shrunk = shrink(start, self.shrinking, &mut fails);
+            let observation = ask(self.subject, &shrunk.sequence);
+            let verdicts = judge_observation(&observation, model);
+            let Some((call, kind)) = failure(&verdicts) else { continue };
+            let finding = &mut self.findings[index];
+            finding.call = call;
+            finding.kind = kind;
+            finding.explanations = verdicts[call].explanations();
+            finding.size = Size::of(&shrunk.sequence);
+            finding.tries += shrunk.tries;
+            finding.shrinking_seconds += shrunk.seconds;
+            finding.shrunk = shrunk.finished;
+            finding.observation = observation;
+        }
     }
 
     /// How many sequences show each finding: those that its faults are needed for.
