@@ -54,10 +54,10 @@ impl<'a> CallView<'a> {
     pub fn render(&self) -> Markup {
         html! {
             (self.refusals())
-            (self.selection())
-            (self.output())
-            (self.labels())
-            (self.inputs())
+            div.sides.narrow[self.is_narrow()] {
+                div { (self.selection()) }
+                div { (self.output()) (self.labels()) (self.inputs()) }
+            }
         }
     }
 
@@ -75,6 +75,12 @@ impl<'a> CallView<'a> {
                 Ok(_) => "",
             }
         }
+    }
+
+    /// Whether masks and tensors have room side by side.
+    fn is_narrow(&self) -> bool {
+        let dims = self.case.inputs.dims();
+        dims.keys <= 8 && dims.head_dim <= 8 && dims.value_dim <= 4
     }
 
     fn judgement(&self) -> Option<&Judgement> {
@@ -149,7 +155,10 @@ impl<'a> CallView<'a> {
         };
         let dims = self.case.inputs.dims();
         if self.certificate.is_err() || output.len() > tensors::LARGEST {
-            return tensors::numbers("output, as answered", output, &|_| Mark::None);
+            return html! {
+                h4 { "Output, as answered" }
+                (tensors::numbers("output", output, &|_| Mark::None))
+            };
         }
         html! {
             h4 { "Output: expected and answered" }

@@ -2,6 +2,7 @@
 
 use maud::{Markup, html};
 
+use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
 use crate::reports::Sharpness;
 use crate::runner::check::Report;
@@ -26,7 +27,6 @@ fn summary(report: &Report) -> Markup {
         (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
     let mut lines = vec![
-        ("Subject", html! { (report.subject) }),
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
         ("Not asked, as not offered", left_out(report)),
@@ -55,17 +55,18 @@ fn outcome(report: &Report) -> Markup {
         ("declared", "≈", "diverge as declared", report.known),
         ("diverged", "✗", "diverge", report.diverged),
     ];
+    let shown = |class: &str| class != "declared" || !report.declared.is_empty();
     let total: usize = counts.iter().map(|count| count.3).sum();
     let width = |count: usize| format!("width: {:.3}%", 100.0 * count as f64 / total.max(1) as f64);
     html! {
         div.outcome {
-            div.bar aria-hidden="true" {
+            div.shares aria-hidden="true" {
                 @for (class, _, _, count) in counts {
                     @if count > 0 { span class=(class) style=(width(count)) {} }
                 }
             }
             ul.counts {
-                @for (class, glyph, name, count) in counts {
+                @for (class, glyph, name, count) in counts.into_iter().filter(|count| shown(count.0)) {
                     li class=(class) {
                         span.glyph aria-hidden="true" { (glyph) }
                         strong { (count) } " " (name)
@@ -108,7 +109,7 @@ fn sharpness(sharpness: &Sharpness) -> Markup {
             "; largest output error " (percent(error)) " of its bound"
         }
         @if let Some(bound) = sharpness.widest_output_bound {
-            "; widest bound " (format!("{bound:.0e}")) " of a row’s largest output"
+            "; widest bound " (radius(bound)) " of a row’s largest output"
         }
     }
 }

@@ -37,14 +37,6 @@ fn diagnosis(finding: &CheckFinding) -> Markup {
     html! {
         div.diagnosis {
             p { strong { "Diagnosis. " } (finding.sentence) }
-            @if !finding.diagnosis.is_empty() {
-                p.chips {
-                    @for (name, row) in finding.diagnosis.iter().zip(&finding.rows) {
-                        span.chip { "SPEC " (row) }
-                        span.chip { (name) }
-                    }
-                }
-            }
         }
     }
 }
@@ -151,10 +143,8 @@ fn call(finding: &CheckFinding, index: usize, verdict: &Verdict, model: Rounding
 fn replay(finding: &CheckFinding, subject: &str) -> Markup {
     let file = finding.file.as_ref().map(|file| quoted(&file.display().to_string()));
     html! {
-        div.scroll tabindex="0" {
-            pre.replay {
-                code { "doublecheck replay " (file.as_deref().unwrap_or("FILE")) " " (subject) }
-            }
+        pre.replay {
+            code { "doublecheck replay " (file.as_deref().unwrap_or("FILE")) " " (subject) }
         }
         @if file.is_none() {
             p.aside { "FILE is written by " code { "--out DIR" } "; this check ran without it." }

@@ -160,7 +160,7 @@ impl Grids<'_> {
         let classes = [Class::In, Class::Out, Class::Open, Class::Before, Class::Excluded];
         let sample = |name: &str, expected: &str, answered: &str, flag: bool| {
             html! {
-                span.sample class=(name) {
+                span class=(format!("sample {name}")) {
                     span.cell.wrong[flag] {
                         span.expected { (expected) }
                         span.answered { (answered) }

@@ -41,16 +41,20 @@ struct Scale {
 }
 
 impl Scale {
-    /// Of all finite numbers, with some room on both sides.
-    fn of(numbers: impl Iterator<Item = f64>) -> Self {
-        let finite = numbers.filter(|x| x.is_finite());
-        let (low, high) =
-            finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
-        if low > high {
+    /// Of all finite numbers, with some room on both sides. Where all scores are alike, rounding alone does not spread
+    /// over the whole width.
+    fn of(scores: &[f64], bounds: &[f64]) -> Self {
+        let extremes = |numbers: &[f64]| {
+            let finite = numbers.iter().filter(|x| x.is_finite());
+            finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
+        };
+        let (least, most) = extremes(scores);
+        if least > most {
             return Self { low: -1.0, high: 1.0 };
         }
-        let span = high - low;
-        let room = if span > 0.0 { 0.08 * span } else { 0.5 * low.abs().max(1.0) };
+        let (low, high) = extremes(&[scores, bounds].concat());
+        let alike = if least == most { least.abs().max(1.0) } else { 0.0 };
+        let room = (0.08 * (high - low)).max(0.5 * alike);
         Self { low: low - room, high: high + room }
     }
 
@@ -105,19 +109,31 @@ impl ScoredRow<'_> {
     fn caption(&self) -> Markup {
         let Thresholds { in_above, out_below } = self.limits;
         html! {
-            "H = " (self.heavy_size) ". A score that lies above " strong { (precise(in_above)) }
-            " with all of its bar is certainly in; one that lies below " strong { (precise(out_below)) }
-            " with all of its bar is certainly out. Filled points are selected"
-            ", wrong ones are marked ✗. A bar shorter than its point does not show; the table has its size."
+            "H = " (self.heavy_size) ". "
+            @if in_above.is_finite() {
+                "A key whose bar lies above " strong { (precise(in_above)) } " is certainly in"
+            } @else {
+                "There are no more than H candidates: each is in"
+            }
+            @if out_below.is_finite() {
+                ", one whose bar lies below " strong { (precise(out_below)) } " certainly out"
+            }
+            ". Filled points are selected, wrong ones marked ✗. Bars shorter than their point do not show; the "
+            "table has their size."
         }
     }
 
     fn scale(&self, keys: &[usize]) -> Scale {
         let scores = keys.iter().filter_map(|&key| match self.keys[key] {
-            Candidacy::Scored(score) => Some([score.value, score.low(), score.high()]),
+            Candidacy::Scored(score) => Some(score),
             _ => None,
         });
-        Scale::of(scores.flatten().chain([self.limits.in_above, self.limits.out_below]))
+        let (mut values, mut bounds) = (Vec::new(), vec![self.limits.in_above, self.limits.out_below]);
+        for score in scores {
+            values.push(score.value);
+            bounds.extend([score.low(), score.high()]);
+        }
+        Scale::of(&values, &bounds)
     }
 
     fn drawing(&self, keys: &[usize]) -> Markup {
@@ -175,7 +191,7 @@ impl ScoredRow<'_> {
             table.numbers.score-table {
                 thead {
                     tr {
-                        th scope="col" { "key" } th scope="col" { "expected" } th scope="col" { "answered" }
+                        th scope="col" { "key" } th.text scope="col" { "expected" } th.text scope="col" { "answered" }
                         th scope="col" { "score" } th scope="col" { "± radius" }
                     }
                 }
@@ -237,7 +253,7 @@ fn threshold(scale: &Scale, at: f64, name: &str, y: f64, bottom: f64) -> Markup 
     let x = scale.x(at);
     let (anchor, beside) = if x > WIDTH / 2.0 { ("end", x - 5.0) } else { ("start", x + 5.0) };
     html! {
-        g.threshold class=(name.replace(' ', "-")) {
+        g class=(format!("threshold {}", name.replace(' ', "-"))) {
             line x1=(px(x)) x2=(px(x)) y1=(px(y - 11.0)) y2=(px(bottom)) {}
             text x=(px(beside)) y=(px(y)) text-anchor=(anchor) { (name) " " (brief(at)) }
         }

@@ -24,7 +24,6 @@ pub fn verify(report: &Report) -> String {
 fn summary(report: &Report) -> Markup {
     let total = report.total();
     let mut lines = vec![
-        ("Subject", html! { (report.subject) }),
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Cases", html! { strong { (total.conforming) } " of " (total.cases) " conform" }),
     ];
