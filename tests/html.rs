@@ -3,6 +3,7 @@
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Answer, Call, Instance, NoAnswer, RoundingModel};
 use doublecheck::reports::html;
+use doublecheck::runner::shrink::Limits;
 use doublecheck::runner::verify;
 use doublecheck::subjects::{Faulty, Reference};
 use doublecheck::{Options, Report, Subject, check};
@@ -133,6 +134,19 @@ fn a_conforming_report_has_no_finding() {
     assert_holds(&page, &["id=\"summary\"", "conforms"]);
     for part in ["finding-1", "class=\"finding\"", "class=\"grid\"", "class=\"plot\""] {
         assert!(!page.contains(part), "{part} in a conforming report");
+    }
+}
+
+#[test]
+fn what_is_not_shrunk_stays_readable() {
+    let shrinking = Limits { tries: 0, ..Limits::default() };
+    for fault in ["kv-heads-tiled", "previous-ignored", "quantised-per-head", "heads-alone"] {
+        let options = Options { cases: 100, shrinking, ..Options::default() };
+        let report = check(&mut faulty(&[fault]), &options);
+        let page = html::check(&report, "");
+        assert_balanced(&page);
+        assert_holds(&page, &["not to the end", "class=\"call failing\""]);
+        assert!(page.len() < 1 << 20, "{} bytes", page.len());
     }
 }
 

@@ -32,9 +32,9 @@ pub fn class(class: Class) -> (&'static str, &'static str, &'static str) {
     match class {
         Class::In => ("in", "+", "certainly in"),
         Class::Out => ("out", "−", "certainly out"),
-        Class::Open => ("open", "?", "open: rounding decides"),
+        Class::Open => ("open", "?", "open"),
         Class::Before => ("before", "P", "attended before"),
-        Class::Excluded => ("excluded", "∅", "excluded: no candidate"),
+        Class::Excluded => ("excluded", "∅", "excluded"),
     }
 }
 
@@ -158,6 +158,11 @@ impl Grids<'_> {
     /// What the cells mean.
     pub fn legend(&self) -> Markup {
         let classes = [Class::In, Class::Out, Class::Open, Class::Before, Class::Excluded];
+        let more = |class: Class| match class {
+            Class::Open => ": rounding decides",
+            Class::Excluded => ": no candidate",
+            _ => "",
+        };
         let sample = |name: &str, expected: &str, answered: &str, flag: bool| {
             html! {
                 span class=(format!("sample {name}")) {
@@ -171,8 +176,8 @@ impl Grids<'_> {
         };
         html! {
             ul.legend aria-label="Legend" {
-                @for (name, glyph, meaning) in classes.map(class) {
-                    li { (sample(name, glyph, " ", false)) (meaning) }
+                @for (more, (name, glyph, meaning)) in classes.map(|kind| (more(kind), class(kind))) {
+                    li { (sample(name, glyph, " ", false)) (meaning) (more) }
                 }
                 li { (sample("none", "", "●", false)) "attended" }
                 li { (sample("none", "", "○", false)) "not attended" }

@@ -39,15 +39,16 @@ pub fn brief(x: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Round numbers that cover a finite range, about five of them, each with its text.
+/// Round numbers that cover a finite range, each with its text: up to six where the texts are short, else three.
 pub fn ticks(low: f64, high: f64) -> Vec<(f64, String)> {
-    let rough = (high - low) / 4.0;
+    let largest = low.abs().max(high.abs());
+    let short = largest < 1e3 && high - low > 0.05;
+    let rough = (high - low) / if short { 6.0 } else { 3.0 };
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|&step| step >= rough);
     let Some(step) = step.filter(|step| step.is_finite() && *step > 0.0) else {
         return Vec::new();
     };
-    let largest = low.abs().max(high.abs());
     let decimals = (-step.log10().floor()).max(0.0) as usize;
     let text = |x: f64| match x {
         0.0 => "0".into(),
@@ -75,8 +76,9 @@ mod tests {
     #[test]
     fn ticks_lie_in_their_range() {
         let texts = |low, high| ticks(low, high).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
-        assert_eq!(texts(-0.1, 1.5), ["0.0", "0.5", "1.0", "1.5"].map(|x| x.replace("0.0", "0")));
-        assert_eq!(texts(-3.0, 9.0), ["0", "5"]);
+        assert_eq!(texts(-0.1, 1.5), ["0", "0.5", "1.0", "1.5"]);
+        assert_eq!(texts(-3.0, 9.0), ["-2", "0", "2", "4", "6", "8"]);
+        assert_eq!(texts(0.65, 1.47), ["0.8", "1.0", "1.2", "1.4"]);
         assert!(ticks(-3.4e38, 3.4e38).iter().all(|(x, _)| x.abs() <= 3.4e38));
         assert!(ticks(1.0, 1.0).is_empty());
     }

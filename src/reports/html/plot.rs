@@ -15,7 +15,7 @@ use crate::verdicts::judge::key_fault;
 const MOST_KEYS: usize = 40;
 
 const WIDTH: f64 = 460.0;
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 80.0;
 const RIGHT: f64 = 28.0;
 const TOP: f64 = 46.0;
 const LINE: f64 = 26.0;
@@ -111,12 +111,10 @@ impl ScoredRow<'_> {
         html! {
             "H = " (self.heavy_size) ". "
             @if in_above.is_finite() {
-                "A key whose bar lies above " strong { (precise(in_above)) } " is certainly in"
+                "A key whose bar lies above " strong { (precise(in_above)) } " is certainly in, one whose bar lies "
+                "below " strong { (precise(out_below)) } " certainly out"
             } @else {
-                "There are no more than H candidates: each is in"
-            }
-            @if out_below.is_finite() {
-                ", one whose bar lies below " strong { (precise(out_below)) } " certainly out"
+                "There are no more than H candidates, so that each of them is in"
             }
             ". Filled points are selected, wrong ones marked ✗. Bars shorter than their point do not show; the "
             "table has their size."

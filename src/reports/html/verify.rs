@@ -3,20 +3,23 @@
 use maud::{Markup, html};
 
 use super::{bad_inputs, counted, facts, page, scroll, status};
-use crate::reports::{Group, Report, Sharpness};
+use crate::reports::{Finding, Group, Report, Sharpness};
+
+/// Findings up to this many are open; the others are folded.
+const MOST_OPEN: usize = 8;
 
 /// A verification's report.
 pub fn verify(report: &Report) -> String {
     let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
     let body = html! {
         (summary(report))
-        @if !report.findings.is_empty() { (findings(report)) }
         @if !report.groups.is_empty() { (groups(report)) }
         @if !report.invariants.is_empty() { (invariants(report)) }
+        @if !report.findings.is_empty() { (findings(&report.findings)) }
+        (bad_inputs(&report.bad_inputs))
         @if !report.notes.is_empty() {
             section #notes { h2 { "Notes" } ul { @for note in &report.notes { li { (note) } } } }
         }
-        (bad_inputs(&report.bad_inputs))
     };
     page("verify", &report.subject, report.version, &status, &body)
 }
@@ -45,17 +48,28 @@ fn summary(report: &Report) -> Markup {
     html! { section #summary { h2 { "Summary" } (facts(&lines)) } }
 }
 
-fn findings(report: &Report) -> Markup {
+fn findings(findings: &[Finding]) -> Markup {
+    let (open, folded) = findings.split_at(MOST_OPEN.min(findings.len()));
     html! {
         section #findings {
             h2 { "Findings" }
-            @for finding in &report.findings {
-                article.finding {
-                    h3 { span.glyph aria-hidden="true" { "✗" } (finding.case) }
-                    p { (finding.who) " falls outside the SPEC" }
-                    ul.explanations { @for line in &finding.explanations { li { (line) } } }
+            @for finding in open { (self::finding(finding)) }
+            @if !folded.is_empty() {
+                details {
+                    summary { (counted(folded.len(), "more finding", "more findings")) }
+                    @for finding in folded { (self::finding(finding)) }
                 }
             }
+        }
+    }
+}
+
+fn finding(finding: &Finding) -> Markup {
+    html! {
+        article.finding {
+            h3 { span.glyph aria-hidden="true" { "✗" } (finding.case) }
+            p { (finding.who) " falls outside the SPEC" }
+            ul.explanations { @for line in &finding.explanations { li { (line) } } }
         }
     }
 }
