@@ -135,7 +135,7 @@ fn invariants(report: &Report) -> Markup {
                 table.numbers.wide {
                     thead {
                         tr {
-                            th scope="col" { "invariant" } th scope="col" { "source" } th scope="col" { "held" }
+                            th.text scope="col" { "invariant" } th.text scope="col" { "source" } th scope="col" { "held" }
                             th scope="col" { "not applicable" } th scope="col" { "failed" }
                         }
                     }
