@@ -161,7 +161,7 @@ impl ScoredRow<'_> {
                 @match self.keys[key] {
                     Candidacy::Scored(score) => (self.score(scale, score, key, y)),
                     _ => text.aside x=(px(LEFT + 8.0)) y=(px(y + 4.5)) {
-                        (meaning) @if wrong { " ✗" }
+                        (meaning) @if wrong { tspan.flag { " ✗" } }
                     },
                 }
             }
