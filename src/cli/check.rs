@@ -1,4 +1,4 @@
-//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR]`
+//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR] [--html FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,6 +7,7 @@ use clap::Args;
 use doublecheck::Options;
 use doublecheck::cases::{Capabilities, bundled, profiles};
 use doublecheck::reports::check::render;
+use doublecheck::reports::html;
 use doublecheck::runner::check::{check_with_progress, write_counterexamples};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -40,6 +41,9 @@ pub struct Arguments {
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the whole report as one HTML file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Leave times out of the text, so that it is the same for each run
     #[arg(long)]
     no_times: bool,
@@ -84,6 +88,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if let Some(path) = &arguments.html {
+        write(path, &html::check(&report, &arguments.subject.again()))?;
     }
     print(&render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))

@@ -36,6 +36,17 @@ enum Kind {
 }
 
 impl Choice {
+    /// These arguments again, as a command line names the same subject.
+    pub fn again(&self) -> String {
+        if !self.fault.is_empty() {
+            return format!("--fault {}", self.fault.join(","));
+        }
+        match self.subject {
+            Kind::Reference => "--subject reference".into(),
+            Kind::Torch => format!("--subject torch --device {}", self.device),
+        }
+    }
+
     /// The subject, ready to be asked.
     pub fn open(&self) -> Result<Box<dyn Subject>, Failure> {
         if let Some(command) = &self.command {

@@ -1,11 +1,11 @@
-//! `doublecheck verify [PATH…] [--subject reference|torch] [--device cpu|cuda|cuda:N] [--json FILE]`
+//! `doublecheck verify [PATH…] [--subject reference|torch] [--device cpu|cuda|cuda:N] [--json FILE] [--html FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use doublecheck::cases::bundled;
-use doublecheck::reports::text;
+use doublecheck::reports::{html, text};
 use doublecheck::runner::verify::{Options, verify};
 use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,6 +21,9 @@ pub struct Arguments {
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the whole report as one HTML file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Random cases for each invariant; 0 for none
     #[arg(long, value_name = "N", default_value_t = 200)]
     random_cases: u32,
@@ -52,6 +55,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if let Some(path) = &arguments.html {
+        write(path, &html::verify(&report))?;
     }
     print(&text::render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))

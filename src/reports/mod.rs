@@ -1,7 +1,8 @@
-//! How results are told: as text for a terminal and as JSON.
+//! How results are told: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
 pub mod faults;
+pub mod html;
 pub mod inspect;
 pub mod sequence;
 pub mod text;

@@ -64,6 +64,9 @@ pub struct Report {
     pub subject: String,
     /// How it says it rounds: labels, kept type, accumulation.
     pub rounding_model: String,
+    /// The same, to judge by.
+    #[serde(skip)]
+    pub model: RoundingModel,
     /// Seed of the random sequences.
     pub seed: u64,
     /// Random sequences that were asked.
@@ -638,6 +641,7 @@ impl<'a> Run<'a> {
             version: env!("CARGO_PKG_VERSION"),
             subject: self.subject.name(),
             rounding_model: self.model.to_string(),
+            model: self.model,
             seed: options.seed,
             sequences: self.asked_random,
             goldens: self.asked_goldens,

@@ -333,36 +333,43 @@ fn row_fault(
     let mut selected = 0;
     for (key, class) in certificate.classes.iter().enumerate() {
         let found = mask.weight(b, head, query, key);
-        let attended = found != 0.0;
-        let fault = match class {
-            Class::Before => {
-                let expected = before.weight(b, head, query, key);
-                (found != expected).then_some(MaskFault::ChangesEarlier { key, found, expected })
-            }
-            Class::Excluded => attended.then_some(MaskFault::HoldsExcluded { key }),
-            Class::Out => attended.then_some(MaskFault::HoldsOut { key }),
-            Class::In => (!attended).then_some(MaskFault::MissesIn { key }),
-            Class::Open => None,
-        };
+        let fault = key_fault(*class, key, before.weight(b, head, query, key), found);
         if fault.is_some() {
             return fault;
         }
-        if attended && *class != Class::Before {
-            selected += 1;
-            if found != 1.0 {
-                return Some(MaskFault::Weight { key, found });
-            }
-        }
+        selected += usize::from(found != 0.0 && *class != Class::Before);
     }
     let RowCertificate { fewest, most, .. } = *certificate;
     let fits = (fewest..=most).contains(&selected);
     (!fits).then_some(MaskFault::Count { found: selected, fewest, most })
 }
 
-fn heads_differ(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {
+/// What is wrong with one key of a row, by its class and its weights before and in the answer.
+pub fn key_fault(class: Class, key: usize, before: f32, found: f32) -> Option<MaskFault> {
+    let attended = found != 0.0;
+    match class {
+        Class::Before => {
+            (found != before).then_some(MaskFault::ChangesEarlier { key, found, expected: before })
+        }
+        Class::Excluded if attended => Some(MaskFault::HoldsExcluded { key }),
+        Class::Out if attended => Some(MaskFault::HoldsOut { key }),
+        Class::In if !attended => Some(MaskFault::MissesIn { key }),
+        Class::In | Class::Open if attended && found != 1.0 => Some(MaskFault::Weight { key, found }),
+        _ => None,
+    }
+}
+
+fn heads_differ(before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
     let keys = mask.weights().dim().3;
-    let added = |head, key| mask.attends(b, head, query, key) && !before.attends(b, head, query, key);
-    (0..keys).find(|&key| added(head, key) != added(0, key)).map(|key| MaskFault::HeadsDiffer { key })
+    (0..keys)
+        .find(|&key| differs_from_head_0(before, mask, row, key))
+        .map(|key| MaskFault::HeadsDiffer { key })
+}
+
+/// Whether a key was selected here but not in head 0, or there but not here.
+pub fn differs_from_head_0(before: &Mask, mask: &Mask, (b, head, query): Row, key: usize) -> bool {
+    let added = |head| mask.attends(b, head, query, key) && !before.attends(b, head, query, key);
+    added(head) != added(0)
 }
 
 fn evidence(case: &Case, scores: &ScoreBounds, divergence: &MaskDivergence) -> Option<Evidence> {

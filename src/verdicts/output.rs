@@ -130,7 +130,7 @@ fn judge_row(
 }
 
 /// The output of one row with the radius in which a conforming implementation must be.
-fn expected_row(
+pub fn expected_row(
     inputs: &Inputs,
     mask: &Mask,
     model: RoundingModel,

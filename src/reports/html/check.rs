@@ -1,0 +1,138 @@
+//! The page of a check: what was asked, how much of it conforms, and each finding.
+
+use maud::{Markup, html};
+
+use super::numbers::radius;
+use super::{bad_inputs, counted, facts, finding, page, status};
+use crate::reports::Sharpness;
+use crate::runner::check::Report;
+
+/// A check's report. `replay` is how a command line names the same subject, for example `--fault D4`.
+pub fn check(report: &Report, replay: &str) -> String {
+    let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
+    let body = html! {
+        (summary(report))
+        @if report.findings.len() > 1 { (contents(report)) }
+        @for (index, finding) in report.findings.iter().enumerate() {
+            (finding::section(index, finding, report.model, replay))
+        }
+        (bad_inputs(&report.bad_inputs))
+    };
+    page("check", &report.subject, report.version, &status, &body)
+}
+
+fn summary(report: &Report) -> Markup {
+    let asked = html! {
+        (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
+        (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
+    };
+    let mut lines = vec![
+        ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
+        ("Asked", asked),
+        ("Not asked, as not offered", left_out(report)),
+    ];
+    if !report.declared.is_empty() {
+        lines.push(("Declared divergences", html! { (report.declared.join(", ")) }));
+    }
+    if report.diverged > 0 {
+        lines.push(("Explained", explained(report)));
+    }
+    lines.push(("Sharpness", sharpness(&report.sharpness)));
+    lines.push(("Time", time(report)));
+    html! {
+        section #summary {
+            h2 { "Summary" }
+            (outcome(report))
+            (facts(&lines))
+        }
+    }
+}
+
+/// Three counts, and a bar that shows their shares.
+fn outcome(report: &Report) -> Markup {
+    let counts = [
+        ("conforming", "✓", "conform", report.conforming),
+        ("declared", "≈", "diverge as declared", report.known),
+        ("diverged", "✗", "diverge", report.diverged),
+    ];
+    let shown = |class: &str| class != "declared" || !report.declared.is_empty();
+    let total: usize = counts.iter().map(|count| count.3).sum();
+    let width = |count: usize| format!("width: {:.3}%", 100.0 * count as f64 / total.max(1) as f64);
+    html! {
+        div.outcome {
+            div.shares aria-hidden="true" {
+                @for (class, _, _, count) in counts {
+                    @if count > 0 { span class=(class) style=(width(count)) {} }
+                }
+            }
+            ul.counts {
+                @for (class, glyph, name, count) in counts.into_iter().filter(|count| shown(count.0)) {
+                    li class=(class) {
+                        span.glyph aria-hidden="true" { (glyph) }
+                        strong { (count) } " " (name)
+                        @if class == "conforming" && report.refused > 0 {
+                            span.aside {
+                                "with " (counted(report.refused, "call", "calls")) " refused, as they must be"
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn left_out(report: &Report) -> Markup {
+    let part = |(name, goldens): (&String, &usize)| match goldens {
+        0 => name.clone(),
+        &goldens => format!("{name} ({})", counted(goldens, "golden", "goldens")),
+    };
+    let parts: Vec<_> = report.left_out.iter().map(part).collect();
+    html! { @if parts.is_empty() { "nothing" } @else { (parts.join(", ")) } }
+}
+
+fn explained(report: &Report) -> Markup {
+    html! {
+        @if report.explained { "yes: the named faults reproduce every answer that was kept" }
+        @else { "not all: what could be named reproduces " (report.reproduced) " answers" }
+    }
+}
+
+fn sharpness(sharpness: &Sharpness) -> Markup {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    html! {
+        @match sharpness.open_per_row() {
+            Some(open) => { (format!("{open:.3}")) " open keys a row" },
+            None => "no row conforms",
+        }
+        @if let Some(error) = sharpness.worst_output_error {
+            "; largest output error " (percent(error)) " of its bound"
+        }
+        @if let Some(bound) = sharpness.widest_output_bound {
+            "; widest bound " (radius(bound)) " of a row’s largest output"
+        }
+    }
+}
+
+fn time(report: &Report) -> Markup {
+    html! {
+        (format!("{:.1} s", report.seconds)) ", " (format!("{:.0}", report.sequences_per_second))
+        " sequences a second"
+    }
+}
+
+fn contents(report: &Report) -> Markup {
+    html! {
+        nav aria-label="Findings" {
+            h2 { "Findings" }
+            ol {
+                @for (index, finding) in report.findings.iter().enumerate() {
+                    li {
+                        a href=(format!("#finding-{}", index + 1)) { (finding.kind) }
+                        " " span.aside { (finding.sentence) }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One finding: what is wrong and why, the counterexample call by call, and how to ask it again.
+
+use maud::{Markup, html};
+
+use super::call::{CallView, Marks};
+use super::{counted, facts, tensors};
+use crate::cases::{Instance, RoundingModel};
+use crate::runner::check::{CheckFinding, judge_observation};
+use crate::verdicts::Verdict;
+
+/// The whole finding.
+pub fn section(index: usize, finding: &CheckFinding, model: RoundingModel, replay: &str) -> Markup {
+    let observation = &finding.observation;
+    let verdicts = judge_observation(observation, model);
+    html! {
+        section.finding id=(format!("finding-{}", index + 1)) {
+            h2 { span.glyph aria-hidden="true" { "✗" } "Finding " (index + 1) ": " (finding.kind) }
+            (diagnosis(finding))
+            (seen(finding))
+            h3 { "What is wrong" }
+            ul.explanations {
+                @for line in &finding.explanations { li { "call " (finding.call) ": " (line) } }
+            }
+            h3 { "Counterexample" }
+            (settings(&observation.sequence.instance, finding))
+            (channels(&observation.sequence.instance, finding))
+            @for (call, verdict) in verdicts.iter().enumerate() {
+                (self::call(finding, call, verdict, model))
+            }
+            h3 { "Ask it again" }
+            (self::replay(finding, replay))
+        }
+    }
+}
+
+fn diagnosis(finding: &CheckFinding) -> Markup {
+    html! {
+        div.diagnosis {
+            p { strong { "Diagnosis. " } (finding.sentence) }
+        }
+    }
+}
+
+fn seen(finding: &CheckFinding) -> Markup {
+    let shrunk = html! {
+        (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
+        (format!("{:.1} s", finding.shrinking_seconds))
+        @if !finding.shrunk { ", not to the end" }
+        ")"
+    };
+    facts(&[
+        ("First seen in", html! { (finding.first_seen) }),
+        ("After", html! { (counted(finding.after, "sequence", "sequences")) }),
+        ("Shown by", html! { (counted(finding.sequences, "sequence", "sequences")) " of all" }),
+        ("Shrunk to", shrunk),
+    ])
+}
+
+fn settings(instance: &Instance, finding: &CheckFinding) -> Markup {
+    let selection = &instance.selection;
+    let dims = finding.observation.sequence.calls[finding.call].inputs.dims();
+    let heavy_size = selection.heavy_size.resolve(dims.keys);
+    let label_channels = selection.group_factor.label_channels(dims.head_dim);
+    let mut lines = vec![
+        ("Heavy size", html! { (selection.heavy_size) " (H = " (heavy_size) " of " (dims.keys) " keys)" }),
+        (
+            "Group factor",
+            html! {
+                (selection.group_factor.get())
+                @match &label_channels {
+                    Ok(channels) => { " (r = " (channels) " of " (dims.head_dim) " channels)" },
+                    Err(_) => { " (does not divide d = " (dims.head_dim) ")" },
+                }
+            },
+        ),
+        ("Label bits", html! { (selection.label_bits.get()) }),
+        ("Heads", html! { (selection.heads.name()) }),
+    ];
+    if selection.dense_fallback {
+        lines.push(("Dense fallback", html! { "on" }));
+    }
+    if !instance.dense_layers.is_empty() {
+        let layers = crate::algorithm::channels::ranges(instance.dense_layers.iter().copied());
+        lines.push(("Dense layers", html! { (layers) }));
+    }
+    for masker in &instance.earlier_maskers {
+        lines.push(("Earlier masker", html! { code { (serde_json::json!(masker)) } }));
+    }
+    facts(&lines)
+}
+
+/// The rows of the channel file, with those channels marked that make up the labels.
+fn channels(instance: &Instance, finding: &CheckFinding) -> Markup {
+    let calls = &finding.observation.sequence.calls;
+    let failing = &calls[finding.call];
+    let label_channels = instance.selection.group_factor.label_channels(failing.inputs.dims().head_dim);
+    let marked = label_channels.unwrap_or(0);
+    let selected = instance.channel_selection;
+    let others: Vec<_> = instance.channel_file.kinds().filter(|&kind| kind != selected).collect();
+    let used_by = |layer: usize| {
+        let used = calls.iter().enumerate().filter(|(_, call)| call.layer == layer);
+        used.map(|(index, _)| format!("call {index}")).collect::<Vec<_>>().join(", ")
+    };
+    html! {
+        div.parts {
+            (tensors::channels(&instance.channel_file, selected, marked, &used_by))
+        }
+        @if !others.is_empty() {
+            details {
+                summary { "Rows of other kinds, which are not to be used" }
+                div.parts {
+                    @for kind in others {
+                        (tensors::channels(&instance.channel_file, kind, 0, &|_| String::new()))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One call: open where it fails.
+fn call(finding: &CheckFinding, index: usize, verdict: &Verdict, model: RoundingModel) -> Markup {
+    let observation = &finding.observation;
+    let sequence = &observation.sequence;
+    let fails = index == finding.call;
+    let marks = if fails { Marks::Failure } else { Marks::None };
+    let (call, answer) = (&sequence.calls[index], &observation.answers[index]);
+    let view = CallView::new(&sequence.instance, call, answer, verdict, model, marks);
+    let causal = if call.inputs.parts().causal { ", causal" } else { "" };
+    let right = verdict.conforms();
+    html! {
+        details.call.failing[fails] open[fails] {
+            summary {
+                span.glyph.wrong[!right] aria-hidden="true" { @if right { "✓" } @else { "✗" } }
+                "Call " (index) ": layer " (call.layer) ", " (call.inputs.storage()) (causal)
+                @if fails { " – fails" } @else if right { " – conforms" }
+            }
+            (view.render())
+        }
+    }
+}
+
+fn replay(finding: &CheckFinding, subject: &str) -> Markup {
+    let file = finding.file.as_ref().map(|file| quoted(&file.display().to_string()));
+    html! {
+        pre.replay {
+            code { "doublecheck replay " (file.as_deref().unwrap_or("FILE")) " " (subject) }
+        }
+        @if file.is_none() {
+            p.aside { "FILE is written by " code { "--out DIR" } "; this check ran without it." }
+        }
+    }
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@".contains(c);
+    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}

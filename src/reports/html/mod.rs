@@ -1,0 +1,101 @@
+//! Reports as HTML: each is one file that loads nothing, runs nothing, and reads well in light and dark, on a phone and on
+//! paper. What is wrong is marked by colour and by a glyph. Text is escaped by the templates.
+
+mod call;
+mod check;
+mod finding;
+mod grid;
+mod numbers;
+mod plot;
+mod tensors;
+mod verify;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+pub use check::check;
+pub use verify::verify;
+
+const STYLE: &str = include_str!("style.css");
+
+/// What a page says at its top.
+struct Status {
+    /// `good`, `bad` or `unusable`: the colour.
+    class: &'static str,
+    glyph: &'static str,
+    text: String,
+}
+
+/// Conforms, diverges, or could not be told.
+fn status(exit_code: u8, findings: usize, bad_inputs: usize) -> Status {
+    let (class, glyph, text) = match exit_code {
+        0 => ("good", "✓", "conforms".to_owned()),
+        1 => ("bad", "✗", format!("diverges: {}", counted(findings, "finding", "findings"))),
+        _ => ("unusable", "!", format!("{} could not be used", counted(bad_inputs, "input", "inputs"))),
+    };
+    Status { class, glyph, text }
+}
+
+/// The whole file.
+fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Markup) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (subject) ": " (status.text) " – doublecheck " (command) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header class=(status.class) {
+                    div.inner {
+                        p.command { "doublecheck " (command) }
+                        h1 { (subject) }
+                        p.status { span.glyph aria-hidden="true" { (status.glyph) } (status.text) }
+                    }
+                }
+                main { (body) }
+                footer {
+                    div.inner {
+                        "doublecheck " (version) ", verification of Double Sparsity attention. "
+                        "§ and D are sections and rows of docs/SPEC.md."
+                    }
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+/// Names and what there is to say of each.
+fn facts(facts: &[(&str, Markup)]) -> Markup {
+    html! {
+        dl.facts {
+            @for (name, value) in facts {
+                div { dt { (name) } dd { (value) } }
+            }
+        }
+    }
+}
+
+/// A table's box: it scrolls, the page does not.
+fn scroll(table: &Markup) -> Markup {
+    html! { div.scroll tabindex="0" { (table) } }
+}
+
+/// Files that could not be used.
+fn bad_inputs(errors: &[String]) -> Markup {
+    html! {
+        @if !errors.is_empty() {
+            section #bad-inputs {
+                h2 { "Bad inputs" }
+                ul { @for error in errors { li { code { (error) } } } }
+            }
+        }
+    }
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}

@@ -1,0 +1,156 @@
+//! The page of a verification: groups of cases, invariants, findings.
+
+use maud::{Markup, html};
+
+use super::{bad_inputs, counted, facts, page, scroll, status};
+use crate::reports::{Finding, Group, Report, Sharpness};
+
+/// Findings up to this many are open; the others are folded.
+const MOST_OPEN: usize = 8;
+
+/// A verification's report.
+pub fn verify(report: &Report) -> String {
+    let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
+    let body = html! {
+        (summary(report))
+        @if !report.groups.is_empty() { (groups(report)) }
+        @if !report.invariants.is_empty() { (invariants(report)) }
+        @if !report.findings.is_empty() { (findings(&report.findings)) }
+        (bad_inputs(&report.bad_inputs))
+        @if !report.notes.is_empty() {
+            section #notes { h2 { "Notes" } ul { @for note in &report.notes { li { (note) } } } }
+        }
+    };
+    page("verify", &report.subject, report.version, &status, &body)
+}
+
+fn summary(report: &Report) -> Markup {
+    let total = report.total();
+    let mut lines = vec![
+        ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
+        ("Cases", html! { strong { (total.conforming) } " of " (total.cases) " conform" }),
+    ];
+    if total.recorded > 0 {
+        lines.push((
+            "Recorded faults of others",
+            html! { (total.recorded) ", which fall outside as they must" },
+        ));
+    }
+    if total.not_offered > 0 {
+        lines.push(("Not offered by the subject", html! { (counted(total.not_offered, "case", "cases")) }));
+    }
+    let held: usize = report.invariants.iter().map(|result| result.held).sum();
+    let failed = report.invariants.iter().filter(|result| result.failed).count();
+    if held > 0 {
+        lines.push(("Invariants", html! { "held on " (held) " random cases, " (failed) " failed" }));
+    }
+    lines.push(("Time", html! { (format!("{:.1} s", report.seconds)) }));
+    html! { section #summary { h2 { "Summary" } (facts(&lines)) } }
+}
+
+fn findings(findings: &[Finding]) -> Markup {
+    let (open, folded) = findings.split_at(MOST_OPEN.min(findings.len()));
+    html! {
+        section #findings {
+            h2 { "Findings" }
+            @for finding in open { (self::finding(finding)) }
+            @if !folded.is_empty() {
+                details {
+                    summary { (counted(folded.len(), "more finding", "more findings")) }
+                    @for finding in folded { (self::finding(finding)) }
+                }
+            }
+        }
+    }
+}
+
+fn finding(finding: &Finding) -> Markup {
+    html! {
+        article.finding {
+            h3 { span.glyph aria-hidden="true" { "✗" } (finding.case) }
+            p { (finding.who) " falls outside the SPEC" }
+            ul.explanations { @for line in &finding.explanations { li { (line) } } }
+        }
+    }
+}
+
+/// `stored | subject`, or a dash where neither has such a figure.
+fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+    match (figure(&group.stored), figure(&group.subject)) {
+        (None, None) => "–".into(),
+        (stored, subject) => format!("{} | {}", or_dash(stored), or_dash(subject)),
+    }
+}
+
+fn groups(report: &Report) -> Markup {
+    let header = [
+        "cases",
+        "bit-exact",
+        "conforming",
+        "diverged",
+        "open keys/row",
+        "worst error/bound",
+        "widest bound",
+        "seconds",
+    ];
+    let total = report.total();
+    html! {
+        section #groups {
+            h2 { "Groups" }
+            p.aside { "Figures in pairs: stored expectation | subject." }
+            (scroll(&html! {
+                table.numbers.wide {
+                    thead {
+                        tr { th scope="col" { "group" } @for name in header { th scope="col" { (name) } } }
+                    }
+                    tbody { @for group in &report.groups { (group_row(group)) } }
+                    tfoot { (group_row(&total)) }
+                }
+            }))
+        }
+    }
+}
+
+fn group_row(group: &Group) -> Markup {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    html! {
+        tr {
+            th.text scope="row" { (group.name) }
+            td { (group.cases) } td { (group.bit_exact) } td { (group.conforming) }
+            @if group.diverged > 0 { td.wrong { "✗ " (group.diverged) } } @else { td { "0" } }
+            td { (both(group, |sharpness| sharpness.open_per_row().map(|open| format!("{open:.3}")))) }
+            td { (both(group, |sharpness| sharpness.worst_output_error.map(percent))) }
+            td { (both(group, |sharpness| sharpness.widest_output_bound.map(|bound| format!("{bound:.0e}")))) }
+            td { (format!("{:.2}", group.seconds)) }
+        }
+    }
+}
+
+fn invariants(report: &Report) -> Markup {
+    html! {
+        section #invariants {
+            h2 { "Invariants on random cases" }
+            (scroll(&html! {
+                table.numbers.wide {
+                    thead {
+                        tr {
+                            th.text scope="col" { "invariant" } th.text scope="col" { "source" } th scope="col" { "held" }
+                            th scope="col" { "not applicable" } th scope="col" { "failed" }
+                        }
+                    }
+                    tbody {
+                        @for result in &report.invariants {
+                            tr {
+                                th.text scope="row" { (result.name) }
+                                td.text { (result.source) }
+                                td { (result.held) } td { (result.not_applicable) }
+                                @if result.failed { td.wrong { "✗ yes" } } @else { td { "no" } }
+                            }
+                        }
+                    }
+                }
+            }))
+        }
+    }
+}
