@@ -104,7 +104,7 @@ pub const CATALOGUE: &[Fault] = &[
         "The channels of the first layer that the instance sees are used for every later layer.",
         |b| b.channels = Channels::FirstLayer,
     ),
-    fault("full-previous-not-seen", "§2.2", "An earlier mask that is full is scored all the same.", |b| {
+    fault("full-previous-not-seen", "D19", "An earlier mask that is full is scored all the same.", |b| {
         b.misses_full_previous = true;
     }),
     fault("dense-layers-ignored", "D5", "Layers that should stay dense are sparse.", |b| {
@@ -168,7 +168,7 @@ pub const CATALOGUE: &[Fault] = &[
             b.tiles_kv_heads = true;
         },
     ),
-    fault("short-rows-accepted", "§2.4", "Channel rows shorter than d / G give shorter labels.", |b| {
+    fault("short-rows-accepted", "D21", "Channel rows shorter than d / G give shorter labels.", |b| {
         b.accepts_short_rows = true;
     }),
     fault("next-layers-channels", "§2.4", "The channels of the next layer are used.", |b| {
@@ -290,7 +290,7 @@ pub const CATALOGUE: &[Fault] = &[
     conforming("ties-to-highest", "§2.9", "Ties go to the highest key index.", |b| b.highest_of_ties = true),
     fault(
         "full-mask-resets-weights",
-        "§2.10",
+        "D20",
         "A full mask has weight 1 everywhere, although an earlier masker gave other weights.",
         |b| b.full_mask_resets_weights = true,
     ),
@@ -305,18 +305,18 @@ pub const CATALOGUE: &[Fault] = &[
     }),
     fault(
         "weights-shifted",
-        "§2.11",
+        "D23",
         "10⁻⁶ is added to weights of the mask before dividing by them.",
         |b| {
             b.shifts_weights = true;
         },
     ),
-    fault("nan-in-empty-rows", "§2.11", "Rows that attend to nothing are NaN instead of zeros.", |b| {
+    fault("nan-in-empty-rows", "D18", "Rows that attend to nothing are NaN instead of zeros.", |b| {
         b.nan_in_empty_rows = true;
     }),
     fault(
         "checks-after-early-outs",
-        "§2, end",
+        "D22",
         "Inputs that must be refused are answered where an early out gives a full mask.",
         |b| b.checks = Checks::AfterEarlyOuts,
     ),

@@ -38,6 +38,9 @@ enum Kind {
 impl Choice {
     /// These arguments again, as a command line names the same subject.
     pub fn again(&self) -> String {
+        if let Some(command) = &self.command {
+            return format!("--command {}", quoted(command));
+        }
         if !self.fault.is_empty() {
             return format!("--fault {}", self.fault.join(","));
         }
@@ -86,6 +89,11 @@ fn torch(_device: &str) -> Result<Box<dyn Subject>, Failure> {
         .into())
 }
 
+/// A word for a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// Faults of the catalogue by name or row of SPEC §3, for `option`.
 pub fn faults(names: &[String], option: &str) -> Result<Vec<&'static Fault>, Failure> {
     let mut faults = Vec::new();
@@ -94,7 +102,7 @@ pub fn faults(names: &[String], option: &str) -> Result<Vec<&'static Fault>, Fai
         if found.is_empty() {
             let expected: Vec<_> = CATALOGUE.iter().map(|fault| fault.name).collect();
             let expected = expected.join(", ");
-            return Err(format!("{option}: found {name:?}, expected D1 to D17 or one of {expected}").into());
+            return Err(format!("{option}: found {name:?}, expected D1 to D23 or one of {expected}").into());
         }
         faults.extend(found);
     }

@@ -621,6 +621,9 @@ impl<'a> Run<'a> {
         let reproduced =
             self.seen.iter().filter(|seen| reproduces(behaviour, &seen.observation, self.model)).count();
         let explained = reproduced == self.seen.len();
+        if explained {
+            self.isolate();
+        }
         for index in 0..self.findings.len() {
             let faults = self.findings[index].faults.clone();
             let ambiguous = self.ambiguous(&faults, explained);
@@ -678,6 +681,31 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Where a finding shows a fault only together with others, another answer may show it alone.
+    fn isolate(&mut self) {
+        let alone =
+            |findings: &[CheckFinding], fault| findings.iter().any(|finding| finding.faults == [fault]);
+        for index in 0..self.findings.len() {
+            let faults = self.findings[index].faults.clone();
+            for fault in faults.iter().copied().filter(|_| faults.len() > 1) {
+                let shows = |seen: &&Seen| {
+                    !seen.conforms && reproduces(fault.behaviour(), &seen.observation, self.model)
+                };
+                if alone(&self.findings, fault) {
+                    continue;
+                }
+                if let Some(seen) = self.seen.iter().find(shows) {
+                    let finding = &mut self.findings[index];
+                    finding.faults = vec![fault];
+                    finding.observation = seen.observation.clone();
+                    finding.size = Size::of(&seen.observation.sequence);
+                    finding.shrunk = false;
+                    break;
+                }
+            }
+        }
+    }
+
     /// Findings that turned out to have the same cause are one: the smallest of them.
     fn merge_findings(&mut self) {
         let mut kept: Vec<CheckFinding> = Vec::new();
@@ -702,7 +730,7 @@ impl<'a> Run<'a> {
         let model = self.model;
         for index in 0..self.findings.len() {
             let finding = &self.findings[index];
-            if finding.diagnosis.is_empty() || finding.size.numbers() <= LARGE {
+            if finding.diagnosis.is_empty() || (finding.shrunk && finding.size.numbers() <= LARGE) {
                 continue;
             }
             let behaviour = Behaviour::with(finding.faults.iter().copied());

@@ -89,7 +89,12 @@ impl Search<'_> {
 
     /// Takes a candidate that fails and differs.
     fn accept(&mut self, candidate: Option<Sequence>) -> bool {
-        let Some(candidate) = candidate.filter(|candidate| *candidate != self.current) else {
+        self.take(candidate.filter(|candidate| *candidate != self.current))
+    }
+
+    /// Takes a candidate that fails. The caller knows that it is plainer, if only by the sign of a zero.
+    fn take(&mut self, candidate: Option<Sequence>) -> bool {
+        let Some(candidate) = candidate else {
             return false;
         };
         if self.exhausted() {
@@ -227,8 +232,10 @@ impl Search<'_> {
         for plainer in whole {
             let Some(values) = tensor.of(&self.current.calls[call]) else { return changed };
             let plain = values.mapv(|x| if rank(plainer(x)) < rank(x) { plainer(x) } else { x });
-            let candidate = tensor.with(&self.current, call, plain);
-            changed |= self.accept(candidate);
+            if total(&plain) < total(&values) {
+                let candidate = tensor.with(&self.current, call, plain);
+                changed |= self.take(candidate);
+            }
         }
         let Some(values) = tensor.of(&self.current.calls[call]) else { return changed };
         const LARGEST: usize = 512;
@@ -242,7 +249,7 @@ impl Search<'_> {
                 let Some(mut values) = tensor.of(&self.current.calls[call]) else { break };
                 values[index] = plain;
                 let candidate = tensor.with(&self.current, call, values);
-                if self.accept(candidate) {
+                if self.take(candidate) {
                     changed = true;
                     break;
                 }
@@ -268,6 +275,10 @@ fn rank(x: f32) -> u32 {
         _ if whole(8.0 * size) => 1500 + (16.0 * size) as u32 + negative,
         _ => 4000,
     }
+}
+
+fn total(values: &Array4<f32>) -> u64 {
+    values.iter().map(|&x| u64::from(rank(x))).sum()
 }
 
 /// Settings a person need not read: each of these is tried once a round.

@@ -246,7 +246,9 @@ pub fn judge(
             let mask = judge_mask(case, certificate, &answer.mask, model);
             let output =
                 answer.output.as_ref().map(|output| judge_output(&case.inputs, &answer.mask, output, model));
-            let labels = answer.labels.as_ref().and_then(|labels| judge_answered(case, labels, model.labels));
+            // Where an early out gives a full mask nothing is ranked.
+            let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
+            let labels = ranked.and_then(|labels| judge_answered(case, labels, model.labels));
             Verdict::Judged(Judgement { mask, output, labels })
         }
     }

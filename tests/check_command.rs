@@ -1,0 +1,121 @@
+//! `check`, `replay` and `faults` as a person runs them: exit codes, what is printed and written, and what bad input gets.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    let elsewhere = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_doublecheck"))
+        .args(arguments)
+        .current_dir(elsewhere.path())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn a_fault_is_found_explained_written_and_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, json) = (folder.path().join("out"), folder.path().join("report.json"));
+    let output = run(&[
+        "check",
+        "--fault",
+        "D4",
+        "--cases",
+        "100",
+        "--no-goldens",
+        "--no-times",
+        "--out",
+        out.to_str().unwrap(),
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    insta::assert_snapshot!(stdout(&output).replace(out.to_str().unwrap(), "OUT"));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["findings"][0]["diagnosis"][0], "first-layers-channels");
+    assert_eq!(report["findings"][0]["rows"][0], "D4");
+
+    let file = out.join("finding-1.safetensors");
+    let text = std::fs::read_to_string(out.join("finding-1.txt")).unwrap();
+    assert!(text.contains("D4") && text.contains("call 1: layer"), "{text}");
+    let file = file.to_str().unwrap();
+    let again = run(&["replay", file, "--fault", "D4"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stdout(&again).contains("DIVERGES"), "{}", stdout(&again));
+    let right = run(&["replay", file]);
+    assert_eq!(right.status.code(), Some(0));
+    assert!(!stdout(&right).contains("DIVERGES"));
+    // The counterexample is a case file like any other.
+    assert_eq!(run(&["verify", file, "--random-cases", "0"]).status.code(), Some(0));
+    assert_eq!(run(&["verify", file, "--random-cases", "0", "--fault", "D4"]).status.code(), Some(1));
+    assert!(stdout(&run(&["inspect", file])).contains("doublecheck"), "the source says who diverged");
+}
+
+#[test]
+fn what_is_declared_is_no_finding() {
+    let arguments = ["check", "--fault", "D4,D3", "--cases", "100", "--no-goldens", "--known"];
+    assert_eq!(run(&[&arguments[..], &["D3,D4"]].concat()).status.code(), Some(0));
+    let output = run(&[&arguments[..], &["D3"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("first-layers-channels, D4"), "{}", stdout(&output));
+}
+
+#[test]
+fn the_reference_conforms_also_on_goldens() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/small");
+    let output = run(&["check", "--cases", "100", "--goldens", golden.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("100 random sequences (seed 0) and 44 goldens"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_is_not_asked_is_said() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/hub");
+    let golden = golden.to_str().unwrap();
+    let output = run(&["check", "--profile", "author", "--cases", "20", "--goldens", golden]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    assert!(text.contains("not asked, as not offered: ") && text.contains("fractions (5 goldens)"), "{text}");
+}
+
+#[test]
+fn the_matrix_of_faults_ends_with_a_sentence() {
+    let output = run(&["faults", "--only", "D3,ties-to-highest", "--cases", "60"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("1 faults: 1 caught, 1 of them named; 1 of 1 that conform let pass"));
+    // Two cases are too few to catch D4.
+    assert_eq!(run(&["faults", "--only", "D4", "--cases", "2"]).status.code(), Some(1));
+}
+
+#[test]
+fn bad_input_exits_with_2_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let not_a_case = folder.path().join("not.safetensors");
+    std::fs::write(&not_a_case, b"no").unwrap();
+    let not_a_case = not_a_case.to_str().unwrap();
+    for (arguments, expected) in [
+        (&["check", "--known", "D99"][..], "found \"D99\", expected D1 to D23"),
+        (&["check", "--profile", "mine"], "found \"mine\", expected everything, author, hub"),
+        (&["check", "--fault", "no-such-fault"], "--fault: found \"no-such-fault\""),
+        (&["check", "--command", "exit 3"], "did not say hello"),
+        (&["check", "--command", "cat", "--timeout", "0"], "--timeout: found 0, expected seconds above 0"),
+        (&["check", "--command", "cat", "--subject", "reference"], "cannot be used with"),
+        (&["check", "--goldens", "no/such/folder"], "cannot access no/such/folder"),
+        (&["check", "--goldens", not_a_case], "not a case file"),
+        (&["replay", not_a_case], "not a case file"),
+        (&["replay", "nothing.safetensors"], "cannot access nothing.safetensors"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stdout(&output));
+        let said = stderr(&output) + &stdout(&output);
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}
