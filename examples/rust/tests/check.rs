@@ -24,7 +24,8 @@ impl Subject for Adapter {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let lacks = [Feature::Quantised, Feature::EarlierMaskers, Feature::DenseFallback, Feature::DenseLayers];
+        let lacks =
+            [Feature::Quantised, Feature::EarlierMaskers, Feature::DenseFallback, Feature::DenseLayers];
         Capabilities {
             dtypes: vec![Storage::F32],
             heads: vec![HeadMode::PerHead],
