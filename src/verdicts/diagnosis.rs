@@ -109,7 +109,7 @@ pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) 
     let fits = |seen: &&Seen| reproduces(behaviour, &seen.observation, model);
     // What diverges rules out more than what conforms.
     let (conforming, diverging): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|seen| seen.conforms);
-    diverging.iter().all(fits) && conforming.par_iter().all(|seen| fits(seen))
+    diverging.iter().all(fits) && conforming.par_iter().all(fits)
 }
 
 /// The faults of a set that one observation shows: the fewest that reproduce it, or the whole set.
