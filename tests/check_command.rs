@@ -95,6 +95,16 @@ fn the_matrix_of_faults_ends_with_a_sentence() {
     assert_eq!(run(&["faults", "--only", "D4", "--cases", "2"]).status.code(), Some(1));
 }
 
+/// Says hello and offers no head mode that the profile author has.
+const PER_HEAD_ONLY_SUMMED: &str = r#"python3 -c '
+import json, struct, sys
+hello = {"type": "hello", "protocol": 1, "heads": ["summed-scores"]}
+header = json.dumps({"__metadata__": {"doublecheck": json.dumps(hello)}}).encode()
+sys.stdout.buffer.write(struct.pack("<QQ", 8 + len(header), len(header)) + header)
+sys.stdout.flush()
+sys.stdin.buffer.read()
+'"#;
+
 #[test]
 fn bad_input_exits_with_2_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,6 +115,10 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         (&["check", "--known", "D99"][..], "found \"D99\", expected D1 to D23"),
         (&["check", "--profile", "mine"], "found \"mine\", expected everything, author, hub"),
         (&["check", "--fault", "no-such-fault"], "--fault: found \"no-such-fault\""),
+        (
+            &["check", "--command", PER_HEAD_ONLY_SUMMED, "--profile", "author"],
+            "found 0 that both the subject and",
+        ),
         (&["check", "--command", "exit 3"], "did not say hello"),
         (&["check", "--command", "cat", "--timeout", "0"], "--timeout: found 0, expected seconds above 0"),
         (&["check", "--command", "cat", "--subject", "reference"], "cannot be used with"),

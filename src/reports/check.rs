@@ -32,6 +32,9 @@ pub fn render(report: &Report, with_times: bool) -> String {
     for error in &report.bad_inputs {
         let _ = writeln!(text, "\nbad input: {error}");
     }
+    if let Some(why) = &report.stopped {
+        let _ = writeln!(text, "\nstopped early: {why}");
+    }
     text + &summary(report, with_times)
 }
 
@@ -116,6 +119,9 @@ fn summary(report: &Report, with_times: bool) -> String {
         let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);
         if report.explained {
             text += ", and the named faults reproduce every answer";
+            if report.not_kept > 0 {
+                let _ = write!(text, " but {} that were too large to keep", report.not_kept);
+            }
         }
     }
     if let Some(open) = report.sharpness.open_per_row() {

@@ -95,6 +95,10 @@ pub struct Report {
     pub explained: bool,
     /// Of all answers, how many the named faults reproduce.
     pub reproduced: usize,
+    /// Answers that were too many to keep for the diagnosis.
+    pub not_kept: usize,
+    /// Why the check ended early, where it did.
+    pub stopped: Option<String>,
     /// Files that could not be used.
     pub bad_inputs: Vec<String>,
     /// Wall-clock time of all of it.
@@ -294,7 +298,7 @@ pub fn check_with_progress(
     let plans = sequence_plans(&capabilities);
     let mut runner = test_runner(options.seed);
     let (mut asked, mut rejected) = (0, 0);
-    while asked < options.cases && rejected < 100 * options.cases.max(10) {
+    while asked < options.cases && rejected < 100 * options.cases.max(10) && run.stopped.is_none() {
         let Ok(tree) = plans.new_tree(&mut runner) else { break };
         let sequence = tree.current().sequence();
         let Some(sequence) = sequence.ok().filter(|sequence| capabilities.missing(sequence).is_empty())
@@ -307,8 +311,17 @@ pub fn check_with_progress(
         asked += 1;
     }
     run.asked_random = asked;
+    if asked < options.cases && run.stopped.is_none() {
+        run.bad_inputs.push(format!(
+            "random sequences: found {asked} that both the subject and the profile offer, expected {}",
+            options.cases
+        ));
+    }
     // Random sequences are small and quick to understand: they go first.
     for (index, golden) in goldens.iter().enumerate() {
+        if run.stopped.is_some() {
+            break;
+        }
         progress(asked + index, total + options.cases, run.findings.len());
         run.sequence(golden);
     }
@@ -382,6 +395,9 @@ struct Run<'a> {
     start: Instant,
     thinking: Duration,
     resolved: usize,
+    /// Time spent on sequences without a usable answer, and how many they were.
+    unusable: (Duration, usize),
+    stopped: Option<String>,
 }
 
 impl<'a> Run<'a> {
@@ -420,6 +436,8 @@ impl<'a> Run<'a> {
             start: Instant::now(),
             thinking: Duration::ZERO,
             resolved: 0,
+            unusable: (Duration::ZERO, 0),
+            stopped: None,
         }
     }
 
@@ -452,8 +470,12 @@ impl<'a> Run<'a> {
     fn sequence(&mut self, sequence: &Sequence) {
         self.asked += 1;
         self.calls += sequence.calls.len();
+        let asking = Instant::now();
         let observation = ask(self.subject, sequence);
         let verdicts = judge_observation(&observation, self.model);
+        if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
+            self.unusable(asking.elapsed());
+        }
         let Some((_, kind)) = failure(&verdicts) else {
             self.conforming += 1;
             for verdict in &verdicts {
@@ -494,6 +516,19 @@ impl<'a> Run<'a> {
             }
         }
         self.thinking += thinking.elapsed();
+    }
+
+    /// A subject that hangs again and again is not waited for until the end.
+    fn unusable(&mut self, time: Duration) {
+        const MOST_TIME: Duration = Duration::from_secs(120);
+        const FEWEST: usize = 4;
+        self.unusable.0 += time;
+        self.unusable.1 += 1;
+        if self.unusable.0 > MOST_TIME && self.unusable.1 >= FEWEST {
+            let (time, count) = self.unusable;
+            self.stopped =
+                Some(format!("{count} sequences without a usable answer took {:.0} s", time.as_secs_f64()));
+        }
     }
 
     /// Whether declared divergences reproduce the answers: all of them together, or one alone.
@@ -565,8 +600,12 @@ impl<'a> Run<'a> {
         let shrunk = self.shrink(observation.sequence, kind);
         let observation = ask(self.subject, &shrunk.sequence);
         let verdicts = judge_observation(&observation, self.model);
-        let (call, kind) = failure(&verdicts).unwrap_or((0, kind));
-        let explanations = verdicts[call].explanations();
+        let failed = failure(&verdicts);
+        let (call, kind) = failed.unwrap_or((0, kind));
+        let explanations = match failed {
+            Some(_) => verdicts[call].explanations(),
+            None => vec!["asked again, the subject answers otherwise, and conforms".into()],
+        };
         if !self.reproduced(&observation) {
             self.extend(&observation);
         }
@@ -659,6 +698,8 @@ impl<'a> Run<'a> {
             findings: self.findings,
             explained,
             reproduced,
+            not_kept: self.dropped,
+            stopped: self.stopped,
             bad_inputs: self.bad_inputs,
             seconds,
             sequences_per_second: self.asked as f64 / asking.max(1e-9),
