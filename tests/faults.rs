@@ -2,6 +2,7 @@
 //! shrink to a few numbers; what conforms must conform. `doublecheck faults` prints the matrix.
 
 use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
+use doublecheck::cases::{Answer, Call, Instance, NoAnswer};
 use doublecheck::runner::check::judge_observation;
 use doublecheck::runner::faults::fault_result;
 use doublecheck::subjects::{Faulty, Reference};
@@ -157,4 +158,131 @@ fn a_diagnosis_reproduces_the_counterexample_and_the_spec_does_not() {
             assert!(!diagnosis::explains(&[], &seen, model));
         }
     }
+}
+
+/// The reference, but for one thing.
+struct Twisted<F> {
+    reference: Reference,
+    refused: Option<NoAnswer>,
+    twist: F,
+}
+
+impl<F: FnMut(&mut Option<NoAnswer>, Result<Answer, NoAnswer>) -> Result<Answer, NoAnswer>> Subject
+    for Twisted<F>
+{
+    fn name(&self) -> String {
+        "twisted".into()
+    }
+
+    fn rounding_model(&self) -> doublecheck::cases::RoundingModel {
+        self.reference.rounding_model()
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.refused = None;
+        self.reference.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let answer = self.reference.call(call);
+        (self.twist)(&mut self.refused, answer)
+    }
+}
+
+fn twisted<F>(twist: F) -> Twisted<F> {
+    Twisted { reference: Reference::default(), refused: None, twist }
+}
+
+#[test]
+fn an_instance_that_stays_refused_is_found() {
+    // A refusal of one call must not refuse the calls after it.
+    let mut subject = twisted(|refused: &mut Option<NoAnswer>, answer: Result<Answer, NoAnswer>| {
+        match (&*refused, answer) {
+            (Some(refused), _) => Err(refused.clone()),
+            (None, Err(error)) => {
+                *refused = Some(error.clone());
+                Err(error)
+            }
+            (None, answer) => answer,
+        }
+    });
+    let report = check(&mut subject, &Options { cases: 1000, ..Options::default() });
+    assert!(!report.conforms(), "{report:#?}");
+}
+
+#[test]
+fn a_crash_is_not_named_as_an_answer() {
+    let mut subject = twisted(|_: &mut Option<NoAnswer>, answer: Result<Answer, NoAnswer>| match answer {
+        Err(NoAnswer::Refused(doublecheck::algorithm::Error::LabelRange(_))) => {
+            Err(NoAnswer::Failed("SIGFPE".into()))
+        }
+        answer => answer,
+    });
+    let report = check(&mut subject, &options());
+    assert!(!report.conforms());
+    assert!(report.findings.iter().all(|finding| finding.diagnosis.is_empty()), "{report:#?}");
+    let known = vec![fault("label-range-accepted")];
+    assert!(!check(&mut subject, &Options { known, ..options() }).conforms());
+}
+
+#[test]
+fn breaking_on_rows_before_an_early_out_is_d6_alone() {
+    struct Breaks(Reference, Option<Instance>);
+    impl Subject for Breaks {
+        fn name(&self) -> String {
+            "breaks".into()
+        }
+        fn rounding_model(&self) -> doublecheck::cases::RoundingModel {
+            self.0.rounding_model()
+        }
+        fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+            self.1 = Some(instance.clone());
+            self.0.configure(instance)
+        }
+        fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+            let instance = self.1.as_ref().unwrap();
+            let dense = instance.dense_layers.contains(&call.layer);
+            let rows = instance.channels(call.layer).map(|order| order.rows().len());
+            if !dense && rows.is_ok_and(|rows| rows != call.inputs.dims().heads) {
+                return Err(NoAnswer::Failed("broke".into()));
+            }
+            self.0.call(call)
+        }
+    }
+    let report = check(&mut Breaks(Reference::default(), None), &options());
+    let named: Vec<_> = report.findings.iter().flat_map(|finding| finding.diagnosis.clone()).collect();
+    assert_eq!(named, ["rows-per-head-only"], "{report:#?}");
+}
+
+#[test]
+fn a_declared_fault_that_is_not_there_does_not_hide_the_cause() {
+    let known = vec![fault("dense-when-short")];
+    let report = check(&mut Faulty::new(&[fault("first-layers-channels")]), &Options { known, ..options() });
+    let named: Vec<_> = report.findings.iter().flat_map(|finding| finding.diagnosis.clone()).collect();
+    assert_eq!(named, ["first-layers-channels"], "{report:#?}");
+}
+
+#[test]
+fn both_sides_of_a_row_may_be_declared() {
+    for side in ["heads-summed", "heads-alone"] {
+        let known = [Fault::find_all("D1"), Fault::find_all("D3")].concat();
+        let mut subject = Faulty::new(&[fault(side), fault("dense-when-short")]);
+        let report = check(&mut subject, &Options { known, ..options() });
+        assert!(report.conforms(), "{side}: {report:#?}");
+    }
+}
+
+#[test]
+fn an_empty_check_does_not_conform() {
+    let report = check(&mut Reference::default(), &Options { cases: 0, ..Options::default() });
+    assert_eq!(report.exit_code(), 2);
+}
+
+#[test]
+fn what_was_not_judged_is_counted() {
+    let mut subject = twisted(|_: &mut Option<NoAnswer>, answer: Result<Answer, NoAnswer>| {
+        answer.map(|answer| Answer { output: None, ..answer })
+    });
+    let report = check(&mut subject, &options());
+    assert!(report.answered > 300 && report.outputs == 0 && report.labels == 0, "{report:#?}");
 }

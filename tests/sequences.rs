@@ -175,3 +175,17 @@ fn a_damaged_sequence_file_never_panics() {
         let _ = Reader::default().parse(&bytes[..index], "cut");
     }
 }
+
+#[test]
+fn a_file_whose_calls_do_not_fit_together_is_refused() {
+    let all = sequences(&Capabilities::default(), 200);
+    let of = |heads: usize| {
+        let fits = |sequence: &&Sequence| sequence.calls[0].inputs.dims().heads == heads;
+        all.iter().find(fits).unwrap().clone()
+    };
+    let (mut sequence, other) = (of(2), of(1));
+    sequence.calls.push(other.calls[0].clone());
+    let bytes = file::sequence_to_bytes(&sequence, "");
+    let error = Reader::default().parse(&bytes, "uneven").unwrap_err().to_string();
+    assert!(error.contains("as in call_0"), "{error}");
+}

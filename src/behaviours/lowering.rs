@@ -24,8 +24,10 @@ use crate::cases::{Call, Instance, Sequence};
 pub enum Outcome {
     /// It is refused, for any of these.
     Refused(Vec<Error>),
-    /// It breaks.
+    /// It breaks: an error, or worse.
     Broken,
+    /// It breaks or is answered, as it checks before or after an early out.
+    BrokenOr(Box<Lowering>),
     /// Nothing can be said of the answer.
     Anything,
     /// It is answered.
@@ -79,10 +81,23 @@ pub struct HeadLabels {
 
 /// What a behaviour makes of call `index` of a sequence, given the calls before it.
 pub fn lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Outcome {
-    match try_lower(behaviour, sequence, index) {
-        Ok(outcome) => outcome,
-        Err(error) => Outcome::Refused(vec![error]),
+    let outcome = try_lower(behaviour, sequence, index).unwrap_or_else(|error| Outcome::Refused(vec![error]));
+    if !(behaviour.only_rows_per_head && breaks_on_rows(behaviour, sequence, index)) {
+        return outcome;
     }
+    // It may check its rows before or after an early out; any other check comes too late or is an error as well.
+    match outcome {
+        Outcome::Answered(lowering) if lowering.ranked.is_none() => Outcome::BrokenOr(lowering),
+        _ => Outcome::Broken,
+    }
+}
+
+/// Whether a call that is not dense has rows that are not one per query head (D6).
+fn breaks_on_rows(behaviour: Behaviour, sequence: &Sequence, index: usize) -> bool {
+    let (instance, call) = (&sequence.instance, &sequence.calls[index]);
+    let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
+    let rows = channels_of(behaviour, sequence, index).map(|order| order.rows().len());
+    !dense && rows.is_ok_and(|rows| rows != call.inputs.dims().heads)
 }
 
 fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<Outcome, Error> {
@@ -100,9 +115,7 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
     if dense || (full && behaviour.checks == Checks::AfterEarlyOuts) {
         return Ok(Outcome::Answered(lowering.into()));
     }
-    let Some(channels) = channels_of(behaviour, sequence, index)? else {
-        return Ok(Outcome::Broken);
-    };
+    let channels = channels_of(behaviour, sequence, index)?;
     let divided = instance.selection.group_factor.label_channels(dims.head_dim);
     let label_channels = if behaviour.floors_label_channels {
         dims.head_dim / instance.selection.group_factor.get()
@@ -116,9 +129,6 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
         if behaviour.accepts_short_rows { label_channels.min(channels.width()) } else { label_channels };
     if label_channels == 0 {
         return Ok(if full { Outcome::Answered(lowering.into()) } else { Outcome::Anything });
-    }
-    if behaviour.only_rows_per_head && channels.rows().len() != dims.heads && !full {
-        return Ok(Outcome::Broken);
     }
     let heads = heads(behaviour, instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
@@ -186,12 +196,8 @@ fn count(behaviour: Behaviour, heavy_size: HeavySize, keys: usize) -> usize {
     }
 }
 
-/// The rows of a call; `None` where the behaviour breaks.
-fn channels_of(
-    behaviour: Behaviour,
-    sequence: &Sequence,
-    index: usize,
-) -> Result<Option<ChannelOrder>, Error> {
+/// The rows of a call.
+fn channels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<ChannelOrder, Error> {
     let (instance, call) = (&sequence.instance, &sequence.calls[index]);
     let file = &instance.channel_file;
     let kind = instance.channel_selection;
@@ -219,7 +225,7 @@ fn channels_of(
             other.map_or(Ok(own), |other| file.order(other, call.layer))?
         }
     };
-    reordered(behaviour.order, order, call.inputs.dims().head_dim).map(Some)
+    reordered(behaviour.order, order, call.inputs.dims().head_dim)
 }
 
 fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<ChannelOrder, Error> {
@@ -265,7 +271,7 @@ fn cached_labels(
                 if (dims.batch, dims.heads) != (call.inputs.dims().batch, call.inputs.dims().heads) {
                     continue;
                 }
-                let Ok(Some(channels)) = channels_of(behaviour, sequence, earlier) else { continue };
+                let Ok(channels) = channels_of(behaviour, sequence, earlier) else { continue };
                 let bits = instance.selection.label_bits;
                 let Ok(cached) = self::labels(behaviour, bits, other, &channels, label_channels) else {
                     continue;

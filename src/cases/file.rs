@@ -273,9 +273,27 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
         Ok(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
     };
     let calls = calls.into_iter().enumerate().map(call).collect::<Result<Vec<_>>>()?;
+    check_calls_alike(&calls)?;
     let instance = Instance::from_settings(instance, ChannelFile::from_json(text)?);
     let source = file.metadata.get("source").cloned().unwrap_or_default();
     Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
+}
+
+/// Calls of one instance differ in their queries, keys and layers only.
+fn check_calls_alike(calls: &[Call]) -> Result<()> {
+    let sizes = |call: &Call| {
+        let dims = call.inputs.dims();
+        [dims.batch, dims.heads, dims.kv_heads, dims.head_dim, dims.value_dim]
+    };
+    let first = sizes(&calls[0]);
+    match calls.iter().position(|call| sizes(call) != first) {
+        None => Ok(()),
+        Some(index) => {
+            let field = format!("call_{index}");
+            let found = format!("[b, h, hk, d, dv] {:?}", sizes(&calls[index]));
+            Err(Error::Tensor(Detail::new(field, found, format!("{first:?}, as in call_0"))))
+        }
+    }
 }
 
 /// The bytes of a sequence's file. The same sequence gives the same bytes.

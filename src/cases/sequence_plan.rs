@@ -31,7 +31,7 @@ pub enum Pattern {
     Restart,
 }
 
-/// What makes the last call one that must be refused.
+/// What makes calls ones that must be refused: all of them, or one that asks for a missing layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flaw {
     /// G does not divide d.
@@ -178,10 +178,12 @@ impl SequencePlan {
     pub fn sequence(&self) -> Result<Sequence, Error> {
         let instance = self.instance()?;
         let mut calls = self.calls()?;
+        // Before calls that must be answered, too: a refusal is of one call.
+        let flawed = if self.plan.seed.is_multiple_of(3) { calls.last_mut() } else { calls.first_mut() };
         if self.flaw == Some(Flaw::MissingLayer)
-            && let Some(last) = calls.last_mut()
+            && let Some(call) = flawed
         {
-            last.layer = self.layers.iter().max().map_or(1, |layer| layer + 1);
+            call.layer = self.layers.iter().max().map_or(1, |layer| layer + 1);
         }
         Ok(Sequence { name: format!("random sequence of seed {}", self.plan.seed), instance, calls })
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::subjects::{Faulty, Process, Reference, Subject};
+use doublecheck::verdicts::diagnosis::independent;
 
 use super::Failure;
 
@@ -60,7 +61,15 @@ impl Choice {
             return Ok(Box::new(Process::start(command, timeout)?));
         }
         if !self.fault.is_empty() {
-            return Ok(Box::new(Faulty::new(&faults(&self.fault, "--fault")?)));
+            let faults = faults(&self.fault, "--fault")?;
+            if !independent(&faults) {
+                let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
+                let found = names.join(", ");
+                return Err(
+                    format!("--fault: found {found}, expected faults that do not undo each other").into()
+                );
+            }
+            return Ok(Box::new(Faulty::new(&faults)));
         }
         match self.subject {
             Kind::Reference if self.device != "cpu" => {

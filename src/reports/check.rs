@@ -15,6 +15,11 @@ pub fn render(report: &Report, with_times: bool) -> String {
         "asked: {} random sequences (seed {}) and {} goldens, {} calls",
         report.sequences, report.seed, report.goldens, report.calls
     );
+    let _ = writeln!(
+        text,
+        "answered: {} masks, {} of them with output, {} with labels",
+        report.answered, report.outputs, report.labels
+    );
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
             0 => name.clone(),

@@ -14,7 +14,7 @@ use super::shrink::{Limits, Shrunk, shrink};
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::bundled::Found;
 use crate::cases::sequence_plan::sequence_plans;
-use crate::cases::{Capabilities, CaseFile, NoAnswer, Reader, RoundingModel, Sequence};
+use crate::cases::{Capabilities, CaseFile, Reader, RoundingModel, Sequence};
 use crate::reports::Sharpness;
 use crate::subjects::Subject;
 use crate::verdicts::Verdict;
@@ -75,6 +75,12 @@ pub struct Report {
     pub goldens: usize,
     /// Calls in all of them.
     pub calls: usize,
+    /// Calls that were answered with a mask.
+    pub answered: usize,
+    /// Answers that hold an output, which was judged.
+    pub outputs: usize,
+    /// Answers that hold labels, which were judged where keys are ranked.
+    pub labels: usize,
     /// Parts of the contract that were left out, and goldens not asked for it.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -143,6 +149,20 @@ pub struct CheckFinding {
     pub call: usize,
     #[serde(skip)]
     faults: Faults,
+}
+
+impl CheckFinding {
+    /// Shows another observation that fails.
+    fn show(&mut self, observation: Observation, model: RoundingModel) {
+        let verdicts = judge_observation(&observation, model);
+        if let Some((call, kind)) = failure(&verdicts) {
+            self.call = call;
+            self.kind = kind;
+            self.explanations = verdicts[call].explanations();
+        }
+        self.size = Size::of(&observation.sequence);
+        self.observation = observation;
+    }
 }
 
 /// Sizes of a sequence: the largest of its calls.
@@ -214,10 +234,10 @@ impl std::fmt::Display for Size {
 }
 
 impl Report {
-    /// 0 where everything conforms or diverges as declared, 1 where something else diverged, 2 where some input could not be
+    /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2 where some input could not be
     /// used.
     pub fn exit_code(&self) -> u8 {
-        match (self.bad_inputs.is_empty(), self.findings.is_empty()) {
+        match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none()) {
             (false, _) => 2,
             (true, false) => 1,
             (true, true) => 0,
@@ -232,12 +252,14 @@ impl Report {
 
 /// Asks every call of a sequence of one fresh instance.
 pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
-    let answers = match subject.configure(&sequence.instance) {
+    let configured = subject.configure(&sequence.instance);
+    let instance_refused = configured.is_err();
+    let answers = match configured {
         Ok(()) => sequence.calls.iter().map(|call| subject.call(call)).collect(),
         // An instance that is refused refuses each of its calls.
         Err(no_answer) => vec![Err(no_answer); sequence.calls.len()],
     };
-    Observation { sequence: sequence.clone(), answers }
+    Observation { sequence: sequence.clone(), answers, instance_refused }
 }
 
 /// The verdict on each answer. A refusal of the instance is right for all calls if it is right for one.
@@ -245,12 +267,8 @@ pub fn judge_observation(observation: &Observation, model: RoundingModel) -> Vec
     let instance = &observation.sequence.instance;
     let calls = observation.sequence.calls.iter().zip(&observation.answers);
     let verdicts: Vec<_> = calls.map(|(call, answer)| judge_call(instance, call, answer, model)).collect();
-    let refused_alike = observation.answers.iter().all(|answer| {
-        matches!(answer, Err(NoAnswer::Refused(_) | NoAnswer::Declined(_)))
-            && *answer == observation.answers[0]
-    });
     let one_rightly = verdicts.iter().any(|verdict| matches!(verdict, Verdict::RefusedRightly));
-    if refused_alike && one_rightly {
+    if observation.instance_refused && one_rightly {
         return vec![Verdict::RefusedRightly; verdicts.len()];
     }
     verdicts
@@ -324,8 +342,11 @@ pub fn check_with_progress(
         }
         progress(asked + index, total + options.cases, run.findings.len());
         run.sequence(golden);
+        run.asked_goldens += 1;
     }
-    run.asked_goldens = total;
+    if options.cases == 0 && total == 0 {
+        run.bad_inputs.push("cases: found 0, and no golden that applies, expected something to ask".into());
+    }
     run.finish(options)
 }
 
@@ -366,13 +387,15 @@ fn test_runner(seed: u64) -> TestRunner {
 }
 
 /// Observations kept for diagnosis, at most.
-const MOST_KEPT: usize = 64 << 20;
+const MOST_KEPT: usize = 512 << 20;
 
 struct Run<'a> {
     subject: &'a mut dyn Subject,
     model: RoundingModel,
     capabilities: Capabilities,
     known: Faults,
+    /// Declared divergences that no conforming answer contradicts.
+    shown: Faults,
     /// Faults named so far: they reproduce everything seen that they can.
     named: Faults,
     seen: Vec<Seen>,
@@ -387,6 +410,8 @@ struct Run<'a> {
     asked_goldens: usize,
     asked_random: usize,
     calls: usize,
+    /// Answers with a mask, with an output, with labels.
+    answered: [usize; 3],
     conforming: usize,
     refused: usize,
     known_sequences: usize,
@@ -415,6 +440,7 @@ impl<'a> Run<'a> {
             subject,
             capabilities,
             known: options.known.clone(),
+            shown: options.known.clone(),
             named: Vec::new(),
             seen: Vec::new(),
             seen_bytes: 0,
@@ -428,6 +454,7 @@ impl<'a> Run<'a> {
             asked_goldens: 0,
             asked_random: 0,
             calls: 0,
+            answered: [0; 3],
             conforming: 0,
             refused: 0,
             known_sequences: 0,
@@ -473,6 +500,11 @@ impl<'a> Run<'a> {
         let asking = Instant::now();
         let observation = ask(self.subject, sequence);
         let verdicts = judge_observation(&observation, self.model);
+        for answer in observation.answers.iter().flatten() {
+            self.answered[0] += 1;
+            self.answered[1] += usize::from(answer.output.is_some());
+            self.answered[2] += usize::from(answer.labels.is_some());
+        }
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.unusable(asking.elapsed());
         }
@@ -482,6 +514,7 @@ impl<'a> Run<'a> {
                 self.refused += usize::from(matches!(verdict, Verdict::RefusedRightly));
                 self.sharpness.add(&Sharpness::of(verdict));
             }
+            self.doubt_declared(&observation);
             self.keep(observation, true);
             return;
         };
@@ -533,15 +566,21 @@ impl<'a> Run<'a> {
 
     /// Whether declared divergences reproduce the answers: all of them together, or one alone.
     fn declared(&self, observation: &Observation) -> bool {
-        let all = Behaviour::with(self.known.iter().copied());
+        let together = diagnosis::independent_sets(&self.known).into_iter().map(Behaviour::with);
+        let alone = self.known.iter().map(|fault| fault.behaviour());
         !self.known.is_empty()
-            && (reproduces(all, observation, self.model)
-                || self.known.iter().any(|fault| reproduces(fault.behaviour(), observation, self.model)))
+            && together.chain(alone).any(|behaviour| reproduces(behaviour, observation, self.model))
+    }
+
+    /// Declared divergences that an answer contradicts explain nothing.
+    fn doubt_declared(&mut self, observation: &Observation) {
+        let model = self.model;
+        self.shown.retain(|fault| reproduces(fault.behaviour(), observation, model));
     }
 
     /// Declared and named faults together.
     fn suspected(&self) -> Faults {
-        self.known.iter().chain(&self.named).copied().collect()
+        self.shown.iter().chain(&self.named).copied().collect()
     }
 
     fn reproduced(&self, observation: &Observation) -> bool {
@@ -583,7 +622,7 @@ impl<'a> Run<'a> {
     /// Adds faults that explain an answer to the named ones.
     fn extend(&mut self, target: &Observation) {
         if let Some(faults) = diagnosis::extend(&self.suspected(), target, &self.seen, self.model) {
-            self.named = faults.into_iter().filter(|fault| !self.known.contains(fault)).collect();
+            self.named = faults.into_iter().filter(|fault| !self.shown.contains(fault)).collect();
         }
     }
 
@@ -606,10 +645,11 @@ impl<'a> Run<'a> {
             Some(_) => verdicts[call].explanations(),
             None => vec!["asked again, the subject answers otherwise, and conforms".into()],
         };
-        if !self.reproduced(&observation) {
+        // What conforms when asked again needs no explanation by a fault.
+        if failed.is_some() && !self.reproduced(&observation) {
             self.extend(&observation);
         }
-        let faults = self.faults_of(&observation);
+        let faults = if failed.is_some() { self.faults_of(&observation) } else { Vec::new() };
         self.findings.push(CheckFinding {
             kind,
             first_seen,
@@ -628,12 +668,13 @@ impl<'a> Run<'a> {
             call,
             faults,
         });
-        self.seen.push(Seen { observation, conforms: false });
+        self.seen.push(Seen { observation, conforms: failed.is_none() });
     }
 
     fn shrink(&mut self, sequence: Sequence, kind: &'static str) -> Shrunk {
         let (model, capabilities) = (self.model, self.capabilities.clone());
-        let (known, named) = (self.known.clone(), self.suspected());
+        let declared = diagnosis::independent_sets(&self.known);
+        let named = self.suspected();
         let has_named = !self.named.is_empty();
         let subject = &mut *self.subject;
         let mut fails = |candidate: &Sequence| {
@@ -646,7 +687,7 @@ impl<'a> Run<'a> {
                 !faults.is_empty() && reproduces(Behaviour::with(faults.iter().copied()), &observation, model)
             };
             verdicts.iter().any(|verdict| self::kind(verdict) == Some(kind))
-                && !explained(&known)
+                && !declared.iter().any(|faults| explained(faults))
                 && !(has_named && explained(&named))
         };
         shrink(sequence, self.shrinking, &mut fails)
@@ -688,6 +729,9 @@ impl<'a> Run<'a> {
             sequences: self.asked_random,
             goldens: self.asked_goldens,
             calls: self.calls,
+            answered: self.answered[0],
+            outputs: self.answered[1],
+            labels: self.answered[2],
             left_out: self.left_out,
             conforming: self.conforming,
             refused: self.refused,
@@ -738,8 +782,7 @@ impl<'a> Run<'a> {
                 if let Some(seen) = self.seen.iter().find(shows) {
                     let finding = &mut self.findings[index];
                     finding.faults = vec![fault];
-                    finding.observation = seen.observation.clone();
-                    finding.size = Size::of(&seen.observation.sequence);
+                    finding.show(seen.observation.clone(), self.model);
                     finding.shrunk = false;
                     break;
                 }
@@ -777,25 +820,25 @@ impl<'a> Run<'a> {
             let behaviour = Behaviour::with(finding.faults.iter().copied());
             let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
             let mut fails = |candidate: &Sequence| {
+                if !capabilities.missing(candidate).is_empty() {
+                    return false;
+                }
                 let observation = ask(subject, candidate);
-                capabilities.missing(candidate).is_empty()
-                    && judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
+                judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
                     && reproduces(behaviour, &observation, model)
             };
             let start = finding.observation.sequence.clone();
             let shrunk = shrink(start, self.shrinking, &mut fails);
             let observation = ask(self.subject, &shrunk.sequence);
             let verdicts = judge_observation(&observation, model);
-            let Some((call, kind)) = failure(&verdicts) else { continue };
+            if failure(&verdicts).is_none() {
+                continue;
+            }
             let finding = &mut self.findings[index];
-            finding.call = call;
-            finding.kind = kind;
-            finding.explanations = verdicts[call].explanations();
-            finding.size = Size::of(&shrunk.sequence);
+            finding.show(observation, model);
             finding.tries += shrunk.tries;
             finding.shrinking_seconds += shrunk.seconds;
             finding.shrunk = shrunk.finished;
-            finding.observation = observation;
         }
     }
 

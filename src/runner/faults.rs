@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::check::{Options, Size, check};
+use super::check::{Options, Report, Size, check};
 use crate::behaviours::{CATALOGUE, Fault};
 use crate::subjects::Faulty;
 
@@ -28,7 +28,7 @@ pub struct FaultResult {
     pub size: Option<Size>,
     /// How long that took.
     pub shrinking_seconds: f64,
-    /// What it was named; empty for unknown.
+    /// What all findings together were named; empty where one is unknown.
     pub diagnosis: Vec<&'static str>,
     /// Wall-clock time of everything.
     pub seconds: f64,
@@ -55,6 +55,17 @@ pub fn faults(options: &Options, progress: &mut dyn FnMut(&'static str)) -> Vec<
         .collect()
 }
 
+/// The names in all findings, each once; none where a finding has none.
+fn named(report: &Report) -> Vec<&'static str> {
+    if report.findings.iter().any(|finding| finding.diagnosis.is_empty()) {
+        return Vec::new();
+    }
+    let mut names: Vec<_> = report.findings.iter().flat_map(|finding| finding.diagnosis.clone()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// Checks one fault.
 pub fn fault_result(fault: &Fault, options: &Options) -> FaultResult {
     let start = Instant::now();
@@ -69,7 +80,7 @@ pub fn fault_result(fault: &Fault, options: &Options) -> FaultResult {
         sequences: report.diverged,
         size: first.map(|finding| finding.size),
         shrinking_seconds: first.map_or(0.0, |finding| finding.shrinking_seconds),
-        diagnosis: first.map(|finding| finding.diagnosis.clone()).unwrap_or_default(),
+        diagnosis: named(&report),
         seconds: start.elapsed().as_secs_f64(),
     }
 }

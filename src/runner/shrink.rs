@@ -118,7 +118,7 @@ impl Search<'_> {
         let mut run = count(&self.current) / 2;
         while run > 0 {
             let mut start = 0;
-            while start < count(&self.current) && count(&self.current) > 1 {
+            while start < count(&self.current) && count(&self.current) > 1 && !self.exhausted() {
                 let end = (start + run).min(count(&self.current));
                 let candidate = without(&self.current, start, end);
                 if self.accept(candidate) {
@@ -135,6 +135,9 @@ impl Search<'_> {
     fn plainer_settings(&mut self) -> bool {
         let mut changed = false;
         for plainer in PLAINER {
+            if self.exhausted() {
+                return changed;
+            }
             let candidate = plainer(&self.current);
             changed |= self.accept(candidate);
         }
@@ -194,6 +197,9 @@ impl Search<'_> {
         }
         candidates.extend((1..factor).map(|group_factor| ((0..d).collect(), group_factor)));
         for (mut kept, group_factor) in candidates {
+            if self.exhausted() {
+                return false;
+            }
             if kept.is_empty() {
                 continue;
             }
@@ -230,6 +236,9 @@ impl Search<'_> {
         let whole: [fn(f32) -> f32; 5] =
             [|_| 0.0, |_| 1.0, |x| x.round(), |x| (2.0 * x).round() / 2.0, |x| (4.0 * x).round() / 4.0];
         for plainer in whole {
+            if self.exhausted() {
+                return changed;
+            }
             let Some(values) = tensor.of(&self.current.calls[call]) else { return changed };
             let plain = values.mapv(|x| if rank(plainer(x)) < rank(x) { plainer(x) } else { x });
             if total(&plain) < total(&values) {

@@ -1,5 +1,5 @@
-//! Diagnosis by explanation. A fault of the catalogue is named only if the SPEC with it, and with the faults named already,
-//! reproduces *every* answer that the subject gave, while the SPEC itself does not; where no single fault does, pairs are
+//! Diagnosis by explanation of an answer that diverges. A fault of the catalogue is named only if the SPEC with it, and with
+//! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
 use rayon::prelude::*;
@@ -47,8 +47,31 @@ fn with(known: &[&'static Fault], more: &[&'static Fault]) -> Faults {
     known.iter().chain(more).copied().collect()
 }
 
+/// The largest sets of faults of which none undoes another, one for each choice between those that do: the two sides of D1.
+pub fn independent_sets(faults: &[&'static Fault]) -> Vec<Faults> {
+    let mut sets: Vec<Faults> = vec![Vec::new()];
+    for &fault in faults {
+        let mut more = Vec::new();
+        for set in &mut sets {
+            if independent(&with(set, &[fault])) {
+                set.push(fault);
+            } else {
+                let mut other: Faults = set.clone();
+                other.retain(|old| independent(&[old, fault]));
+                other.push(fault);
+                more.push(other);
+            }
+        }
+        sets.extend(more);
+        sets.truncate(MOST_SETS);
+    }
+    sets
+}
+
+const MOST_SETS: usize = 64;
+
 /// Whether no fault undoes another: the order in which they are applied does not matter.
-fn independent(faults: &[&'static Fault]) -> bool {
+pub fn independent(faults: &[&'static Fault]) -> bool {
     let behaviour = Behaviour::with(faults.iter().copied());
     Behaviour::with(faults.iter().rev().copied()) == behaviour
         && (0..faults.len()).all(|left_out| {

@@ -110,7 +110,7 @@ fn judge_row(
             verdict.widest_bound = verdict.widest_bound.max(expected.radius / largest);
         }
         // An infinity or NaN is right only where the model lets a logit overflow: the output is a mean of finite numbers.
-        let share = match (found.is_finite(), expected.radius.is_finite()) {
+        let share = match (found.is_finite(), expected.radius.is_finite() && !expected.may_be_plus_infinity) {
             (true, _) => share,
             (false, true) => f64::INFINITY,
             (false, false) => 0.0,
@@ -154,10 +154,12 @@ pub fn expected_row(
         .map(|key| logit(key).high())
         .fold(max, f64::max);
     let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
-    if attended.is_empty() && !nan {
-        return vec![Approximate::new(0.0, 0.0); values.ncols()];
+    // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
+    let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
+    if attended.is_empty() {
+        return vec![or_nan(Approximate::new(0.0, 0.0)); values.ncols()];
     }
-    if nan || over_all == f64::INFINITY {
+    if over_all == f64::INFINITY {
         return unbounded();
     }
     // Of keys that weigh anything; one that may be −∞ has no say in the maximum.
@@ -222,7 +224,7 @@ pub fn expected_row(
             }
             let rounded = sums * size + eta * plain + scale * (1.0 + value.abs());
             let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
-            Approximate::new(value, shift + rounded + last)
+            or_nan(Approximate::new(value, shift + rounded + last))
         })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! Whether a behaviour reproduces an answer: the question of diagnosis. It is asked as strictly as the SPEC's own verdict
-//! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open.
+//! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open. Labels that are
+//! shown are compared where the model says that they are exact.
 
 use super::certificate::{Candidacy, Class, ScoreBounds, certify_row};
 use super::labels::same_bits;
@@ -17,6 +18,8 @@ pub struct Observation {
     pub sequence: Sequence,
     /// The answers, in order.
     pub answers: Vec<Result<Answer, NoAnswer>>,
+    /// Whether the instance itself was refused, so that its calls were never asked.
+    pub instance_refused: bool,
 }
 
 /// Whether a behaviour reproduces every answer of an observation.
@@ -33,8 +36,11 @@ pub fn reproduces_call(
 ) -> bool {
     let answer = &observation.answers[index];
     match (lower(behaviour, &observation.sequence, index), answer) {
-        (Outcome::Anything, _) => true,
+        // Any answer, or a loud refusal; a crash or silence is something else.
+        (Outcome::Anything, answer) => !matches!(answer, Err(NoAnswer::Failed(_))),
         (Outcome::Broken, answer) => answer.is_err(),
+        (Outcome::BrokenOr(_), Err(_)) => true,
+        (Outcome::BrokenOr(lowering), Ok(answer)) => answered(&lowering, answer, model),
         (Outcome::Refused(_), Err(NoAnswer::Declined(_))) => true,
         (Outcome::Refused(errors), Err(NoAnswer::Refused(found))) => {
             errors.iter().any(|error| error.kind() == found.kind())
