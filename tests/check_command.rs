@@ -133,3 +133,30 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         assert!(said.contains(expected), "{arguments:?}: {said}");
     }
 }
+
+/// A terminal's Ctrl-C reaches the suite only: it must end the command, too.
+#[test]
+fn a_suite_that_is_interrupted_leaves_nothing_running() {
+    let mut suite = Command::new(env!("CARGO_BIN_EXE_doublecheck"))
+        .args(["check", "--command", "exec sleep 4242", "--no-goldens"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let running = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+            .any(|line| line == b"sleep\x004242\x00")
+    };
+    let wait = |wanted: bool| {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(25));
+            running() == wanted
+        })
+    };
+    assert!(wait(true), "the command did not start");
+    let pid = rustix::process::Pid::from_child(&suite);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(suite.wait().unwrap().code(), Some(130));
+    assert!(wait(false), "the command still runs");
+}

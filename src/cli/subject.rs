@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
+use doublecheck::reports::quoted;
+use doublecheck::subjects::process::end_all;
 use doublecheck::subjects::{Faulty, Process, Reference, Subject};
 use doublecheck::verdicts::diagnosis::independent;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::Failure;
 
@@ -58,6 +62,7 @@ impl Choice {
                 .ok()
                 .filter(|timeout| !timeout.is_zero())
                 .ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
+            end_with_this_process()?;
             return Ok(Box::new(Process::start(command, timeout)?));
         }
         if !self.fault.is_empty() {
@@ -98,9 +103,16 @@ fn torch(_device: &str) -> Result<Box<dyn Subject>, Failure> {
         .into())
 }
 
-/// A word for a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
+/// On Ctrl-C and the like, ends the command too.
+fn end_with_this_process() -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            end_all();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 /// Faults of the catalogue by name or row of SPEC §3, for `option`.

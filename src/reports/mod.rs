@@ -157,3 +157,10 @@ pub struct Finding {
     /// What is wrong, one line each.
     pub explanations: Vec<String>,
 }
+
+/// A word for a shell, in quotes where it needs them.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@".contains(c);
+    let is_plain = !word.is_empty() && word.chars().all(plain);
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}

@@ -363,9 +363,19 @@ pub fn check(subject: &mut dyn Subject, options: &Options) -> Report {
     check_with_progress(subject, options, &mut |_, _, _| {})
 }
 
-/// Writes each counterexample as a case file and as text, and notes the files in the report. Errors: those of writing.
+/// Writes each counterexample as a case file and as text, in place of those of an earlier run, and notes the files in the
+/// report. Errors: those of writing.
 pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let stem =
+            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("finding-"));
+        let ours = stem.is_some_and(|number| number.parse::<usize>().is_ok());
+        if ours && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt") {
+            std::fs::remove_file(path)?;
+        }
+    }
     let (subject, version) = (report.subject.clone(), report.version);
     for (index, finding) in report.findings.iter_mut().enumerate() {
         let path = folder.join(format!("finding-{}.safetensors", index + 1));

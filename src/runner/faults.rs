@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::check::{Options, Report, Size, check};
-use crate::behaviours::{CATALOGUE, Fault};
+use crate::behaviours::Fault;
 use crate::subjects::Faulty;
 
 /// How one fault fared.
@@ -42,17 +42,6 @@ impl FaultResult {
         }
         self.caught_by.is_some() && (self.diagnosis.is_empty() || self.diagnosis == [self.name])
     }
-}
-
-/// Checks every fault. `progress` is called with the name of each.
-pub fn faults(options: &Options, progress: &mut dyn FnMut(&'static str)) -> Vec<FaultResult> {
-    CATALOGUE
-        .iter()
-        .map(|fault| {
-            progress(fault.name);
-            fault_result(fault, options)
-        })
-        .collect()
 }
 
 /// The names in all findings, each once; none where a finding has none.

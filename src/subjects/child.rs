@@ -28,6 +28,18 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long a child that closed its output may take to end, and an ended child's last words to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// Process groups and markers of the children that run, for the case that the suite itself is told to end.
+static RUNNING: Mutex<Vec<(Pid, String)>> = Mutex::new(Vec::new());
+
+/// Ends all children and what they started, without reaping them: for a suite that is about to end.
+pub(super) fn end_all() {
+    let running = std::mem::take(&mut *RUNNING.lock().unwrap_or_else(PoisonError::into_inner));
+    for (pid, marker) in running {
+        let _ = kill_process_group(pid, Signal::KILL);
+        escaped::end(&marker);
+    }
+}
+
 /// A child process and its streams.
 pub(super) struct Child {
     /// `None` once it was reaped.
@@ -93,6 +105,7 @@ impl Child {
             .process_group(0)
             .spawn()?;
         let pid = Pid::from_child(&process);
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push((pid, marker.clone()));
         let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(io::Error::other("no pipes to the command"));
@@ -181,6 +194,7 @@ impl Child {
         let by_itself = has_ended(self.pid);
         self.questions = None;
         // Before it is reaped, so that its number cannot have become another's. Fails where nothing is left.
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pid, _)| *pid != self.pid);
         let _ = kill_process_group(self.pid, Signal::KILL);
         let status = reap(process);
         escaped::end(&self.marker);

@@ -46,6 +46,12 @@ pub enum ProcessError {
     },
 }
 
+/// Ends every command that runs as a subject and what it started. For a suite that was told to end: its commands run in
+/// groups of their own, which a terminal's signal does not reach.
+pub fn end_all() {
+    super::child::end_all();
+}
+
 /// A command that answers the process protocol.
 pub struct Process {
     command: String,

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::{Instance, RoundingModel};
+use crate::reports::quoted;
 use crate::runner::check::{CheckFinding, judge_observation};
 use crate::verdicts::Verdict;
 
@@ -150,10 +151,4 @@ fn replay(finding: &CheckFinding, subject: &str) -> Markup {
             p.aside { "FILE is written by " code { "--out DIR" } "; this check ran without it." }
         }
     }
-}
-
-/// A path as a shell reads it.
-fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@".contains(c);
-    if path.chars().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
