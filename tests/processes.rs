@@ -296,7 +296,12 @@ fn children_of_a_good_command_end_with_it() {
     let mut process = start(&run.once("quiet-children"));
     let case = small_case();
     assert_same(&process.answer(&case), &case);
-    assert!(run.running() >= 3);
+    // A process that is just becoming another one shows no environment for a moment.
+    let seen = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(25));
+        run.running() >= 3
+    });
+    assert!(seen, "found {} processes, expected the command and its two children", run.running());
     let start = Instant::now();
     drop(process);
     assert!(start.elapsed() < SLACK);

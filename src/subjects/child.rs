@@ -31,13 +31,15 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Process groups and markers of the children that run, for the case that the suite itself is told to end.
 static RUNNING: Mutex<Vec<(Pid, String)>> = Mutex::new(Vec::new());
 
-/// Ends all children and what they started, without reaping them: for a suite that is about to end.
+/// Ends all children and what they started, without reaping them: for a suite that is about to end. The list stays locked:
+/// nobody shall start another one, or report these ends as findings, in the moment that is left.
 pub(super) fn end_all() {
-    let running = std::mem::take(&mut *RUNNING.lock().unwrap_or_else(PoisonError::into_inner));
-    for (pid, marker) in running {
-        let _ = kill_process_group(pid, Signal::KILL);
-        escaped::end(&marker);
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    for (pid, marker) in running.iter() {
+        let _ = kill_process_group(*pid, Signal::KILL);
+        escaped::end(marker);
     }
+    std::mem::forget(running);
 }
 
 /// A child process and its streams.
@@ -95,6 +97,7 @@ impl Child {
     /// Starts `sh -c command`, whose first frame may have `limit` bytes. Errors: those of starting a process.
     pub(super) fn start(command: &str, limit: u64) -> io::Result<Self> {
         let marker = marker();
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut process = Command::new("sh")
             .arg("-c")
             .arg(command)
@@ -105,7 +108,8 @@ impl Child {
             .process_group(0)
             .spawn()?;
         let pid = Pid::from_child(&process);
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push((pid, marker.clone()));
+        running.push((pid, marker.clone()));
+        drop(running);
         let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(io::Error::other("no pipes to the command"));

@@ -47,7 +47,8 @@ pub enum ProcessError {
 }
 
 /// Ends every command that runs as a subject and what it started. For a suite that was told to end: its commands run in
-/// groups of their own, which a terminal's signal does not reach.
+/// groups of their own, which a terminal's signal does not reach. To be followed by the end of the process: from here on,
+/// commands neither start nor end.
 pub fn end_all() {
     super::child::end_all();
 }
