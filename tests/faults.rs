@@ -1,8 +1,10 @@
 //! The suite's own test: every deliberate fault of the catalogue must be caught, be named rightly or called unknown, and
 //! shrink to a few numbers; what conforms must conform. `doublecheck faults` prints the matrix.
 
+use std::collections::BTreeSet;
+
 use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
-use doublecheck::cases::{Answer, Call, Instance, NoAnswer};
+use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer};
 use doublecheck::runner::check::judge_observation;
 use doublecheck::runner::faults::fault_result;
 use doublecheck::subjects::{Faulty, Reference};
@@ -164,6 +166,7 @@ fn a_diagnosis_reproduces_the_counterexample_and_the_spec_does_not() {
 struct Twisted<F> {
     reference: Reference,
     refused: Option<NoAnswer>,
+    lacks: BTreeSet<Feature>,
     twist: F,
 }
 
@@ -178,6 +181,10 @@ impl<F: FnMut(&mut Option<NoAnswer>, Result<Answer, NoAnswer>) -> Result<Answer,
         self.reference.rounding_model()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { lacks: self.lacks.clone(), ..Capabilities::default() }
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.refused = None;
         self.reference.configure(instance)
@@ -190,7 +197,7 @@ impl<F: FnMut(&mut Option<NoAnswer>, Result<Answer, NoAnswer>) -> Result<Answer,
 }
 
 fn twisted<F>(twist: F) -> Twisted<F> {
-    Twisted { reference: Reference::default(), refused: None, twist }
+    Twisted { reference: Reference::default(), refused: None, lacks: BTreeSet::new(), twist }
 }
 
 #[test]
@@ -279,10 +286,14 @@ fn an_empty_check_does_not_conform() {
 }
 
 #[test]
-fn what_was_not_judged_is_counted() {
-    let mut subject = twisted(|_: &mut Option<NoAnswer>, answer: Result<Answer, NoAnswer>| {
+fn an_output_is_left_out_only_by_those_that_say_so() {
+    let twist = |_: &mut Option<NoAnswer>, answer: Result<Answer, NoAnswer>| {
         answer.map(|answer| Answer { output: None, ..answer })
-    });
+    };
+    let report = check(&mut twisted(twist), &options());
+    assert!(report.findings[0].explanations[0].contains("holds no output"), "{report:#?}");
+    let mut subject = Twisted { lacks: [Feature::Output].into(), ..twisted(twist) };
     let report = check(&mut subject, &options());
-    assert!(report.answered > 300 && report.outputs == 0 && report.labels == 0, "{report:#?}");
+    assert!(report.conforms() && report.answered > 300 && report.outputs == 0, "{report:#?}");
+    assert!(report.left_out.contains_key("output"));
 }

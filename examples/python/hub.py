@@ -1,14 +1,19 @@
 """Serves sparse-attention-hub's attention with its Double Sparsity masker to `doublecheck check`.
 
 It runs ResearchAttention out of a checkout of xAlg-ai/sparse-attention-hub: one attention, and so one masker, for all
-layers and calls of a `configure`, as a model has it. Any exception counts as a refusal: it is loud. It has no setting for the dense fallback and no head modes. Needs what golden/export.py needs for it.
+layers and calls of a `configure`, as a model has it. Any exception counts as a refusal: it is loud. It has no setting for
+the dense fallback and no head modes. Needs what golden/export.py needs for it.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
 import numpy
+
+# With AMX, a NaN in one row of a batched bf16 product makes the row before it NaN too (torch 2.11.0).
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -54,6 +54,8 @@ pub enum Feature {
     Sequences,
     /// Inputs that must be refused.
     Refusals,
+    /// The output of the attention: an implementation without it answers with masks only.
+    Output,
 }
 
 impl Feature {

@@ -55,7 +55,7 @@ pub struct SequencePlan {
     pub plan: Plan,
     /// Which calls are made.
     pub pattern: Pattern,
-    /// Layers of the channel file, at least one; calls visit them in this order.
+    /// Layers of the channel file, at least two; calls visit them in this order.
     pub layers: Vec<usize>,
     /// Kinds of rows that the file holds besides the selected one.
     pub other_kinds: Vec<ChannelKind>,
@@ -72,9 +72,9 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
     let capabilities = capabilities.clone();
     let patterns = prop_oneof![
         5 => Just(Pattern::Once),
-        2 => Just(Pattern::Layers),
+        3 => Just(Pattern::Layers),
         1 => Just(Pattern::Decode),
-        1 => Just(Pattern::LayersDecode),
+        2 => Just(Pattern::LayersDecode),
         1 => Just(Pattern::Restart),
     ];
     let flaws = vec![
@@ -87,7 +87,7 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
         Flaw::Unshared,
     ];
     let first = capabilities.first_layer;
-    let layers = subsequence(vec![0usize, 1, 2, 4, 5, 9], 1..=3).prop_shuffle();
+    let layers = subsequence(vec![0usize, 1, 2, 4, 5, 9], 2..=3).prop_shuffle();
     (
         plans(),
         patterns,
@@ -97,7 +97,15 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
         prop::option::weighted(0.12, 0..3usize),
         prop::option::weighted(0.06, select(flaws)),
     )
-        .prop_map(move |(plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw)| {
+        .prop_map(move |(mut plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw)| {
+            // Layers differ in which channels they choose, where they do not choose all.
+            if matches!(pattern, Pattern::Layers | Pattern::LayersDecode) {
+                plan.group_factor = plan.group_factor.max(2);
+            }
+            // Whether a faulty input is refused may depend on an early out.
+            if flaw.is_some() && plan.seed % 3 == 1 {
+                plan.previous = Previous::FullWeighted;
+            }
             let layers = layers.into_iter().map(|layer| layer + first).collect();
             let plan = SequencePlan { plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw };
             plan.restricted(&capabilities)
@@ -133,6 +141,7 @@ impl SequencePlan {
         plan.previous = match plan.previous {
             _ if lacks(Feature::Previous) => Previous::Absent,
             Previous::Weighted if lacks(Feature::Weights) => Previous::Some,
+            Previous::FullWeighted if lacks(Feature::Weights) => Previous::Full,
             previous => previous,
         };
         if lacks(Feature::EarlierMaskers) {

@@ -78,8 +78,10 @@ pub enum Previous {
     Weighted,
     /// All but about a fifth of the keys.
     Most,
-    /// All keys.
+    /// All keys, with weight 1.
     Full,
+    /// All keys, with weights below 1.
+    FullWeighted,
 }
 
 /// What a case looks like.
@@ -165,6 +167,7 @@ pub fn plans() -> impl Strategy<Value = Plan> {
             1 => Just(Previous::Weighted),
             1 => Just(Previous::Most),
             1 => Just(Previous::Full),
+            1 => Just(Previous::FullWeighted),
         ],
         prop::collection::vec(earlier_maskers(), 0..=2),
     );
@@ -313,6 +316,7 @@ impl Plan {
                 Previous::Weighted => 0.0,
                 Previous::Most => f32::from(u8::from(!chosen)),
                 Previous::Full => 1.0,
+                Previous::FullWeighted => ((word >> 32) % 3 + 1) as f32 / 4.0,
             }
         };
         if self.previous == Previous::Absent {

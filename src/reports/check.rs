@@ -122,6 +122,9 @@ fn summary(report: &Report, with_times: bool) -> String {
         let findings = report.findings.len();
         let plural = if findings == 1 { "finding" } else { "findings" };
         let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);
+        if report.not_looked_into > 0 {
+            let _ = write!(text, ", {} of them not looked into", report.not_looked_into);
+        }
         if report.explained {
             text += ", and the named faults reproduce every answer";
             if report.not_kept > 0 {

@@ -180,7 +180,7 @@ impl Search<'_> {
         false
     }
 
-    /// Smaller head dimensions: the leading channels of the first row, or all but one channel.
+    /// Smaller head dimensions: the leading channels of the first row, two channels of which one is a label, or all but one.
     fn fewer_channels(&mut self) -> bool {
         let d = self.current.calls[0].inputs.dims().head_dim;
         let factor = self.current.instance.selection.group_factor.get();
@@ -190,6 +190,10 @@ impl Search<'_> {
             for group_factor in 1..=factor {
                 candidates.push((leading[..size].to_vec(), group_factor));
             }
+        }
+        if d > 2 && factor > 1 {
+            let pairs = (0..d).flat_map(|a| (a + 1..d).map(move |b| (vec![a, b], 2)));
+            candidates.extend(pairs);
         }
         for dropped in 0..d {
             let kept: Vec<usize> = (0..d).filter(|&c| c != dropped).collect();

@@ -1,6 +1,8 @@
 //! Deliberately wrong subjects: the reference with a behaviour of the catalogue in place of the SPEC's. They show that the
 //! suite catches what it should, and that it names the cause.
 
+use ndarray::Array4;
+
 use super::{Subject, not_configured};
 use crate::algorithm::Mask;
 use crate::behaviours::answer::answer;
@@ -51,7 +53,10 @@ impl Subject for Faulty {
             Outcome::Broken => Err(NoAnswer::Failed("it broke, as this fault does".into())),
             // Labels are NaN, and any key may come first.
             Outcome::Anything => {
-                Ok(Answer { mask: Mask::full(&call.inputs.dims()), output: None, labels: None })
+                let dims = call.inputs.dims();
+                let output =
+                    Array4::from_elem((dims.batch, dims.heads, dims.queries, dims.value_dim), f32::NAN);
+                Ok(Answer { mask: Mask::full(&dims), output: Some(output), labels: None })
             }
             Outcome::Answered(lowering) | Outcome::BrokenOr(lowering) => Ok(answer(&lowering)?),
         }

@@ -135,7 +135,7 @@ pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) 
     diverging.iter().all(fits) && conforming.par_iter().all(fits)
 }
 
-/// The faults of a set that one observation shows: the fewest that reproduce it, or the whole set.
+/// The faults of a set that one observation shows: one or two that reproduce it, or some none of which can be left out.
 pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
     let fits =
         |some: &[&'static Fault]| reproduces(Behaviour::with(some.iter().copied()), observation, model);
@@ -149,7 +149,14 @@ pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: Rou
             }
         }
     }
-    faults.to_vec()
+    let mut needed = faults.to_vec();
+    for fault in faults {
+        let without: Faults = needed.iter().copied().filter(|other| other != fault).collect();
+        if fits(&without) {
+            needed = without;
+        }
+    }
+    needed
 }
 
 /// Other faults that explain everything just as well in place of one of a set: where there are some, more cases would have

@@ -24,8 +24,13 @@ impl Subject for Adapter {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let lacks =
-            [Feature::Quantised, Feature::EarlierMaskers, Feature::DenseFallback, Feature::DenseLayers];
+        let lacks = [
+            Feature::Quantised,
+            Feature::EarlierMaskers,
+            Feature::DenseFallback,
+            Feature::DenseLayers,
+            Feature::Output,
+        ];
         Capabilities {
             dtypes: vec![Storage::F32],
             heads: vec![HeadMode::PerHead],

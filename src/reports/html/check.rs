@@ -26,11 +26,19 @@ fn summary(report: &Report) -> Markup {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
         (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
+    let answered = html! {
+        (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
+        (report.labels) " with labels"
+    };
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
+        ("Answered", answered),
         ("Not asked, as not offered", left_out(report)),
     ];
+    if let Some(why) = &report.stopped {
+        lines.push(("Stopped early", html! { (why) }));
+    }
     if !report.declared.is_empty() {
         lines.push(("Declared divergences", html! { (report.declared.join(", ")) }));
     }
@@ -93,8 +101,13 @@ fn left_out(report: &Report) -> Markup {
 
 fn explained(report: &Report) -> Markup {
     html! {
-        @if report.explained { "yes: the named faults reproduce every answer that was kept" }
+        @if report.explained { "yes: the named faults reproduce every answer" }
         @else { "not all: what could be named reproduces " (report.reproduced) " answers" }
+        @if report.not_kept > 0 { ", besides " (report.not_kept) " that were too large to keep" }
+        @if report.not_looked_into > 0 {
+            "; " (counted(report.not_looked_into, "sequence", "sequences")) " diverged that "
+            "were not looked into, as there were so many findings"
+        }
     }
 }
 

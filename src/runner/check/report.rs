@@ -1,0 +1,207 @@
+//! What a check found: counts, and the first failure of each kind.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{failure, judge_observation};
+use crate::cases::{RoundingModel, Sequence};
+use crate::reports::Sharpness;
+use crate::verdicts::diagnosis::Faults;
+use crate::verdicts::reproduction::Observation;
+
+/// What a check found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of this crate.
+    pub version: &'static str,
+    /// Who was checked.
+    pub subject: String,
+    /// How it says it rounds: labels, kept type, accumulation.
+    pub rounding_model: String,
+    /// The same, to judge by.
+    #[serde(skip)]
+    pub model: RoundingModel,
+    /// Seed of the random sequences.
+    pub seed: u64,
+    /// Random sequences that were asked.
+    pub sequences: usize,
+    /// Goldens that were asked.
+    pub goldens: usize,
+    /// Calls in all of them.
+    pub calls: usize,
+    /// Calls that were answered with a mask.
+    pub answered: usize,
+    /// Answers that hold an output, which was judged.
+    pub outputs: usize,
+    /// Answers that hold labels, which were judged where keys are ranked.
+    pub labels: usize,
+    /// Parts of the contract that were left out, and goldens not asked for it.
+    pub left_out: BTreeMap<String, usize>,
+    /// Sequences in which every answer conforms.
+    pub conforming: usize,
+    /// Calls that had to be refused, and were.
+    pub refused: usize,
+    /// Sequences that diverge as declared.
+    pub known: usize,
+    /// Declared divergences.
+    pub declared: Vec<&'static str>,
+    /// Sequences that diverge otherwise.
+    pub diverged: usize,
+    /// How sharp the verdicts on conforming answers were.
+    pub sharpness: Sharpness,
+    /// The first failure of each kind.
+    pub findings: Vec<CheckFinding>,
+    /// Whether the named faults reproduce every answer.
+    pub explained: bool,
+    /// Of all answers, how many the named faults reproduce.
+    pub reproduced: usize,
+    /// Answers that were too many to keep for the diagnosis.
+    pub not_kept: usize,
+    /// Diverging sequences that were not looked into, as there were too many findings already.
+    pub not_looked_into: usize,
+    /// Why the check ended early, where it did.
+    pub stopped: Option<String>,
+    /// Files that could not be used.
+    pub bad_inputs: Vec<String>,
+    /// Wall-clock time of all of it.
+    pub seconds: f64,
+    /// Random sequences per second, shrinking and diagnosis left out.
+    pub sequences_per_second: f64,
+}
+
+/// The first failure of a kind.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckFinding {
+    /// The kind of failure, in a few words.
+    pub kind: &'static str,
+    /// The sequence in which it was first seen, and how many had been asked by then.
+    pub first_seen: String,
+    /// How many sequences had been asked by then.
+    pub after: usize,
+    /// How many sequences show it.
+    pub sequences: usize,
+    /// What is wrong with the shrunk sequence, one line each.
+    pub explanations: Vec<String>,
+    /// Names of the faults that explain it; empty where unknown.
+    pub diagnosis: Vec<&'static str>,
+    /// Rows of SPEC §3 or sections of §2.
+    pub rows: Vec<&'static str>,
+    /// The diagnosis in plain words.
+    pub sentence: String,
+    /// Sizes of the shrunk sequence.
+    pub size: Size,
+    /// How often the subject was asked while shrinking.
+    pub tries: usize,
+    /// How long shrinking took.
+    pub shrinking_seconds: f64,
+    /// False where a limit ended the shrinking.
+    pub shrunk: bool,
+    /// Where the counterexample was written.
+    pub file: Option<PathBuf>,
+    /// The counterexample and what the subject answered to it.
+    #[serde(skip)]
+    pub observation: Observation,
+    /// The call that fails.
+    pub call: usize,
+    #[serde(skip)]
+    pub(super) faults: Faults,
+}
+
+impl CheckFinding {
+    /// Shows another observation that fails.
+    pub(super) fn show(&mut self, observation: Observation, model: RoundingModel) {
+        let verdicts = judge_observation(&observation, model);
+        if let Some((call, kind)) = failure(&verdicts) {
+            self.call = call;
+            self.kind = kind;
+            self.explanations = verdicts[call].explanations();
+        }
+        self.size = Size::of(&observation.sequence);
+        self.observation = observation;
+    }
+}
+
+/// Sizes of a sequence: the largest of its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// How many calls.
+    pub calls: usize,
+    /// b
+    pub batch: usize,
+    /// h
+    pub heads: usize,
+    /// hk
+    pub kv_heads: usize,
+    /// m
+    pub queries: usize,
+    /// n
+    pub keys: usize,
+    /// d
+    pub head_dim: usize,
+}
+
+impl Size {
+    /// Of a sequence.
+    pub fn of(sequence: &Sequence) -> Self {
+        let most = |size: fn(&crate::algorithm::Dims) -> usize| {
+            sequence.calls.iter().map(|call| size(&call.inputs.dims())).max().unwrap_or(0)
+        };
+        Self {
+            calls: sequence.calls.len(),
+            batch: most(|dims| dims.batch),
+            heads: most(|dims| dims.heads),
+            kv_heads: most(|dims| dims.kv_heads),
+            queries: most(|dims| dims.queries),
+            keys: most(|dims| dims.keys),
+            head_dim: most(|dims| dims.head_dim),
+        }
+    }
+
+    /// About how many numbers a person has to read.
+    pub(super) fn numbers(&self) -> usize {
+        self.calls * self.batch * self.heads * (self.queries + self.keys) * self.head_dim
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = |count: usize, name: &str| {
+            if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") }
+        };
+        let mut parts = vec![plural(self.calls, "call")];
+        if self.batch > 1 {
+            parts.push(format!("batch {}", self.batch));
+        }
+        let heads = plural(self.heads, "head");
+        parts.push(if self.kv_heads < self.heads {
+            format!("{heads} over {}", self.kv_heads)
+        } else {
+            heads
+        });
+        if self.queries > 1 {
+            parts.push(plural(self.queries, "query").replace("querys", "queries"));
+        }
+        parts.push(plural(self.keys, "key"));
+        parts.push(format!("d = {}", self.head_dim));
+        f.write_str(&parts.join(", "))
+    }
+}
+
+impl Report {
+    /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2
+    /// where some input could not be used.
+    pub fn exit_code(&self) -> u8 {
+        match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none()) {
+            (false, _) => 2,
+            (true, false) => 1,
+            (true, true) => 0,
+        }
+    }
+
+    /// Whether nothing diverged but as declared.
+    pub fn conforms(&self) -> bool {
+        self.exit_code() == 0
+    }
+}
