@@ -155,7 +155,7 @@ fn a_diagnosis_reproduces_the_counterexample_and_the_spec_does_not() {
             assert!(reproduces(fault.behaviour(), observation, model), "{}", fault.name);
             assert!(!reproduces(Behaviour::default(), observation, model), "{}", fault.name);
             assert!(judge_observation(observation, model).iter().any(|verdict| !verdict.conforms()));
-            let seen = [Seen { observation: observation.clone(), conforms: false }];
+            let seen = [Seen { observation: observation.clone(), conforms: false, after: 1 }];
             assert!(diagnosis::explains(&[fault], &seen, model));
             assert!(!diagnosis::explains(&[], &seen, model));
         }

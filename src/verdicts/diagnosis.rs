@@ -18,6 +18,8 @@ pub struct Seen {
     pub observation: Observation,
     /// Whether it conforms to the SPEC.
     pub conforms: bool,
+    /// How many sequences had been asked by then.
+    pub after: usize,
 }
 
 /// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
@@ -100,7 +102,7 @@ fn best(
     }
     let scored = fitting.into_par_iter().filter_map(|(faults, behaviour)| {
         let mut score = 0;
-        for Seen { observation, conforms } in seen {
+        for Seen { observation, conforms, .. } in seen {
             match (reproduces(behaviour, observation, model), conforms) {
                 (true, _) => score += 1,
                 (false, true) => return None,
@@ -135,10 +137,16 @@ pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) 
     diverging.iter().all(fits) && conforming.par_iter().all(fits)
 }
 
-/// The faults of a set that one observation shows: one or two that reproduce it, or some none of which can be left out.
+/// The faults of a set that one observation shows: those that cannot be left out, where they are enough; otherwise one or two
+/// that reproduce it, or some none of which can be left out.
 pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
     let fits =
         |some: &[&'static Fault]| reproduces(Behaviour::with(some.iter().copied()), observation, model);
+    let needed: Faults =
+        faults.iter().copied().filter(|fault| needs(faults, fault, observation, model)).collect();
+    if fits(&needed) {
+        return needed;
+    }
     if let Some(single) = faults.iter().find(|fault| fits(&[fault])) {
         return vec![single];
     }
@@ -157,6 +165,17 @@ pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: Rou
         }
     }
     needed
+}
+
+/// Whether an observation that a set of faults reproduces is not reproduced without one of them.
+pub fn needs(
+    faults: &[&'static Fault],
+    fault: &'static Fault,
+    observation: &Observation,
+    model: RoundingModel,
+) -> bool {
+    let others = faults.iter().copied().filter(|other| *other != fault);
+    !reproduces(Behaviour::with(others), observation, model)
 }
 
 /// Other faults that explain everything just as well in place of one of a set: where there are some, more cases would have

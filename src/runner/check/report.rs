@@ -110,6 +110,30 @@ pub struct CheckFinding {
 }
 
 impl CheckFinding {
+    /// An answer that was given after so many sequences and is not shrunk yet; faults that it shows.
+    pub(super) fn new(observation: Observation, after: usize, faults: Faults, model: RoundingModel) -> Self {
+        let mut finding = Self {
+            kind: "conforms when asked again",
+            first_seen: observation.sequence.name.clone(),
+            after,
+            sequences: 1,
+            explanations: vec!["asked again, the subject answers otherwise, and conforms".into()],
+            diagnosis: Vec::new(),
+            rows: Vec::new(),
+            sentence: String::new(),
+            size: Size::of(&observation.sequence),
+            tries: 0,
+            shrinking_seconds: 0.0,
+            shrunk: false,
+            file: None,
+            observation: observation.clone(),
+            call: 0,
+            faults,
+        };
+        finding.show(observation, model);
+        finding
+    }
+
     /// Shows another observation that fails.
     pub(super) fn show(&mut self, observation: Observation, model: RoundingModel) {
         let verdicts = judge_observation(&observation, model);

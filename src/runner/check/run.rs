@@ -227,7 +227,7 @@ impl<'a> Run<'a> {
         }
         let contradicted = !self.named.is_empty() && !self.reproduced(&observation);
         self.seen_bytes += bytes;
-        self.seen.push(Seen { observation, conforms });
+        self.seen.push(Seen { observation, conforms, after: self.asked });
         const MOST_RESOLVED: usize = 12;
         if contradicted && self.resolved < MOST_RESOLVED {
             let thinking = Instant::now();
@@ -272,37 +272,22 @@ impl<'a> Run<'a> {
         let first_seen = observation.sequence.name.clone();
         let shrunk = self.shrink(observation.sequence, kind);
         let observation = ask(self.subject, &shrunk.sequence);
-        let verdicts = judge_observation(&observation, self.model);
-        let failed = failure(&verdicts);
-        let (call, kind) = failed.unwrap_or((0, kind));
-        let explanations = match failed {
-            Some(_) => verdicts[call].explanations(),
-            None => vec!["asked again, the subject answers otherwise, and conforms".into()],
-        };
+        let fails = failure(&judge_observation(&observation, self.model)).is_some();
         // What conforms when asked again needs no explanation by a fault.
-        if failed.is_some() && !self.reproduced(&observation) {
+        if fails && !self.reproduced(&observation) {
             self.extend(&observation);
         }
-        let faults = if failed.is_some() { self.faults_of(&observation) } else { Vec::new() };
+        let faults = if fails { self.faults_of(&observation) } else { Vec::new() };
+        let finding = CheckFinding::new(observation.clone(), self.asked, faults, self.model);
         self.findings.push(CheckFinding {
-            kind,
             first_seen,
-            after: self.asked,
-            sequences: 1,
-            explanations,
-            diagnosis: Vec::new(),
-            rows: Vec::new(),
-            sentence: String::new(),
-            size: Size::of(&shrunk.sequence),
+            kind: if fails { finding.kind } else { kind },
             tries: shrunk.tries,
             shrinking_seconds: shrunk.seconds,
             shrunk: shrunk.finished,
-            file: None,
-            observation: observation.clone(),
-            call,
-            faults,
+            ..finding
         });
-        self.seen.push(Seen { observation, conforms: failed.is_none() });
+        self.seen.push(Seen { observation, conforms: !fails, after: self.asked });
     }
 
     fn shrink(&mut self, sequence: Sequence, kind: &'static str) -> Shrunk {
@@ -337,6 +322,7 @@ impl<'a> Run<'a> {
         let explained = reproduced == self.seen.len();
         if explained {
             self.isolate();
+            self.show_the_rest();
         }
         for index in 0..self.findings.len() {
             let faults = self.findings[index].faults.clone();
@@ -403,13 +389,16 @@ impl<'a> Run<'a> {
 
     /// Where a finding shows a fault only together with others, another answer may show it alone.
     fn isolate(&mut self) {
+        let suspected = self.suspected();
         let alone =
             |findings: &[CheckFinding], fault| findings.iter().any(|finding| finding.faults == [fault]);
         for index in 0..self.findings.len() {
             let faults = self.findings[index].faults.clone();
             for fault in faults.iter().copied().filter(|_| faults.len() > 1) {
                 let shows = |seen: &&Seen| {
-                    !seen.conforms && reproduces(fault.behaviour(), &seen.observation, self.model)
+                    !seen.conforms
+                        && reproduces(fault.behaviour(), &seen.observation, self.model)
+                        && diagnosis::needs(&suspected, fault, &seen.observation, self.model)
                 };
                 if alone(&self.findings, fault) {
                     continue;
@@ -422,6 +411,24 @@ impl<'a> Run<'a> {
                     break;
                 }
             }
+        }
+    }
+
+    /// Each named fault is shown: where no finding does, by the smallest answer that is not reproduced without it.
+    fn show_the_rest(&mut self) {
+        let suspected = self.suspected();
+        for fault in self.named.clone() {
+            if self.findings.iter().any(|finding| finding.faults.contains(&fault)) {
+                continue;
+            }
+            let shows = |seen: &&Seen| {
+                !seen.conforms && diagnosis::needs(&suspected, fault, &seen.observation, self.model)
+            };
+            let size = |seen: &&Seen| Size::of(&seen.observation.sequence).numbers();
+            let Some(seen) = self.seen.iter().filter(shows).min_by_key(size) else { continue };
+            let (observation, after) = (seen.observation.clone(), seen.after);
+            let faults = diagnosis::shown_by(&suspected, &observation, self.model);
+            self.findings.push(CheckFinding::new(observation, after, faults, self.model));
         }
     }
 
@@ -446,13 +453,18 @@ impl<'a> Run<'a> {
     /// With the cause known, a counterexample may be shrunk to what still shows that cause and no other.
     fn shrink_further(&mut self) {
         const LARGE: usize = 32;
-        let model = self.model;
+        let (model, suspected) = (self.model, self.suspected());
         for index in 0..self.findings.len() {
             let finding = &self.findings[index];
             if finding.diagnosis.is_empty() || (finding.shrunk && finding.size.numbers() <= LARGE) {
                 continue;
             }
-            let behaviour = Behaviour::with(finding.faults.iter().copied());
+            let faults = finding.faults.clone();
+            let behaviour = Behaviour::with(faults.iter().copied());
+            let shows_all = |observation: &Observation| {
+                faults.iter().all(|fault| diagnosis::needs(&suspected, fault, observation, model))
+            };
+            let must_show = shows_all(&finding.observation);
             let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
             let mut fails = |candidate: &Sequence| {
                 if !capabilities.missing(candidate).is_empty() {
@@ -461,6 +473,7 @@ impl<'a> Run<'a> {
                 let observation = ask(subject, candidate);
                 judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
                     && reproduces(behaviour, &observation, model)
+                    && (!must_show || shows_all(&observation))
             };
             let start = finding.observation.sequence.clone();
             let shrunk = shrink(start, self.shrinking, &mut fails);
