@@ -184,8 +184,9 @@ impl LabelCache {
             (entry * hk + selection * hk / selections) * capacity
         };
         let first_rows: Vec<i64> = (0..b * selections).map(row_of).collect();
-        self.first_row =
-            Tensor::f_from_slice(&first_rows)?.f_to_device(self.device())?.f_reshape([b, selections, 1, 1])?;
+        self.first_row = Tensor::f_from_slice(&first_rows)?
+            .f_to_device(self.device())?
+            .f_reshape([b, selections, 1, 1])?;
         (self.keys_values, self.labels, self.capacity) = (grown, labels, capacity);
         Ok(())
     }
@@ -327,7 +328,8 @@ impl LabelCache {
         let blocks = self.packed_query.f_view([rows, pack, width, pack])?.f_diagonal(0, 1, 3)?;
         { blocks }.f_copy_(&query.f_transpose(1, 2)?)?;
         let count = (n as u64).div_ceil(pack as u64) as i64;
-        let positions = self.labels.f_view([rows, self.capacity / pack, pack * width])?.f_narrow(1, 0, count)?;
+        let positions =
+            self.labels.f_view([rows, self.capacity / pack, pack * width])?.f_narrow(1, 0, count)?;
         let dots = self.kept_product(&positions, &self.packed_query)?;
         dots.f_view([rows, 1, count * pack])?.f_narrow(2, 0, n)?.f_contiguous()
     }
@@ -419,7 +421,10 @@ impl LabelCache {
             let detail = Detail::new("k or v", "a NaN or infinity", "finite numbers");
             return Err(Error::NotFinite(detail).into());
         }
-        if is_finite(&self.labels_probe).and_then(|keys| Ok(keys && is_finite(query_labels)?)).map_err(failed)? {
+        if is_finite(&self.labels_probe)
+            .and_then(|keys| Ok(keys && is_finite(query_labels)?))
+            .map_err(failed)?
+        {
             return Ok(());
         }
         Err(masker::label_range())
