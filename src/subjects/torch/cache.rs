@@ -2,7 +2,7 @@
 //! step then touches all labels but only the selected keys and values. Labels are those of [`super::masker`] bit for bit.
 //!
 //! What a step costs is bytes and launches, so keys and values of a position lie side by side and are gathered by one
-//! operation, and labels are kept in the storage type: libtorch has no product of bytes with f16, and turning codes into f16
+//! operation, in numbers of 8 bytes. Labels are kept in the storage type: libtorch has no product of bytes with f16, and turning codes into f16
 //! first moves five bytes for each label where reading f16 moves two. A product of one query with labels of few channels reads
 //! memory at a third of its speed; taking several positions as one longer row, against a block-diagonal query, doubles that.
 //!
@@ -41,8 +41,6 @@ pub struct LabelCache {
     labels: Tensor,
     /// Block-diagonal query labels [rows, pack · width, pack], 0 outside the blocks.
     packed_query: Tensor,
-    /// The row of key 0 in `keys_values` for each selection: [b, h or hk, 1, 1].
-    first_row: Tensor,
     /// 0, or NaN once a key or value was not finite.
     inputs_probe: Tensor,
     /// 0, or NaN once a label was not finite.
@@ -97,7 +95,6 @@ impl LabelCache {
                 keys_values: nothing.shallow_clone(),
                 labels: nothing.shallow_clone(),
                 packed_query: nothing.shallow_clone(),
-                first_row: nothing.shallow_clone(),
                 inputs_probe: nothing.f_zeros_like()?,
                 labels_probe: nothing.f_zeros_like()?,
             };
@@ -178,15 +175,6 @@ impl LabelCache {
             grown.f_narrow(1, 0, held)?.f_copy_(&self.keys_values.f_narrow(1, 0, held)?)?;
             labels.f_narrow(1, 0, held)?.f_copy_(&self.labels.f_narrow(1, 0, held)?)?;
         }
-        let (selections, _) = self.selections();
-        let row_of = |index: i64| {
-            let (entry, selection) = (index / selections, index % selections);
-            (entry * hk + selection * hk / selections) * capacity
-        };
-        let first_rows: Vec<i64> = (0..b * selections).map(row_of).collect();
-        self.first_row = Tensor::f_from_slice(&first_rows)?
-            .f_to_device(self.device())?
-            .f_reshape([b, selections, 1, 1])?;
         (self.keys_values, self.labels, self.capacity) = (grown, labels, capacity);
         Ok(())
     }
@@ -383,9 +371,7 @@ impl LabelCache {
             let grouped = x.f_reshape([b, selections, m, sharing, -1])?;
             grouped.f_transpose(2, 3)?.f_reshape([b, h, m, -1])
         };
-        let index = selected.keys.f_add(&self.first_row)?.f_view([-1])?;
-        let read = self.keys_values.f_view([-1, d + dv])?.f_index_select(0, &index)?;
-        let read = read.f_view([b, selections * m, width, d + dv])?;
+        let read = self.read(&selected.keys)?.f_view([b, selections * m, width, d + dv])?;
         let (k, v) = (read.f_narrow(3, 0, d)?, read.f_narrow(3, d, dv)?);
         let q = rows(q)?;
         let everything = additive.is_none() && selected.valid.is_none();
@@ -412,6 +398,22 @@ impl LabelCache {
         let e = exponentials(&logits, &weights)?;
         let total = e.f_sum_dim_intlist(-1, true, Kind::Float)?;
         divided(&heads(&batched(&rows(&e)?)?.f_bmm(&v)?)?, &total)
+    }
+
+    /// Keys [b, h or 1, m, H] beside their values: [b, hk, ·, d + dv], in the order of the selections that each KV head serves.
+    fn read(&self, keys: &Tensor) -> Result<Tensor> {
+        let (b, hk) = (self.dims.batch as i64, self.dims.kv_heads as i64);
+        let width = self.keys_values.size()[2];
+        // Gathering moves whole numbers of 8 bytes where a row has them: four times fewer than numbers of 2 bytes.
+        let bytes = width as usize * self.keys_values.kind().elt_size_in_bytes();
+        let wide = if bytes.is_multiple_of(8) { Kind::Int64 } else { self.keys_values.kind() };
+        let rows = self.keys_values.f_view_dtype(wide)?.f_view([b, hk, self.capacity, -1])?;
+        let keys = match self.selection.heads {
+            HeadMode::PerHead => keys.f_view([b, hk, -1, 1])?,
+            _ => keys.f_view([b, 1, -1, 1])?,
+        };
+        let index = keys.f_expand([b, hk, -1, rows.size()[3]], false)?;
+        rows.f_gather(2, &index, false)?.f_view_dtype(self.keys_values.kind())
     }
 
     /// Refuses numbers that are not finite in anything appended, and labels that leave the storage type (SPEC D9), of queries too;
