@@ -2,12 +2,13 @@
 //! step then touches all labels but only the selected keys and values. Labels are those of [`super::masker`] bit for bit.
 //!
 //! What a step costs is bytes and launches, so keys and values of a position lie side by side and are gathered by one
-//! operation, in numbers of 8 bytes. Labels are kept in the storage type: libtorch has no product of bytes with f16, and turning codes into f16
-//! first moves five bytes for each label where reading f16 moves two. A product of one query with labels of few channels reads
-//! memory at a third of its speed; taking several positions as one longer row, against a block-diagonal query, doubles that.
+//! operation, in numbers of 8 bytes. Labels are kept in the storage type, at B ≤ 8 too: libtorch has no product of bytes with
+//! f16, and turning codes into f16 first moves five bytes for each label where reading f16 moves two. A product of one query with
+//! labels of eight channels reads memory at a fifth of its speed; taking several positions as one longer row, against a
+//! block-diagonal query, trebles that. `benches/decode_cuda.rs` times each of these choices against the others.
 //!
-//! tch 0.24 wraps neither CUDA graphs nor streams, so that a step cannot be captured; its few small operations are launched
-//! one by one.
+//! tch 0.24 wraps neither CUDA graphs nor streams, so that a step cannot be captured: its operations are launched one by one,
+//! and on a slow processor their launches take longer than the device does.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -376,9 +377,11 @@ impl LabelCache {
         let q = rows(q)?;
         let everything = additive.is_none() && selected.valid.is_none();
         if everything && self.kept == Kept::Storage {
-            let none: Option<&Tensor> = None;
+            // Query heads that share keys read them once.
+            let q = q.f_reshape([b, selections * m * sharing, 1, d])?;
+            let (none, grouped): (Option<&Tensor>, bool) = (None, sharing > 1);
             let output =
-                Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, self.scaling, false)?;
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, self.scaling, grouped)?;
             return heads(&output);
         }
         let batched = |x: &Tensor| x.f_flatten(0, 1);
