@@ -5,10 +5,8 @@
 //! Times are medians over CUDA events on the default stream, taken as `triton.testing.do_bench` takes them. `scaled_dot_product_attention` of the same tensors
 //! is timed in the same run. `DOUBLECHECK_TORCH_VERSION` names the library's version in the record.
 
-use std::time::{Duration, Instant};
+mod timing;
 
-use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaContext, CudaEvent};
 use doublecheck::algorithm::{
     ChannelOrder, Dims, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage,
 };
@@ -23,8 +21,9 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+use timing::median_ms;
 
-type Failure = Box<dyn std::error::Error>;
+use timing::{Failure, WARM_UP};
 
 fn main() -> Result<(), Failure> {
     // Cargo adds --bench.
@@ -159,14 +158,14 @@ fn speed(device: Device) -> Result<Value, Failure> {
         let channels = channels(HEAD_DIM);
         let settings = selection(heavy_size, group_factor, label_bits)?;
         let masker = Masker::new(&layer.dims, &channels, &settings, Storage::Bf16, device)?;
-        let alone = median_ms(|| Ok(masker.select(&layer, None)?.mask(&layer, None)?))?;
-        let whole = median_ms(|| {
+        let alone = median_ms(WARM_UP, || Ok(masker.select(&layer, None)?.mask(&layer, None)?))?;
+        let whole = median_ms(WARM_UP, || {
             let selected = masker.select(&layer, None)?;
             Ok(attention::sparse(&layer, &selected.keys, &selected.weights()?)?)
         })?;
         let q = layer.q.f_reshape([1, HEADS as i64, 1, HEAD_DIM as i64])?;
         let (k, v) = (layer.k.f_unsqueeze(0)?, layer.v.f_unsqueeze(0)?);
-        let dense = median_ms(|| {
+        let dense = median_ms(WARM_UP, || {
             let none: Option<&Tensor> = None;
             let dense =
                 Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, layer.scaling, true);
@@ -181,34 +180,4 @@ fn speed(device: Device) -> Result<Value, Failure> {
         }));
     }
     Ok(rows.into())
-}
-
-/// The median time of some work between two CUDA events, the way `triton.testing.do_bench` takes it: after the device has had
-/// time to raise its clocks, with a cold L2 cache, and without waiting for the device between repeats, so that launches overlap
-/// with the work before them as they do in a model.
-fn median_ms(mut work: impl FnMut() -> Result<Tensor, Failure>) -> Result<f64, Failure> {
-    const WARM_UP: Duration = Duration::from_millis(500);
-    const REPEATS: usize = 101;
-    const CACHE_BYTES: i64 = 256 << 20;
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let mut cache = Tensor::f_empty([CACHE_BYTES], (Kind::Int8, Device::Cuda(0)))?;
-    let begin = Instant::now();
-    while begin.elapsed() < WARM_UP {
-        let _ = work()?;
-        context.synchronize()?;
-    }
-    let mut events = Vec::new();
-    for _ in 0..REPEATS {
-        let _ = cache.f_zero_()?;
-        let start = stream.record_event(flags)?;
-        let _ = work()?;
-        events.push((start, stream.record_event(flags)?));
-    }
-    context.synchronize()?;
-    let elapsed = |(start, end): &(CudaEvent, CudaEvent)| start.elapsed_ms(end).map(f64::from);
-    let mut times = events.iter().map(elapsed).collect::<Result<Vec<f64>, _>>()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[REPEATS / 2])
 }

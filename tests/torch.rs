@@ -6,23 +6,27 @@
 use doublecheck::algorithm::config::LabelBits;
 use doublecheck::algorithm::maskers::{Oracle, Sink};
 use doublecheck::algorithm::{
-    ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Masker, Storage,
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Masker, Selection,
+    Storage,
 };
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Case, RoundingModel};
+use doublecheck::cases::{Case, Kept, NoAnswer, RoundingModel};
 use doublecheck::reports::text;
 use doublecheck::runner::verify::{Options, random_cases, verify};
-use doublecheck::subjects::torch::{DeviceChoice, Torch, device};
+use doublecheck::subjects::torch::cache::LabelCache;
+use doublecheck::subjects::torch::{DeviceChoice, Torch, TorchCache, device};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::judge::judge_mask;
 use libtest_mimic::{Arguments, Failed, Trial};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
+use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Failed>;
 type Check = fn(&mut Torch) -> Outcome;
+type CacheCheck = fn(&mut TorchCache) -> Outcome;
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -33,16 +37,30 @@ fn main() {
             eprintln!("ignored: every test on {name}: {error}");
         }
         let tests: [(&str, Check); 6] = [
-            ("every_bundled_case_conforms", bundled_cases),
-            ("random_cases_conform_with_bit_equal_labels", random),
+            ("every_bundled_case_conforms", |torch| bundled_cases(torch)),
+            ("random_cases_conform_with_bit_equal_labels", |torch| random(torch)),
             ("labels_of_wide_rows_are_bit_equal", wide_rows),
             ("oracle_and_its_composition_are_certified", oracle),
-            ("the_same_case_twice_gives_the_same_mask", repeats),
+            ("the_same_case_twice_gives_the_same_mask", |torch| repeats(torch)),
             ("arithmetic_is_f32", arithmetic),
         ];
         for (test, check) in tests {
             let run = move || check(&mut Torch::new(choice)?);
             trials.push(Trial::test(format!("{name}::{test}"), run).with_ignored_flag(missing.is_some()));
+        }
+        let tests: [(&str, CacheCheck); 5] = [
+            ("every_bundled_case_conforms", |cache| bundled_cases(cache)),
+            ("random_cases_conform_with_bit_equal_labels", |cache| random(cache)),
+            ("the_same_case_twice_gives_the_same_mask", |cache| repeats(cache)),
+            ("steps_of_a_growing_cache_are_those_of_a_new_one", growing_cache),
+            ("what_does_not_fit_is_refused", refusals_of_the_cache),
+        ];
+        for (test, check) in tests {
+            for (kept, scores) in [(Kept::F32, "f32"), (Kept::Storage, "storage")] {
+                let run = move || check(&mut TorchCache::new(choice, kept)?);
+                let name = format!("{name}::cache_in_{scores}::{test}");
+                trials.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
+            }
         }
     }
     libtest_mimic::run(&arguments, trials).exit();
@@ -53,13 +71,13 @@ fn cases(default: u32) -> u32 {
     number.map_or(default, |number| number.parse().expect("DOUBLECHECK_TORCH_CASES is a number"))
 }
 
-fn bundled_cases(torch: &mut Torch) -> Outcome {
+fn bundled_cases(torch: &mut dyn Subject) -> Outcome {
     let files = bundled::find(&bundled::folder())?;
     let report = verify(&files, torch, Options { random_cases: 20, seed: 0 }, &mut |_| {});
     if report.exit_code() == 0 { Ok(()) } else { Err(text::render(&report, false).into()) }
 }
 
-fn random(torch: &mut Torch) -> Outcome {
+fn random(torch: &mut dyn Subject) -> Outcome {
     let report = random_cases(torch, Options { random_cases: cases(2000), seed: 1 });
     match report.finding {
         None => Ok(()),
@@ -151,7 +169,7 @@ fn must_conform(case: &Case, mask: &doublecheck::algorithm::Mask, model: Roundin
 }
 
 /// Ties included: random cases hold many.
-fn repeats(torch: &mut Torch) -> Outcome {
+fn repeats(torch: &mut dyn Subject) -> Outcome {
     let mut runner = TestRunner::deterministic();
     for _ in 0..100 {
         let case = plans().new_tree(&mut runner)?.current().case()?;
@@ -172,4 +190,77 @@ fn arithmetic(torch: &mut Torch) -> Outcome {
     println!("{line}");
     let expected = line.contains("is 1.000244140625") && line.contains("give 4096.5");
     if expected { Ok(()) } else { Err(line.into()) }
+}
+
+/// An empty cache of small sizes: 2 batch entries, 4 heads over 2 KV heads, d = 16, dv = 12, r = 4, H = 40, 4 bits, bf16.
+fn small_cache(kept: Kept, heads: HeadMode, device: Device) -> Result<LabelCache, NoAnswer> {
+    let dims = Dims { batch: 2, heads: 4, kv_heads: 2, queries: 1, keys: 0, head_dim: 16, value_dim: 12 };
+    let channels = ChannelOrder::new(vec![(0..16).rev().collect()])?;
+    let selection = Selection {
+        heavy_size: HeavySize::count(40)?,
+        group_factor: GroupFactor::new(4)?,
+        label_bits: LabelBits::new(4)?,
+        heads,
+        dense_fallback: false,
+    };
+    LabelCache::new(&dims, &channels, &selection, Storage::Bf16, kept, 0.25, device)
+}
+
+/// Storage grows several times, one step follows each piece, and each answers as a cache that was filled at once.
+fn growing_cache(subject: &mut TorchCache) -> Outcome {
+    let (kept, device) = (subject.rounding_model().kept, subject.device());
+    let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device)).to_kind(Kind::BFloat16);
+    tch::manual_seed(5);
+    for heads in HeadMode::ALL {
+        let (k, v) = (normal(&[2, 2, 777, 16]), normal(&[2, 2, 777, 12]));
+        let mut grown = small_cache(kept, heads, device)?;
+        let mut held = 0;
+        for count in [1, 39, 2, 86, 1, 300, 0, 7, 341] {
+            grown.append(&k.narrow(2, held, count), &v.narrow(2, held, count))?;
+            held += count;
+            let q = normal(&[2, 4, 1, 16]);
+            let mut filled = small_cache(kept, heads, device)?;
+            filled.append(&k.narrow(2, 0, held), &v.narrow(2, 0, held))?;
+            let (step, expected) = (grown.step(&q, None)?, filled.step(&q, None)?);
+            grown.check(&step.query_labels)?;
+            let ascending = |keys: &Tensor| keys.sort(-1, false).0;
+            let equal = ascending(&step.selected.keys) == ascending(&expected.selected.keys)
+                && step.output.allclose(&expected.output, 1e-2, 1e-3, false)
+                && grown.labels()? == filled.labels()?
+                && step.output.size() == [2, 4, 1, 12]
+                && grown.keys() as i64 == held;
+            if !equal {
+                return Err(format!("{heads:?}, {held} keys: {}", step.output).into());
+            }
+        }
+        assert_eq!(held, 777);
+    }
+    Ok(())
+}
+
+/// Shapes, types, no keys yet, and numbers that are not finite.
+fn refusals_of_the_cache(subject: &mut TorchCache) -> Outcome {
+    let device = subject.device();
+    let mut cache = small_cache(subject.rounding_model().kept, HeadMode::PerHead, device)?;
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::BFloat16, device));
+    let (k, v, q) = (zeros(&[2, 2, 3, 16]), zeros(&[2, 2, 3, 12]), zeros(&[2, 4, 1, 16]));
+    let shape = |outcome: Result<(), NoAnswer>, field: &str| match outcome {
+        Err(NoAnswer::Refused(Error::Shape(detail))) if detail.field == field => Ok(()),
+        other => Err(Failed::from(format!("expected {field} to be refused, found {other:?}"))),
+    };
+    shape(cache.step(&q, None).map(drop), "q and cache")?;
+    shape(cache.append(&zeros(&[2, 2, 16]), &v), "k")?;
+    shape(cache.append(&zeros(&[2, 4, 3, 16]), &v), "k")?;
+    shape(cache.append(&k.to_kind(Kind::Half), &v), "k")?;
+    shape(cache.append(&k, &v.narrow(2, 0, 2)), "v")?;
+    shape(cache.append(&k, &zeros(&[2, 2, 3, 16])), "v")?;
+    cache.append(&k, &v)?;
+    shape(cache.step(&zeros(&[2, 2, 1, 16]), None).map(drop), "q")?;
+    let labels = cache.score(&q, None)?.query_labels;
+    cache.check(&labels)?;
+    cache.append(&k, &v.full_like(f64::NAN))?;
+    match cache.check(&labels) {
+        Err(NoAnswer::Refused(Error::NotFinite(_))) => Ok(()),
+        other => Err(format!("expected a NaN to be refused, found {other:?}").into()),
+    }
 }

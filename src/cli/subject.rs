@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
+use doublecheck::cases::Kept;
 use doublecheck::reports::quoted;
 use doublecheck::subjects::process::end_all;
 use doublecheck::subjects::{Faulty, Process, Reference, Subject};
@@ -38,6 +39,10 @@ enum Kind {
     Reference,
     /// Double Sparsity in libtorch operations (feature torch)
     Torch,
+    /// The label cache for decode steps, scores in f32 (feature torch)
+    TorchCache,
+    /// The same with scores and attention weights in the storage type, as the author's code keeps them
+    TorchCacheStorage,
 }
 
 impl Choice {
@@ -52,6 +57,8 @@ impl Choice {
         match self.subject {
             Kind::Reference => "--subject reference".into(),
             Kind::Torch => format!("--subject torch --device {}", self.device),
+            Kind::TorchCache => format!("--subject torch-cache --device {}", self.device),
+            Kind::TorchCacheStorage => format!("--subject torch-cache-storage --device {}", self.device),
         }
     }
 
@@ -83,21 +90,28 @@ impl Choice {
                     .into())
             }
             Kind::Reference => Ok(Box::new(Reference::default())),
-            Kind::Torch => torch(&self.device),
+            Kind::Torch => torch(&self.device, None),
+            Kind::TorchCache => torch(&self.device, Some(Kept::F32)),
+            Kind::TorchCacheStorage => torch(&self.device, Some(Kept::Storage)),
         }
     }
 }
 
+/// The masker, or the label cache with what its scores are kept in.
 #[cfg(feature = "torch")]
-fn torch(device: &str) -> Result<Box<dyn Subject>, Failure> {
-    use doublecheck::subjects::torch::{Torch, device};
-    let torch = Torch::new(device.parse()?)?;
+fn torch(device: &str, cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure> {
+    use doublecheck::subjects::torch::{Torch, TorchCache, device};
+    let choice = device.parse()?;
+    let torch = Torch::new(choice)?;
     eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));
-    Ok(Box::new(torch))
+    Ok(match cache {
+        None => Box::new(torch),
+        Some(kept) => Box::new(TorchCache::new(choice, kept)?),
+    })
 }
 
 #[cfg(not(feature = "torch"))]
-fn torch(_device: &str) -> Result<Box<dyn Subject>, Failure> {
+fn torch(_device: &str, _cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure> {
     Err("--subject torch: found a build without libtorch, expected one made with \
          LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
         .into())

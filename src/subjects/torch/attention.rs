@@ -74,7 +74,7 @@ fn dense(layer: &Layer, weights: &Tensor) -> Result<Tensor> {
 }
 
 /// exp(w − max) / weight at attended keys, 0 elsewhere; the maximum is taken over attended keys.
-fn exponentials(logits: &Tensor, weights: &Tensor) -> Result<Tensor> {
+pub(super) fn exponentials(logits: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let not_attended = weights.f_eq(0.0)?;
     let logits = logits.f_masked_fill(&not_attended, f64::NEG_INFINITY)?;
     let max = logits.f_amax(-1, true)?;
@@ -83,6 +83,6 @@ fn exponentials(logits: &Tensor, weights: &Tensor) -> Result<Tensor> {
 }
 
 /// Rows that attend to nothing have no total, and yield zeros.
-fn divided(sum: &Tensor, total: &Tensor) -> Result<Tensor> {
+pub(super) fn divided(sum: &Tensor, total: &Tensor) -> Result<Tensor> {
     sum.f_div(&total.f_masked_fill(&total.f_eq(0.0)?, 1.0)?)
 }

@@ -88,6 +88,15 @@ impl Layer {
         })
     }
 
+    /// Refuses `summed-labels` with an additive mask that differs between heads.
+    pub fn check(&self, heads: HeadMode) -> std::result::Result<(), Error> {
+        if heads == HeadMode::SummedLabels && self.additive_differs {
+            let expected = "an attention_mask shared by all heads";
+            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)));
+        }
+        Ok(())
+    }
+
     fn device(&self) -> Device {
         self.q.device()
     }
@@ -197,7 +206,8 @@ pub fn filled(layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
-/// What the settings and channels of a layer must satisfy. Returns r.
+/// What the settings and channels of a layer must satisfy: G, the channels, and for `summed-labels` channels shared by all heads.
+/// Returns r.
 pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std::result::Result<i64, Error> {
     let (factor, d) = (selection.group_factor.get(), dims.head_dim);
     if d % factor != 0 {
@@ -213,6 +223,12 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
     }
     if let Some(&channel) = rows.iter().flatten().find(|&&channel| channel >= d) {
         return Err(Error::ChannelRange(Detail::new("channels", channel, format!("below {d}"))));
+    }
+    let first = &rows[0][..label_channels];
+    let shared = rows.iter().all(|row| row[..label_channels] == *first);
+    if selection.heads == HeadMode::SummedLabels && !shared {
+        let expected = "channels shared by all heads";
+        return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)));
     }
     Ok(label_channels as i64)
 }
@@ -251,7 +267,7 @@ pub struct Masker {
 }
 
 impl Masker {
-    /// Refuses what does not fit: G, the channels, and `summed-labels` without channels shared by all heads.
+    /// Refuses what does not fit ([`check`]).
     pub fn new(
         dims: &Dims,
         channels: &ChannelOrder,
@@ -260,12 +276,6 @@ impl Masker {
         device: Device,
     ) -> std::result::Result<Self, NoAnswer> {
         let r = check(dims, channels, selection)?;
-        let first = &channels.rows()[0][..r as usize];
-        let shared = channels.rows().iter().all(|row| row[..r as usize] == *first);
-        if selection.heads == HeadMode::SummedLabels && !shared {
-            let expected = "channels shared by all heads";
-            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
-        }
         let new = || -> Result<Self> {
             let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
             let channels = label_channels(dims, channels, r, device)?;
@@ -284,16 +294,7 @@ impl Masker {
         new().map_err(failed)
     }
 
-    /// Refuses `summed-labels` with an additive mask that differs between heads.
-    pub fn check_layer(&self, layer: &Layer) -> std::result::Result<(), NoAnswer> {
-        if self.selection.heads == HeadMode::SummedLabels && layer.additive_differs {
-            let expected = "an attention_mask shared by all heads";
-            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
-        }
-        Ok(())
-    }
-
-    /// SPEC §2.3 to §2.9, for a layer that fits ([`Masker::check_layer`]). Labels that leave the storage type (D9) show in [`Masker::check_labels`], for which the caller waits when it reads the answer.
+    /// SPEC §2.3 to §2.9, for a layer that fits ([`Layer::check`]). Labels that leave the storage type (D9) show in [`Masker::check_labels`], for which the caller waits when it reads the answer.
     pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Selected, NoAnswer> {
         let select = || -> Result<Selected> {
             // Keys attended before are masked out, and with them what top-k would show.
@@ -327,8 +328,7 @@ impl Masker {
         if finite().map_err(failed)? {
             return Ok(());
         }
-        let expected = "labels that are finite in the storage type";
-        Err(Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into())
+        Err(label_range())
     }
 
     /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both
@@ -396,8 +396,14 @@ impl Masker {
     }
 }
 
+/// Labels that leave the storage type (SPEC D9).
+pub(super) fn label_range() -> NoAnswer {
+    let expected = "labels that are finite in the storage type";
+    Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into()
+}
+
 /// The label channels of each head: [hk, g, r].
-fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, device: Device) -> Result<Tensor> {
+pub(super) fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, device: Device) -> Result<Tensor> {
     let (hk, group) = (dims.kv_heads as i64, dims.group_size() as i64);
     let rows = channels.rows();
     let leading = |row: &Vec<usize>| row[..r as usize].iter().map(|&c| c as i64).collect::<Vec<_>>();
@@ -411,12 +417,12 @@ fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, device: Device) 
     index.f_expand([hk, group, r], false)?.f_contiguous()
 }
 
-fn is_finite(x: &Tensor) -> Result<bool> {
+pub(super) fn is_finite(x: &Tensor) -> Result<bool> {
     Ok(x.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }
 
 /// The H largest scores of each row that are candidates (SPEC §2.8, §2.9).
-fn largest(
+pub(super) fn largest(
     scores: &Tensor,
     before: Option<&Tensor>,
     heavy_size: usize,

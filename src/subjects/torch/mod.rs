@@ -2,17 +2,20 @@
 //! for bit, scores and attention are computed in f32. Tensors go to the device at the start and come back at the end.
 
 pub mod attention;
+pub mod cache;
+pub mod cached;
 pub mod device;
 pub mod masker;
 
 use ndarray::Array4;
 use tch::{Device, Kind, TchError, Tensor};
 
+pub use cached::TorchCache;
 pub use device::{DeviceChoice, DeviceError};
 
 use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
-use crate::algorithm::{Detail, Error, HeavySize, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{HeavySize, Inputs, LabelBits, Mask, Storage};
 use crate::cases::{
     Accumulation, Answer, Call, Case, EarlierMasker, Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
 };
@@ -70,7 +73,7 @@ impl Torch {
         let selection = case.settings.selection();
         let masker = Masker::new(&dims, &case.channels, &selection, case.inputs.storage(), self.device)?;
         let layer = Layer::new(&case.inputs, self.device).map_err(failed)?;
-        masker.check_layer(&layer)?;
+        layer.check(selection.heads)?;
         let before = self.mask_before(case, &layer).map_err(failed)?;
         let heavy_size = selection.heavy_size.resolve(dims.keys);
         let full = match &before {
@@ -156,8 +159,7 @@ impl Subject for Torch {
             if labels.iter().all(|label| label.is_finite()) {
                 return Ok(labels);
             }
-            let expected = "labels that are finite in the storage type";
-            Err(Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into())
+            Err(masker::label_range())
         }))
     }
 }

@@ -1,0 +1,442 @@
+//! A label cache kept across decode steps (SPEC §2.3 to §2.11): keys and values are appended once, with their labels, and a
+//! step then touches all labels but only the selected keys and values. Labels are those of [`super::masker`] bit for bit.
+//!
+//! What a step costs is bytes and launches, so keys and values of a position lie side by side and are gathered by one
+//! operation, in numbers of 8 bytes. Labels are kept in the storage type, at B ≤ 8 too: libtorch has no product of bytes with
+//! f16, and turning codes into f16 first moves five bytes for each label where reading f16 moves two. A product of one query with
+//! labels of eight channels reads memory at a fifth of its speed; taking several positions as one longer row, against a
+//! block-diagonal query, trebles that. `benches/decode_cuda.rs` times each of these choices against the others.
+//!
+//! tch 0.24 wraps neither CUDA graphs nor streams, so that a step cannot be captured: its operations are launched one by one,
+//! and on a slow processor their launches take longer than the device does.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::attention::{divided, exponentials};
+use super::masker::{
+    self, Selected, check, failed, is_finite, kind, label_channels, largest, product, quantize_,
+};
+use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Selection, Storage};
+use crate::cases::{Kept, NoAnswer};
+
+type Result<T> = std::result::Result<T, TchError>;
+
+/// Storage is made for a multiple of this many keys, so that every packing divides it.
+const KEYS_MULTIPLE: i64 = 128;
+
+/// Keys, values and labels of one layer, and what selects from them.
+pub struct LabelCache {
+    /// Sizes; `keys` is how many are held, `queries` is not used.
+    dims: Dims,
+    selection: Selection,
+    storage: Storage,
+    kept: Kept,
+    scaling: f64,
+    /// The label channels of each head: [1, hk, g, 1, r].
+    channels: Tensor,
+    /// How many keys there is room for.
+    capacity: i64,
+    /// [b·hk, capacity, d + dv] in the storage type: each key beside its value.
+    keys_values: Tensor,
+    /// [rows, capacity, width], see [`LabelCache::rows_and_width`]; 0 where no key is held yet.
+    labels: Tensor,
+    /// Block-diagonal query labels [rows, pack · width, pack], 0 outside the blocks.
+    packed_query: Tensor,
+    /// 0, or NaN once a key or value was not finite.
+    inputs_probe: Tensor,
+    /// 0, or NaN once a label was not finite.
+    labels_probe: Tensor,
+}
+
+/// Label scores of one step.
+pub struct Scores {
+    /// Labels of the queries, [b, h, m, r] in the storage type.
+    pub query_labels: Tensor,
+    /// [b, h, m, n], or [b, 1, m, n] in the summed modes; larger is better.
+    pub scores: Tensor,
+}
+
+/// What a step answers.
+pub struct Step {
+    /// Labels of the queries, [b, h, m, r] in the storage type.
+    pub query_labels: Tensor,
+    /// The selected keys.
+    pub selected: Selected,
+    /// [b, h, m, dv]: in f32, or in the storage type where that is what is kept.
+    pub output: Tensor,
+}
+
+impl LabelCache {
+    /// An empty cache. `dims` gives b, h, hk, d and dv; its n and m are not used. `kept` says what scores and attention weights
+    /// are kept in: f32, or as the author's code does the storage type, in which top-k takes half the passes and attention
+    /// is libtorch's own; scores that are summed over heads are f32 in any case. `scaling` is the factor of q·k.
+    ///
+    /// Errors: those of [`masker::check`]; those of libtorch.
+    pub fn new(
+        dims: &Dims,
+        channels: &ChannelOrder,
+        selection: &Selection,
+        storage: Storage,
+        kept: Kept,
+        scaling: f64,
+        device: Device,
+    ) -> std::result::Result<Self, NoAnswer> {
+        let r = check(dims, channels, selection)?;
+        let new = || -> Result<Self> {
+            let channels = label_channels(dims, channels, r, device)?.f_unsqueeze(0)?.f_unsqueeze(3)?;
+            let nothing = Tensor::f_zeros([1], (Kind::Float, device))?;
+            let mut cache = Self {
+                dims: Dims { keys: 0, ..*dims },
+                selection: *selection,
+                storage,
+                kept,
+                scaling,
+                channels,
+                capacity: 0,
+                keys_values: nothing.shallow_clone(),
+                labels: nothing.shallow_clone(),
+                packed_query: nothing.shallow_clone(),
+                inputs_probe: nothing.f_zeros_like()?,
+                labels_probe: nothing.f_zeros_like()?,
+            };
+            let (rows, width) = cache.rows_and_width();
+            let pack = cache.pack();
+            let options = (cache.labels_kind(), device);
+            cache.packed_query = Tensor::f_zeros([rows, pack * width, pack], options)?;
+            cache.reserve(KEYS_MULTIPLE)?;
+            Ok(cache)
+        };
+        new().map_err(failed)
+    }
+
+    /// How many keys are held.
+    pub fn keys(&self) -> usize {
+        self.dims.keys
+    }
+
+    /// Bytes that hold one key's labels, over all batch entries and heads.
+    pub fn label_bytes_of_a_key(&self) -> usize {
+        let (rows, width) = self.rows_and_width();
+        rows as usize * width as usize * self.labels_kind().elt_size_in_bytes()
+    }
+
+    /// Rows of labels and numbers in each: b·h and r where heads rank alone; b and h·r in `summed-scores`, where the sum over
+    /// heads is one longer product; b and r in `summed-labels`, where only the sum over heads is kept.
+    fn rows_and_width(&self) -> (i64, i64) {
+        let (b, h) = (self.dims.batch as i64, self.dims.heads as i64);
+        let r = *self.channels.size().last().unwrap_or(&1);
+        match self.selection.heads {
+            HeadMode::PerHead => (b * h, r),
+            HeadMode::SummedScores => (b, h * r),
+            HeadMode::SummedLabels => (b, r),
+        }
+    }
+
+    /// How many positions a product takes as one row: the power of two that fills 128 numbers. Wider labels gain nothing.
+    fn pack(&self) -> i64 {
+        match self.rows_and_width().1 {
+            width @ 1..=16 => 1 << (KEYS_MULTIPLE / width).ilog2(),
+            _ => 1,
+        }
+    }
+
+    fn labels_kind(&self) -> Kind {
+        match self.selection.heads {
+            HeadMode::SummedLabels => Kind::Float,
+            _ => kind(self.storage),
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.channels.device()
+    }
+
+    /// How many selections there are for each batch entry and query, by the KV head they read, and query heads that share one.
+    fn selections(&self) -> (i64, i64) {
+        match self.selection.heads {
+            HeadMode::PerHead => (self.dims.heads as i64, 1),
+            _ => (self.dims.kv_heads as i64, self.dims.group_size() as i64),
+        }
+    }
+
+    /// Makes room for `keys` keys; storage at least doubles where it grows.
+    fn reserve(&mut self, keys: i64) -> Result<()> {
+        if keys <= self.capacity {
+            return Ok(());
+        }
+        let Dims { batch, kv_heads, keys: held, head_dim, value_dim, .. } = self.dims;
+        let (b, hk, held) = (batch as i64, kv_heads as i64, held as i64);
+        let capacity = (keys.max(2 * self.capacity) as u64).next_multiple_of(KEYS_MULTIPLE as u64) as i64;
+        let (rows, width) = self.rows_and_width();
+        let row = (head_dim + value_dim) as i64;
+        let grown = Tensor::f_empty([b * hk, capacity, row], (kind(self.storage), self.device()))?;
+        // Packed products read labels past the last key; 0 times 0 adds nothing.
+        let labels = Tensor::f_zeros([rows, capacity, width], (self.labels_kind(), self.device()))?;
+        if held > 0 {
+            grown.f_narrow(1, 0, held)?.f_copy_(&self.keys_values.f_narrow(1, 0, held)?)?;
+            labels.f_narrow(1, 0, held)?.f_copy_(&self.labels.f_narrow(1, 0, held)?)?;
+        }
+        (self.keys_values, self.labels, self.capacity) = (grown, labels, capacity);
+        Ok(())
+    }
+
+    /// Adds c keys and values, [b, hk, c, d] and [b, hk, c, dv] in the storage type on the cache's device.
+    ///
+    /// Numbers that are not finite, here or in the labels made of them, show in [`LabelCache::check`]: to refuse them here would
+    /// wait for the device. Errors: [`Error::Shape`] for other shapes, types or devices; those of libtorch.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> std::result::Result<(), NoAnswer> {
+        let Dims { batch, kv_heads, head_dim, value_dim, .. } = self.dims;
+        let added = k.size().get(2).copied().unwrap_or_default();
+        self.check_tensor("k", k, [batch as i64, kv_heads as i64, added, head_dim as i64])?;
+        self.check_tensor("v", v, [batch as i64, kv_heads as i64, added, value_dim as i64])?;
+        if added == 0 {
+            return Ok(());
+        }
+        self.append_checked(k, v, added).map_err(failed)
+    }
+
+    fn append_checked(&mut self, k: &Tensor, v: &Tensor, added: i64) -> Result<()> {
+        let Dims { batch, kv_heads, keys, head_dim, value_dim, .. } = self.dims;
+        let (b, hk, held) = (batch as i64, kv_heads as i64, keys as i64);
+        let (d, dv) = (head_dim as i64, value_dim as i64);
+        self.reserve(held + added)?;
+        let place = self.keys_values.f_narrow(1, held, added)?;
+        place.f_narrow(2, 0, d)?.f_copy_(&k.f_reshape([b * hk, added, d])?)?;
+        place.f_narrow(2, d, dv)?.f_copy_(&v.f_reshape([b * hk, added, dv])?)?;
+        let _ = self.inputs_probe.f_add_(&zero_if_finite(&place)?)?;
+        let group = self.dims.group_size() as i64;
+        let labels = self.labels_of(&k.f_unsqueeze(2)?.f_expand([b, hk, group, added, d], false)?)?;
+        if self.selection.label_bits.quantises() {
+            let _ = self.labels_probe.f_add_(&zero_if_finite(&labels)?)?;
+        }
+        self.labels.f_narrow(1, held, added)?.f_copy_(&self.arranged(&labels)?)?;
+        self.dims.keys += added as usize;
+        Ok(())
+    }
+
+    fn check_tensor(&self, name: &str, found: &Tensor, shape: [i64; 4]) -> std::result::Result<(), Error> {
+        let (size, kind, device) = (found.size(), kind(self.storage), self.device());
+        if size == shape && found.kind() == kind && found.device() == device {
+            return Ok(());
+        }
+        let found = format!("{size:?} {:?} on {:?}", found.kind(), found.device());
+        Err(Error::Shape(Detail::new(name, found, format!("{shape:?} {kind:?} on {device:?}"))))
+    }
+
+    /// SPEC §2.4 and §2.5: labels [b, h, c, r] of positions [b, hk, g, c, d].
+    fn labels_of(&self, positions: &Tensor) -> Result<Tensor> {
+        let size = positions.size();
+        let (b, hk, group, count) = (size[0], size[1], size[2], size[3]);
+        let channels = self.channels.f_expand([b, hk, group, count, -1], false)?;
+        let labels = positions.f_gather(4, &channels, false)?.f_view([b, hk * group, count, -1])?;
+        if self.selection.label_bits.quantises() {
+            quantize_(&mut labels.f_transpose(2, 3)?, self.selection.label_bits, self.storage)?;
+        }
+        Ok(labels)
+    }
+
+    /// Labels [b, h, c, r] as rows that are multiplied: [rows, c, width] (SPEC §2.7).
+    fn arranged(&self, labels: &Tensor) -> Result<Tensor> {
+        let (rows, width) = self.rows_and_width();
+        match self.selection.heads {
+            HeadMode::PerHead => labels.f_reshape([rows, -1, width]),
+            HeadMode::SummedScores => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width]),
+            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float),
+        }
+    }
+
+    /// The labels of all keys, [b, h, n, r] in the storage type; `None` in `summed-labels`, where only their sum is kept.
+    ///
+    /// Errors: those of libtorch.
+    pub fn labels(&self) -> std::result::Result<Option<Tensor>, NoAnswer> {
+        let (b, h, n) = (self.dims.batch as i64, self.dims.heads as i64, self.dims.keys as i64);
+        let labels = || -> Result<Option<Tensor>> {
+            let held = self.labels.f_narrow(1, 0, n)?;
+            Ok(match self.selection.heads {
+                HeadMode::PerHead => Some(held.f_reshape([b, h, n, -1])?),
+                HeadMode::SummedScores => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
+                HeadMode::SummedLabels => None,
+            })
+        };
+        labels().map_err(failed)
+    }
+
+    /// One decode step: label scores, the H best keys, and attention over them. q is [b, h, m, d] in the storage type; `additive`
+    /// is A in f32, broadcastable to [b, h, m, n], `None` where it is 0 everywhere, as for one query that sees all keys held.
+    ///
+    /// Errors: those of [`LabelCache::score`].
+    pub fn step(&mut self, q: &Tensor, additive: Option<&Tensor>) -> std::result::Result<Step, NoAnswer> {
+        let Scores { query_labels, scores } = self.score(q, additive)?;
+        let selected = self.select(&scores, additive, None)?;
+        let output = self.attend(q, &selected, additive)?;
+        Ok(Step { query_labels, selected, output })
+    }
+
+    /// SPEC §2.6 and §2.7: label scores of all keys held. Without A they are not divided by √r, which changes no ranking.
+    ///
+    /// Errors: [`Error::Shape`] for a q that does not fit and for a cache without keys; those of libtorch.
+    pub fn score(&mut self, q: &Tensor, additive: Option<&Tensor>) -> std::result::Result<Scores, NoAnswer> {
+        let Dims { batch, heads, keys, head_dim, .. } = self.dims;
+        let queries = q.size().get(2).copied().unwrap_or_default();
+        self.check_tensor("q", q, [batch as i64, heads as i64, queries, head_dim as i64])?;
+        if keys == 0 || queries == 0 {
+            let found = format!("{queries} queries and {keys} keys");
+            return Err(Error::Shape(Detail::new("q and cache", found, "at least one of each")).into());
+        }
+        self.score_checked(q, additive).map_err(failed)
+    }
+
+    fn score_checked(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<Scores> {
+        let Dims { batch, heads, kv_heads, keys, head_dim, .. } = self.dims;
+        let (b, hk, n, d) = (batch as i64, kv_heads as i64, keys as i64, head_dim as i64);
+        let m = q.size()[2];
+        let query_labels = self.labels_of(&q.f_reshape([b, hk, -1, m, d])?)?;
+        let dots = self.dots(&self.arranged(&query_labels)?)?.f_view([b, -1, m, n])?;
+        let Some(additive) = additive else {
+            return Ok(Scores { query_labels, scores: dots });
+        };
+        let r = query_labels.size()[3];
+        let additive = match self.selection.heads {
+            HeadMode::PerHead => additive.shallow_clone(),
+            HeadMode::SummedScores if additive.size()[1] == 1 => additive.f_mul_scalar(heads as f64)?,
+            HeadMode::SummedScores => additive.f_sum_dim_intlist(1, true, Kind::Float)?,
+            // All heads have the same A.
+            HeadMode::SummedLabels => additive.f_narrow(1, 0, 1)?,
+        };
+        let scores = dots.f_to_kind(Kind::Float)?.f_div_scalar((r as f64).sqrt())?.f_add(&additive)?;
+        Ok(Scores { query_labels, scores })
+    }
+
+    /// Products of query labels [rows, m, width] with the labels of all keys held: [rows, m, n].
+    fn dots(&self, query: &Tensor) -> Result<Tensor> {
+        let (rows, width) = self.rows_and_width();
+        let (n, pack) = (self.dims.keys as i64, self.pack());
+        if query.size()[1] > 1 || pack == 1 {
+            return self.kept_product(query, &self.labels.f_narrow(1, 0, n)?.f_transpose(1, 2)?);
+        }
+        let blocks = self.packed_query.f_view([rows, pack, width, pack])?.f_diagonal(0, 1, 3)?;
+        { blocks }.f_copy_(&query.f_transpose(1, 2)?)?;
+        let count = (n as u64).div_ceil(pack as u64) as i64;
+        let positions =
+            self.labels.f_view([rows, self.capacity / pack, pack * width])?.f_narrow(1, 0, count)?;
+        let dots = self.kept_product(&positions, &self.packed_query)?;
+        dots.f_view([rows, 1, count * pack])?.f_narrow(2, 0, n)?.f_contiguous()
+    }
+
+    /// A product that is summed in f32, in the type that scores are kept in.
+    fn kept_product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let in_storage = self.kept == Kept::Storage && self.selection.heads == HeadMode::PerHead;
+        if in_storage && self.device().is_cuda() {
+            a.f_bmm(b)
+        } else if in_storage {
+            product(a, b)?.f_to_kind(kind(self.storage))
+        } else {
+            product(a, b)
+        }
+    }
+
+    /// SPEC §2.8 and §2.9: the H best keys, from [`LabelCache::score`] with the same A. Keys attended `before`, a mask of weights
+    /// [b, h, m, n] in f32, are no candidates. Errors: those of libtorch.
+    pub fn select(
+        &self,
+        scores: &Tensor,
+        additive: Option<&Tensor>,
+        before: Option<&Tensor>,
+    ) -> std::result::Result<Selected, NoAnswer> {
+        let heavy_size = self.selection.heavy_size.resolve(self.dims.keys);
+        largest(scores, before, heavy_size, additive.is_none()).map_err(failed)
+    }
+
+    /// SPEC §2.11 over the selected keys alone: [b, h, m, dv], in f32 or in the storage type. Errors: those of libtorch.
+    pub fn attend(
+        &self,
+        q: &Tensor,
+        selected: &Selected,
+        additive: Option<&Tensor>,
+    ) -> std::result::Result<Tensor, NoAnswer> {
+        self.attention(q, selected, additive).map_err(failed)
+    }
+
+    fn attention(&self, q: &Tensor, selected: &Selected, additive: Option<&Tensor>) -> Result<Tensor> {
+        let Dims { batch, heads, head_dim, value_dim, .. } = self.dims;
+        let (b, h, d, dv) = (batch as i64, heads as i64, head_dim as i64, value_dim as i64);
+        let (selections, sharing) = self.selections();
+        let m = q.size()[2];
+        let width = selected.keys.size()[3];
+        // Query heads that share a selection become queries of one product: [b, h, m, ·] and [b, selections · m, sharing, ·].
+        let rows = |x: &Tensor| -> Result<Tensor> {
+            let grouped = x.f_reshape([b, selections, sharing, m, -1])?;
+            grouped.f_transpose(2, 3)?.f_reshape([b, selections * m, sharing, -1])
+        };
+        let heads = |x: &Tensor| -> Result<Tensor> {
+            let grouped = x.f_reshape([b, selections, m, sharing, -1])?;
+            grouped.f_transpose(2, 3)?.f_reshape([b, h, m, -1])
+        };
+        let read = self.read(&selected.keys)?.f_view([b, selections * m, width, d + dv])?;
+        let (k, v) = (read.f_narrow(3, 0, d)?, read.f_narrow(3, d, dv)?);
+        let q = rows(q)?;
+        let everything = additive.is_none() && selected.valid.is_none();
+        if everything && self.kept == Kept::Storage {
+            // Query heads that share keys read them once.
+            let q = q.f_reshape([b, selections * m * sharing, 1, d])?;
+            let (none, grouped): (Option<&Tensor>, bool) = (None, sharing > 1);
+            let output =
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, false, self.scaling, grouped)?;
+            return heads(&output);
+        }
+        let batched = |x: &Tensor| x.f_flatten(0, 1);
+        let dots = product(&batched(&q)?, &batched(&k)?.f_transpose(1, 2)?)?;
+        let logits = dots.f_mul_scalar(self.scaling)?;
+        let v = batched(&v)?.f_to_kind(Kind::Float)?;
+        if everything {
+            return heads(&logits.f_softmax(-1, Kind::Float)?.f_bmm(&v)?);
+        }
+        let mut logits = heads(&logits)?;
+        let keys = selected.keys.f_expand([b, h, m, width], false)?;
+        if let Some(additive) = additive {
+            let all = additive.f_expand([b, h, m, self.dims.keys as i64], false)?;
+            logits = logits.f_add(&all.f_gather(-1, &keys, false)?)?;
+        }
+        let weights = selected.weights()?.f_expand([b, h, m, width], false)?;
+        let e = exponentials(&logits, &weights)?;
+        let total = e.f_sum_dim_intlist(-1, true, Kind::Float)?;
+        divided(&heads(&batched(&rows(&e)?)?.f_bmm(&v)?)?, &total)
+    }
+
+    /// Keys [b, h or 1, m, H] beside their values: [b, hk, ·, d + dv], in the order of the selections that each KV head serves.
+    fn read(&self, keys: &Tensor) -> Result<Tensor> {
+        let (b, hk) = (self.dims.batch as i64, self.dims.kv_heads as i64);
+        let width = self.keys_values.size()[2];
+        // Gathering moves whole numbers of 8 bytes where a row has them: four times fewer than numbers of 2 bytes.
+        let bytes = width as usize * self.keys_values.kind().elt_size_in_bytes();
+        let wide = if bytes.is_multiple_of(8) { Kind::Int64 } else { self.keys_values.kind() };
+        let rows = self.keys_values.f_view_dtype(wide)?.f_view([b, hk, self.capacity, -1])?;
+        let keys = match self.selection.heads {
+            HeadMode::PerHead => keys.f_view([b, hk, -1, 1])?,
+            _ => keys.f_view([b, 1, -1, 1])?,
+        };
+        let index = keys.f_expand([b, hk, -1, rows.size()[3]], false)?;
+        rows.f_gather(2, &index, false)?.f_view_dtype(self.keys_values.kind())
+    }
+
+    /// Refuses numbers that are not finite in anything appended, and labels that leave the storage type (SPEC D9), of queries too;
+    /// waits for the device. Errors: [`Error::NotFinite`], [`Error::LabelRange`].
+    pub fn check(&self, query_labels: &Tensor) -> std::result::Result<(), NoAnswer> {
+        if !is_finite(&self.inputs_probe).map_err(failed)? {
+            let detail = Detail::new("k or v", "a NaN or infinity", "finite numbers");
+            return Err(Error::NotFinite(detail).into());
+        }
+        if is_finite(&self.labels_probe)
+            .and_then(|keys| Ok(keys && is_finite(query_labels)?))
+            .map_err(failed)?
+        {
+            return Ok(());
+        }
+        Err(masker::label_range())
+    }
+}
+
+/// [1]: 0, or NaN where a number is not finite; waits for nothing.
+fn zero_if_finite(x: &Tensor) -> Result<Tensor> {
+    x.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_reshape([1])
+}
