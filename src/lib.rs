@@ -10,6 +10,7 @@
 pub mod algorithm;
 pub mod behaviours;
 pub mod cases;
+pub mod engine;
 pub mod reports;
 pub mod runner;
 pub mod subjects;

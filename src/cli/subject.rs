@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::reports::quoted;
 use doublecheck::subjects::process::end_all;
-use doublecheck::subjects::{Faulty, Process, Reference, Subject};
+use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
 use doublecheck::verdicts::diagnosis::independent;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -36,6 +36,8 @@ pub struct Choice {
 enum Kind {
     /// The pure-Rust reference
     Reference,
+    /// The decode engine: a label cache, in pure Rust
+    Engine,
     /// Double Sparsity in libtorch operations (feature torch)
     Torch,
 }
@@ -51,6 +53,7 @@ impl Choice {
         }
         match self.subject {
             Kind::Reference => "--subject reference".into(),
+            Kind::Engine => "--subject engine".into(),
             Kind::Torch => format!("--subject torch --device {}", self.device),
         }
     }
@@ -77,12 +80,14 @@ impl Choice {
             return Ok(Box::new(Faulty::new(&faults)));
         }
         match self.subject {
-            Kind::Reference if self.device != "cpu" => {
+            Kind::Reference | Kind::Engine if self.device != "cpu" => {
                 let found = &self.device;
-                Err(format!("--device: found {found:?} for the reference, expected cpu, or --subject torch")
+                let who = if self.subject == Kind::Engine { "engine" } else { "reference" };
+                Err(format!("--device: found {found:?} for the {who}, expected cpu, or --subject torch")
                     .into())
             }
             Kind::Reference => Ok(Box::new(Reference::default())),
+            Kind::Engine => Ok(Box::new(Engine::default())),
             Kind::Torch => torch(&self.device),
         }
     }

@@ -1,0 +1,117 @@
+//! SPEC §2.10, §2.11 for rows that attend to few of many keys: the attended keys of a row as a list, and attention over
+//! them in f32.
+
+use std::ops::Range;
+
+use super::rows::Rows;
+
+/// The attended keys of one row, ascending, each with its weight.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Attended {
+    /// Key indices, ascending.
+    pub keys: Vec<usize>,
+    /// Weights, above 0.
+    pub weights: Vec<f32>,
+}
+
+impl Attended {
+    /// Adds keys, given in ascending order, with weight 1; keys attended before keep their weight.
+    pub fn add(&mut self, keys: impl IntoIterator<Item = usize>) {
+        let before = std::mem::take(self);
+        let mut before = before.keys.into_iter().zip(before.weights).peekable();
+        for key in keys {
+            while let Some(earlier) = before.next_if(|earlier| earlier.0 < key) {
+                self.push(earlier);
+            }
+            let same = before.next_if(|earlier| earlier.0 == key);
+            self.push(same.unwrap_or((key, 1.0)));
+        }
+        before.for_each(|earlier| self.push(earlier));
+    }
+
+    /// Adds a key above all others.
+    pub fn push(&mut self, (key, weight): (usize, f32)) {
+        self.keys.push(key);
+        self.weights.push(weight);
+    }
+}
+
+/// Keys whose values are added together.
+const TOGETHER: usize = 4;
+/// Partial sums of a dot product.
+const LANES: usize = 32;
+
+/// Output [dv] of one row: `rows` holds keys and values [n, d + dv], `additive` is A at a key. A row that attends to
+/// nothing yields zeros.
+#[inline(always)]
+pub fn attend(
+    rows: &Rows,
+    query: &[f32],
+    scaling: f32,
+    attended: &Attended,
+    additive: impl Fn(usize) -> f32,
+    output: &mut [f32],
+) {
+    let (key, value) = (0..query.len(), query.len()..query.len() + output.len());
+    let mut scratch = vec![0.0; query.len()];
+    let mut weights = Vec::with_capacity(attended.keys.len());
+    let mut largest = f32::NEG_INFINITY;
+    for &position in &attended.keys {
+        let logit = dot(query, rows.part(position, key.clone(), &mut scratch)) * scaling + additive(position);
+        largest = largest.max(logit);
+        weights.push(logit);
+    }
+    output.fill(0.0);
+    if largest == f32::NEG_INFINITY {
+        return;
+    }
+    let mut total = 0.0;
+    for (weight, &probability) in weights.iter_mut().zip(&attended.weights) {
+        *weight = (*weight - largest).exp() / probability;
+        total += *weight;
+    }
+    add_values(rows, &attended.keys, &weights, value, output);
+    output.iter_mut().for_each(|x| *x /= total);
+}
+
+#[inline(always)]
+fn add_values(rows: &Rows, keys: &[usize], weights: &[f32], value: Range<usize>, output: &mut [f32]) {
+    let mut scratch = vec![0.0; TOGETHER * output.len()];
+    let (keys, last_keys) = keys.as_chunks::<TOGETHER>();
+    let (weights, last_weights) = weights.as_chunks::<TOGETHER>();
+    for (&[a, b, c, d], weights) in keys.iter().zip(weights) {
+        let mut scratch = scratch.chunks_exact_mut(output.len());
+        let mut part = |position| rows.part(position, value.clone(), scratch.next().unwrap_or_default());
+        let (a, b, c, d) = (part(a), part(b), part(c), part(d));
+        for ((((out, &a), &b), &c), &d) in output.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *out += (a * weights[0] + b * weights[1]) + (c * weights[2] + d * weights[3]);
+        }
+    }
+    for (&position, &weight) in last_keys.iter().zip(last_weights) {
+        let length = output.len();
+        let part = rows.part(position, value.clone(), &mut scratch[..length]);
+        output.iter_mut().zip(part).for_each(|(out, &x)| *out += x * weight);
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        let (low, high) = sums.split_at_mut(width);
+        low.iter_mut().zip(&high[..width]).for_each(|(low, &high)| *low += high);
+        width /= 2;
+    }
+    sums[0]
+}
