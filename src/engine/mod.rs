@@ -166,14 +166,41 @@ impl Engine {
         Ok(())
     }
 
-    /// Attends with the last m positions' queries to the keys so far.
+    /// Selects and attends with the queries of the last m positions.
     ///
-    /// Errors: those of SPEC §2's end: shapes, numbers that are not finite, labels that leave the storage type,
+    /// Errors: those of the end of SPEC §2: shapes, numbers that are not finite, labels that leave the storage type,
     /// `summed-labels` with an A that differs between heads.
     pub fn step(&self, query: &Query) -> Result<Step> {
         let query = Checked::new(query, self.dims, self.storage)?;
         let attended = self.attended(&query)?;
-        Ok(Step { output: self.attend(&query, &attended), attended, dims: query.dims })
+        Ok(Step { output: self.attend_rows(&query, &attended), attended, dims: query.dims })
+    }
+
+    /// The first half of [`Engine::step`]: the attended keys of each row. Same errors.
+    pub fn select(&self, query: &Query) -> Result<Vec<Attended>> {
+        self.attended(&Checked::new(query, self.dims, self.storage)?)
+    }
+
+    /// The second half: the output [b, h, m, dv] for the attended keys of each row.
+    ///
+    /// Errors: those of [`Engine::step`]; [`Error::Shape`] unless there is one list of ascending keys below n, with as
+    /// many weights, for each row.
+    pub fn attend(&self, query: &Query, attended: &[Attended]) -> Result<Array4<f32>> {
+        let query = Checked::new(query, self.dims, self.storage)?;
+        let fits = |row: &Attended| {
+            let ascending = row.keys.is_sorted_by(|a, b| a < b);
+            ascending
+                && row.keys.len() == row.weights.len()
+                && row.keys.last().is_none_or(|&key| key < self.dims.keys)
+        };
+        let rows = query.dims.rows().count();
+        if attended.len() != rows || !attended.iter().all(fits) {
+            let expected =
+                format!("{rows} lists of ascending keys below {}, with a weight each", self.dims.keys);
+            let found = format!("{} lists", attended.len());
+            return Err(Error::Shape(Detail::new("attended", found, expected)));
+        }
+        Ok(self.attend_rows(&query, attended))
     }
 
     fn attended(&self, query: &Checked) -> Result<Vec<Attended>> {
@@ -224,7 +251,7 @@ impl Engine {
         select(&scores, excluded, oracle.heavy_size.resolve(dims.keys))
     }
 
-    fn attend(&self, query: &Checked, attended: &[Attended]) -> Array4<f32> {
+    fn attend_rows(&self, query: &Checked, attended: &[Attended]) -> Array4<f32> {
         let dims = query.dims;
         let mut output = Array4::zeros(dims.output_shape());
         let lanes = output.as_slice_mut().unwrap_or_default().chunks_exact_mut(dims.value_dim);
