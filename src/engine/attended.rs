@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
+
 use super::rows::Rows;
 
 /// The attended keys of one row, ascending, each with its weight.
@@ -41,37 +43,51 @@ const TOGETHER: usize = 4;
 /// Partial sums of a dot product.
 const LANES: usize = 32;
 
-/// Output [dv] of one row: `rows` holds keys and values [n, d + dv], `additive` is A at a key. A row that attends to
-/// nothing yields zeros.
-#[inline(always)]
-pub fn attend(
-    rows: &Rows,
-    query: &[f32],
-    scaling: f32,
-    attended: &Attended,
-    additive: impl Fn(usize) -> f32,
-    output: &mut [f32],
-) {
-    let (key, value) = (0..query.len(), query.len()..query.len() + output.len());
-    let mut scratch = vec![0.0; query.len()];
-    let mut weights = Vec::with_capacity(attended.keys.len());
-    let mut largest = f32::NEG_INFINITY;
-    for &position in &attended.keys {
-        let logit = dot(query, rows.part(position, key.clone(), &mut scratch)) * scaling + additive(position);
-        largest = largest.max(logit);
-        weights.push(logit);
+/// Attention of one row over its attended keys.
+pub struct Attend<'a, A> {
+    /// Keys and values, [n, d + dv].
+    pub rows: &'a Rows,
+    /// [d]
+    pub query: &'a [f32],
+    /// Factor of q·k.
+    pub scaling: f32,
+    /// The keys.
+    pub attended: &'a Attended,
+    /// A at a key.
+    pub additive: A,
+    /// [dv]; zeros where the row attends to nothing.
+    pub output: &'a mut [f32],
+}
+
+impl<A: Fn(usize) -> f32> WithSimd for Attend<'_, A> {
+    type Output = ();
+
+    /// With the vector instructions that there are: everything it calls is inlined.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { rows, query, scaling, attended, additive, output } = self;
+        let (key, value) = (0..query.len(), query.len()..query.len() + output.len());
+        let mut scratch = vec![0.0; query.len()];
+        let mut weights = Vec::with_capacity(attended.keys.len());
+        let mut largest = f32::NEG_INFINITY;
+        for &position in &attended.keys {
+            let product = dot(query, rows.part(position, key.clone(), &mut scratch));
+            let logit = product * scaling + additive(position);
+            largest = largest.max(logit);
+            weights.push(logit);
+        }
+        output.fill(0.0);
+        if largest == f32::NEG_INFINITY {
+            return;
+        }
+        let mut total = 0.0;
+        for (weight, &probability) in weights.iter_mut().zip(&attended.weights) {
+            *weight = (*weight - largest).exp() / probability;
+            total += *weight;
+        }
+        add_values(rows, &attended.keys, &weights, value, output);
+        output.iter_mut().for_each(|x| *x /= total);
     }
-    output.fill(0.0);
-    if largest == f32::NEG_INFINITY {
-        return;
-    }
-    let mut total = 0.0;
-    for (weight, &probability) in weights.iter_mut().zip(&attended.weights) {
-        *weight = (*weight - largest).exp() / probability;
-        total += *weight;
-    }
-    add_values(rows, &attended.keys, &weights, value, output);
-    output.iter_mut().for_each(|x| *x /= total);
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::attended::Attended;
 use super::codes::{BLOCK, CHUNK, Codes, Term};
@@ -264,11 +264,7 @@ impl Ranking<'_, '_> {
 
     /// The keys that each line selects, ascending.
     fn rank(&self, lines: &[Line]) -> Result<Vec<(Row, Vec<usize>)>> {
-        let arch = Arch::new();
-        let sorted = arch.dispatch(
-            #[inline(always)]
-            || self.sort(lines),
-        );
+        let sorted = Arch::new().dispatch(Sort { ranking: self, lines });
         let exact = |(line, Sorted { mut certain, mut open }): (&Line, Sorted)| {
             let rest = self.heavy_size - certain.len();
             open.sort_unstable();
@@ -333,6 +329,21 @@ impl Ranking<'_, '_> {
             sum = Some(sum.map_or(score, |sum: f64| sum + score));
         }
         Ok(sum.unwrap_or(f64::NEG_INFINITY))
+    }
+}
+
+/// The first pass over some lines, with the vector instructions that there are: everything it calls is inlined.
+struct Sort<'a, 'q> {
+    ranking: &'a Ranking<'a, 'q>,
+    lines: &'a [Line],
+}
+
+impl WithSimd for Sort<'_, '_> {
+    type Output = Vec<Sorted>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> Self::Output {
+        self.ranking.sort(self.lines)
     }
 }
 

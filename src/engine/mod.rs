@@ -22,6 +22,7 @@ mod top;
 use ndarray::{Array4, ArrayView4};
 use pulp::Arch;
 
+use attended::Attend;
 pub use attended::Attended;
 pub use query::Query;
 
@@ -261,13 +262,15 @@ impl Engine {
         let arch = Arch::new();
         parallel::map(rows, work, |(row @ (batch, head, _), output)| {
             let rows = &self.rows[batch * dims.kv_heads + dims.kv_head(head)];
-            let (q, attended) = (query.q(row), &attended[index(&dims, row)]);
-            // Rounded once more, within the three roundings of a scaling that SPEC §5 allows.
-            let scaling = query.scaling as f32;
-            arch.dispatch(
-                #[inline(always)]
-                || attended::attend(rows, q, scaling, attended, |key| query.additive(row, key), output),
-            );
+            // The scaling is rounded once more, within the three roundings that SPEC §5 allows it.
+            arch.dispatch(Attend {
+                rows,
+                query: query.q(row),
+                scaling: query.scaling as f32,
+                attended: &attended[index(&dims, row)],
+                additive: |key| query.additive(row, key),
+                output,
+            });
         });
         output
     }
