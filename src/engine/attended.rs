@@ -40,8 +40,6 @@ impl Attended {
 
 /// Keys whose values are added together.
 const TOGETHER: usize = 4;
-/// Partial sums of a dot product.
-const LANES: usize = 32;
 
 /// Attention of one row over its attended keys.
 pub struct Attend<'a, A> {
@@ -64,14 +62,14 @@ impl<A: Fn(usize) -> f32> WithSimd for Attend<'_, A> {
 
     /// With the vector instructions that there are: everything it calls is inlined.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, query, scaling, attended, additive, output } = self;
         let (key, value) = (0..query.len(), query.len()..query.len() + output.len());
         let mut scratch = vec![0.0; query.len()];
         let mut weights = Vec::with_capacity(attended.keys.len());
         let mut largest = f32::NEG_INFINITY;
         for &position in &attended.keys {
-            let product = dot(query, rows.part(position, key.clone(), &mut scratch));
+            let product = dot(simd, query, rows.part(position, key.clone(), &mut scratch));
             let logit = product * scaling + additive(position);
             largest = largest.max(logit);
             weights.push(logit);
@@ -110,24 +108,22 @@ fn add_values(rows: &Rows, keys: &[usize], weights: &[f32], value: Range<usize>,
     }
 }
 
+/// In two partial sums of vectors, then the rest.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0.0f32; LANES];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
+    let ((a_pairs, a_last), (b_pairs, b_last)) = (a.as_chunks::<2>(), b.as_chunks::<2>());
+    for (a, b) in a_pairs.iter().zip(b_pairs) {
+        even = simd.mul_add_e_f32s(a[0], b[0], even);
+        odd = simd.mul_add_e_f32s(a[1], b[1], odd);
     }
-    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
-        *sum += a * b;
+    for (&a, &b) in a_last.iter().zip(b_last) {
+        even = simd.mul_add_e_f32s(a, b, even);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        let (low, high) = sums.split_at_mut(width);
-        low.iter_mut().zip(&high[..width]).for_each(|(low, &high)| *low += high);
-        width /= 2;
+    let mut sum = simd.reduce_sum_f32s(simd.add_f32s(even, odd));
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
     }
-    sums[0]
+    sum
 }
