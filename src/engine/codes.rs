@@ -66,9 +66,15 @@ impl Codes {
     ///
     /// Errors: [`crate::algorithm::Error::LabelRange`] where labels leave the storage type.
     pub fn labels(&self, row: &[f32]) -> Result<Vec<f32>> {
-        let mut labels: Vec<f32> = self.channels.iter().map(|&channel| row[channel]).collect();
-        quantize_in_place(&mut labels, self.bits, self.storage)?;
+        let mut labels = vec![0.0; self.channels.len()];
+        self.write_labels(row, &mut labels)?;
         Ok(labels)
+    }
+
+    /// The same into `labels`, [r].
+    pub fn write_labels(&self, row: &[f32], labels: &mut [f32]) -> Result<()> {
+        labels.iter_mut().zip(&self.channels).for_each(|(label, &channel)| *label = row[channel]);
+        quantize_in_place(labels, self.bits, self.storage)
     }
 
     /// Adds one key [d] of values of the storage type.

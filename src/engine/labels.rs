@@ -20,7 +20,7 @@ use crate::algorithm::select::select;
 use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Row, Selection, Storage, parallel};
 
 /// Keys turned away together.
-const LANES: usize = 32;
+const LANES: usize = 16;
 
 /// The label cache of one Double Sparsity masker.
 #[derive(Debug, Clone)]
@@ -268,7 +268,7 @@ impl Ranking<'_, '_> {
         let exact = |(line, Sorted { mut certain, mut open }): (&Line, Sorted)| {
             let rest = self.heavy_size - certain.len();
             open.sort_unstable();
-            let scores = open.iter().map(|&key| self.exact(line.row, key)).collect::<Result<Vec<_>>>()?;
+            let scores = self.exact(line.row, &open)?;
             certain.extend(select(&scores, |_| false, rest).into_iter().map(|index| open[index]));
             certain.sort_unstable();
             Ok((line.row, certain))
@@ -303,32 +303,40 @@ impl Ranking<'_, '_> {
         lines.iter().zip(tops).map(|(line, top)| if line.open { all(line) } else { top.finish() }).collect()
     }
 
-    /// The score of SPEC §2.6 and §2.7, operation for operation that of the reference.
-    fn exact(&self, row @ (batch, _, i): Row, key: usize) -> Result<f64> {
+    /// Scores of SPEC §2.6 and §2.7, operation for operation those of the reference.
+    fn exact(&self, row @ (batch, _, i): Row, keys: &[usize]) -> Result<Vec<f64>> {
         let dims = self.query.dims;
-        let mut scratch = vec![0.0; dims.head_dim];
-        let mut k_label = |head: usize| {
+        let (mut scratch, mut label) = (vec![0.0; dims.head_dim], vec![0.0; self.q_label(row).len()]);
+        let root = (label.len() as f64).sqrt();
+        let mut k_label = |head: usize, key: usize, label: &mut [f32]| {
             let rows = &self.rows[batch * dims.kv_heads + dims.kv_head(head)];
-            self.cache.codes(batch, head).labels(rows.part(key, 0..dims.head_dim, &mut scratch))
+            self.cache.codes(batch, head).write_labels(rows.part(key, 0..dims.head_dim, &mut scratch), label)
         };
         if self.mode() == HeadMode::SummedLabels {
-            let q = self.summed_q(row);
-            let mut k = vec![0.0; q.len()];
-            for head in 0..dims.heads {
-                k.iter_mut().zip(k_label(head)?).for_each(|(sum, k)| *sum += f64::from(k));
-            }
-            let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
-            return Ok(dot / (q.len() as f64).sqrt() + f64::from(self.query.additive((batch, 0, i), key)));
+            let (q, mut k) = (self.summed_q(row), vec![0.0; label.len()]);
+            let score = |&key: &usize| {
+                k.fill(0.0);
+                for head in 0..dims.heads {
+                    k_label(head, key, &mut label)?;
+                    k.iter_mut().zip(&label).for_each(|(sum, &k)| *sum += f64::from(k));
+                }
+                let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
+                Ok(dot / root + f64::from(self.query.additive((batch, 0, i), key)))
+            };
+            return keys.iter().map(score).collect();
         }
-        let mut sum = None;
+        // −0 + x is x, bit for bit.
+        let mut scores = vec![-0.0; keys.len()];
         for head in self.heads_of(row) {
             let row = (batch, head, i);
-            let q = self.q_label(row);
-            let dot: f64 = q.iter().zip(k_label(head)?).map(|(&q, k)| f64::from(q) * f64::from(k)).sum();
-            let score = dot / (q.len() as f64).sqrt() + f64::from(self.query.additive(row, key));
-            sum = Some(sum.map_or(score, |sum: f64| sum + score));
+            let q: Vec<f64> = self.q_label(row).iter().copied().map(f64::from).collect();
+            for (score, &key) in scores.iter_mut().zip(keys) {
+                k_label(head, key, &mut label)?;
+                let dot: f64 = q.iter().zip(&label).map(|(&q, &k)| q * f64::from(k)).sum();
+                *score += dot / root + f64::from(self.query.additive(row, key));
+            }
         }
-        Ok(sum.unwrap_or(f64::NEG_INFINITY))
+        Ok(scores)
     }
 }
 
@@ -359,23 +367,31 @@ fn offer(line: &Line, first: usize, scores: &mut [f32], errors: &[f64], top: &mu
     for (block, (scores, &error)) in scores.chunks_exact(BLOCK).zip(errors).enumerate() {
         let radius = (error * (1.0 + 1e-6)) as f32;
         for (part, scores) in scores.as_chunks::<LANES>().0.iter().enumerate() {
-            let mut largest = [f32::NEG_INFINITY; 16];
-            for scores in scores.as_chunks::<16>().0 {
-                for (largest, &score) in largest.iter_mut().zip(scores) {
-                    *largest = if score > *largest { score } else { *largest };
-                }
+            let mut any = false;
+            for &score in scores {
+                any |= score + radius >= top.threshold();
             }
-            let largest = largest.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-            if largest + radius < top.threshold() {
-                continue;
+            if any {
+                let start = block * BLOCK + part * LANES;
+                offer_part(scores, radius, visible.saturating_sub(start), first + start, top);
             }
-            let start = block * BLOCK + part * LANES;
-            for (lane, &score) in scores.iter().enumerate() {
-                let candidate = score > f32::NEG_INFINITY && start + lane < visible;
-                if candidate && score + radius >= top.threshold() {
-                    top.offer(score - radius, score + radius, first + start + lane);
-                }
-            }
+        }
+    }
+}
+
+/// Offers some keys of which few are worth it, without a branch for those that are not.
+#[inline(always)]
+fn offer_part(scores: &[f32; LANES], radius: f32, visible: usize, first: usize, top: &mut Top) {
+    let mut worth = [0; LANES];
+    let mut count = 0;
+    for (lane, &score) in scores.iter().enumerate() {
+        worth[count] = lane;
+        count += usize::from(score + radius >= top.threshold());
+    }
+    for &lane in &worth[..count] {
+        let score = scores[lane];
+        if score > f32::NEG_INFINITY && lane < visible {
+            top.offer(score - radius, score + radius, first + lane);
         }
     }
 }

@@ -155,7 +155,7 @@ impl Engine {
         for (index, rows) in self.rows.iter_mut().enumerate() {
             let head = ndarray::s![index / kv_heads, index % kv_heads, .., ..];
             for (key, value) in k.slice(head).outer_iter().zip(v.slice(head).outer_iter()) {
-                rows.push(key.iter().chain(&value).copied());
+                rows.push(key.to_slice().unwrap_or_default(), value.to_slice().unwrap_or_default());
             }
         }
         for stage in &mut self.stages {

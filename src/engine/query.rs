@@ -48,7 +48,10 @@ fn shape_error(field: &str, found: &[usize], expected: String) -> Error {
 
 /// A tensor rounded to the storage type, contiguous. Errors: [`Error::NotFinite`].
 pub fn stored(field: &str, tensor: ArrayView4<f32>, storage: Storage) -> Result<Array4<f32>> {
-    let rounded = Array4::from_shape_fn(tensor.dim(), |index| storage.round(tensor[index]));
+    let rounded = tensor.mapv(|x| storage.round(x));
+    if rounded.iter().all(|x| x.is_finite()) {
+        return Ok(rounded.as_standard_layout().into_owned());
+    }
     match rounded.indexed_iter().find(|(_, x)| !x.is_finite()) {
         None => Ok(rounded),
         Some(((b, head, position, channel), x)) => {

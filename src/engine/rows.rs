@@ -32,8 +32,8 @@ impl Rows {
         Self { storage, width, len: 0, chunks: Vec::new() }
     }
 
-    /// Adds one row of values of the storage type.
-    pub fn push(&mut self, row: impl Iterator<Item = f32>) {
+    /// Adds a key [d] and a value [dv] of the storage type.
+    pub fn push(&mut self, key: &[f32], value: &[f32]) {
         if self.len.is_multiple_of(CHUNK) {
             self.chunks.push(match self.storage {
                 Storage::F32 => Chunk::F32(Vec::new()),
@@ -41,11 +41,13 @@ impl Rows {
                 Storage::Bf16 => Chunk::Bf16(Vec::new()),
             });
         }
-        match self.chunks.last_mut() {
-            Some(Chunk::F32(numbers)) => numbers.extend(row),
-            Some(Chunk::F16(numbers)) => numbers.extend(row.map(f16::from_f32)),
-            Some(Chunk::Bf16(numbers)) => numbers.extend(row.map(bf16::from_f32)),
-            None => {}
+        for part in [key, value] {
+            match self.chunks.last_mut() {
+                Some(Chunk::F32(numbers)) => numbers.extend_from_slice(part),
+                Some(Chunk::F16(numbers)) => numbers.extend(part.iter().map(|&x| f16::from_f32(x))),
+                Some(Chunk::Bf16(numbers)) => numbers.extend(part.iter().map(|&x| bf16::from_f32(x))),
+                None => {}
+            }
         }
         self.len += 1;
     }
