@@ -96,7 +96,7 @@ impl<'a> Checked<'a> {
                 let expected = format!("[{b}, {h}, {m}, {n}], any of them 1");
                 return Err(shape_error("attention_mask", mask.shape(), expected));
             }
-            if let Some((index, x)) = mask.indexed_iter().find(|(_, x)| !(**x < f32::INFINITY)) {
+            if let Some((index, x)) = mask.indexed_iter().find(|(_, x)| x.is_nan() || **x == f32::INFINITY) {
                 let field = format!("attention_mask{index:?}");
                 let expected = "0, a finite number or -inf";
                 return Err(Error::NotFinite(Detail::new(field, format!("{x:?}"), expected)));
