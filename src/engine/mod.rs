@@ -275,7 +275,7 @@ impl Engine {
         output
     }
 
-    /// The label codes of a key that a query head reads, [r], as the first label cache keeps them: those of SPEC §2.5
+    /// The label codes of a key that a query head reads, r of them, as the first label cache keeps them: those of SPEC §2.5
     /// where B is at most 8, a coarse view of the labels otherwise. `None` without a label cache, or beyond its keys.
     pub fn codes(&self, batch: usize, head: usize, key: usize) -> Option<Vec<u8>> {
         let known = batch < self.dims.batch && head < self.dims.heads && key < self.dims.keys;
