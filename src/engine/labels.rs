@@ -130,10 +130,8 @@ impl LabelCache {
             return Err(error.clone());
         }
         let ranking = Ranking { cache: self, query, rows, attended, labels, heavy_size };
-        let jobs = ranking.jobs();
-        let selected = parallel::map(jobs, dims.operations(), |lines| ranking.rank(&lines));
         let mut keys = vec![Vec::new(); attended.len()];
-        for (row, selected) in selected.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        for (row, selected) in ranking.rank(ranking.jobs())? {
             for head in ranking.heads_of(row) {
                 keys[index(&dims, (row.0, head, row.2))] = selected.clone();
             }
@@ -262,27 +260,32 @@ impl Ranking<'_, '_> {
         sum
     }
 
-    /// The keys that each line selects, ascending.
-    fn rank(&self, lines: &[Line]) -> Result<Vec<(Row, Vec<usize>)>> {
-        let sorted = Arch::new().dispatch(Sort { ranking: self, lines });
-        let exact = |(line, Sorted { mut certain, mut open }): (&Line, Sorted)| {
-            let rest = self.heavy_size - certain.len();
-            open.sort_unstable();
-            let scores = self.exact(line.row, &open)?;
-            certain.extend(select(&scores, |_| false, rest).into_iter().map(|index| open[index]));
-            certain.sort_unstable();
-            Ok((line.row, certain))
-        };
-        lines.iter().zip(sorted).map(exact).collect()
+    /// The keys that each line selects, ascending. Where there are fewer jobs than threads, each is split by chunks.
+    fn rank(&self, jobs: Vec<Vec<Line>>) -> Result<Vec<(Row, Vec<usize>)>> {
+        let (chunks, work) = (self.query.dims.keys.div_ceil(CHUNK), self.query.dims.operations());
+        let pieces = rayon::current_num_threads().div_ceil(jobs.len().max(1)).min(chunks);
+        let length = chunks.div_ceil(pieces.max(1));
+        let piece = |piece: usize| piece * length..chunks.min((piece + 1) * length);
+        let parts = (0..jobs.len()).flat_map(|job| (0..pieces).map(move |part| (job, part))).collect();
+        let mut tops = parallel::map(parts, work, |(job, part): (usize, usize)| {
+            Arch::new().dispatch(Sort { ranking: self, lines: &jobs[job], chunks: piece(part) })
+        })
+        .into_iter();
+        let mut lines = Vec::new();
+        for job in jobs {
+            let merge = |a: Vec<Top>, b: Vec<Top>| a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect();
+            let tops = tops.by_ref().take(pieces).reduce(merge).unwrap_or_default();
+            lines.extend(job.into_iter().zip(tops));
+        }
+        parallel::map(lines, work, |(line, top)| self.finish(&line, top)).into_iter().collect()
     }
 
-    /// The first pass: which keys are selected for certain, and which are open.
+    /// The first pass over some chunks, for lines whose scores have error bounds.
     #[inline(always)]
-    fn sort(&self, lines: &[Line]) -> Vec<Sorted> {
+    fn sort(&self, lines: &[Line], chunks: Range<usize>) -> Vec<Top> {
         let mut tops: Vec<_> = lines.iter().map(|_| Top::new(self.heavy_size)).collect();
         let mut scores = [[0.0; BLOCK]; CHUNK / BLOCK];
-        let chunks = self.query.dims.keys.div_ceil(CHUNK);
-        for chunk in 0..chunks {
+        for chunk in chunks {
             for (line, top) in lines.iter().zip(&mut tops) {
                 if line.open || line.visible <= chunk * CHUNK {
                     continue;
@@ -295,12 +298,22 @@ impl Ranking<'_, '_> {
                 offer(line, chunk * CHUNK, scores.as_flattened_mut(), &errors, top);
             }
         }
-        let all = |line: &Line| {
+        tops
+    }
+
+    /// The second pass: the keys of one line, ascending.
+    fn finish(&self, line: &Line, top: Top) -> Result<(Row, Vec<usize>)> {
+        let Sorted { mut certain, mut open } = top.finish();
+        if line.open {
             let mut excluded = line.excluded.iter().copied().peekable();
-            let open = (0..line.visible).filter(|&key| excluded.next_if_eq(&key).is_none()).collect();
-            Sorted { certain: Vec::new(), open }
-        };
-        lines.iter().zip(tops).map(|(line, top)| if line.open { all(line) } else { top.finish() }).collect()
+            open = (0..line.visible).filter(|&key| excluded.next_if_eq(&key).is_none()).collect();
+        }
+        open.sort_unstable();
+        let scores = self.exact(line.row, &open)?;
+        let rest = self.heavy_size - certain.len();
+        certain.extend(select(&scores, |_| false, rest).into_iter().map(|index| open[index]));
+        certain.sort_unstable();
+        Ok((line.row, certain))
     }
 
     /// Scores of SPEC §2.6 and §2.7, operation for operation those of the reference.
@@ -340,18 +353,19 @@ impl Ranking<'_, '_> {
     }
 }
 
-/// The first pass over some lines, with the vector instructions that there are: everything it calls is inlined.
+/// The first pass, with the vector instructions that there are: everything it calls is inlined.
 struct Sort<'a, 'q> {
     ranking: &'a Ranking<'a, 'q>,
     lines: &'a [Line],
+    chunks: Range<usize>,
 }
 
 impl WithSimd for Sort<'_, '_> {
-    type Output = Vec<Sorted>;
+    type Output = Vec<Top>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) -> Self::Output {
-        self.ranking.sort(self.lines)
+        self.ranking.sort(self.lines, self.chunks)
     }
 }
 

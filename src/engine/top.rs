@@ -55,6 +55,16 @@ impl Top {
         }
     }
 
+    /// The candidates of both, of different keys.
+    pub fn merge(mut self, other: Self) -> Self {
+        for Candidate { low, high, key } in other.candidates {
+            if high >= self.threshold {
+                self.offer(low, high, key);
+            }
+        }
+        self
+    }
+
     /// A key below the H-th largest low is out: H others score higher.
     fn raise_threshold(&mut self) {
         if self.candidates.len() > self.heavy_size {
