@@ -6,6 +6,7 @@
 //! The view of a label is lo + step·code. How far it may be off is measured when the key is appended, and a score of
 //! views carries a bound on its distance from the score of SPEC §2.6, so that selecting by it is exact (`top`).
 
+use super::rows::Rows;
 use crate::algorithm::error::Result;
 use crate::algorithm::quantize::{quantize, quantize_in_place};
 use crate::algorithm::{LabelBits, Storage};
@@ -66,14 +67,14 @@ impl Codes {
     ///
     /// Errors: [`crate::algorithm::Error::LabelRange`] where labels leave the storage type.
     pub fn labels(&self, row: &[f32]) -> Result<Vec<f32>> {
-        let mut labels = vec![0.0; self.channels.len()];
-        self.write_labels(row, &mut labels)?;
+        let mut labels: Vec<f32> = self.channels.iter().map(|&channel| row[channel]).collect();
+        quantize_in_place(&mut labels, self.bits, self.storage)?;
         Ok(labels)
     }
 
-    /// The same into `labels`, [r].
-    pub fn write_labels(&self, row: &[f32], labels: &mut [f32]) -> Result<()> {
-        labels.iter_mut().zip(&self.channels).for_each(|(label, &channel)| *label = row[channel]);
+    /// The same of a key that was appended, into `labels`.
+    pub fn write_labels(&self, rows: &Rows, key: usize, labels: &mut [f32]) -> Result<()> {
+        rows.gather(key, &self.channels, labels);
         quantize_in_place(labels, self.bits, self.storage)
     }
 

@@ -319,11 +319,11 @@ impl Ranking<'_, '_> {
     /// Scores of SPEC §2.6 and §2.7, operation for operation those of the reference.
     fn exact(&self, row @ (batch, _, i): Row, keys: &[usize]) -> Result<Vec<f64>> {
         let dims = self.query.dims;
-        let (mut scratch, mut label) = (vec![0.0; dims.head_dim], vec![0.0; self.q_label(row).len()]);
+        let mut label = vec![0.0; self.q_label(row).len()];
         let root = (label.len() as f64).sqrt();
-        let mut k_label = |head: usize, key: usize, label: &mut [f32]| {
+        let k_label = |head: usize, key: usize, label: &mut [f32]| {
             let rows = &self.rows[batch * dims.kv_heads + dims.kv_head(head)];
-            self.cache.codes(batch, head).write_labels(rows.part(key, 0..dims.head_dim, &mut scratch), label)
+            self.cache.codes(batch, head).write_labels(rows, key, label)
         };
         if self.mode() == HeadMode::SummedLabels {
             let (q, mut k) = (self.summed_q(row), vec![0.0; label.len()]);
