@@ -33,6 +33,8 @@ struct Chunk {
 struct Bound {
     /// The largest distance of a label from its view.
     error: f64,
+    /// The largest Euclidean norm of a key's distances.
+    norm: f64,
     /// The largest |lo| + step · largest code + error.
     size: f64,
 }
@@ -55,6 +57,7 @@ struct View {
     lo: f32,
     step: f32,
     error: f64,
+    norm: f64,
 }
 
 impl Codes {
@@ -83,7 +86,7 @@ impl Codes {
     /// Errors: those of [`Codes::labels`]; the key is then added without labels.
     pub fn push(&mut self, key: &[f32]) -> Result<()> {
         let view = self.view(key);
-        let none = || View { codes: vec![0; self.channels.len()], lo: 0.0, step: 0.0, error: f64::INFINITY };
+        let none = || View { codes: vec![0; self.channels.len()], lo: 0.0, step: 0.0, error: 0.0, norm: 0.0 };
         let (view, outcome) = match view {
             Ok(view) => (view, Ok(())),
             Err(error) => (none(), Err(error)),
@@ -115,8 +118,9 @@ impl Codes {
             // NaN where lo or step is infinite.
             if error.is_finite() { error * (1.0 + 1e-9) } else { f64::INFINITY }
         };
-        let error = labels.iter().zip(&codes).map(error).fold(0.0, f64::max);
-        Ok(View { codes, lo, step, error })
+        let errors = || labels.iter().zip(&codes).map(error);
+        let norm = errors().map(|error| error * error).sum::<f64>().sqrt();
+        Ok(View { error: errors().fold(0.0, f64::max), norm, codes, lo, step })
     }
 
     fn packed(&self) -> bool {
@@ -157,6 +161,7 @@ impl Codes {
         let size = if size.is_nan() { f64::INFINITY } else { size };
         let bound = &mut chunk.bounds[block];
         bound.error = bound.error.max(view.error);
+        bound.norm = bound.norm.max(view.norm);
         bound.size = bound.size.max(size);
         self.largest = self.largest.max(size);
     }
@@ -186,6 +191,8 @@ pub struct Term {
     sum: f32,
     /// The sum of their magnitudes.
     magnitude: f64,
+    /// Their Euclidean norm.
+    norm: f64,
     /// Relative error of a score of this term.
     relative: f64,
 }
@@ -199,12 +206,13 @@ impl Term {
         factors.resize(padded, 0.0);
         let sum: f64 = factors.iter().copied().map(f64::from).sum();
         let magnitude = factors.iter().map(|&factor| f64::from(factor).abs()).sum();
+        let norm = factors.iter().map(|&factor| f64::from(factor).powi(2)).sum::<f64>().sqrt();
         // Of every product and sum of codes at most r + 4 roundings, of the terms' sum `terms`, of the factors and their
         // sum 2, of the interval 3, and less than one more for the f64 arithmetic of the score itself (Higham, §3.1).
         let roundings =
             f64::from(u32::try_from(padded + terms + 16).unwrap_or(u32::MAX)) * f64::powi(2.0, -24);
         let relative = if roundings < 0.5 { roundings / (1.0 - roundings) } else { f64::INFINITY };
-        Self { codes, factors, sum: sum as f32, magnitude, relative }
+        Self { codes, factors, sum: sum as f32, magnitude, norm, relative }
     }
 
     /// Whether no score of these keys can overflow and every bound is a number.
@@ -232,8 +240,10 @@ impl Codes {
             for (((score, dot), lo), step) in scores.iter_mut().zip(&dots).zip(lo).zip(step) {
                 *score += dot * step + lo * term.sum;
             }
-            // The last summand covers underflow.
-            *error += term.magnitude * (bound.error + term.relative * bound.size)
+            // Of the labels: by Hölder's inequality or by Cauchy and Schwarz's. The last summand covers underflow.
+            let labels = (term.magnitude * bound.error).min(term.norm * bound.norm * (1.0 + 1e-9));
+            *error += labels
+                + term.relative * term.magnitude * bound.size
                 + f64::from(f32::MIN_POSITIVE) * (1.0 + bound.size);
         }
     }
