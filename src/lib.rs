@@ -2,14 +2,15 @@
 //! few "label" channels (arXiv 2408.07092).
 //!
 //! Data flows one way: [`cases`] are given to [`subjects`], [`verdicts`] judge the answers, [`reports`] tell the result;
-//! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is. "SPEC" in the documentation
-//! is `docs/SPEC.md`, the contract that every implementation is checked against.
+//! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is; [`engine`] computes
+//! the same over a cache that grows. "SPEC" in the documentation is `docs/SPEC.md`, the contract that every implementation is checked against.
 
 #![deny(unsafe_code)]
 
 pub mod algorithm;
 pub mod behaviours;
 pub mod cases;
+pub mod engine;
 pub mod reports;
 pub mod runner;
 pub mod subjects;

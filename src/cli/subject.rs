@@ -7,7 +7,7 @@ use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::cases::Kept;
 use doublecheck::reports::quoted;
 use doublecheck::subjects::process::end_all;
-use doublecheck::subjects::{Faulty, Process, Reference, Subject};
+use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
 use doublecheck::verdicts::diagnosis::independent;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -37,6 +37,8 @@ pub struct Choice {
 enum Kind {
     /// The pure-Rust reference
     Reference,
+    /// The decode engine: a label cache, in pure Rust
+    Engine,
     /// Double Sparsity in libtorch operations (feature torch)
     Torch,
     /// The label cache for decode steps, scores in f32 (feature torch)
@@ -56,6 +58,7 @@ impl Choice {
         }
         match self.subject {
             Kind::Reference => "--subject reference".into(),
+            Kind::Engine => "--subject engine".into(),
             Kind::Torch => format!("--subject torch --device {}", self.device),
             Kind::TorchCache => format!("--subject torch-cache --device {}", self.device),
             Kind::TorchCacheStorage => format!("--subject torch-cache-storage --device {}", self.device),
@@ -84,12 +87,14 @@ impl Choice {
             return Ok(Box::new(Faulty::new(&faults)));
         }
         match self.subject {
-            Kind::Reference if self.device != "cpu" => {
+            Kind::Reference | Kind::Engine if self.device != "cpu" => {
                 let found = &self.device;
-                Err(format!("--device: found {found:?} for the reference, expected cpu, or --subject torch")
+                let who = if self.subject == Kind::Engine { "engine" } else { "reference" };
+                Err(format!("--device: found {found:?} for the {who}, expected cpu, or --subject torch")
                     .into())
             }
             Kind::Reference => Ok(Box::new(Reference::default())),
+            Kind::Engine => Ok(Box::new(Engine::default())),
             Kind::Torch => torch(&self.device, None),
             Kind::TorchCache => torch(&self.device, Some(Kept::F32)),
             Kind::TorchCacheStorage => torch(&self.device, Some(Kept::Storage)),

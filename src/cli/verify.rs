@@ -1,4 +1,4 @@
-//! `doublecheck verify [PATH…] [--subject reference|torch|torch-cache|torch-cache-storage] [--device cpu|cuda|cuda:N] [--json FILE] [--html FILE]`
+//! `doublecheck verify [PATH…] [--subject reference|engine|torch|torch-cache|torch-cache-storage] [--device cpu|cuda|cuda:N] [--json FILE] [--html FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;

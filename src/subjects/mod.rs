@@ -2,6 +2,7 @@
 //! all of them.
 
 mod child;
+pub mod engine;
 pub mod faulty;
 pub mod process;
 pub(crate) mod protocol;
@@ -14,6 +15,7 @@ use crate::cases::{
     Answer, CalibrationCase, Call, Capabilities, Case, Instance, NoAnswer, RoundingModel, Sequence,
 };
 
+pub use engine::Engine;
 pub use faulty::Faulty;
 pub use process::Process;
 pub use reference::Reference;

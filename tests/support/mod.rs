@@ -30,7 +30,12 @@ pub fn shared(folder: &str) -> Option<PathBuf> {
 
 /// A small valid case: 1 batch entry, 2 heads over 1 KV head, 2 queries, 6 keys, d = 4, r = 2.
 pub fn small_case() -> Case {
-    let plan = doublecheck::cases::strategies::Plan {
+    small_plan().case().unwrap()
+}
+
+/// What [`small_case`] looks like.
+pub fn small_plan() -> doublecheck::cases::strategies::Plan {
+    doublecheck::cases::strategies::Plan {
         seed: 7,
         batch: 1,
         kv_heads: 1,
@@ -53,6 +58,5 @@ pub fn small_case() -> Case {
         q: doublecheck::cases::strategies::Values::Normal,
         k: doublecheck::cases::strategies::Values::Normal,
         scaling: None,
-    };
-    plan.case().unwrap()
+    }
 }

@@ -1,0 +1,99 @@
+//! The decode engine as a subject: the keys of a call are appended in uneven portions to a cache of its own, and the cache
+//! is stepped once with the queries.
+
+use ndarray::s;
+
+use super::{Subject, not_configured};
+use crate::algorithm::config::WindowConfig;
+use crate::algorithm::maskers::{Local, Sink};
+use crate::algorithm::{ChannelOrder, Error, LabelBits, Storage};
+use crate::cases::{
+    Accumulation, Answer, CalibrationCase, Call, EarlierMasker, Instance, Kept, LabelRounding, NoAnswer,
+    RoundingModel,
+};
+use crate::engine::{Engine as Cache, Layout, Masker, Query};
+
+/// Double Sparsity over a label cache.
+#[derive(Debug, Default)]
+pub struct Engine {
+    instance: Option<Instance>,
+}
+
+/// The maskers of one layer. Errors: a layer missing from the channel file.
+fn maskers(instance: &Instance, layer: usize) -> Result<Vec<Masker>, Error> {
+    if instance.dense_layers.contains(&layer) {
+        return Ok(vec![Masker::Dense]);
+    }
+    let earlier = instance.earlier_maskers.iter().map(|masker| match *masker {
+        EarlierMasker::Sink(WindowConfig { size }) => Masker::Sink(Sink { size }),
+        EarlierMasker::Local(WindowConfig { size }) => Masker::Local(Local { size }),
+    });
+    let channels = instance.channels(layer)?.clone();
+    let double_sparsity = Masker::DoubleSparsity { selection: instance.selection, channels };
+    Ok(earlier.chain([double_sparsity]).collect())
+}
+
+/// A cache that holds the keys of a call, appended in portions of 1, 3, 9, 27, … keys. Errors: those of the engine.
+pub fn filled(instance: &Instance, call: &Call) -> Result<Cache, Error> {
+    let (dims, parts) = (call.inputs.dims(), call.inputs.parts());
+    let layout = Layout {
+        batch: dims.batch,
+        heads: dims.heads,
+        kv_heads: dims.kv_heads,
+        head_dim: dims.head_dim,
+        value_dim: dims.value_dim,
+        storage: parts.storage,
+    };
+    let mut cache = Cache::new(layout, maskers(instance, call.layer)?)?;
+    let mut portion = 1;
+    while cache.keys() < dims.keys {
+        let end = dims.keys.min(cache.keys() + portion);
+        let new = s![.., .., cache.keys()..end, ..];
+        cache.append(parts.k.slice(new), parts.v.slice(new))?;
+        portion *= 3;
+    }
+    Ok(cache)
+}
+
+impl Subject for Engine {
+    fn name(&self) -> String {
+        "engine".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.instance = Some(instance.clone());
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let instance = self.instance.as_ref().ok_or_else(not_configured)?;
+        let parts = call.inputs.parts();
+        let step = filled(instance, call)?.step(&Query {
+            q: parts.q.view(),
+            attention_mask: parts.attention_mask.as_ref().map(|mask| mask.view()),
+            causal: parts.causal,
+            scaling: parts.scaling,
+            previous: call.previous.as_ref(),
+        })?;
+        Ok(Answer { mask: step.mask()?, output: Some(step.output), labels: None })
+    }
+
+    /// Those of the reference, which the engine quantises with.
+    fn labels(
+        &mut self,
+        row: &[f32],
+        bits: LabelBits,
+        storage: Storage,
+    ) -> Option<Result<Vec<f32>, NoAnswer>> {
+        super::Reference::default().labels(row, bits, storage)
+    }
+
+    /// That of the reference: a cache calibrates nothing.
+    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
+        super::Reference::default().calibrate(case)
+    }
+}
