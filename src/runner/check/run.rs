@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::report::{CheckFinding, Report, Size};
 use super::{Options, ask, failure, judge_observation};
 use crate::behaviours::{Behaviour, Fault};
@@ -317,8 +319,15 @@ impl<'a> Run<'a> {
         self.resolve();
         let suspected = self.suspected();
         let behaviour = Behaviour::with(suspected.iter().copied());
-        let reproduced =
-            self.seen.iter().filter(|seen| reproduces(behaviour, &seen.observation, self.model)).count();
+        // What conforms needs no explanation.
+        let reproduced = match self.findings.is_empty() {
+            true => self.seen.len(),
+            false => {
+                let model = self.model;
+                let fits = |seen: &&Seen| reproduces(behaviour, &seen.observation, model);
+                self.seen.par_iter().filter(fits).count()
+            }
+        };
         let explained = reproduced == self.seen.len();
         if explained {
             self.isolate();
