@@ -89,7 +89,8 @@ def main():
     # Its channel files hold one row per head of the projection; a row for all heads is not among what it reads.
     doublecheck.serve(
         Hub(arguments.checkout, not arguments.maskers_only), name="xAlg-ai/sparse-attention-hub",
-        version=export.commit_of(arguments.checkout), heads=["per-head"], lacks=["dense_layers", "channels_shared"],
+        version=export.commit_of(arguments.checkout), heads=["per-head"],
+        lacks=["dense_layers", "channels_shared", *(["output"] if arguments.maskers_only else [])],
         refusals=(Exception,))  # any exception is loud
 
 
