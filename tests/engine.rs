@@ -10,13 +10,13 @@ use doublecheck::algorithm::config::WindowConfig;
 use doublecheck::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Oracle, Sink};
 use doublecheck::algorithm::quantize::quantize;
 use doublecheck::algorithm::{
-    ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
+    ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Selection,
     SparseAttention, Storage,
 };
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::{Additive, Plan, Rows, Values, plans};
 use doublecheck::cases::{Case, CaseFile, EarlierMasker, NoAnswer, Reader};
-use doublecheck::engine::{Attended, Engine, Layout, Masker, Query, Step};
+use doublecheck::engine::{Attended, Bytes, Engine, Layout, Masker, Query, Step};
 use doublecheck::subjects::{self, Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::judge::{judge_mask, same_kind};
@@ -449,4 +449,27 @@ fn steps_follow_the_storage_type() {
         append(&mut engine, &case.inputs, 50);
         must_equal_reference(&case, step(&engine, &case.inputs, None));
     }
+}
+
+/// B = 4: half a byte for each of r = 16 channels of each head's cache, an offset and a step, and a bound for each 256 keys.
+#[test]
+fn memory_of_a_cached_key() {
+    let keys = 4096;
+    let layout =
+        Layout { batch: 1, heads: 4, kv_heads: 2, head_dim: 128, value_dim: 64, storage: Storage::Bf16 };
+    let rows = (0..4).map(|head| (0..128).map(|channel| (channel + head) % 128).collect()).collect();
+    let selection = Selection {
+        heavy_size: HeavySize::count(8).unwrap(),
+        group_factor: GroupFactor::new(8).unwrap(),
+        label_bits: LabelBits::new(4).unwrap(),
+        heads: HeadMode::PerHead,
+        dense_fallback: false,
+    };
+    let channels = ChannelOrder::new(rows).unwrap();
+    let mut engine = Engine::new(layout, vec![Masker::DoubleSparsity { selection, channels }]).unwrap();
+    assert_eq!(engine.bytes(), Bytes { labels: 0, rows: 0 });
+    let (k, v) = (Array4::ones([1, 2, keys, 128]), Array4::ones([1, 2, keys, 64]));
+    engine.append(k.view(), v.view()).unwrap();
+    let labels = 4 * (keys * (16 / 2 + 2 * 4) + keys / 256 * 3 * 8);
+    assert_eq!(engine.bytes(), Bytes { labels, rows: 2 * keys * (128 + 64) * 2 });
 }

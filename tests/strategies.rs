@@ -1,10 +1,15 @@
 //! The random cases themselves: they must contain what breaks implementations often enough to find it.
 
+use std::convert::Infallible;
+
 use doublecheck::algorithm::quantize::quantize;
 use doublecheck::algorithm::{HeadMode, HeavySize, Storage};
+use doublecheck::behaviours::Fault;
 use doublecheck::cases::Case;
 use doublecheck::cases::RoundingModel;
-use doublecheck::cases::strategies::cases;
+use doublecheck::cases::strategies::{cases, small_plans};
+use doublecheck::runner::verify::{Options, small_cases};
+use doublecheck::subjects::{Faulty, Reference};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
 use proptest::strategy::{Strategy, ValueTree};
@@ -142,4 +147,30 @@ fn random_cases_contain_what_breaks_implementations() {
     }
     let refused = counts.get("must be refused").copied().unwrap_or(0);
     assert!(refused <= CASES / 5, "{refused} of {CASES} cases must be refused and say little");
+}
+
+#[test]
+fn small_cases_are_small() {
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..CASES {
+        let case = small_plans().new_tree(&mut runner).unwrap().current().case().unwrap();
+        let dims = case.inputs.dims();
+        let sizes = [dims.batch, dims.heads, dims.queries, dims.keys, dims.head_dim];
+        assert!(sizes.iter().zip([1, 2, 4, 16, 16]).all(|(&size, most)| size <= most), "{dims:?}");
+    }
+}
+
+#[test]
+fn small_cases_pass_the_reference_and_catch_a_fault() {
+    let options = Options { random_cases: 501, seed: 1 };
+    let report = small_cases(|| Ok::<_, Infallible>(Reference::default()), options).unwrap();
+    assert_eq!((report.cases, report.finding.is_none()), (501, true), "{report:#?}");
+    assert!(report.refused > 0 && report.sharpness.rows > 501, "{report:#?}");
+    let again = small_cases(|| Ok::<_, Infallible>(Reference::default()), options).unwrap();
+    assert_eq!(report.sharpness.open, again.sharpness.open);
+
+    let faults = Fault::find_all("fills-up");
+    let report = small_cases(|| Ok::<_, Infallible>(Faulty::new(&faults)), options).unwrap();
+    let smallest = report.finding.unwrap().explanations[1].clone();
+    assert!(smallest.contains("smallest plan"), "{smallest}");
 }

@@ -166,6 +166,14 @@ impl Codes {
         self.largest = self.largest.max(size);
     }
 
+    /// The memory of the blocks begun so far.
+    pub fn bytes(&self) -> usize {
+        let chunk = |chunk: &Chunk| {
+            size_of_val(&chunk.codes[..]) + size_of_val(&chunk.views[..]) + size_of_val(&chunk.bounds[..])
+        };
+        self.chunks.iter().map(chunk).sum()
+    }
+
     /// The codes of a key as they are kept, [r]; those of SPEC §2.5 where B is at most 8.
     pub fn codes(&self, key: usize) -> Vec<u8> {
         let codes = &self.chunks[key / CHUNK].codes[key % CHUNK / BLOCK * self.block_bytes()..];

@@ -97,6 +97,11 @@ impl LabelCache {
         }
     }
 
+    /// The memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.codes.iter().map(Codes::bytes).sum()
+    }
+
     /// The cache that a query head reads.
     pub fn codes(&self, batch: usize, head: usize) -> &Codes {
         &self.codes[batch * self.kv_heads.len() + self.of_head[head]]

@@ -71,6 +71,15 @@ pub enum Masker {
     Dense,
 }
 
+/// How much memory the cache takes, all heads and batch entries together, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes {
+    /// Codes, offsets, steps and error bounds of all label caches.
+    pub labels: usize,
+    /// Keys and values.
+    pub rows: usize,
+}
+
 /// A masker with what it keeps.
 #[derive(Debug, Clone)]
 enum Stage {
@@ -140,6 +149,15 @@ impl Engine {
     /// n, the keys so far.
     pub fn keys(&self) -> usize {
         self.dims.keys
+    }
+
+    /// The memory that the keys so far take.
+    pub fn bytes(&self) -> Bytes {
+        let labels = self.stages.iter().map(|stage| match stage {
+            Stage::Labels(cache) => cache.bytes(),
+            Stage::Plain(_) => 0,
+        });
+        Bytes { labels: labels.sum(), rows: self.rows.iter().map(Rows::bytes).sum() }
     }
 
     /// Appends t keys [b, hk, t, d], after RoPE, and values [b, hk, t, dv]. Where an error is returned, nothing is

@@ -51,6 +51,16 @@ impl Rows {
         self.len += 1;
     }
 
+    /// The memory of the rows so far.
+    pub fn bytes(&self) -> usize {
+        let chunk = |chunk: &Chunk| match chunk {
+            Chunk::F32(numbers) => size_of_val(&numbers[..]),
+            Chunk::F16(numbers) => size_of_val(&numbers[..]),
+            Chunk::Bf16(numbers) => size_of_val(&numbers[..]),
+        };
+        self.chunks.iter().map(chunk).sum()
+    }
+
     /// Part of one row; numbers of half precision are widened into `scratch`, which is as long as the part.
     #[inline(always)]
     pub fn part<'a>(

@@ -5,13 +5,16 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use rayon::prelude::*;
 
 use super::check::{ask, judge_observation};
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
-use crate::cases::strategies::{Plan, plans};
+use crate::cases::recipe::mix;
+use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{
     Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
     RoundingModel, Sequence,
@@ -91,13 +94,51 @@ pub struct RandomReport {
 /// Judges a subject on random cases: its mask and output under its rounding model, what it refuses, and some labels of each
 /// case bit for bit. Stops at the first divergence and shrinks it.
 pub fn random_cases(subject: &mut dyn Subject, options: Options) -> RandomReport {
+    random_cases_of(&plans(), subject, options, random_case)
+}
+
+/// Judges a subject on small random cases, on all cores: each has a subject of its own. Only mask and output are judged, as
+/// in `check`; nothing is compared with the reference beyond that. Each core stops at its first divergence and shrinks it. The
+/// same seed makes the same cases on as many cores.
+///
+/// Errors: those of `new_subject`.
+pub fn small_cases<S: Subject, E: Send>(
+    new_subject: impl Fn() -> Result<S, E> + Sync,
+    options: Options,
+) -> Result<RandomReport, E> {
+    let start = Instant::now();
+    let cores = u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX);
+    let share = |core: u32| -> Result<RandomReport, E> {
+        let random_cases = options.random_cases / cores + u32::from(core < options.random_cases % cores);
+        let options = Options { random_cases, seed: mix(options.seed.wrapping_add(u64::from(core))) };
+        Ok(random_cases_of(&small_plans(), &mut new_subject()?, options, |case, subject, report| {
+            judged(case, subject, report).map(drop)
+        }))
+    };
+    let reports = (0..cores).into_par_iter().map(share).collect::<Result<Vec<_>, E>>()?;
+    let mut whole = RandomReport { seconds: start.elapsed().as_secs_f64(), ..RandomReport::default() };
+    for report in reports {
+        whole.cases += report.cases;
+        whole.refused += report.refused;
+        whole.sharpness.add(&report.sharpness);
+        whole.finding = whole.finding.or(report.finding);
+    }
+    Ok(whole)
+}
+
+fn random_cases_of(
+    plans: &impl Strategy<Value = Plan>,
+    subject: &mut dyn Subject,
+    options: Options,
+    judge_case: impl Fn(&Case, &mut dyn Subject, &mut RandomReport) -> Result<(), String>,
+) -> RandomReport {
     let start = Instant::now();
     let name = subject.name();
     let report = RefCell::new(RandomReport::default());
     let subject = RefCell::new(subject);
-    let outcome = test_runner(options).run(&plans(), |plan| {
+    let outcome = test_runner(options).run(plans, |plan| {
         let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
-        random_case(&case, *subject.borrow_mut(), &mut report.borrow_mut()).map_err(TestCaseError::fail)
+        judge_case(&case, *subject.borrow_mut(), &mut report.borrow_mut()).map_err(TestCaseError::fail)
     });
     let mut report = report.into_inner();
     report.finding = failure(outcome).map(|explanations| Finding {
@@ -109,7 +150,12 @@ pub fn random_cases(subject: &mut dyn Subject, options: Options) -> RandomReport
     report
 }
 
-fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport) -> Result<(), String> {
+/// The answer to one case, where it conforms.
+fn judged(
+    case: &Case,
+    subject: &mut dyn Subject,
+    report: &mut RandomReport,
+) -> Result<Result<Answer, NoAnswer>, String> {
     let model = subject.rounding_model();
     let certificate = Certificate::derive(case, model);
     let answer = subject.answer(case);
@@ -118,10 +164,15 @@ fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport
         return Err(wrong);
     }
     report.cases += 1;
+    report.refused += usize::from(answer.is_err());
     report.sharpness.add(&Sharpness::of(&verdict));
-    match (&answer, Reference::default().answer(case)) {
-        (Ok(answer), Ok(reference)) => report.masks_equal += usize::from(answer.mask == reference.mask),
-        _ => report.refused += 1,
+    Ok(answer)
+}
+
+fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport) -> Result<(), String> {
+    let answer = judged(case, subject, report)?;
+    if let (Ok(answer), Ok(reference)) = (&answer, Reference::default().answer(case)) {
+        report.masks_equal += usize::from(answer.mask == reference.mask);
     }
     let dims = case.inputs.dims();
     let Ok(label_channels) = case.settings.group_factor.label_channels(dims.head_dim) else {
