@@ -43,8 +43,11 @@ impl Dense {
     pub fn new(tensors: &Generated, keys: usize) -> Result<Self, Failure> {
         tch::set_num_threads(i32::try_from(rayon::current_num_threads())?);
         let first = |x: &Array4<f32>| to_device(&x.slice(s![.., .., ..keys, ..]).to_owned(), Device::Cpu);
-        let dense =
-            Self { q: to_device(&tensors.q, Device::Cpu)?, k: first(&tensors.k)?, v: first(&tensors.v)? };
+        let dense = Self {
+            q: to_device(&tensors.q.slice(s![.., .., ..1, ..]).to_owned(), Device::Cpu)?,
+            k: first(&tensors.k)?,
+            v: first(&tensors.v)?,
+        };
         let expected = dense.attend(Way::EnableGqa)?;
         for way in Way::ALL {
             let found = dense.attend(way)?;
