@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table};
 use super::aims::{Aim, Bound, LABEL_BITS};
 use super::estimates::exponent;
 use super::machine::Machine;
-use super::measured::Measured;
+use super::measured::{Figure, Measured};
 
 const NONE: &str = "–";
 
@@ -161,7 +161,7 @@ fn threads(measured: &Measured) -> String {
 }
 
 fn suite(measured: &Measured) -> String {
-    let line = |figure: &&super::measured::Figure| !figure.unit.starts_with("bytes");
+    let line = |figure: &&Figure| !figure.unit.starts_with("bytes");
     let (shrinking, others): (Vec<_>, Vec<_>) =
         measured.figures.iter().filter(line).partition(|figure| figure.name.starts_with("shrinking"));
     let mut rows: Vec<_> = others
@@ -176,8 +176,13 @@ fn suite(measured: &Measured) -> String {
         };
         rows.push(vec![what.into(), ratio(ms("verdict"), ms("answer")), "times".into()]);
     }
+    let seconds = || shrinking.iter().map(|figure| figure.value);
+    let slowest = seconds().reduce(f64::max);
+    rows.push(vec!["shrinking, the slowest fault".into(), maybe(slowest), "s".into()]);
+    let all = format!("shrinking, all {} faults that are caught", shrinking.len());
+    rows.push(vec![all, maybe(slowest.map(|_| seconds().sum())), "s".into()]);
     let mut text = section("The suite itself", &["", "found", ""], &rows);
-    let row = |figure: &&super::measured::Figure| {
+    let row = |figure: &&Figure| {
         let name = figure.name.trim_start_matches("shrinking, ").to_owned();
         vec![name, format!("{:.4}", figure.value)]
     };
