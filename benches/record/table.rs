@@ -115,10 +115,24 @@ fn steps(measured: &Measured) -> String {
             row.extend(["select", "attend", "step"].map(|part| maybe(ms(part))));
             row.extend([maybe(dense.map(|dense| dense.1)), dense.map_or(NONE, |dense| dense.0).into()]);
             row.push(ratio(dense.map(|dense| dense.1), ms("step")));
+            // How models ask for it, which reads each key once for every query head.
+            let usual = measured.ms("dense", "enable_gqa", &keys.to_string());
+            row.extend([maybe(usual), ratio(usual, ms("step"))]);
             rows.push(row);
         }
     }
-    let header = ["n", "B", "select", "attend", "step", "dense, torch", "asked by", "dense / step"];
+    let header = [
+        "n",
+        "B",
+        "select",
+        "attend",
+        "step",
+        "dense, torch",
+        "asked by",
+        "dense / step",
+        "enable_gqa",
+        "enable_gqa / step",
+    ];
     section("A decode step over a filled label cache", &header, &rows)
 }
 
