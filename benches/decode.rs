@@ -1,111 +1,108 @@
-//! How long one decode step of the engine takes: one query, 32 heads over 8 KV heads, d = dv = 128, f32, a channel row for
-//! each query head, H = 1024. Appending is left out. "step" is the whole of it, "select" and "attend" are its halves;
-//! "growth" is the step over n. `cargo bench --bench decode`; DOUBLECHECK_DECODE_KEYS names other lengths than 32,768 and
-//! 131,072.
+//! How long one decode step takes: the engine over a filled label cache against dense attention of libtorch on the same cores,
+//! tensors and run. Appending is left out. "step" is the whole of it, "select" and "attend" are its halves. What bounds both is
+//! memory: printed are the bytes that they must move and the bandwidth of a plain sum. DOUBLECHECK_DECODE_KEYS names other
+//! lengths than 32,768 and 131,072.
 
-use std::time::Duration;
+mod support;
 
-use criterion::{BenchmarkId, Criterion, Throughput};
-use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage};
-use doublecheck::cases::recipe::Words;
-use doublecheck::engine::{Engine, Layout, Masker, Query};
-use ndarray::Array4;
+use std::hint::black_box;
+use std::time::Instant;
 
-type Failure = Box<dyn std::error::Error>;
+use criterion::{BenchmarkId, Criterion};
+use doublecheck::cases::recipe::Generated;
+use doublecheck::engine::{Attended, Query};
+use rayon::prelude::*;
+use support::{
+    Failure, HEAD_DIM, HEADS, KV_HEADS, LABEL_BITS, QUERIES, engine, figure, fill, lengths, tensors, testing,
+};
 
-const HEADS: usize = 32;
-const KV_HEADS: usize = 8;
-const HEAD_DIM: usize = 128;
-/// Keys appended at a time.
-const PORTION: usize = 8192;
+/// A key and its value.
+const ROW_BYTES: usize = 2 * HEAD_DIM * size_of::<f32>();
 
-fn engine(group_factor: u64, label_bits: u64) -> Result<Engine, Failure> {
-    let selection = Selection {
-        heavy_size: HeavySize::count(1024)?,
-        group_factor: GroupFactor::new(group_factor)?,
-        label_bits: LabelBits::new(label_bits)?,
-        heads: HeadMode::PerHead,
-        dense_fallback: false,
-    };
-    let words = Words::new(3, 0);
-    let row = |head: usize| {
-        let mut row: Vec<usize> = (0..HEAD_DIM).collect();
-        row.sort_by_key(|&c| words.word((head * HEAD_DIM + c) as u64));
-        row
-    };
-    let channels = ChannelOrder::new((0..HEADS).map(row).collect())?;
-    let layout = Layout {
-        batch: 1,
-        heads: HEADS,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
-        value_dim: HEAD_DIM,
-        storage: Storage::F32,
-    };
-    Ok(Engine::new(layout, vec![Masker::DoubleSparsity { selection, channels }])?)
-}
-
-fn normal(seed: u64, shape: [usize; 4]) -> Array4<f32> {
-    let words = Words::new(seed, 1);
-    let mut index = 0;
-    Array4::from_shape_simple_fn(shape, || {
-        index += 1;
-        words.value(index)
-    })
-}
-
-fn fill(engine: &mut Engine, keys: usize) -> Result<(), Failure> {
-    while engine.keys() < keys {
-        let new = PORTION.min(keys - engine.keys());
-        let shape = [1, KV_HEADS, new, HEAD_DIM];
-        let seed = engine.keys() as u64;
-        engine.append(normal(2 * seed, shape).view(), normal(2 * seed + 1, shape).view())?;
+fn steps(criterion: &mut Criterion, tensors: &Generated, keys: usize) -> Result<(), Failure> {
+    let queries = support::queries(tensors);
+    let queries: Vec<_> = queries.iter().map(|q| Query::causal(q.view())).collect();
+    let mut group = criterion.benchmark_group("decode");
+    for label_bits in LABEL_BITS {
+        let mut engine = engine(tensors, label_bits)?;
+        fill(&mut engine, tensors, keys)?;
+        let attended = queries.iter().map(|query| engine.select(query)).collect::<Result<Vec<_>, _>>()?;
+        let id = |part: &str| BenchmarkId::new(format!("{part} B={label_bits}"), keys);
+        let mut next = queries.iter().zip(&attended).cycle();
+        let mut next = || next.next().expect("a cycle has no end");
+        group.bench_function(id("step"), |bencher| bencher.iter(|| engine.step(next().0).unwrap()));
+        group.bench_function(id("select"), |bencher| bencher.iter(|| engine.select(next().0).unwrap()));
+        group.bench_function(id("attend"), |bencher| {
+            bencher.iter(|| {
+                let (query, attended) = next();
+                engine.attend(query, attended).unwrap()
+            });
+        });
+        let rows: usize = attended.iter().map(|attended| rows_read(attended, keys)).sum();
+        let bytes = engine.bytes().labels + ROW_BYTES * rows / queries.len();
+        figure(&format!("bytes of a step B={label_bits}, n={keys}"), bytes as f64, "bytes");
     }
     Ok(())
 }
 
-fn parts(criterion: &mut Criterion, keys: usize) -> Result<(), Failure> {
-    let q = normal(1 << 40, [1, HEADS, 1, HEAD_DIM]);
-    let query = Query::causal(q.view());
-    for (group_factor, label_bits) in [(8, 4), (8, 16)] {
-        let mut engine = engine(group_factor, label_bits)?;
-        fill(&mut engine, keys)?;
-        let attended = engine.select(&query)?;
-        let mut group = criterion.benchmark_group(format!("n={keys} G={group_factor} B={label_bits}"));
-        group.bench_function("step", |bencher| bencher.iter(|| engine.step(&query)));
-        group.bench_function("select", |bencher| bencher.iter(|| engine.select(&query)));
-        group.bench_function("attend", |bencher| bencher.iter(|| engine.attend(&query, &attended)));
+/// How many different rows of all KV heads the query heads attend to.
+fn rows_read(attended: &[Attended], keys: usize) -> usize {
+    let of_kv_head = |heads: &[Attended]| {
+        let mut read = vec![false; keys];
+        heads.iter().flat_map(|head| &head.keys).for_each(|&key| read[key] = true);
+        read.into_iter().filter(|&read| read).count()
+    };
+    attended.chunks(HEADS / KV_HEADS).map(of_kv_head).sum()
+}
+
+#[cfg(feature = "torch")]
+fn dense(criterion: &mut Criterion, tensors: &Generated, keys: usize) -> Result<(), Failure> {
+    use support::dense::{Dense, Way};
+    let dense = Dense::new(tensors, keys)?;
+    let mut group = criterion.benchmark_group("dense");
+    for way in Way::ALL {
+        let id = BenchmarkId::new(way.name(), keys);
+        group.bench_function(id, |bencher| bencher.iter(|| dense.attend(way).unwrap()));
     }
+    figure(&format!("bytes of dense attention, n={keys}"), (ROW_BYTES * KV_HEADS * keys) as f64, "bytes");
     Ok(())
 }
 
-fn growth(criterion: &mut Criterion) -> Result<(), Failure> {
-    let q = normal(1 << 40, [1, HEADS, 1, HEAD_DIM]);
-    let query = Query::causal(q.view());
-    for label_bits in [4, 16] {
-        let mut engine = engine(8, label_bits)?;
-        let mut group = criterion.benchmark_group(format!("growth G=8 B={label_bits}"));
-        for keys in (10..=18).map(|power| 1 << power) {
-            fill(&mut engine, keys)?;
-            group.throughput(Throughput::Elements(keys as u64));
-            let id = BenchmarkId::from_parameter(keys);
-            group.bench_function(id, |bencher| bencher.iter(|| engine.step(&query)));
+/// The best rate at which all cores together sum an array that no cache holds, in bytes per second.
+fn bandwidth() -> f64 {
+    const PIECE: usize = 1 << 16;
+    const LANES: usize = 64;
+    let numbers = vec![1.0f32; if testing() { 1 << 20 } else { 1 << 28 }];
+    let sum = |piece: &[f32]| {
+        let mut lanes = [0.0f32; LANES];
+        for numbers in piece.chunks_exact(LANES) {
+            lanes.iter_mut().zip(numbers).for_each(|(lane, x)| *lane += x);
         }
-    }
-    Ok(())
+        lanes.iter().sum::<f32>()
+    };
+    let seconds = |_| {
+        let start = Instant::now();
+        black_box(black_box(&numbers).par_chunks(PIECE).map(sum).sum::<f32>());
+        start.elapsed().as_secs_f64()
+    };
+    let best = (0..10).map(seconds).fold(f64::INFINITY, f64::min);
+    size_of_val(&numbers[..]) as f64 / best
 }
 
 fn main() -> Result<(), Failure> {
-    let mut criterion = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(3))
-        .configure_from_args();
-    let lengths = std::env::var("DOUBLECHECK_DECODE_KEYS").unwrap_or("32768,131072".into());
-    for keys in lengths.split(',').filter(|keys| !keys.is_empty()) {
-        parts(&mut criterion, keys.trim().parse()?)?;
+    let named = std::env::var("DOUBLECHECK_DECODE_KEYS").ok();
+    let all = match &named {
+        Some(named) => named.split(',').map(|keys| keys.trim().parse()).collect::<Result<_, _>>()?,
+        None => lengths(&[32_768, 131_072]),
+    };
+    figure("memory bandwidth", bandwidth(), "bytes/s");
+    let mut criterion = support::criterion();
+    for keys in all {
+        let tensors = tensors(QUERIES, keys)?;
+        steps(&mut criterion, &tensors, keys)?;
+        #[cfg(feature = "torch")]
+        dense(&mut criterion, &tensors, keys)?;
     }
-    growth(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }
