@@ -56,7 +56,9 @@ impl Simulated {
     fn mask(self, case: &Case, before: &Mask, kept: Storage) -> Result<Mask, NoAnswer> {
         let (inputs, dims, mode) = (&case.inputs, case.inputs.dims(), case.settings.heads);
         let label_channels = case.settings.group_factor.label_channels(dims.head_dim)?;
-        let labels = labels(inputs, &case.channels, label_channels, case.settings.label_bits)?;
+        let bits = case.settings.label_bits;
+        let of_batch = |b| labels(inputs, &case.channels, label_channels, bits, (b, 0..dims.heads));
+        let labels = (0..dims.batch).map(of_batch).collect::<Result<Vec<_>, _>>()?;
         let heavy_size = case.settings.heavy_size.resolve(dims.keys);
         let mut mask = before.clone();
         for row @ (b, head, i) in dims.rows() {
@@ -77,10 +79,10 @@ impl Simulated {
                             .for_each(|head| sum.iter_mut().zip(label(head)).for_each(|(sum, x)| *sum += x));
                         sum.into_iter().map(|x| kept.round(x)).collect()
                     };
-                    let q = sum(&|head| labels.queries(b, head).row(i).to_vec());
+                    let q = sum(&|head| labels[b].queries(head).column(i).to_vec());
                     let additive = inputs.additive(b, 0, i);
                     let score = |key: usize| {
-                        let k = sum(&|head| labels.keys(b, head).row(key).to_vec());
+                        let k = sum(&|head| labels[b].keys(head).column(key).to_vec());
                         score(&q, ArrayView1::from(&k), additive.at(key), kept)
                     };
                     (0..dims.keys).map(score).collect()
@@ -132,10 +134,11 @@ impl Simulated {
     }
 }
 
-fn head_scores(case: &Case, labels: &Labels, kept: Storage, (b, head, i): Row) -> Vec<f32> {
-    let q = labels.queries(b, head).row(i).to_vec();
+fn head_scores(case: &Case, labels: &[Labels], kept: Storage, (b, head, i): Row) -> Vec<f32> {
+    let q = labels[b].queries(head).column(i).to_vec();
     let additive = case.inputs.additive(b, head, i);
-    let keys = labels.keys(b, head).outer_iter().enumerate();
+    let keys = labels[b].keys(head);
+    let keys = keys.columns().into_iter().enumerate();
     keys.map(|(key, k)| score(&q, k, additive.at(key), kept)).collect()
 }
 

@@ -86,7 +86,7 @@ pub struct InputParts {
     pub scaling: Option<f64>,
 }
 
-/// Checked inputs of one attention layer. q, k and v hold values of the storage type.
+/// Checked inputs of one attention layer. q, k and v hold values of the storage type, in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     parts: InputParts,
@@ -103,6 +103,9 @@ impl Inputs {
         let dims = check_shapes(&parts)?;
         let storage = parts.storage;
         for (name, tensor) in [("q", &mut parts.q), ("k", &mut parts.k), ("v", &mut parts.v)] {
+            if !tensor.is_standard_layout() {
+                *tensor = tensor.as_standard_layout().into_owned();
+            }
             if storage != Storage::F32 {
                 tensor.mapv_inplace(|x| storage.round(x));
             }
@@ -196,6 +199,18 @@ impl Additive<'_> {
             None => 0.0,
             Some(row) if row.len() == 1 => row[0],
             Some(row) => row[key],
+        }
+    }
+
+    /// Adds A to the scores of all keys.
+    pub fn add_to(&self, scores: &mut [f64]) {
+        let visible = self.last_key.saturating_add(1).min(scores.len());
+        let (scores, excluded) = scores.split_at_mut(visible);
+        excluded.fill(f64::NEG_INFINITY);
+        match &self.row {
+            None => {}
+            Some(row) if row.len() == 1 => scores.iter_mut().for_each(|score| *score += f64::from(row[0])),
+            Some(row) => scores.iter_mut().zip(row).for_each(|(score, &a)| *score += f64::from(a)),
         }
     }
 }

@@ -1,91 +1,122 @@
-//! SPEC §2.3 to §2.5: the labels of every query and key. Query head i reads KV head i / g; its labels are the
-//! first r channels of row i of C, taken from q and k, in C's order, quantised where B < 16.
+//! SPEC §2.3 to §2.5: the labels of queries and keys. Query head i reads KV head i / g; its labels are the first r
+//! channels of row i of C, taken from q and k, in C's order, quantised where B < 16. They are held one channel after the
+//! other, so that every loop over positions runs along memory.
 
-use ndarray::{Array2, ArrayView2};
+use std::ops::Range;
+
+use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::channels::ChannelOrder;
 use super::config::LabelBits;
 use super::error::{Error, Result};
-use super::inputs::{Dims, Inputs};
+use super::inputs::Inputs;
 use super::parallel;
-use super::quantize::quantize_in_place;
+use super::quantize::{quantize_columns, quantize_in_place};
 use super::storage::Storage;
 
-/// Labels of queries and keys for each (batch, query head), r per position.
+/// Labels of some query heads of one batch entry, r per position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Labels {
-    dims: Dims,
-    /// [m, r] for each (batch, query head), row-major.
-    q: Vec<Array2<f32>>,
-    /// [n, r] for each (batch, query head), row-major.
-    k: Vec<Array2<f32>>,
+    heads: Range<usize>,
+    /// [heads, r, m]
+    q: Array3<f32>,
+    /// [heads, r, n]
+    k: Array3<f32>,
 }
 
+/// Positions gathered and quantised together: their rows of d numbers should fit the second level of cache.
+const TOGETHER: usize = 128;
+
 impl Labels {
-    /// Labels of the queries of one head: [m, r].
-    pub fn queries(&self, batch: usize, head: usize) -> &Array2<f32> {
-        &self.q[batch * self.dims.heads + head]
+    /// The query heads.
+    pub fn heads(&self) -> Range<usize> {
+        self.heads.clone()
     }
 
-    /// Labels of the keys that one query head reads: [n, r].
-    pub fn keys(&self, batch: usize, head: usize) -> &Array2<f32> {
-        &self.k[batch * self.dims.heads + head]
+    /// Labels of the queries of one head: [r, m].
+    pub fn queries(&self, head: usize) -> ArrayView2<'_, f32> {
+        self.q.index_axis(Axis(0), head - self.heads.start)
     }
 
-    /// Labels of queries and keys summed over all heads of one batch entry (SPEC §2.7): [m, r] and [n, r].
-    pub fn summed_over_heads(&self, batch: usize) -> (Array2<f64>, Array2<f64>) {
-        let sum = |labels: &[Array2<f32>]| {
-            let heads = labels.chunks(self.dims.heads).nth(batch).unwrap_or_default();
-            let mut sum = Array2::zeros(labels[0].dim());
-            heads.iter().for_each(|head| sum += &head.mapv(f64::from));
+    /// Labels of the keys that one query head reads: [r, n].
+    pub fn keys(&self, head: usize) -> ArrayView2<'_, f32> {
+        self.k.index_axis(Axis(0), head - self.heads.start)
+    }
+
+    /// Labels of queries and keys summed over the heads (SPEC §2.7): [r, m] and [r, n].
+    pub fn summed_over_heads(&self) -> (Array2<f64>, Array2<f64>) {
+        let sum = |labels: &Array3<f32>| {
+            let (_, r, positions) = labels.dim();
+            let mut sum = Array2::zeros((r, positions));
+            labels.outer_iter().for_each(|head| sum += &head.mapv(f64::from));
             sum
         };
         (sum(&self.q), sum(&self.k))
     }
 }
 
-/// Labels of all heads. The channels must fit ([`ChannelOrder::check`]).
+/// Labels of some heads of one batch entry. The channels must fit ([`ChannelOrder::check`]).
 ///
-/// Errors: [`Error::LabelRange`] naming the first tensor, batch, head and position whose labels leave the storage
-/// type.
+/// Errors: [`Error::LabelRange`] naming the first tensor, head and position whose labels leave the storage type.
 pub fn labels(
     inputs: &Inputs,
     channels: &ChannelOrder,
     label_channels: usize,
     bits: LabelBits,
+    (batch, heads): (usize, Range<usize>),
 ) -> Result<Labels> {
-    let dims = inputs.dims();
-    let per_head = |name: &str, is_query: bool| {
-        let heads: Vec<usize> = (0..dims.batch * dims.heads).collect();
-        let positions = if is_query { dims.queries } else { dims.keys };
-        let labels = parallel::map(heads, dims.batch * dims.heads * positions * label_channels, |index| {
-            let (b, head) = (index / dims.heads, index % dims.heads);
-            let source = if is_query { inputs.queries(b, head) } else { inputs.keys(b, head) };
-            let row = &channels.row(head, &dims)[..label_channels];
-            gather_and_quantize(source, row, bits, inputs.storage())
-                .map_err(|(position, error)| located(error, name, [b, head, position]))
+    let (dims, storage) = (inputs.dims(), inputs.storage());
+    let of_tensor = |name: &str, positions: usize, is_query: bool| {
+        let mut labels = Array3::zeros((heads.len(), label_channels, positions));
+        let parts: Vec<_> = labels.axis_chunks_iter_mut(Axis(2), TOGETHER).enumerate().collect();
+        // All heads of some positions at once: those that read one KV head then find its keys in the cache.
+        let errors = parallel::map(parts, heads.len() * label_channels * positions, |(part, mut labels)| {
+            let first = part * TOGETHER;
+            let taken = first..first + labels.dim().2;
+            let mut errors = Vec::new();
+            for (head, labels) in heads.clone().zip(labels.outer_iter_mut()) {
+                let source = if is_query { inputs.queries(batch, head) } else { inputs.keys(batch, head) };
+                let row = &channels.row(head, &dims)[..label_channels];
+                let made =
+                    gather_and_quantize(source.slice(s![taken.clone(), ..]), row, bits, storage, labels);
+                errors.extend(made.err().map(|(position, error)| (head, first + position, error)));
+            }
+            errors
         });
-        // In order, so that the error is that of the first position.
-        labels.into_iter().collect::<Result<Vec<_>>>()
+        match errors.into_iter().flatten().min_by_key(|&(head, position, _)| (head, position)) {
+            None => Ok(labels),
+            Some((head, position, error)) => Err(located(error, name, [batch, head, position])),
+        }
     };
-    Ok(Labels { dims, q: per_head("q", true)?, k: per_head("k", false)? })
+    Ok(Labels { q: of_tensor("q", dims.queries, true)?, k: of_tensor("k", dims.keys, false)?, heads })
 }
 
-/// Labels of every position of one head, [positions, r]; the error says which position.
+/// Labels [r, positions] of some positions [positions, d] of one head; the error says which position.
 fn gather_and_quantize(
     source: ArrayView2<f32>,
     channels: &[usize],
     bits: LabelBits,
     storage: Storage,
-) -> std::result::Result<Array2<f32>, (usize, Error)> {
-    let mut labels = Array2::zeros((source.nrows(), channels.len()));
-    let rows = source.outer_iter().zip(labels.outer_iter_mut());
-    for (position, (x, label)) in rows.enumerate() {
-        let label = label.into_slice().expect("rows of a new array are contiguous");
-        label.iter_mut().zip(channels).for_each(|(label, &channel)| *label = x[channel]);
-        quantize_in_place(label, bits, storage).map_err(|error| (position, error))?;
+    mut labels: ArrayViewMut2<f32>,
+) -> std::result::Result<(), (usize, Error)> {
+    let positions = source.nrows();
+    let mut columns = vec![0.0; channels.len() * positions];
+    for (position, x) in source.outer_iter().enumerate() {
+        let x = x.to_slice().expect("inputs have the standard layout");
+        for (column, &channel) in columns.chunks_exact_mut(positions).zip(channels) {
+            column[position] = x[channel];
+        }
     }
-    Ok(labels)
+    if bits.quantises() && !quantize_columns(&mut columns, positions, bits, storage) {
+        for (position, x) in source.outer_iter().enumerate() {
+            let mut row: Vec<f32> = channels.iter().map(|&channel| x[channel]).collect();
+            quantize_in_place(&mut row, bits, storage).map_err(|error| (position, error))?;
+        }
+    }
+    for (mut label, column) in labels.outer_iter_mut().zip(columns.chunks_exact(positions)) {
+        label.assign(&ArrayView1::from(column));
+    }
+    Ok(())
 }
 
 fn located(mut error: Error, name: &str, index: [usize; 3]) -> Error {

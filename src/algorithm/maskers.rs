@@ -2,6 +2,7 @@
 //! mask of the one before, over an attention with layers that stay dense. Early outs follow SPEC §2.2, the rest
 //! SPEC §2.7 to §2.10.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -153,20 +154,26 @@ pub fn double_sparsity(
     if selection.dense_fallback && dims.keys - dims.queries <= heavy_size {
         return Ok(previous.filled());
     }
-    let labels = labels(inputs, channels, label_channels, selection.label_bits)?;
-    let scores = Scores::new(inputs, &labels, selection.heads);
-    let row_keys = |row @ (b, head, i): Row| {
-        let excluded = |key| match selection.heads {
-            HeadMode::PerHead => previous.attends(b, head, i, key),
-            _ => (0..dims.heads).any(|head| previous.attends(b, head, i, key)),
+    // What is ranked together: the heads that read one KV head, or all heads.
+    let together = if selection.heads == HeadMode::PerHead { dims.group_size() } else { dims.heads };
+    let groups = (0..dims.batch)
+        .flat_map(|b| (0..dims.heads).step_by(together).map(move |first| (b, first..first + together)));
+    let selected = parallel::map(groups.collect(), dims.operations(), |(b, heads): (usize, Range<usize>)| {
+        let bits = selection.label_bits;
+        let labels = labels(inputs, channels, label_channels, bits, (b, heads.clone()))?;
+        let scores = Scores::new(inputs, b, &labels, selection.heads);
+        let select_row = |(head, i)| {
+            let excluded = |key| match selection.heads {
+                HeadMode::PerHead => previous.attends(b, head, i, key),
+                _ => heads.clone().any(|head| previous.attends(b, head, i, key)),
+            };
+            ((b, head, i), select(&scores.row(head, i), excluded, heavy_size))
         };
-        (row, select(&scores.row(b, head, i), excluded, heavy_size))
-    };
-    let rows: Vec<_> = match selection.heads {
-        HeadMode::PerHead => dims.rows().collect(),
-        _ => dims.rows().filter(|&(_, head, _)| head == 0).collect(),
-    };
-    let mut selected = parallel::map(rows, dims.operations(), row_keys);
+        let ranked = if selection.heads == HeadMode::PerHead { heads.clone() } else { 0..1 };
+        let rows: Vec<_> = ranked.flat_map(|head| (0..dims.queries).map(move |i| (head, i))).collect();
+        Ok(parallel::map(rows, dims.operations(), select_row))
+    });
+    let mut selected: Vec<_> = selected.into_iter().collect::<Result<Vec<_>>>()?.concat();
     if selection.heads != HeadMode::PerHead {
         selected = for_every_head(selected, dims.heads);
     }

@@ -28,6 +28,7 @@ pub mod quantize;
 pub mod scores;
 pub mod select;
 pub mod storage;
+pub mod vectorised;
 
 pub use channels::{ChannelFile, ChannelOrder};
 pub use config::{AttentionConfig, ChannelKind, GroupFactor, HeadMode, LabelBits, MaskerConfig, Selection};

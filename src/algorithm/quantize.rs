@@ -7,6 +7,7 @@
 use super::config::LabelBits;
 use super::error::{Detail, Error, Result};
 use super::storage::Storage;
+use super::vectorised::vectorised;
 
 /// Codes of one row and what turns them back into labels.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,31 +38,42 @@ fn scale(row: &[f32], bits: LabelBits, storage: Storage) -> Result<(f32, f32)> {
     }
     let lo = row.iter().copied().fold(f32::INFINITY, f32::min);
     let hi = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let range = match storage.round(hi - lo) {
-        0.0 => 1.0,
-        range => range,
-    };
-    let scale = storage.round(storage.round(1.0 / range) * bits.largest_code());
-    // A scale of 0 comes from a range whose reciprocal underflows: dividing by it gives NaN. A scale that is
-    // subnormal can be so coarse that the largest label overflows.
-    if range.is_finite() && scale.is_finite() && scale > 0.0 {
-        let largest_code = code(hi, lo, scale, storage.round(bits.largest_code()), storage);
-        if label(largest_code, lo, scale, storage).is_finite() {
-            return Ok((lo, scale));
-        }
+    let scale = scale_between(lo, hi, bits.largest_code(), storage);
+    if is_usable(lo, hi, scale, storage.round(bits.largest_code()), storage) {
+        return Ok((lo, scale));
     }
+    let range = range(lo, hi, storage);
     let found = format!("range {range:e} with {} bits, scale {scale:e}", bits.get());
     let expected = format!("a range whose scale and labels are finite numbers in {storage}");
     Err(Error::LabelRange(Detail::new("label row", found, expected)))
 }
 
-#[inline]
+#[inline(always)]
+fn range(lo: f32, hi: f32, storage: Storage) -> f32 {
+    let range = storage.round(hi - lo);
+    if range == 0.0 { 1.0 } else { range }
+}
+
+#[inline(always)]
+fn scale_between(lo: f32, hi: f32, codes: f32, storage: Storage) -> f32 {
+    storage.round(storage.round(1.0 / range(lo, hi, storage)) * codes)
+}
+
+/// Whether a scale gives finite labels. One of 0 comes from a range whose reciprocal underflows: dividing by it gives NaN.
+/// One that is subnormal can be so coarse that the largest label overflows.
+#[inline(always)]
+fn is_usable(lo: f32, hi: f32, scale: f32, largest_code: f32, storage: Storage) -> bool {
+    let largest = label(code(hi, lo, scale, largest_code, storage), lo, scale, storage);
+    range(lo, hi, storage).is_finite() & scale.is_finite() & (scale > 0.0) & largest.is_finite()
+}
+
+#[inline(always)]
 fn code(x: f32, lo: f32, scale: f32, largest_code: f32, storage: Storage) -> f32 {
     let steps = storage.round(storage.round(x - lo) * scale);
     steps.round_ties_even().clamp(0.0, largest_code)
 }
 
-#[inline]
+#[inline(always)]
 fn label(code: f32, lo: f32, scale: f32, storage: Storage) -> f32 {
     storage.round(storage.round(code / scale) + lo)
 }
@@ -85,4 +97,46 @@ pub fn quantize_in_place(row: &mut [f32], bits: LabelBits, storage: Storage) -> 
         *x = label(code(*x, lo, scale, largest_code, storage), lo, scale, storage);
     }
     Ok(())
+}
+
+/// Replaces the rows of several positions by their labels. `columns` is [r, positions]: one channel after the other, so
+/// that loops run over positions. The operations are those of [`quantize_in_place`]. Returns whether all rows have labels;
+/// `columns` holds nothing of use where one has none.
+#[must_use]
+pub fn quantize_columns(columns: &mut [f32], positions: usize, bits: LabelBits, storage: Storage) -> bool {
+    // Once for each type, so that none is chosen within a loop.
+    vectorised(
+        #[inline(always)]
+        || match storage {
+            Storage::F32 => quantize_columns_of(columns, positions, bits, Storage::F32),
+            Storage::F16 => quantize_columns_of(columns, positions, bits, Storage::F16),
+            Storage::Bf16 => quantize_columns_of(columns, positions, bits, Storage::Bf16),
+        },
+    )
+}
+
+#[inline(always)]
+fn quantize_columns_of(columns: &mut [f32], positions: usize, bits: LabelBits, storage: Storage) -> bool {
+    let (codes, largest_code) = (bits.largest_code(), storage.round(bits.largest_code()));
+    let (mut lo, mut hi) = (vec![f32::INFINITY; positions], vec![f32::NEG_INFINITY; positions]);
+    for channel in columns.chunks_exact(positions) {
+        for ((&x, lo), hi) in channel.iter().zip(&mut lo).zip(&mut hi) {
+            *lo = if x < *lo { x } else { *lo };
+            *hi = if x > *hi { x } else { *hi };
+        }
+    }
+    let mut usable = true;
+    // What holds the largest values until here holds the scales from here on.
+    for (&lo, hi) in lo.iter().zip(&mut hi) {
+        let scale = scale_between(lo, *hi, codes, storage);
+        usable &= is_usable(lo, *hi, scale, largest_code, storage);
+        *hi = scale;
+    }
+    let scales = hi;
+    for channel in columns.chunks_exact_mut(positions) {
+        for ((x, &lo), &scale) in channel.iter_mut().zip(&lo).zip(&scales) {
+            *x = label(code(*x, lo, scale, largest_code, storage), lo, scale, storage);
+        }
+    }
+    usable
 }

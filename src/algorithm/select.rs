@@ -7,17 +7,17 @@ pub fn select(scores: &[f64], excluded: impl Fn(usize) -> bool, heavy_size: usiz
     let candidate = |&key: &usize| scores[key] > f64::NEG_INFINITY && !excluded(key);
     let mut candidates: Vec<usize> = (0..scores.len()).filter(candidate).collect();
     if heavy_size < candidates.len() {
-        let larger_first = |&a: &usize, &b: &usize| descending(scores[a], scores[b]).then(a.cmp(&b));
-        candidates.select_nth_unstable_by(heavy_size, larger_first);
-        candidates.truncate(heavy_size);
-        candidates.sort_unstable();
+        let mut ranked: Vec<f64> = candidates.iter().map(|&key| scores[key]).collect();
+        let (larger, &mut lowest, _) = ranked.select_nth_unstable_by(heavy_size - 1, |a, b| b.total_cmp(a));
+        // 0 and −0 are equal here, unlike in the order above.
+        let mut ties = heavy_size - larger.iter().filter(|&&score| score > lowest).count();
+        candidates.retain(|&key| {
+            let tie = scores[key] == lowest && ties > 0;
+            ties -= usize::from(tie);
+            tie || scores[key] > lowest
+        });
     }
     candidates
-}
-
-/// Scores are never NaN here; 0 and −0 are equal.
-fn descending(a: f64, b: f64) -> std::cmp::Ordering {
-    b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal)
 }
 
 #[cfg(test)]

@@ -224,8 +224,8 @@ impl<'a> CallView<'a> {
                 |(b, head, i, j)| parts[b * dims.heads + head][[i, j]],
             )
         };
-        let q = stacked(&|b, head| expected.queries(b, head).clone());
-        let k = stacked(&|b, head| expected.keys(b, head).clone());
+        let q = stacked(&|b, head| expected[b].queries(head).reversed_axes().to_owned());
+        let k = stacked(&|b, head| expected[b].keys(head).reversed_axes().to_owned());
         let plain = |_: [usize; 4]| Mark::None;
         html! {
             h4 { "Labels" }
@@ -247,8 +247,8 @@ impl<'a> CallView<'a> {
         }
     }
 
-    /// `None` where the call makes no labels, or none that fit.
-    fn expected_labels(&self) -> Option<Labels> {
+    /// Those of each batch entry. `None` where the call makes no labels, or none that fit.
+    fn expected_labels(&self) -> Option<Vec<Labels>> {
         if self.instance.dense_layers.contains(&self.layer) {
             return None;
         }
@@ -256,7 +256,9 @@ impl<'a> CallView<'a> {
         let dims = inputs.dims();
         let label_channels = self.case.settings.group_factor.label_channels(dims.head_dim).ok()?;
         channels.check(&dims, label_channels).ok()?;
-        labels(inputs, channels, label_channels, self.case.settings.label_bits).ok()
+        let bits = self.case.settings.label_bits;
+        let of_batch = |b| labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok();
+        (0..dims.batch).map(of_batch).collect()
     }
 
     fn channels(&self) -> Option<&ChannelOrder> {
