@@ -12,7 +12,7 @@ use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, NoAnswer, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{INVARIANTS, Implementation};
-use doublecheck::verdicts::labels::allowed_labels;
+use doublecheck::verdicts::labels::rounded_rows;
 use ndarray::{Array2, Array4, ArrayView1};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -195,12 +195,10 @@ proptest! {
         if quantize_in_place(&mut labels, bits, storage).is_err() {
             return Ok(());
         }
-        let channels: Vec<usize> = (0..row.len()).collect();
         let source = Array2::from_shape_vec((1, row.len()), row.clone()).unwrap();
-        let allowed = allowed_labels(source.view(), &channels, bits, storage, LabelRounding::Rounded).unwrap();
-        let radii = allowed.radii.unwrap();
+        let allowed = rounded_rows(source.view(), bits, storage);
         for (j, &label) in labels.iter().enumerate() {
-            let (value, radius) = (allowed.values[[0, j]], radii[[0, j]]);
+            let (value, radius) = allowed.at(j, 0);
             prop_assert!((f64::from(label) - value).abs() <= radius, "{}: {label} outside {value} ± {radius}", row[j]);
         }
     }

@@ -1,7 +1,7 @@
 //! SPEC §2.10: masks. A mask holds a weight for every (batch, head, query, key): 0 means not attended, 1 attended,
 //! and anything between is the probability with which an earlier sampling masker chose the key.
 
-use ndarray::Array4;
+use ndarray::{Array4, ArrayView1};
 
 use super::error::{Detail, Error, Result};
 use super::inputs::{Dims, Row};
@@ -66,17 +66,20 @@ impl Mask {
         self.weight(batch, head, query, key) != 0.0
     }
 
+    /// The weights of one row, [n].
+    pub fn row_weights(&self, (batch, head, query): Row) -> ArrayView1<'_, f32> {
+        self.weights.slice(ndarray::s![batch, head, query, ..])
+    }
+
     /// The attended keys of one row, ascending, with their weights.
-    pub fn row(&self, (batch, head, query): Row) -> impl Iterator<Item = (usize, f32)> + '_ {
-        let row = self.weights.slice(ndarray::s![batch, head, query, ..]);
-        row.into_iter().copied().enumerate().filter(|&(_, weight)| weight != 0.0)
+    pub fn row(&self, row: Row) -> impl Iterator<Item = (usize, f32)> + '_ {
+        self.row_weights(row).into_iter().copied().enumerate().filter(|&(_, weight)| weight != 0.0)
     }
 
     /// Attends to keys of one row with weight 1.
     pub fn add(&mut self, (batch, head, query): Row, keys: impl IntoIterator<Item = usize>) {
-        for key in keys {
-            self.weights[[batch, head, query, key]] = 1.0;
-        }
+        let mut row = self.weights.slice_mut(ndarray::s![batch, head, query, ..]);
+        keys.into_iter().for_each(|key| row[key] = 1.0);
     }
 
     /// No longer attends to a key of one row.

@@ -158,26 +158,38 @@ pub fn double_sparsity(
     let together = if selection.heads == HeadMode::PerHead { dims.group_size() } else { dims.heads };
     let groups = (0..dims.batch)
         .flat_map(|b| (0..dims.heads).step_by(together).map(move |first| (b, first..first + together)));
-    let selected = parallel::map(groups.collect(), dims.operations(), |(b, heads): (usize, Range<usize>)| {
-        let bits = selection.label_bits;
-        let labels = labels(inputs, channels, label_channels, bits, (b, heads.clone()))?;
-        let scores = Scores::new(inputs, b, &labels, selection.heads);
-        let select_row = |(head, i)| {
-            let excluded = |key| match selection.heads {
-                HeadMode::PerHead => previous.attends(b, head, i, key),
-                _ => heads.clone().any(|head| previous.attends(b, head, i, key)),
-            };
-            ((b, head, i), select(&scores.row(head, i), excluded, heavy_size))
-        };
-        let ranked = if selection.heads == HeadMode::PerHead { heads.clone() } else { 0..1 };
-        let rows: Vec<_> = ranked.flat_map(|head| (0..dims.queries).map(move |i| (head, i))).collect();
-        Ok(parallel::map(rows, dims.operations(), select_row))
+    let selected = parallel::map(groups.collect(), dims.operations(), |group: (usize, Range<usize>)| {
+        let labels = labels(inputs, channels, label_channels, selection.label_bits, group.clone())?;
+        let scores = Scores::new(inputs, group.0, &labels, selection.heads);
+        Ok(select_group(&scores, &dims, selection, previous, group))
     });
     let mut selected: Vec<_> = selected.into_iter().collect::<Result<Vec<_>>>()?.concat();
     if selection.heads != HeadMode::PerHead {
         selected = for_every_head(selected, dims.heads);
     }
     Ok(with_rows(previous, selected))
+}
+
+/// What each row of some heads selects; in the two summed modes only head 0, for all of them.
+fn select_group(
+    scores: &Scores,
+    dims: &Dims,
+    selection: &Selection,
+    previous: &Mask,
+    (batch, heads): (usize, Range<usize>),
+) -> Vec<(Row, Vec<usize>)> {
+    let heavy_size = selection.heavy_size.resolve(dims.keys);
+    let (ranked, excluding) = match selection.heads {
+        HeadMode::PerHead => (heads, 1),
+        _ => (0..1, dims.heads),
+    };
+    let rows: Vec<_> = ranked.flat_map(|head| (0..dims.queries).map(move |i| (head, i))).collect();
+    parallel::map(rows, dims.operations(), |(head, i)| {
+        let earlier: Vec<_> =
+            (head..head + excluding).map(|head| previous.row_weights((batch, head, i))).collect();
+        let excluded = |key: usize| earlier.iter().any(|row| row[key] != 0.0);
+        ((batch, head, i), select(&scores.row(head, i), excluded, heavy_size))
+    })
 }
 
 /// The keys of head 0, for every head.

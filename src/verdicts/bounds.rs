@@ -29,12 +29,14 @@ pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
 pub const U64: f64 = 1.0 / (1u64 << 53) as f64;
 
 /// γ_k: the relative error bound of k roundings; infinite where k·u reaches 1.
+#[inline]
 pub fn gamma(operations: usize, unit_roundoff: f64) -> f64 {
     let ku = operations as f64 * unit_roundoff;
     if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY }
 }
 
 /// The absolute error that an underflow of a type can add: η.
+#[inline]
 pub fn underflow(storage: Storage) -> f64 {
     match storage {
         // No processor flushes subnormal f16 numbers, so the error is half their spacing.
@@ -146,6 +148,7 @@ impl Arithmetic {
     }
 
     /// One rounding to the kept type.
+    #[inline]
     pub fn round(&self, x: Approximate) -> Approximate {
         let rounded = x.widen(self.u() * x.magnitude() + self.underflow());
         let largest = self.kept.largest();
@@ -153,6 +156,7 @@ impl Arithmetic {
     }
 
     /// A sum of `terms` products, `value` in f64, the sum of their magnitudes, and the error they carry already.
+    #[inline]
     pub fn sum_of_products(&self, terms: usize, value: f64, magnitude: f64, carried: f64) -> Approximate {
         let exactness = gamma(terms + 1, U64);
         let relative = gamma(terms, self.accumulation) + exactness;
@@ -165,6 +169,7 @@ impl Arithmetic {
     }
 
     /// Multiplication or division by a number that is itself known up to rounding to f32.
+    #[inline]
     pub fn scale(&self, x: Approximate, factor: f64) -> Approximate {
         let (minus, plus) = (x.may_be_minus_infinity, x.may_be_plus_infinity);
         let (minus, plus) = if factor < 0.0 { (plus, minus) } else { (minus, plus) };
@@ -173,6 +178,7 @@ impl Arithmetic {
     }
 
     /// Addition of A at one key.
+    #[inline]
     pub fn add_mask(&self, x: Approximate, mask: f32) -> Approximate {
         if mask == f32::NEG_INFINITY {
             // What overflowed to +∞ is NaN then.

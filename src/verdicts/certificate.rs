@@ -11,6 +11,7 @@ use ndarray::Array2;
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use crate::algorithm::parallel;
+use crate::algorithm::vectorised::vectorised;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
 use crate::cases::{Case, LabelRounding, RoundingModel};
@@ -130,13 +131,15 @@ impl<'a> ScoreBounds<'a> {
             return Ok(None);
         }
         let arithmetic = Arithmetic::new(model, inputs.storage());
-        let heads: Vec<_> = (0..dims.batch * dims.heads).collect();
-        let labels = parallel::map(heads, dims.batch * dims.heads * dims.keys * label_channels, |index| {
-            let head = (index / dims.heads, index % dims.heads);
-            let bits = settings.label_bits;
-            head_labels(inputs, &case.channels, label_channels, bits, model.labels, head)
+        let group = dims.group_size();
+        let groups: Vec<_> = (0..dims.batch * dims.kv_heads).collect();
+        let labels = parallel::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
+            let (batch, first) = (index / dims.kv_heads, index % dims.kv_heads * group);
+            let (bits, heads) = (settings.label_bits, (batch, first..first + group));
+            head_labels(inputs, &case.channels, label_channels, bits, model.labels, heads)
         });
-        let mut labels = labels.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        let mut labels: Vec<_> =
+            labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
         if settings.heads == HeadMode::SummedLabels {
             labels = sum_over_heads(&labels, dims.heads, arithmetic);
         }
@@ -164,9 +167,9 @@ impl<'a> ScoreBounds<'a> {
         }
         let allowed = |source: &Array2<f32>, label: &Array2<f32>| match (ranked.bits, model.labels) {
             (Some(bits), LabelRounding::Rounded) if bits.quantises() => {
-                rounded_rows(source, bits, inputs.storage())
+                rounded_rows(source.view(), bits, inputs.storage())
             }
-            _ => AllowedLabels { values: label.mapv(f64::from), radii: None },
+            _ => AllowedLabels::Exact(label.t().as_standard_layout().into_owned()),
         };
         let head = |head: &HeadLabels| (allowed(&head.q_source, &head.q), allowed(&head.k_source, &head.k));
         let mut labels: Vec<_> = ranked.labels.iter().map(head).collect();
@@ -190,13 +193,11 @@ impl<'a> ScoreBounds<'a> {
         let dims = self.inputs.dims();
         let heads = 0..dims.heads;
         let scores: Vec<Approximate> = match self.heads {
-            HeadMode::PerHead => self.scores(batch * dims.heads + head, row).collect(),
-            HeadMode::SummedLabels => self.scores(batch, row).collect(),
+            HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
+            HeadMode::SummedLabels => self.scores(batch, row),
             HeadMode::SummedScores => {
-                let per_head = heads.clone().map(|head| {
-                    self.scores(batch * dims.heads + head, (batch, head, query)).collect::<Vec<_>>()
-                });
-                let per_head: Vec<_> = per_head.collect();
+                let of_head = |head| self.scores(batch * dims.heads + head, (batch, head, query));
+                let per_head: Vec<_> = heads.clone().map(of_head).collect();
                 let sum = |key: usize| {
                     let parts: Vec<_> = per_head.iter().map(|scores| scores[key]).collect();
                     self.arithmetic.sum_over_heads(&parts)
@@ -205,6 +206,7 @@ impl<'a> ScoreBounds<'a> {
             }
         };
         let summed = self.heads != HeadMode::PerHead;
+        let before = self.before.row_weights(row);
         let candidacy = |(key, score): (usize, Approximate)| {
             if self.before_ranked {
                 return if score == Approximate::EXCLUDED {
@@ -213,7 +215,7 @@ impl<'a> ScoreBounds<'a> {
                     Candidacy::Scored(score)
                 };
             }
-            if self.before.attends(batch, head, query, key) {
+            if before[key] != 0.0 {
                 Candidacy::Before
             } else if score == Approximate::EXCLUDED
                 || (summed && heads.clone().any(|head| self.before.attends(batch, head, query, key)))
@@ -226,34 +228,59 @@ impl<'a> ScoreBounds<'a> {
         scores.into_iter().enumerate().map(candidacy).collect()
     }
 
-    fn scores(&self, labels: usize, (batch, head, query): Row) -> impl Iterator<Item = Approximate> + '_ {
+    fn scores(&self, labels: usize, (batch, head, query): Row) -> Vec<Approximate> {
         let (queries, keys) = &self.labels[labels];
         let additive = self.inputs.additive(batch, head, query);
-        (0..keys.values.nrows()).map(move |key| {
-            let additive = additive.at(key);
-            let dot = self.dot(queries, query, keys, key);
-            self.arithmetic.add_mask(self.arithmetic.scale(dot, self.factor), additive)
-        })
+        let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
+        let Products { value, magnitude, carried } = products(&q, keys);
+        let score = |key: usize| {
+            // A label that may be an infinity may make any score, NaN included.
+            let carried = if carried[key].is_nan() { f64::INFINITY } else { carried[key] };
+            let dot =
+                self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
+            self.arithmetic.add_mask(self.arithmetic.scale(dot, self.factor), additive.at(key))
+        };
+        (0..value.len()).map(score).collect()
     }
+}
 
-    fn dot(&self, queries: &AllowedLabels, query: usize, keys: &AllowedLabels, key: usize) -> Approximate {
-        let (q, k) = (queries.values.row(query), keys.values.row(key));
-        let (mut value, mut magnitude, mut carried) = (0.0, 0.0, 0.0);
-        for (q, k) in q.iter().zip(k) {
-            let product = q * k;
-            value += product;
-            magnitude += product.abs();
-        }
-        if let (Some(q_radii), Some(k_radii)) = (&queries.radii, &keys.radii) {
-            for j in 0..self.label_channels {
-                let (rq, rk) = (q_radii[[query, j]], k_radii[[key, j]]);
-                carried += q[j].abs() * rk + rq * k[j].abs() + rq * rk;
+/// Sums of the products of one query's labels with those of each key, [n].
+struct Products {
+    value: Vec<f64>,
+    /// Of their magnitudes.
+    magnitude: Vec<f64>,
+    /// Of the errors that the labels' radii carry into them.
+    carried: Vec<f64>,
+}
+
+/// `q` is a label and a radius for each channel.
+fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
+    let zeros = || vec![0.0; keys.dim().1];
+    let (mut value, mut magnitude, mut carried) = (zeros(), zeros(), zeros());
+    vectorised(
+        #[inline(always)]
+        || match keys {
+            AllowedLabels::Exact(values) => {
+                for (&(q, _), k) in q.iter().zip(values.outer_iter()) {
+                    for ((&k, value), magnitude) in k.iter().zip(&mut value).zip(&mut magnitude) {
+                        let product = q * f64::from(k);
+                        *value += product;
+                        *magnitude += product.abs();
+                    }
+                }
             }
-        }
-        // A label that may be an infinity may make any score, NaN included.
-        let carried = if carried.is_nan() { f64::INFINITY } else { carried };
-        self.arithmetic.sum_of_products(self.label_channels, value, magnitude, carried)
-    }
+            AllowedLabels::Within { values, radii } => {
+                for ((&(q, rq), k), rk) in q.iter().zip(values.outer_iter()).zip(radii.outer_iter()) {
+                    for (key, (&k, &rk)) in k.iter().zip(rk).enumerate() {
+                        value[key] += q * k;
+                        magnitude[key] += (q * k).abs();
+                        carried[key] += q.abs() * rk + rq * k.abs() + rq * rk;
+                    }
+                }
+            }
+        },
+    );
+    Products { value, magnitude, carried }
 }
 
 fn refuse_unshared(case: &Case, label_channels: usize) -> Result<(), Error> {
@@ -284,20 +311,21 @@ fn sum_over_heads(
 
 /// Labels summed over heads, in f32 at least, with radii.
 fn summed_labels(heads: &[&AllowedLabels], arithmetic: Arithmetic) -> AllowedLabels {
-    let shape = heads[0].values.dim();
-    let mut values = ndarray::Array2::zeros(shape);
-    let mut radii = ndarray::Array2::zeros(shape);
-    for index in ndarray::indices(shape) {
+    let shape = heads[0].dim();
+    let mut values = Array2::zeros(shape);
+    let mut radii = Array2::zeros(shape);
+    for (channel, position) in ndarray::indices(shape) {
         let part = |head: &&AllowedLabels| {
-            Approximate::new(head.values[index], head.radii.as_ref().map_or(0.0, |radii| radii[index]))
+            let (value, radius) = head.at(channel, position);
+            Approximate::new(value, radius)
         };
         let parts: Vec<_> = heads.iter().map(part).collect();
         let sum = arithmetic.sum_over_heads(&parts);
         let overflows = sum.may_be_minus_infinity || sum.may_be_plus_infinity;
-        values[index] = sum.value;
-        radii[index] = if overflows { f64::INFINITY } else { sum.radius };
+        values[[channel, position]] = sum.value;
+        radii[[channel, position]] = if overflows { f64::INFINITY } else { sum.radius };
     }
-    AllowedLabels { values, radii: Some(radii) }
+    AllowedLabels::Within { values, radii }
 }
 
 /// The two thresholds of a row: a candidate above the first is in, one below the second is out.

@@ -326,16 +326,11 @@ fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFau
     })
 }
 
-fn row_fault(
-    certificate: &RowCertificate,
-    before: &Mask,
-    mask: &Mask,
-    (b, head, query): Row,
-) -> Option<MaskFault> {
+fn row_fault(certificate: &RowCertificate, before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
     let mut selected = 0;
-    for (key, class) in certificate.classes.iter().enumerate() {
-        let found = mask.weight(b, head, query, key);
-        let fault = key_fault(*class, key, before.weight(b, head, query, key), found);
+    let weights = before.row_weights(row).into_iter().zip(mask.row_weights(row));
+    for ((key, class), (&before, &found)) in certificate.classes.iter().enumerate().zip(weights) {
+        let fault = key_fault(*class, key, before, found);
         if fault.is_some() {
             return fault;
         }

@@ -1,49 +1,46 @@
 //! Which labels a conforming implementation may have (SPEC §2.5, §5). With exact labels there is one value for each;
 //! with rounded labels a code may be either neighbour where it lies within rounding of a half step.
 
-use ndarray::{Array2, ArrayView2};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, Axis};
 
 use super::bounds::{Approximate, U32, gamma, underflow};
-use crate::algorithm::quantize::quantize_in_place;
+use crate::algorithm::labels::labels;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
 use crate::cases::{AnsweredLabels, Case, LabelCase, LabelRounding};
 
-/// Labels of the positions of one head, [positions, r], each up to a radius.
+/// Labels of the positions of one head, [r, positions].
 #[derive(Debug, Clone)]
-pub struct AllowedLabels {
-    /// In f64.
-    pub values: Array2<f64>,
-    /// `None` where all are 0.
-    pub radii: Option<Array2<f64>>,
+pub enum AllowedLabels {
+    /// One value for each.
+    Exact(Array2<f32>),
+    /// Each up to a radius.
+    Within {
+        /// In f64.
+        values: Array2<f64>,
+        /// Infinite where a label may be.
+        radii: Array2<f64>,
+    },
 }
 
-/// Labels of one head's queries or keys. Errors: [`Error::LabelRange`] (SPEC D9).
-pub fn allowed_labels(
-    source: ArrayView2<f32>,
-    channels: &[usize],
-    bits: LabelBits,
-    storage: Storage,
-    rounding: LabelRounding,
-) -> Result<AllowedLabels, Error> {
-    let shape = (source.nrows(), channels.len());
-    let mut values = Array2::zeros(shape);
-    let mut radii = (rounding == LabelRounding::Rounded && bits.quantises()).then(|| Array2::zeros(shape));
-    let mut row = vec![0.0; channels.len()];
-    for (position, x) in source.outer_iter().enumerate() {
-        row.iter_mut().zip(channels).for_each(|(value, &channel)| *value = x[channel]);
-        if let Some(radii) = &mut radii {
-            // Rows that the operations of SPEC §2.5 cannot quantise are refused whatever the rounding.
-            quantize_in_place(&mut row.clone(), bits, storage)?;
-            for (index, allowed) in rounded_labels(&row, bits, storage).into_iter().enumerate() {
-                values[[position, index]] = allowed.value;
-                radii[[position, index]] = allowed.radius;
-            }
-        } else {
-            quantize_in_place(&mut row, bits, storage)?;
-            values.row_mut(position).iter_mut().zip(&row).for_each(|(value, &x)| *value = f64::from(x));
+impl AllowedLabels {
+    /// r and how many positions.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::Exact(values) => values.dim(),
+            Self::Within { values, .. } => values.dim(),
         }
     }
-    Ok(AllowedLabels { values, radii })
+
+    /// One label and its radius.
+    pub fn at(&self, channel: usize, position: usize) -> (f64, f64) {
+        let index = [channel, position];
+        match self {
+            Self::Exact(values) => (f64::from(values[index]), 0.0),
+            Self::Within { values, radii } => (values[index], radii[index]),
+        }
+    }
 }
 
 /// The hull of the labels that any order of the operations of SPEC §2.5 may give, each rounded at most once to the storage
@@ -85,30 +82,46 @@ fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approxi
 }
 
 /// Labels of rows that are already chosen channels, [positions, r], rounded in any way the SPEC's operations allow.
-pub fn rounded_rows(rows: &Array2<f32>, bits: LabelBits, storage: Storage) -> AllowedLabels {
-    let mut values = Array2::zeros(rows.dim());
-    let mut radii = Array2::zeros(rows.dim());
+pub fn rounded_rows(rows: ArrayView2<f32>, bits: LabelBits, storage: Storage) -> AllowedLabels {
+    let (positions, label_channels) = rows.dim();
+    let mut values = Array2::zeros((label_channels, positions));
+    let mut radii = Array2::zeros((label_channels, positions));
     for (position, row) in rows.outer_iter().enumerate() {
-        for (index, allowed) in rounded_labels(&row.to_vec(), bits, storage).into_iter().enumerate() {
-            values[[position, index]] = allowed.value;
-            radii[[position, index]] = allowed.radius;
+        for (channel, allowed) in rounded_labels(&row.to_vec(), bits, storage).into_iter().enumerate() {
+            values[[channel, position]] = allowed.value;
+            radii[[channel, position]] = allowed.radius;
         }
     }
-    AllowedLabels { values, radii: Some(radii) }
+    AllowedLabels::Within { values, radii }
 }
 
-/// Allowed labels of queries [m, r] and keys [n, r] for one head.
+/// Allowed labels of queries [r, m] and keys [r, n] for each of some heads of one batch entry.
+///
+/// Errors: [`Error::LabelRange`] (SPEC D9). Rows that the operations of SPEC §2.5 cannot quantise are refused whatever the
+/// rounding.
 pub fn head_labels(
     inputs: &Inputs,
     channels: &ChannelOrder,
     label_channels: usize,
     bits: LabelBits,
     rounding: LabelRounding,
-    (batch, head): (usize, usize),
-) -> Result<(AllowedLabels, AllowedLabels), Error> {
-    let row = &channels.row(head, &inputs.dims())[..label_channels];
-    let allowed = |source| allowed_labels(source, row, bits, inputs.storage(), rounding);
-    Ok((allowed(inputs.queries(batch, head))?, allowed(inputs.keys(batch, head))?))
+    (batch, heads): (usize, Range<usize>),
+) -> Result<Vec<(AllowedLabels, AllowedLabels)>, Error> {
+    let exact = labels(inputs, channels, label_channels, bits, (batch, heads.clone()))?;
+    let of_head = |head| match rounding {
+        LabelRounding::Rounded if bits.quantises() => {
+            let row = &channels.row(head, &inputs.dims())[..label_channels];
+            let rounded = |source: ArrayView2<f32>| {
+                rounded_rows(source.select(Axis(1), row).view(), bits, inputs.storage())
+            };
+            (rounded(inputs.queries(batch, head)), rounded(inputs.keys(batch, head)))
+        }
+        _ => {
+            let of = |labels: ArrayView2<f32>| AllowedLabels::Exact(labels.to_owned());
+            (of(exact.queries(head)), of(exact.keys(head)))
+        }
+    };
+    Ok(heads.map(of_head).collect())
 }
 
 /// A label that is not what it must be.
@@ -225,12 +238,12 @@ pub fn judge_answered(
     let label_channels = case.settings.group_factor.label_channels(dims.head_dim).ok()?;
     let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
     for (b, head) in heads {
-        let bits = case.settings.label_bits;
-        let allowed = head_labels(&case.inputs, &case.channels, label_channels, bits, rounding, (b, head));
-        let (q, k) = allowed.ok()?;
+        let (bits, heads) = (case.settings.label_bits, head..head + 1);
+        let allowed = head_labels(&case.inputs, &case.channels, label_channels, bits, rounding, (b, heads));
+        let (q, k) = allowed.ok()?.pop()?;
         for (tensor, allowed, found) in [("q", q, &labels.q), ("k", k, &labels.k)] {
-            for ((position, channel), &value) in allowed.values.indexed_iter() {
-                let radius = allowed.radii.as_ref().map_or(0.0, |radii| radii[[position, channel]]);
+            for (position, channel) in ndarray::indices((allowed.dim().1, label_channels)) {
+                let (value, radius) = allowed.at(channel, position);
                 let (low, high) = ((value - radius) as f32, (value + radius) as f32);
                 let index = [b, head, position, channel];
                 let found = (found.dim().3 == label_channels).then(|| found[index]);

@@ -28,10 +28,11 @@
 //! Nothing can be said of a row where a logit may be +∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
 //! largest number of the kept type.
 
-use ndarray::Array4;
+use ndarray::{Array4, ArrayView2};
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
 use crate::algorithm::parallel;
+use crate::algorithm::vectorised::vectorised;
 use crate::algorithm::{Inputs, Mask, Row, Storage};
 use crate::cases::{Kept, RoundingModel};
 
@@ -143,7 +144,12 @@ pub fn expected_row(
     let arithmetic = Arithmetic::new(model, inputs.storage());
     let q: Vec<f64> = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
     let keys = inputs.keys(b, head);
-    let logit = |key: usize| logit(&arithmetic, &q, keys.row(key), inputs.scaling(), additive.at(key));
+    let dots = dots(&q, keys);
+    let logit = |key: usize| {
+        let (value, magnitude) = dots[key];
+        let dot = arithmetic.sum_of_products(q.len(), value, magnitude, 0.0);
+        arithmetic.add_mask(arithmetic.scale(dot, inputs.scaling()), additive.at(key))
+    };
     let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| logit(key)).collect();
     let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
     // A masked logit that overflows first is NaN, and so is a maximum over all keys.
@@ -229,40 +235,39 @@ pub fn expected_row(
         .collect()
 }
 
-/// A logit with its radius.
-fn logit(
-    arithmetic: &Arithmetic,
-    q: &[f64],
-    k: ndarray::ArrayView1<f32>,
-    scaling: f64,
-    additive: f32,
-) -> Approximate {
-    let (value, magnitude) = match k.as_slice() {
-        Some(k) => dot(q, k),
-        None => dot(q, &k.to_vec()),
-    };
-    let dot = arithmetic.sum_of_products(q.len(), value, magnitude, 0.0);
-    arithmetic.add_mask(arithmetic.scale(dot, scaling), additive)
+/// Σ q·k and Σ |q·k| for each key [n, d]. This runs over every key of a row: a loop for each step lets the compiler use
+/// vector registers.
+fn dots(q: &[f64], keys: ArrayView2<f32>) -> Vec<(f64, f64)> {
+    let rows = keys.to_slice().expect("inputs have the standard layout").chunks_exact(q.len());
+    let mut dots = vec![(0.0, 0.0); keys.nrows()];
+    let (mut products, mut magnitudes) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (dot, k) in dots.iter_mut().zip(rows) {
+                for (((product, magnitude), q), &k) in products.iter_mut().zip(&mut magnitudes).zip(q).zip(k)
+                {
+                    *product = q * f64::from(k);
+                    *magnitude = product.abs();
+                }
+                *dot = (sum(&products), sum(&magnitudes));
+            }
+        },
+    );
+    dots
 }
 
-/// Σ q·k and Σ |q·k|, in eight partial sums each so that the compiler can use vector registers: this runs over every key of
-/// a row.
-fn dot(q: &[f64], k: &[f32]) -> (f64, f64) {
+/// In eight partial sums, one for each lane of a vector register.
+#[inline(always)]
+fn sum(terms: &[f64]) -> f64 {
     const LANES: usize = 8;
-    let (q_chunks, q_rest) = q.as_chunks::<LANES>();
-    let (k_chunks, k_rest) = k.as_chunks::<LANES>();
-    let (mut sums, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
-    for (q, k) in q_chunks.iter().zip(k_chunks) {
+    let (chunks, rest) = terms.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
         for lane in 0..LANES {
-            let product = q[lane] * f64::from(k[lane]);
-            sums[lane] += product;
-            magnitudes[lane] += product.abs();
+            sums[lane] += chunk[lane];
         }
     }
-    for (lane, (q, &k)) in q_rest.iter().zip(k_rest).enumerate() {
-        let product = q * f64::from(k);
-        sums[lane] += product;
-        magnitudes[lane] += product.abs();
-    }
-    (sums.iter().sum(), magnitudes.iter().sum())
+    sums.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x);
+    sums.iter().sum()
 }
