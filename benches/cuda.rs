@@ -5,6 +5,7 @@
 //! Times are medians over CUDA events on the default stream, taken as `triton.testing.do_bench` takes them. `scaled_dot_product_attention` of the same tensors
 //! is timed in the same run. `DOUBLECHECK_TORCH_VERSION` names the library's version in the record.
 
+#[path = "support/timing.rs"]
 mod timing;
 
 use doublecheck::algorithm::{
