@@ -66,7 +66,7 @@ impl Mask {
         self.weight(batch, head, query, key) != 0.0
     }
 
-    /// The weights of one row, [n].
+    /// The weights of one row, n of them.
     pub fn row_weights(&self, (batch, head, query): Row) -> ArrayView1<'_, f32> {
         self.weights.slice(ndarray::s![batch, head, query, ..])
     }
