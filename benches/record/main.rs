@@ -4,7 +4,8 @@
 //!     record FIGURES OUT [PORT]
 //!
 //! FIGURES holds the lines that the benches printed; criterion's files are where it puts them (`CRITERION_HOME`). PORT is
-//! optional: times of the port's masker, measured elsewhere, as JSON `{"machine": "…", "masker_ms": {"32768,B4": 1.0, …}}`.
+//! optional: times of the port's masker, measured elsewhere, as JSON `{"machine": "…", "masker_ms": {"32768,B4": 1.0, …}}`,
+//! n and B as in the table of masks.
 
 mod aims;
 #[path = "../support/estimates.rs"]
