@@ -101,9 +101,9 @@ fn left_out(report: &Report) -> Markup {
 
 fn explained(report: &Report) -> Markup {
     html! {
-        @if report.explained { "yes: the named faults reproduce every answer" }
+        @if report.explained { "yes: the named faults reproduce every answer kept" }
         @else { "not all: what could be named reproduces " (report.reproduced) " answers" }
-        @if report.not_kept > 0 { ", besides " (report.not_kept) " that were too large to keep" }
+        @if report.not_kept > 0 { "; " (report.not_kept) " more were too large to keep" }
         @if report.not_looked_into > 0 {
             "; " (counted(report.not_looked_into, "sequence", "sequences")) " diverged that "
             "were not looked into, as there were so many findings"
