@@ -137,8 +137,10 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
 /// A terminal's Ctrl-C reaches the suite only: it must end the command, too.
 #[test]
 fn a_suite_that_is_interrupted_leaves_nothing_running() {
+    // Found again by its length.
+    let seconds = 100_000 + std::process::id();
     let mut suite = Command::new(env!("CARGO_BIN_EXE_doublecheck"))
-        .args(["check", "--command", "exec sleep 4242", "--no-goldens"])
+        .args(["check", "--command", &format!("exec sleep {seconds}"), "--no-goldens"])
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -146,7 +148,7 @@ fn a_suite_that_is_interrupted_leaves_nothing_running() {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         processes
             .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
-            .any(|line| line == b"sleep\x004242\x00")
+            .any(|line| line == format!("sleep\0{seconds}\0").as_bytes())
     };
     let wait = |wanted: bool| {
         (0..200).any(|_| {
