@@ -50,6 +50,10 @@ impl RoundingModel {
     pub const PYTORCH: Self =
         Self { labels: LabelRounding::Exact, kept: Kept::Storage, accumulation: Accumulation::F32 };
 
+    /// Kernels that keep everything in f32: labels exact, scores kept in f32, f32 sums.
+    pub const F32: Self =
+        Self { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 };
+
     /// The reference of this crate: labels exact, scores kept in f32 or wider, f64 sums.
     pub const REFERENCE: Self =
         Self { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F64 };

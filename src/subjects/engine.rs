@@ -4,13 +4,10 @@
 use ndarray::s;
 
 use super::{Subject, not_configured};
+use crate::algorithm::Error;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::maskers::{Local, Sink};
-use crate::algorithm::{ChannelOrder, Error, LabelBits, Storage};
-use crate::cases::{
-    Accumulation, Answer, CalibrationCase, Call, EarlierMasker, Instance, Kept, LabelRounding, NoAnswer,
-    RoundingModel,
-};
+use crate::cases::{Answer, Call, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use crate::engine::{Engine as Cache, Layout, Masker, Query};
 
 /// Double Sparsity over a label cache.
@@ -61,7 +58,7 @@ impl Subject for Engine {
     }
 
     fn rounding_model(&self) -> RoundingModel {
-        RoundingModel { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 }
+        RoundingModel::F32
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
@@ -80,20 +77,5 @@ impl Subject for Engine {
             previous: call.previous.as_ref(),
         })?;
         Ok(Answer { mask: step.mask()?, output: Some(step.output), labels: None })
-    }
-
-    /// Those of the reference, which the engine quantises with.
-    fn labels(
-        &mut self,
-        row: &[f32],
-        bits: LabelBits,
-        storage: Storage,
-    ) -> Option<Result<Vec<f32>, NoAnswer>> {
-        super::Reference::default().labels(row, bits, storage)
-    }
-
-    /// That of the reference: a cache calibrates nothing.
-    fn calibrate(&mut self, case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
-        super::Reference::default().calibrate(case)
     }
 }

@@ -16,9 +16,7 @@ pub use device::{DeviceChoice, DeviceError};
 use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{HeavySize, Inputs, LabelBits, Mask, Storage};
-use crate::cases::{
-    Accumulation, Answer, Call, Case, EarlierMasker, Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
-};
+use crate::cases::{Answer, Call, Case, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use masker::{Layer, Masker, failed};
 
 /// Double Sparsity in libtorch operations.
@@ -123,7 +121,7 @@ impl Subject for Torch {
     }
 
     fn rounding_model(&self) -> RoundingModel {
-        RoundingModel { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 }
+        RoundingModel::F32
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
