@@ -224,8 +224,10 @@ fn growing_cache(subject: &mut TorchCache) -> Outcome {
             let (step, expected) = (grown.step(&q, None)?, filled.step(&q, None)?);
             grown.check(&step.query_labels)?;
             let ascending = |keys: &Tensor| keys.sort(-1, false).0;
+            // Top-k may give the same keys in another order, which moves sums: both attend to one list.
+            let attended = |cache: &LabelCache| cache.attend(&q, &step.selected, None);
             let equal = ascending(&step.selected.keys) == ascending(&expected.selected.keys)
-                && step.output.allclose(&expected.output, 1e-2, 1e-3, false)
+                && attended(&grown)? == attended(&filled)?
                 && grown.labels()? == filled.labels()?
                 && step.output.size() == [2, 4, 1, 12]
                 && grown.keys() as i64 == held;
