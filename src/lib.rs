@@ -11,6 +11,7 @@ pub mod algorithm;
 pub mod behaviours;
 pub mod cases;
 pub mod engine;
+pub mod evaluation;
 pub mod reports;
 pub mod runner;
 pub mod subjects;
