@@ -1,5 +1,7 @@
 //! The HTML reports: every part is there, tags are balanced, nothing is loaded, text is escaped.
 
+mod support;
+
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Answer, Call, Instance, NoAnswer, RoundingModel};
 use doublecheck::reports::html;
@@ -9,55 +11,12 @@ use doublecheck::subjects::{Faulty, Reference};
 use doublecheck::{Options, Report, Subject, check};
 use rstest::rstest;
 
-const VOID: [&str; 4] = ["meta", "br", "hr", "link"];
-
-/// Name and whole text of each tag of a page, the style sheet left out.
-fn tags(page: &str) -> Vec<(String, &str)> {
-    let (head, rest) = page.split_once("<style>").expect("a style sheet");
-    let (_, rest) = rest.split_once("</style>").expect("its end");
-    let tags = [head, rest].into_iter().flat_map(|part| part.split('<').skip(1));
-    tags.map(|tag| {
-        let (tag, _) = tag.split_once('>').expect("each tag is closed");
-        let name = tag.split([' ', '\n']).next().unwrap_or_default();
-        (name.to_owned(), tag)
-    })
-    .collect()
-}
-
-/// Every tag is closed in turn.
-fn assert_balanced(page: &str) {
-    let mut open = Vec::new();
-    for (name, tag) in tags(page) {
-        match name.strip_prefix('/') {
-            Some(name) => assert_eq!(open.pop().as_deref(), Some(name), "<{tag}> closes another tag"),
-            None if name == "!DOCTYPE" || VOID.contains(&name.as_str()) => {}
-            None => open.push(name),
-        }
-    }
-    assert!(open.is_empty(), "never closed: {open:?}");
-}
-
-/// No attribute is given twice, none loads or runs anything, and links stay on the page.
-fn assert_self_contained(page: &str) {
-    for (name, tag) in tags(page) {
-        let twice = |attribute: &str| tag.matches(&format!(" {attribute}=\"")).count() > 1;
-        assert!(!["class", "id", "style", "title"].into_iter().any(twice), "an attribute twice: {tag}");
-        assert!(!["script", "link", "img", "iframe", "object"].contains(&name.as_str()), "{tag}");
-        assert!(!tag.contains(" src=") && !tag.contains(" on"), "{tag}");
-        if let Some((_, link)) = tag.split_once(" href=\"") {
-            assert!(link.starts_with('#'), "{tag}");
-        }
-    }
-    let style = page.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>"));
-    let style = style.expect("a style sheet").0;
-    assert!(!style.contains("url(") && !style.contains("@import"));
-    assert!(!page.contains("http://") && !page.contains("https://"));
-}
+use support::markup::{assert_holds, assert_page_is_balanced, assert_self_contained};
 
 fn checked(subject: &mut dyn Subject, cases: usize) -> (Report, String) {
     let report = check(subject, &Options { cases, ..Options::default() });
     let page = html::check(&report, "--fault D4");
-    assert_balanced(&page);
+    assert_page_is_balanced(&page);
     assert_self_contained(&page);
     (report, page)
 }
@@ -65,13 +24,6 @@ fn checked(subject: &mut dyn Subject, cases: usize) -> (Report, String) {
 fn faulty(names: &[&str]) -> Faulty {
     let faults: Vec<_> = names.iter().map(|name| Fault::find(name).expect("a fault of this name")).collect();
     Faulty::new(&faults)
-}
-
-#[track_caller]
-fn assert_holds(page: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(page.contains(part), "no {part} in:\n{page}");
-    }
 }
 
 const EVERYWHERE: [&str; 10] = [
@@ -122,7 +74,7 @@ fn the_file_of_a_counterexample_is_in_the_command_to_ask_it_again() {
     let (mut report, _) = checked(&mut faulty(&["kv-heads-tiled"]), 60);
     report.findings[0].file = Some("my cases/finding-1.safetensors".into());
     let page = html::check(&report, "--command \"my < adapter\"");
-    assert_balanced(&page);
+    assert_page_is_balanced(&page);
     let command = "doublecheck replay 'my cases/finding-1.safetensors' --command &quot;my &lt; adapter&quot;";
     assert_holds(&page, &[command]);
 }
@@ -144,7 +96,7 @@ fn what_is_not_shrunk_stays_readable() {
         let options = Options { cases: 100, shrinking, ..Options::default() };
         let report = check(&mut faulty(&[fault]), &options);
         let page = html::check(&report, "");
-        assert_balanced(&page);
+        assert_page_is_balanced(&page);
         assert_holds(&page, &["not to the end", "class=\"call failing\""]);
         assert!(page.len() < 1 << 20, "{} bytes", page.len());
     }
@@ -191,7 +143,7 @@ fn a_verification_has_its_tables_and_findings() {
     report.notes.push(MARKUP.into());
     report.bad_inputs.push(MARKUP.into());
     let page = html::verify(&report);
-    assert_balanced(&page);
+    assert_page_is_balanced(&page);
     assert_self_contained(&page);
     assert!(!report.findings.is_empty());
     let parts = ["summary", "groups", "invariants", "findings", "notes", "bad-inputs"];

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod markup;
+
 use std::io::Write;
 use std::path::PathBuf;
 
