@@ -1,6 +1,7 @@
 //! How results are told: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
+pub mod evaluation;
 pub mod faults;
 pub mod html;
 pub mod inspect;

@@ -5,7 +5,7 @@ mod call;
 mod check;
 mod finding;
 mod grid;
-mod numbers;
+pub(super) mod numbers;
 mod plot;
 mod tensors;
 mod verify;
