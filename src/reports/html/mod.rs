@@ -3,6 +3,7 @@
 
 mod call;
 mod check;
+mod evaluation;
 mod finding;
 mod grid;
 pub(super) mod numbers;
@@ -13,14 +14,16 @@ mod verify;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 pub use check::check;
+pub use evaluation::evaluation;
 pub use verify::verify;
 
 const STYLE: &str = include_str!("style.css");
 
 /// What a page says at its top.
 struct Status {
-    /// `good`, `bad` or `unusable`: the colour.
+    /// `good`, `bad` or `unusable`: the colour; `neutral` where nothing is judged.
     class: &'static str,
+    /// None where nothing is judged.
     glyph: &'static str,
     text: String,
 }
@@ -52,7 +55,7 @@ fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Mar
                     div.inner {
                         p.command { "doublecheck " (command) }
                         h1 { (subject) }
-                        p.status { span.glyph aria-hidden="true" { (status.glyph) } (status.text) }
+                        p.status { @if !status.glyph.is_empty() { span.glyph aria-hidden="true" { (status.glyph) } } (status.text) }
                     }
                 }
                 main { (body) }
