@@ -1,8 +1,11 @@
 //! What a model is asked: question answering in LongBench's format, and retrieval tasks made on the spot. Each item is text in
 //! two parts, since one of the two evaluation set-ups attends sparsely from the question on (SPEC D15).
 
+mod error;
 pub mod longbench;
 pub mod retrieval;
+
+pub use error::{Error, Result};
 
 /// One question to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
