@@ -321,6 +321,7 @@ mod tests {
     #[case("a well-known theatre", &["well known theater", "the wellknown theatre"], 100.0)]
     #[case("yes no", &["no", "maybe"], 66.66666666666666)]
     #[case("THE–END of a\tline\n", &["–end of line"], 100.0)]
+    #[case("cap–the–hat", &["–hat"], 66.66666666666666)]
     #[case("“The harbour” – an old one", &["harbour"], 0.0)]
     #[case("The", &["a"], 0.0)]
     #[case("", &["x"], 0.0)]

@@ -200,6 +200,7 @@ mod tests {
         let pairs_found = lines.iter().map(|line| line.rsplit_once(" is ").unwrap());
         let (things, codes): (HashSet<_>, HashSet<_>) = pairs_found.unzip();
         assert_eq!((lines.len(), things.len(), codes.len()), (pairs, pairs, pairs));
+        assert_eq!(asked.contains(' '), pairs > 273, "nouns alone, as long as there are enough: {asked}");
     }
 
     #[test]
