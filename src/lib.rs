@@ -12,6 +12,8 @@ pub mod behaviours;
 pub mod cases;
 pub mod engine;
 pub mod evaluation;
+#[cfg(feature = "torch")]
+pub mod model;
 pub mod reports;
 pub mod runner;
 pub mod subjects;

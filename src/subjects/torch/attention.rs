@@ -63,7 +63,8 @@ pub fn sparse(layer: &Layer, keys: &Tensor, weights: &Tensor) -> Result<Tensor> 
     divided(&sum, &total)
 }
 
-fn dense(layer: &Layer, weights: &Tensor) -> Result<Tensor> {
+/// Attention that reads all keys, with a mask of weights [b, h, m, n]: [b, h, m, dv] in f32.
+pub fn dense(layer: &Layer, weights: &Tensor) -> Result<Tensor> {
     let Dims { batch, heads, kv_heads, queries, keys, value_dim, .. } = layer.dims;
     let e = exponentials(&logits(layer)?, weights)?;
     let total = e.f_sum_dim_intlist(-1, true, Kind::Float)?;

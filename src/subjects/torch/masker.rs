@@ -313,6 +313,22 @@ impl Masker {
         select().map_err(failed)
     }
 
+    /// The mask before with what Double Sparsity adds: [b, h, m, n] in f32 (SPEC §2.2 to §2.10). Waits for the device.
+    pub fn add_mask(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Tensor, NoAnswer> {
+        let dims = &layer.dims;
+        let full = match before {
+            Some(before) => is_full(before).map_err(failed)?,
+            None => false,
+        };
+        let short = dims.keys - dims.queries <= self.selection.heavy_size.resolve(dims.keys);
+        if full || (self.selection.dense_fallback && short) {
+            return filled(layer, before).map_err(failed);
+        }
+        let selected = self.select(layer, before)?;
+        self.check_labels(layer, &selected)?;
+        selected.mask(layer, before).map_err(failed)
+    }
+
     /// Refuses labels that leave the storage type (SPEC D9); waits for the device.
     pub fn check_labels(&self, layer: &Layer, selected: &Selected) -> std::result::Result<(), NoAnswer> {
         let finite = || -> Result<bool> {
@@ -461,6 +477,16 @@ pub fn failed(error: TchError) -> NoAnswer {
 pub fn oracle(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> Result<Selected> {
     let logits = super::attention::logits(layer)?;
     largest(&logits, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
+}
+
+/// Keys drawn at random among those that A leaves, each head and query alone, by libtorch's generator.
+pub fn random(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> Result<Selected> {
+    let numbers = Tensor::f_rand(layer.mask_shape(), (Kind::Float, layer.device()))?;
+    let scores = match &layer.additive {
+        None => numbers,
+        Some(additive) => numbers.f_add(additive)?,
+    };
+    largest(&scores, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
 }
 
 /// The first keys, added where they are not attended yet.

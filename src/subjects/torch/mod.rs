@@ -73,18 +73,7 @@ impl Torch {
         let layer = Layer::new(&case.inputs, self.device).map_err(failed)?;
         layer.check(selection.heads)?;
         let before = self.mask_before(case, &layer).map_err(failed)?;
-        let heavy_size = selection.heavy_size.resolve(dims.keys);
-        let full = match &before {
-            Some(before) => masker::is_full(before).map_err(failed)?,
-            None => false,
-        };
-        let mask = if full || (selection.dense_fallback && dims.keys - dims.queries <= heavy_size) {
-            masker::filled(&layer, before.as_ref()).map_err(failed)?
-        } else {
-            let selected = masker.select(&layer, before.as_ref())?;
-            masker.check_labels(&layer, &selected)?;
-            selected.mask(&layer, before.as_ref()).map_err(failed)?
-        };
+        let mask = masker.add_mask(&layer, before.as_ref())?;
         self.attend(&layer, &case.inputs, &mask)
     }
 
@@ -105,9 +94,12 @@ impl Torch {
     }
 }
 
-/// The numbers of a tensor with four dimensions.
-fn to_host(tensor: &Tensor) -> Result<Array4<f32>, TchError> {
+/// The numbers of a tensor with four dimensions. Errors: those of libtorch; another number of dimensions.
+pub fn to_host(tensor: &Tensor) -> Result<Array4<f32>, TchError> {
     let shape = tensor.size();
+    if shape.len() != 4 {
+        return Err(TchError::Shape(format!("found {shape:?}, expected four dimensions")));
+    }
     let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let mut values = vec![0.0f32; tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;

@@ -1,0 +1,288 @@
+//! The attention that a model is given: dense, maskers in libtorch operations, or any [`Subject`]; and what it read of the cache.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::recall::{RecallSums, recall};
+use crate::algorithm::config::WindowConfig;
+use crate::algorithm::{
+    ChannelFile, ChannelKind, Dims, HeadMode, HeavySize, InputParts, Inputs, Selection, Storage,
+};
+use crate::cases::{Call, Instance, NoAnswer};
+use crate::model::llama::{Attention, Dense, causal};
+use crate::model::{Error, Result};
+use crate::subjects::Subject;
+use crate::subjects::torch::attention::{attention, dense};
+use crate::subjects::torch::masker::{self, Layer, Masker};
+use crate::subjects::torch::to_host;
+
+/// What adds keys, in the order of a list (SPEC §2.10).
+#[derive(Debug, Clone)]
+pub enum Stage {
+    /// The first keys.
+    Sink(HeavySize),
+    /// The last keys up to the query.
+    Local(HeavySize),
+    /// The keys with the largest exact scores.
+    Oracle(HeavySize),
+    /// Keys drawn at random, anew for each layer, head and query.
+    Random(HeavySize),
+    /// The keys with the largest label scores, with a layer's rows of a channel file.
+    DoubleSparsity(Selection, Arc<ChannelFile>, ChannelKind),
+}
+
+/// Who selects keys.
+pub enum Selector {
+    /// Nobody: every key is attended to.
+    Dense,
+    /// A list of maskers, on libtorch.
+    Maskers(Vec<Stage>),
+    /// An implementation, asked as `check` asks it: one instance for all layers.
+    Subject(Box<Instance>, Box<dyn Subject>),
+}
+
+/// What a run read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    /// Keys attended to, summed over sparse layers, heads and queries.
+    pub read: f64,
+    /// Keys there were, summed over the same.
+    pub held: f64,
+    /// How many (layer, head, query) these are.
+    pub rows: f64,
+    /// What was kept of exact top-k.
+    pub recall: RecallSums,
+}
+
+/// An [`Attention`] that attends to what a [`Selector`] selects, but for layers that stay dense.
+pub struct Sparse {
+    selector: Selector,
+    dense_layers: Vec<usize>,
+    /// The maskers of layers seen so far, by layer and place in the list.
+    maskers: HashMap<(usize, usize), Masker>,
+    tally: Tally,
+}
+
+impl Sparse {
+    /// Sparse everywhere but in `dense_layers`.
+    pub fn new(selector: Selector, dense_layers: Vec<usize>) -> Self {
+        Self { selector, dense_layers, maskers: HashMap::new(), tally: Tally::default() }
+    }
+
+    /// Starts a run: a subject is configured anew, random keys begin from `seed`, nothing is read yet.
+    ///
+    /// Errors: what the subject refuses.
+    pub fn begin(&mut self, seed: i64) -> Result<()> {
+        self.tally = Tally::default();
+        tch::manual_seed(seed);
+        match &mut self.selector {
+            Selector::Subject(instance, subject) => {
+                subject.configure(instance).map_err(|problem| Error::Attention { layer: 0, problem })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// See [`Selector::bytes`].
+    pub fn bytes(&self, dims: &Dims, keys_read: f64, keys_held: f64) -> f64 {
+        self.selector.bytes(dims, keys_read, keys_held)
+    }
+
+    /// What was read since the beginning.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The mask [1, h, m, n] in f32, and the output where the selector computes it.
+    fn select(&mut self, index: usize, layer: &Layer, qkv: [&Tensor; 3]) -> Selected {
+        match &mut self.selector {
+            Selector::Dense => Ok((masker::filled(layer, None).map_err(masker::failed)?, None)),
+            Selector::Maskers(stages) => {
+                let mut mask: Option<Tensor> = None;
+                for (place, stage) in stages.iter().enumerate() {
+                    mask = Some(add(stage, (index, place), layer, mask, &mut self.maskers)?);
+                }
+                let empty = || Tensor::f_zeros(layer.mask_shape(), (Kind::Float, layer.q.device()));
+                Ok((mask.map_or_else(empty, Ok).map_err(masker::failed)?, None))
+            }
+            Selector::Subject(_, subject) => ask(subject.as_mut(), index, qkv, layer.q.device()),
+        }
+    }
+}
+
+type Selected = std::result::Result<(Tensor, Option<Tensor>), NoAnswer>;
+
+/// The mask with what one masker adds.
+fn add(
+    stage: &Stage,
+    place: (usize, usize),
+    layer: &Layer,
+    before: Option<Tensor>,
+    maskers: &mut HashMap<(usize, usize), Masker>,
+) -> std::result::Result<Tensor, NoAnswer> {
+    let device = layer.q.device();
+    let start = || match &before {
+        Some(mask) => Ok(mask.shallow_clone()),
+        None => Tensor::f_zeros(layer.mask_shape(), (Kind::Float, device)),
+    };
+    let added = match stage {
+        Stage::Sink(size) => start().and_then(|mask| masker::sink(layer, *size, &mask)),
+        Stage::Local(size) => start().and_then(|mask| masker::local(layer, *size, &mask)),
+        Stage::Oracle(size) => masker::oracle(layer, *size, before.as_ref())
+            .and_then(|selected| selected.mask(layer, before.as_ref())),
+        Stage::Random(size) => masker::random(layer, *size, before.as_ref())
+            .and_then(|selected| selected.mask(layer, before.as_ref())),
+        Stage::DoubleSparsity(selection, file, kind) => {
+            let masker = match maskers.entry(place) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    let order = file.order(*kind, place.0)?;
+                    entry.insert(Masker::new(&layer.dims, order, selection, Storage::F32, device)?)
+                }
+            };
+            return masker.add_mask(layer, before.as_ref());
+        }
+    };
+    added.map_err(masker::failed)
+}
+
+/// What a subject answers.
+fn ask(subject: &mut dyn Subject, layer: usize, [q, k, v]: [&Tensor; 3], device: Device) -> Selected {
+    let host = |x: &Tensor| to_host(x).map_err(masker::failed);
+    let inputs = Inputs::new(InputParts {
+        q: host(q)?,
+        k: host(k)?,
+        v: host(v)?,
+        attention_mask: None,
+        causal: true,
+        storage: Storage::F32,
+        scaling: None,
+    })?;
+    let answer = subject.call(&Call { layer, inputs: Arc::new(inputs), previous: None })?;
+    let place = |x| masker::to_device(x, device).map_err(masker::failed);
+    Ok((place(answer.mask.weights())?, answer.output.as_ref().map(place).transpose()?))
+}
+
+impl Attention for Sparse {
+    fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        if self.dense_layers.contains(&index) {
+            return Dense.attend(index, q, k, v);
+        }
+        let (h, m, n) = (q.size()[1], q.size()[2], k.size()[2]);
+        if matches!(self.selector, Selector::Dense) {
+            let rows = (h * m) as f64;
+            // Query i sees n − m + i + 1 keys.
+            let seen = rows * (n as f64 - (m as f64 - 1.0) / 2.0);
+            (self.tally.read, self.tally.held, self.tally.rows) =
+                (self.tally.read + seen, self.tally.held + seen, self.tally.rows + rows);
+            return Dense.attend(index, q, k, v);
+        }
+        let layer = layer(q, k, v)?;
+        let selected = self.select(index, &layer, [q, k, v]);
+        let (mask, output) = selected.map_err(|problem| Error::Attention { layer: index, problem })?;
+        let seen = match &layer.additive {
+            Some(additive) => additive.f_eq(0.0)?.f_sum(Kind::Double)?.f_double_value(&[])? * h as f64,
+            None => (h * n) as f64,
+        };
+        let read = match &layer.additive {
+            Some(additive) => mask.f_ne(0.0)?.f_logical_and(&additive.f_eq(0.0)?)?,
+            None => mask.f_ne(0.0)?,
+        };
+        self.tally.read += read.f_sum(Kind::Double)?.f_double_value(&[])?;
+        self.tally.held += seen;
+        self.tally.rows += (h * m) as f64;
+        self.tally.recall.add(index, &recall(&layer, &read)?);
+        let output = match output {
+            Some(output) => output,
+            // Few queries read the selected keys only; many read all keys once.
+            None if m == 1 => attention(&layer, &mask)?,
+            None => dense(&layer, &mask)?,
+        };
+        Ok(output.f_to_kind(q.kind())?)
+    }
+}
+
+/// q, k and v as the maskers take them, in f32.
+fn layer(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Layer> {
+    let (q, k, v) = (q.f_to_kind(Kind::Float)?, k.f_to_kind(Kind::Float)?, v.f_to_kind(Kind::Float)?);
+    let (queries, keys) = (q.size(), k.size());
+    let [h, m, d] = [queries[1], queries[2], queries[3]];
+    let (hk, n) = (keys[1], keys[2]);
+    let dims = Dims {
+        batch: 1,
+        heads: h as usize,
+        kv_heads: hk as usize,
+        queries: m as usize,
+        keys: n as usize,
+        head_dim: d as usize,
+        value_dim: d as usize,
+    };
+    Ok(Layer {
+        dims,
+        additive: if m > 1 { Some(causal(m, n, Kind::Float, q.device())?) } else { None },
+        additive_differs: false,
+        // Checked by the sum of all label products, whatever the numbers.
+        labels_may_overflow: true,
+        scaling: 1.0 / (d as f64).sqrt(),
+        q: q.f_reshape([1, hk, h / hk, m, d])?,
+        k: k.f_reshape([hk, n, d])?,
+        v: v.f_reshape([hk, n, d])?,
+    })
+}
+
+impl Selector {
+    /// Bytes that a decode step reads in one sparse layer: labels, and keys and values of what is attended to, at two bytes a
+    /// number; labels of B < 16 with two numbers more for each position and head. Heads that rank alone read their own keys
+    /// each; heads that share a selection read those of a KV head once.
+    pub fn bytes(&self, dims: &Dims, keys_read: f64, keys_held: f64) -> f64 {
+        let Dims { heads, kv_heads, head_dim, value_dim, .. } = *dims;
+        let (h, hk, d, dv) = (heads as f64, kv_heads as f64, head_dim as f64, value_dim as f64);
+        let labels = |selection: &Selection| {
+            let r = d / selection.group_factor.get() as f64;
+            let code = f64::from(selection.label_bits.get()) / 8.0;
+            let range = if selection.label_bits.quantises() { 4.0 } else { 0.0 };
+            match selection.heads {
+                HeadMode::SummedLabels => keys_held * r * 2.0,
+                _ => h * keys_held * (r * code + range),
+            }
+        };
+        let alone = |selection: &Selection| selection.heads == HeadMode::PerHead;
+        let (scoring, rows) = match self {
+            Self::Dense => return hk * keys_held * (d + dv) * 2.0,
+            Self::Subject(instance, _) => {
+                (labels(&instance.selection), if alone(&instance.selection) { h } else { hk })
+            }
+            Self::Maskers(stages) => {
+                let scoring = stages.iter().map(|stage| match stage {
+                    Stage::DoubleSparsity(selection, ..) => labels(selection),
+                    Stage::Oracle(_) => hk * keys_held * d * 2.0,
+                    _ => 0.0,
+                });
+                let own = |stage: &Stage| match stage {
+                    Stage::DoubleSparsity(selection, ..) => alone(selection),
+                    Stage::Oracle(_) | Stage::Random(_) => true,
+                    Stage::Sink(_) | Stage::Local(_) => false,
+                };
+                (scoring.sum(), if stages.iter().any(own) { h } else { hk })
+            }
+        };
+        scoring + rows * keys_read * (d + dv) * 2.0
+    }
+
+    /// The maskers of an instance, on libtorch.
+    pub fn of_instance(instance: &Instance) -> Self {
+        use crate::cases::EarlierMasker;
+        let earlier = instance.earlier_maskers.iter().map(|masker| match *masker {
+            EarlierMasker::Sink(WindowConfig { size }) => Stage::Sink(size),
+            EarlierMasker::Local(WindowConfig { size }) => Stage::Local(size),
+        });
+        let double_sparsity = Stage::DoubleSparsity(
+            instance.selection,
+            instance.channel_file.clone(),
+            instance.channel_selection,
+        );
+        Self::Maskers(earlier.chain([double_sparsity]).collect())
+    }
+}

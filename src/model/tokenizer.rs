@@ -1,0 +1,116 @@
+//! The tokenizer that a GGUF file holds, as one of the `tokenizers` crate: byte-level BPE (`tokenizer.ggml.model` gpt2), which
+//! SmolLM2, Llama 3 and their like have. How text is cut before merging is named by `tokenizer.ggml.pre`; the cuts are those
+//! of the models' own tokenizer files.
+
+use serde_json::{Value, json};
+
+use super::gguf::Gguf;
+use super::{Error, Result};
+use crate::algorithm::Detail;
+
+/// Text to tokens and back.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Put before a text, where the file says so.
+    first: Option<u32>,
+    last: Option<u32>,
+}
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+/// `tokenizer.ggml.token_type` of tokens that are no text.
+const CONTROL: i64 = 3;
+/// The same of tokens that were added to a finished vocabulary.
+const ADDED: i64 = 4;
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+fn wrong(field: &str, found: impl std::fmt::Display, expected: impl Into<String>) -> Error {
+    Error::Tokenizer(Detail::new(field, found, expected))
+}
+
+/// How text is cut, as `pre_tokenizer` of a tokenizer file.
+fn cuts(name: &str) -> Option<Value> {
+    let bytes = |cut: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cut});
+    let sequence =
+        |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
+    match name {
+        "default" | "gpt-2" => Some(bytes(true)),
+        "smollm" => Some(sequence(json!({"type": "Digits", "individual_digits": true}), bytes(true))),
+        "llama-bpe" | "llama3" => {
+            let split = json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
+            Some(sequence(split, bytes(false)))
+        }
+        _ => None,
+    }
+}
+
+impl Tokenizer {
+    /// Errors: [`Error::Tokenizer`] for a kind of tokenizer that is not known, [`Error::Model`] for missing metadata.
+    pub fn new(file: &Gguf) -> Result<Self> {
+        let model = file.text(MODEL)?;
+        if model != "gpt2" {
+            return Err(wrong(MODEL, format!("{model:?}"), "\"gpt2\", byte-level BPE"));
+        }
+        let pre = file.text(PRE).unwrap_or("default");
+        let cuts = cuts(pre)
+            .ok_or_else(|| wrong(PRE, format!("{pre:?}"), "default, gpt-2, smollm, llama-bpe or llama3"))?;
+        let tokens = file.texts("tokenizer.ggml.tokens")?;
+        let types = file.numbers("tokenizer.ggml.token_type")?;
+        let merges = file.texts("tokenizer.ggml.merges")?;
+        let merges: Vec<_> =
+            merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<_>>().ok_or_else(|| {
+                wrong("tokenizer.ggml.merges", "an entry without a space", "pairs of tokens")
+            })?;
+        let added: Vec<Value> = tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| **kind == CONTROL || **kind == ADDED).map(
+            |(id, (content, kind))| json!({"id": id, "content": content, "special": *kind == CONTROL, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}),
+        ).collect();
+        let vocabulary: serde_json::Map<String, Value> =
+            tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+        let description = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "added_tokens": added,
+            "pre_tokenizer": cuts,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "ignore_merges": matches!(pre, "llama-bpe" | "llama3"), "vocab": vocabulary, "merges": merges},
+        });
+        let inner = tokenizers::Tokenizer::from_bytes(description.to_string())
+            .map_err(|error| wrong("tokenizer.ggml", error, "tokens and merges of a byte-level BPE"))?;
+        let token = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
+        let wants_first = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(pre.starts_with("llama"));
+        Ok(Self {
+            inner,
+            first: token("tokenizer.ggml.bos_token_id").filter(|_| wants_first),
+            last: token("tokenizer.ggml.eos_token_id"),
+        })
+    }
+
+    /// The tokens of a text, without any that are put before it.
+    ///
+    /// Errors: [`Error::Tokenizer`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode(text, false);
+        Ok(encoding
+            .map_err(|error| wrong("text", error, "text that the tokenizer takes"))?
+            .get_ids()
+            .to_vec())
+    }
+
+    /// The text of tokens, without control tokens. Errors: [`Error::Tokenizer`].
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, true).map_err(|error| wrong("tokens", error, "tokens of the vocabulary"))
+    }
+
+    /// The token that begins every prompt, where the file asks for one.
+    pub fn first(&self) -> Option<u32> {
+        self.first
+    }
+
+    /// The token that ends a text.
+    pub fn last(&self) -> Option<u32> {
+        self.last
+    }
+}
