@@ -1,19 +1,20 @@
-//! `doublecheck calibrate ACTIVATIONS… -o channels.json`
+//! `doublecheck calibrate ACTIVATIONS… -o channels.json`, or `calibrate --model FILE --text FILE… -o channels.json`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use doublecheck::algorithm::ChannelFile;
 use doublecheck::cases::activations;
 
-use super::{Failure, print};
+use super::{Failure, print, write};
 
 #[derive(Args)]
 pub struct Arguments {
     /// One safetensors file per layer and block: metadata `layer`; tensors `q_proj` [b, h, t, d] and `k_proj`
     /// [b, hk, t, d] before RoPE, `q` [b, h, m, d] and `k` [b, hk, n, d] after RoPE; the kinds follow from which
     /// of them are there
-    #[arg(required = true)]
+    #[arg(required_unless_present = "model", conflicts_with = "model")]
     activations: Vec<PathBuf>,
     /// Where the channel file goes
     #[arg(short, long, value_name = "FILE")]
@@ -21,13 +22,122 @@ pub struct Arguments {
     /// One row for all heads, as summed-labels needs
     #[arg(long)]
     shared: bool,
+    /// Take the activations of this model (GGUF, Llama architecture) on a text; feature torch
+    #[arg(long, value_name = "FILE", requires = "text")]
+    model: Option<PathBuf>,
+    /// Plain text or HTML, from its beginning
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "model")]
+    text: Vec<PathBuf>,
+    /// Blocks of the text
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    blocks: usize,
+    /// Tokens of a block
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    block_tokens: usize,
+    /// Say how the result agrees with this channel file
+    #[arg(long, value_name = "FILE", requires = "model")]
+    compare: Option<PathBuf>,
+    /// G, which says how many leading channels are compared
+    #[arg(long, default_value_t = 4)]
+    group_factor: u64,
+    /// Where the model computes: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let calibration = activations::calibrate(&arguments.activations)?;
-    let file = calibration.channel_file(arguments.shared)?;
-    std::fs::write(&arguments.output, file.to_json() + "\n")
-        .map_err(|error| format!("cannot write {}: {error}", arguments.output.display()))?;
-    print(&format!("{}\n", calibration.summary()))?;
+    let (file, summary) = match &arguments.model {
+        None => {
+            let calibration = activations::calibrate(&arguments.activations)?;
+            (calibration.channel_file(arguments.shared)?, calibration.summary())
+        }
+        Some(model) => of_model(model, arguments)?,
+    };
+    write(&arguments.output, &(file.to_json() + "\n"))?;
+    print(&format!("{summary}\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(feature = "torch"))]
+fn of_model(_model: &std::path::Path, _arguments: &Arguments) -> Result<(ChannelFile, String), Failure> {
+    Err("--model: found a build without libtorch, expected one made with \
+         LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
+        .into())
+}
+
+#[cfg(feature = "torch")]
+fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFile, String), Failure> {
+    use doublecheck::algorithm::GroupFactor;
+    use doublecheck::model::{Model, calibrate::Calibration, text};
+    use doublecheck::subjects::torch::device;
+
+    let model = Model::read(path, device::open(arguments.device.parse()?)?, tch::Kind::Float)?;
+    let mut tokens = Vec::new();
+    for file in &arguments.text {
+        tokens.extend(model.tokenizer.encode(&text::read(file)?)?);
+    }
+    let (blocks, length) = (arguments.blocks, arguments.block_tokens);
+    let needed = blocks.saturating_mul(length);
+    if needed == 0 || tokens.len() < needed {
+        let found = tokens.len();
+        return Err(format!(
+            "--text: found {found} tokens, expected {blocks} blocks of {length}, at least one"
+        )
+        .into());
+    }
+    let bar = indicatif::ProgressBar::new(blocks as u64);
+    let mut calibration = Calibration::new(&model.llama);
+    for block in tokens.chunks_exact(length).take(blocks) {
+        calibration.add(&model.llama, block)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let channels = GroupFactor::new(arguments.group_factor)?.label_channels(model.llama.config().head_dim)?;
+    let summary = agreements(&calibration, arguments.compare.as_deref(), channels)?;
+    let layers = model.llama.config().layers;
+    let head = format!(
+        "{}: {layers} layers, {blocks} blocks of {length} tokens; the leading {channels} channels of each row:",
+        model.name
+    );
+    Ok((calibration.channel_file(arguments.shared)?, [head, summary].join("\n")))
+}
+
+/// How the sums agree with the last block alone, and with another file.
+#[cfg(feature = "torch")]
+fn agreements(
+    calibration: &doublecheck::model::calibrate::Calibration,
+    other: Option<&std::path::Path>,
+    channels: usize,
+) -> Result<String, Failure> {
+    use doublecheck::algorithm::ChannelKind;
+    use doublecheck::model::calibrate::Agreement;
+
+    let told = |found: &Agreement| {
+        let (rows, same, order) = (found.rows, found.same_channels, found.same_order);
+        let share = 100.0 * found.shared as f64 / found.channels.max(1) as f64;
+        let gap = match same == rows {
+            true => String::new(),
+            false => {
+                format!("; where they differ, importance does by up to {:.1} %", 100.0 * found.widest_gap)
+            }
+        };
+        format!(
+            "{same} of {rows} rows lead with the same channels ({order} in the same order), {share:.1} % of channels in common{gap}"
+        )
+    };
+    let mut lines = Vec::new();
+    for kind in ChannelKind::ALL {
+        let last = calibration.last_block_only(kind, channels)?;
+        lines.push(format!("{}, last block only (D10): {}", kind.name(), told(&last)));
+    }
+    if let Some(path) = other {
+        let file = ChannelFile::read(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        for kind in ChannelKind::ALL {
+            if let Some(found) = calibration.compare(&file, kind, channels)? {
+                lines.push(format!("{}, {name}: {}", kind.name(), told(&found)));
+            }
+        }
+    }
+    Ok(lines.join("\n"))
 }

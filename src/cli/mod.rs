@@ -2,6 +2,8 @@
 
 mod calibrate;
 mod check;
+#[cfg(feature = "torch")]
+mod eval;
 mod faults;
 mod inspect;
 mod replay;
@@ -34,8 +36,11 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check deliberately wrong implementations: each must be caught and named
     Faults(faults::Arguments),
-    /// Derive a channel file from activations
+    /// Derive a channel file from activations, or from a model and a text
     Calibrate(calibrate::Arguments),
+    /// Measure what selecting keys does to a language model's answers (feature torch)
+    #[cfg(feature = "torch")]
+    Eval(Box<eval::Arguments>),
 }
 
 /// What a command may fail with; the message goes to stderr and the exit code is 2.
@@ -51,6 +56,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Faults(arguments) => faults::main(&arguments),
         Command::Calibrate(arguments) => calibrate::main(&arguments),
+        #[cfg(feature = "torch")]
+        Command::Eval(arguments) => eval::main(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("doublecheck: {error}");

@@ -123,7 +123,7 @@ fn torch(_device: &str, _cache: Option<Kept>) -> Result<Box<dyn Subject>, Failur
 }
 
 /// On Ctrl-C and the like, ends the command too.
-fn end_with_this_process() -> Result<(), Failure> {
+pub fn end_with_this_process() -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

@@ -223,6 +223,14 @@ impl Work {
             Self::Passage { name, .. } | Self::Question { name, .. } => name,
         }
     }
+
+    /// Both parts in tokens.
+    pub fn tokens(&self) -> [&[u32]; 2] {
+        match self {
+            Self::Passage { context, tail, .. } => [context, tail],
+            Self::Question { context, question, .. } => [context, question],
+        }
+    }
 }
 
 /// A cache that holds what every contender starts from.
@@ -401,7 +409,7 @@ pub fn rows(
         });
     }
     match rows.first() {
-        Some(row) if row.heavy_size.is_none() => Ok((rows, notes)),
+        Some(row) if row.masker == "dense" => Ok((rows, notes)),
         _ => Err(Error::Nothing(Detail::new("rows", notes.join("; "), "dense attention among them"))),
     }
 }

@@ -5,6 +5,7 @@
 //! | what | file |
 //! |---|---|
 //! | metadata and weights of the file | `gguf` |
+//! | files to text | `text` |
 //! | text to tokens and back | `tokenizer` |
 //! | the forward pass | `llama` |
 //! | channel orders from the model's own activations (SPEC §4) | `calibrate` |
@@ -12,6 +13,7 @@
 pub mod calibrate;
 pub mod gguf;
 pub mod llama;
+pub mod text;
 pub mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +43,9 @@ pub enum Error {
     /// Text that cannot be turned into tokens, or back.
     #[error("tokenizer: {0}")]
     Tokenizer(Detail),
+    /// A text that cannot be used.
+    #[error("text: {0}")]
+    Text(Detail),
     /// More tokens than fit, or none.
     #[error("tokens: {0}")]
     Tokens(Detail),
