@@ -23,6 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GREEDY = 64
 # Logits of every 48th token are kept: 1,024 of 49,152.
 STEP = 48
+CONTEXT, SCORED = 256, 64
+# Of the calibration: tokens of a block, and layers that are kept.
+BLOCK, LAYERS = 256, (0, 14, 29)
 
 
 def norm(self, x):
@@ -84,15 +87,59 @@ def main(model_file, out):
         cases.append({"name": name, "text": text, "tokens": tokens, "logits": logits[::STEP].tolist(), "greedy": greedy,
                       "smallest_gap": min(gaps)})
         print(name, len(tokens), greedy[:8], min(gaps))
+    licence = tokenize((ROOT / "LICENSE-APACHE").read_text())
     golden = {
         "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "source": f"transformers {transformers.__version__}, torch {torch.__version__}, f64 without casts to f32; "
                   f"tokens by llama.cpp (xllamacpp {xllamacpp.__version__})",
         "logits_step": STEP,
         "prompts": cases,
+        "perplexity": perplexity(model, licence),
+        "calibration": calibration(model, licence),
         "texts": [{"text": text, "tokens": tokenize(text)} for text in TEXTS],
     }
     pathlib.Path(out).write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+
+
+def perplexity(model, tokens):
+    """Negative log likelihood of the 64 tokens after the 257 first ones of LICENSE-APACHE, by dense attention."""
+    tokens = torch.tensor(tokens[: CONTEXT + 1 + SCORED])
+    with torch.no_grad():
+        likelihoods = model(tokens[None, :-1]).logits[0].log_softmax(-1)
+    scored = torch.arange(CONTEXT, CONTEXT + SCORED)
+    return {"context": CONTEXT, "scored": SCORED, "sum": -float(likelihoods[scored, tokens[scored + 1]].sum())}
+
+
+def calibration(model, tokens):
+    """Channel orders of some layers, of two blocks of 256 tokens of LICENSE-APACHE."""
+    sums = {}
+
+    def add(layer, kind, magnitudes):  # [1, heads, t, d]
+        sums[layer, kind] = sums.get((layer, kind), 0) + magnitudes.abs().mean(2)[0]
+
+    layer = [0]
+    rotate = modeling_llama.apply_rotary_pos_emb
+
+    def rotated(q, k, cosines, sines, **rest):
+        add(layer[0], "q_proj", q)
+        add(layer[0], "k_proj", k)
+        q, k = rotate(q, k, cosines, sines, **rest)
+        add(layer[0], "qk_proj", q * k.repeat_interleave(q.shape[1] // k.shape[1], 1))
+        layer[0] += 1
+        return q, k
+
+    modeling_llama.apply_rotary_pos_emb = rotated
+    for start in (0, BLOCK):
+        layer[0] = 0
+        with torch.no_grad():
+            model.model(torch.tensor([tokens[start : start + BLOCK]]))
+    modeling_llama.apply_rotary_pos_emb = rotate
+    orders = {
+        f"model.layers.{layer}.self_attn.{kind}": torch.sort(sums[layer, kind], dim=-1, descending=True, stable=True).indices.tolist()
+        for layer in LAYERS
+        for kind in ("q_proj", "k_proj", "qk_proj")
+    }
+    return {"block": BLOCK, "orders": orders}
 
 
 def tokenizer(xllamacpp, path):

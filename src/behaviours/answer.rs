@@ -7,7 +7,7 @@ use ndarray::{Array4, ArrayView1, Axis, concatenate};
 use super::lowering::{HeadLabels, Lowering, Ranked};
 use super::{Earlier, Heads};
 use crate::algorithm::attention::attention;
-use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage};
+use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage, parallel};
 use crate::cases::Answer;
 
 /// Mask and output.
@@ -33,10 +33,11 @@ fn mask(lowering: &Lowering) -> Mask {
     let Some(ranked) = &lowering.ranked else {
         return full_mask(lowering);
     };
+    let dims = lowering.ranking.dims();
+    let rows: Vec<Row> = dims.rows().collect();
+    let selected = parallel::map(rows, dims.operations(), |row| (row, selected(lowering, ranked, row)));
     let mut mask = lowering.before.clone();
-    for row in lowering.ranking.dims().rows() {
-        mask.add(row, selected(lowering, ranked, row));
-    }
+    selected.into_iter().for_each(|(row, keys)| mask.add(row, keys));
     mask
 }
 

@@ -196,6 +196,19 @@ fn count(behaviour: Behaviour, heavy_size: HeavySize, keys: usize) -> usize {
     }
 }
 
+/// Whether keys are ranked in a call, so that a masker that keeps the first channels it meets keeps those of its layer.
+fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
+    let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
+    let full = early_out(behaviour, instance, call).is_ok_and(|(_, full)| full);
+    !dense && !full && instance.channels(call.layer).is_ok()
+}
+
+/// Whether a call that is over matters to later ones, given that `kept` do.
+pub fn is_remembered(behaviour: Behaviour, instance: &Instance, kept: &[Call], call: &Call) -> bool {
+    let first = behaviour.channels == Channels::FirstLayer && kept.is_empty();
+    behaviour.label_cache == LabelCache::SharedByLayers || (first && is_scored(behaviour, instance, call))
+}
+
 /// The rows of a call.
 fn channels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<ChannelOrder, Error> {
     let (instance, call) = (&sequence.instance, &sequence.calls[index]);
@@ -204,11 +217,7 @@ fn channels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     let order = match behaviour.channels {
         Channels::OwnLayer => instance.channels(call.layer)?,
         Channels::FirstLayer => {
-            let scored = |call: &&Call| {
-                let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
-                let full = early_out(behaviour, instance, call).is_ok_and(|(_, full)| full);
-                !dense && !full && instance.channels(call.layer).is_ok()
-            };
+            let scored = |call: &&Call| is_scored(behaviour, instance, call);
             let first = sequence.calls[..=index].iter().find(scored).unwrap_or(call);
             instance.channels(first.layer)?
         }

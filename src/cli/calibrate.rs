@@ -25,10 +25,10 @@ pub struct Arguments {
     /// Take the activations of this model (GGUF, Llama architecture) on a text; feature torch
     #[arg(long, value_name = "FILE", requires = "text")]
     model: Option<PathBuf>,
-    /// Plain text or HTML, from its beginning
+    /// Plain text or HTML; blocks are spread evenly over it
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "model")]
     text: Vec<PathBuf>,
-    /// Blocks of the text
+    /// Blocks taken from the text
     #[arg(long, value_name = "N", default_value_t = 16)]
     blocks: usize,
     /// Tokens of a block
@@ -87,8 +87,10 @@ fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFil
     }
     let bar = indicatif::ProgressBar::new(blocks as u64);
     let mut calibration = Calibration::new(&model.llama);
-    for block in tokens.chunks_exact(length).take(blocks) {
-        calibration.add(&model.llama, block)?;
+    for block in 0..blocks {
+        // Spread evenly from the text's beginning to its end.
+        let start = block * (tokens.len() - length) / (blocks - 1).max(1);
+        calibration.add(&model.llama, &tokens[start..start + length])?;
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -6,6 +6,7 @@ use ndarray::Array4;
 use super::{Subject, not_configured};
 use crate::algorithm::Mask;
 use crate::behaviours::answer::answer;
+use crate::behaviours::lowering::is_remembered;
 use crate::behaviours::{Behaviour, Fault, Outcome, lower};
 use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel, Sequence};
 
@@ -14,7 +15,7 @@ use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel, Sequence};
 pub struct Faulty {
     name: String,
     behaviour: Behaviour,
-    /// The instance and the calls it has seen: faults may carry state over.
+    /// The instance and those of its calls that matter to later ones: faults may carry state over.
     seen: Option<Sequence>,
 }
 
@@ -45,7 +46,13 @@ impl Subject for Faulty {
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let seen = self.seen.as_mut().ok_or_else(not_configured)?;
         seen.calls.push(call.clone());
-        match lower(self.behaviour, seen, seen.calls.len() - 1) {
+        let outcome = lower(self.behaviour, seen, seen.calls.len() - 1);
+        if let Some((call, kept)) = seen.calls.split_last()
+            && !is_remembered(self.behaviour, &seen.instance, kept, call)
+        {
+            seen.calls.pop();
+        }
+        match outcome {
             Outcome::Refused(errors) => match errors.into_iter().next() {
                 Some(error) => Err(error.into()),
                 None => Err(NoAnswer::Declined("refused".into())),
