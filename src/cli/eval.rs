@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use doublecheck::algorithm::{
@@ -17,7 +17,7 @@ use doublecheck::evaluation::results::{Evaluation, Measure, Setup};
 use doublecheck::evaluation::run::{self, Contender, Progress, Work};
 use doublecheck::evaluation::tasks::{Item, longbench, retrieval};
 use doublecheck::model::{Model, text};
-use doublecheck::reports::quoted;
+use doublecheck::reports::{evaluation, html, quoted};
 use doublecheck::subjects::torch::{DeviceChoice, device};
 use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -87,6 +87,23 @@ enum Task {
         items: usize,
         #[command(flatten)]
         common: Common,
+    },
+    /// Tell a finished evaluation again, from the evaluation.json of its folder
+    Show {
+        /// evaluation.json
+        file: PathBuf,
+        /// Heat maps of recall too
+        #[arg(long)]
+        recall: bool,
+        /// Leave times out of the text
+        #[arg(long)]
+        no_times: bool,
+        /// Write the plot
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// Write the page
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
     },
 }
 
@@ -178,8 +195,18 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         | Task::Qa { common, .. }
         | Task::Passkey { common, .. }
         | Task::KeyValue { common, .. } => common,
+        Task::Show { file, recall, no_times, svg, html } => {
+            let found = read(file)?;
+            if let Some(path) = svg {
+                write(path, &(evaluation::plot(&found).into_string() + "\n"))?;
+            }
+            if let Some(path) = html {
+                write(path, &html::evaluation(&found))?;
+            }
+            print(&told(&found, !no_times, *recall))?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
-    let started = Instant::now();
     let device = device::open(common.device)?;
     let model = Model::read(&common.model, device, Kind::Float)?;
     let (work, measure, task) = arguments.task.work(&model, common)?;
@@ -221,10 +248,17 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         rows,
         notes,
         command: std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" "),
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: progress.seconds(),
     };
     common.tell(&evaluation)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<Evaluation, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut json = serde_json::Deserializer::from_str(&text);
+    serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| format!("{}: {error}, expected what eval --out writes", path.display()).into())
 }
 
 fn file_name(path: &Path) -> String {
@@ -269,6 +303,7 @@ impl Task {
                 let task = format!("{items} values, each among {pairs} pairs");
                 retrieved(model, made.collect::<Result<_, _>>()?, task)
             }
+            Self::Show { .. } => Err("eval show: found no work, expected a task".into()),
         }
     }
 }
@@ -555,30 +590,20 @@ impl Common {
     fn tell(&self, found: &Evaluation) -> Result<(), Failure> {
         if let Some(folder) = &self.out {
             write(&folder.join("evaluation.json"), &(serde_json::to_string_pretty(found)? + "\n"))?;
-            //PLOT
+            write(&folder.join("plot.svg"), &(evaluation::plot(found).into_string() + "\n"))?;
+            write(&folder.join("report.html"), &html::evaluation(found))?;
         }
-        //TELL
-        let mut text = String::new();
-        for row in &found.rows {
-            text += &format!(
-                "{:32} {:?} read {:.1} of {:.1} bytes {:.0} q {:?} vs {:?} recall {:?} {:.1}s\n",
-                row.masker,
-                row.heavy_size,
-                row.keys_read,
-                row.keys_held,
-                row.bytes,
-                row.quality,
-                row.against_dense,
-                row.recall.as_ref().map(|r| (
-                    doublecheck::evaluation::results::Recall::mean(&r.keys),
-                    doublecheck::evaluation::results::Recall::mean(&r.mass)
-                )),
-                row.seconds
-            );
-        }
-        text += &format!("{:?}\n", found.notes);
-        print(&text)
+        print(&told(found, !self.no_times, self.recall))
     }
+}
+
+/// The report as text, with heat maps where asked for.
+fn told(found: &Evaluation, times: bool, recall: bool) -> String {
+    let mut text = evaluation::render(found, times);
+    if recall {
+        found.rows.iter().for_each(|row| text += &evaluation::heat_map(row));
+    }
+    text
 }
 
 /// `first-layers-channels (D4)`

@@ -59,7 +59,7 @@ pub struct Evaluation {
     pub notes: Vec<String>,
     /// The command line.
     pub command: String,
-    /// Wall-clock time.
+    /// Wall-clock time of all rows, that of earlier runs with the same progress too; prefilling is not counted.
     pub seconds: f64,
 }
 

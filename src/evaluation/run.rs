@@ -159,6 +159,11 @@ impl Progress {
         self.done.len()
     }
 
+    /// Wall-clock time of all of it, also by earlier runs; prefilling is not counted.
+    pub fn seconds(&self) -> f64 {
+        self.done.iter().map(|outcome| outcome.seconds).sum()
+    }
+
     /// Whether nothing was done yet.
     pub fn is_empty(&self) -> bool {
         self.done.is_empty()

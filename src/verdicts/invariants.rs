@@ -205,8 +205,11 @@ fn with_inputs(case: &Case, change: impl Fn(&InputParts) -> InputParts) -> Resul
 
 fn reversed(tensor: &Array4<f32>, axis: usize, group: usize) -> Array4<f32> {
     let size = tensor.shape()[axis];
+    if size < group {
+        return tensor.clone();
+    }
     let order: Vec<usize> = (0..size).map(|i| (size / group - 1 - i / group) * group + i % group).collect();
-    if size < group { tensor.clone() } else { tensor.select(Axis(axis), &order) }
+    tensor.select(Axis(axis), &order)
 }
 
 fn reversed_mask(mask: &Mask, axis: usize, group: usize, case: &Case) -> Result<Mask, String> {
