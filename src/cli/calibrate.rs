@@ -85,6 +85,8 @@ fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFil
         )
         .into());
     }
+    let channels = GroupFactor::new(arguments.group_factor)?.label_channels(model.llama.config().head_dim)?;
+    let other = arguments.compare.as_deref().map(ChannelFile::read).transpose()?;
     let bar = indicatif::ProgressBar::new(blocks as u64);
     let mut calibration = Calibration::new(&model.llama);
     for block in 0..blocks {
@@ -94,8 +96,7 @@ fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFil
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let channels = GroupFactor::new(arguments.group_factor)?.label_channels(model.llama.config().head_dim)?;
-    let summary = agreements(&calibration, arguments.compare.as_deref(), channels)?;
+    let summary = agreements(&calibration, other.as_ref(), channels)?;
     let layers = model.llama.config().layers;
     let head = format!(
         "{}: {layers} layers, {blocks} blocks of {length} tokens; the leading {channels} channels of each row:",
@@ -108,7 +109,7 @@ fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFil
 #[cfg(feature = "torch")]
 fn agreements(
     calibration: &doublecheck::model::calibrate::Calibration,
-    other: Option<&std::path::Path>,
+    other: Option<&ChannelFile>,
     channels: usize,
 ) -> Result<String, Failure> {
     use doublecheck::algorithm::ChannelKind;
@@ -128,16 +129,15 @@ fn agreements(
         )
     };
     let mut lines = Vec::new();
-    for kind in ChannelKind::ALL {
+    let several = calibration.blocks() > 1;
+    for kind in ChannelKind::ALL.into_iter().filter(|_| several) {
         let last = calibration.last_block_only(kind, channels)?;
         lines.push(format!("{}, last block only (D10): {}", kind.name(), told(&last)));
     }
-    if let Some(path) = other {
-        let file = ChannelFile::read(path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(file) = other {
         for kind in ChannelKind::ALL {
-            if let Some(found) = calibration.compare(&file, kind, channels)? {
-                lines.push(format!("{}, {name}: {}", kind.name(), told(&found)));
+            if let Some(found) = calibration.compare(file, kind, channels)? {
+                lines.push(format!("{}, the other file: {}", kind.name(), told(&found)));
             }
         }
     }

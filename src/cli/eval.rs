@@ -22,8 +22,7 @@ use doublecheck::subjects::torch::{DeviceChoice, device};
 use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::{Failure, print, subject, write};
 
@@ -178,6 +177,9 @@ struct Common {
     /// Seed of generated items
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Put each prompt into the chat template of the model's file, as instruction models expect
+    #[arg(long)]
+    chat: bool,
     /// Folder for evaluation.json, plot.svg, report.html and the progress, from which a run that was cut off goes on
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -209,14 +211,15 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     let device = device::open(common.device)?;
     let model = Model::read(&common.model, device, Kind::Float)?;
-    let (work, measure, task) = arguments.task.work(&model, common)?;
-    let mut contenders = common.contenders(&model)?;
+    let Asked { work, measure, task, mut notes } = arguments.task.work(&model, common)?;
+    let mut contenders = common.contenders(&model, &mut notes)?;
     let setup = match common.setup {
-        SetupName::Prompt => Setup::Prompt,
-        SetupName::Context => Setup::Context,
+        // Nothing is generated for a perplexity: what follows the context is sparse.
+        SetupName::Prompt if measure != Measure::Perplexity => Setup::Prompt,
+        _ => Setup::Context,
     };
-    let mut progress = common.progress(&model, &contenders, &task, &work)?;
-    let resumed = progress.len();
+    let mut progress = common.progress(&model, setup, &work)?;
+    let resumed = progress.count(&contenders);
     let bar = ProgressBar::new((work.len() * contenders.len()) as u64).with_style(
         ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of about {duration} {wide_msg}")?,
     );
@@ -226,9 +229,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     run::run(&model, &work, setup, &mut contenders, &mut progress, &mut tick)?;
     bar.finish_and_clear();
-    let (rows, mut notes) = run::rows(&model, measure, work.len(), &contenders, &progress)?;
+    let (rows, failures) = run::rows(&model, measure, work.len(), &contenders, &progress)?;
+    notes.extend(failures);
     if resumed > 0 {
-        notes.push(format!("{resumed} of {} steps were done by an earlier run", progress.len()));
+        let all = work.len() * contenders.len();
+        notes.push(format!("{resumed} of {all} steps were done by an earlier run"));
     }
     let config = model.llama.config();
     let evaluation = Evaluation {
@@ -239,16 +244,19 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        device: device::describe(device),
-        channels: format!("{} of {}", common.kind.name(), file_name(&common.channels)),
+        device: match device {
+            Device::Cpu => format!("cpu, {} threads", tch::get_num_threads()),
+            device => device::describe(device),
+        },
+        channels: common.channel_names(),
         task,
         measure,
         setup,
         dense_layers: common.dense_layers.clone(),
+        seconds: rows.iter().map(|row| row.seconds).sum(),
         rows,
         notes,
         command: std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" "),
-        seconds: progress.seconds(),
     };
     common.tell(&evaluation)?;
     Ok(ExitCode::SUCCESS)
@@ -265,9 +273,18 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// What a task comes to.
+struct Asked {
+    work: Vec<Work>,
+    measure: Measure,
+    /// One line that says so.
+    task: String,
+    notes: Vec<String>,
+}
+
 impl Task {
-    /// What the model is given, how it is scored, and one line that says so.
-    fn work(&self, model: &Model, common: &Common) -> Result<(Vec<Work>, Measure, String), Failure> {
+    /// What the model is given, how it is scored.
+    fn work(&self, model: &Model, common: &Common) -> Result<Asked, Failure> {
         match self {
             Self::Perplexity { text, context, scored, passages, .. } => {
                 let names: Vec<_> = text.iter().map(|path| file_name(path)).collect();
@@ -275,7 +292,8 @@ impl Task {
                     "perplexity of {scored} tokens after {context} of context, {passages} passages of {}",
                     names.join(", ")
                 );
-                Ok((passages_of(model, text, [*context, *scored, *passages])?, Measure::Perplexity, task))
+                let work = passages_of(model, text, [*context, *scored, *passages])?;
+                Ok(Asked { work, measure: Measure::Perplexity, task, notes: Vec::new() })
             }
             Self::Qa { data, limit, items, .. } => {
                 let mut all = Vec::new();
@@ -288,38 +306,61 @@ impl Task {
                 }
                 let names: Vec<_> = data.iter().map(|path| file_name(path)).collect();
                 let task = format!("answers to {} questions of {}", all.len(), names.join(", "));
+                let all = common.in_chat(model, all)?;
                 let work = all.iter().map(|item| question(model, item, *limit, longbench::f1));
-                Ok((work.collect::<Result<_, _>>()?, Measure::F1, task))
+                let work: Vec<(Work, bool)> = work.collect::<Result<_, _>>()?;
+                let cut = work.iter().filter(|(_, cut)| *cut).count();
+                let notes = match cut {
+                    0 => Vec::new(),
+                    _ => vec![format!(
+                        "{cut} of {} prompts were too long and had their middle left out",
+                        work.len()
+                    )],
+                };
+                let work = work.into_iter().map(|(work, _)| work).collect();
+                Ok(Asked { work, measure: Measure::F1, task, notes })
             }
             Self::Passkey { sentences, items, .. } => {
-                let depth = |item: usize| item as f64 / (*items - 1).max(1) as f64;
-                let made = (0..*items)
-                    .map(|item| retrieval::passkey(common.seed + item as u64, *sentences, depth(item)));
+                let depth = |item: usize| item as f64 / items.saturating_sub(1).max(1) as f64;
+                let made = (0..*items).map(|item| {
+                    retrieval::passkey(common.seed.wrapping_add(item as u64), *sentences, depth(item))
+                });
                 let task = format!("{items} pass keys, each in {sentences} filler sentences");
-                retrieved(model, made.collect::<Result<_, _>>()?, task)
+                retrieved(model, common.in_chat(model, made.collect::<Result<_, _>>()?)?, task)
             }
             Self::KeyValue { pairs, items, .. } => {
-                let made = (0..*items).map(|item| retrieval::key_value(common.seed + item as u64, *pairs));
+                let made = (0..*items)
+                    .map(|item| retrieval::key_value(common.seed.wrapping_add(item as u64), *pairs));
                 let task = format!("{items} values, each among {pairs} pairs");
-                retrieved(model, made.collect::<Result<_, _>>()?, task)
+                retrieved(model, common.in_chat(model, made.collect::<Result<_, _>>()?)?, task)
             }
             Self::Show { .. } => Err("eval show: found no work, expected a task".into()),
         }
     }
 }
 
-fn retrieved(model: &Model, items: Vec<Item>, task: String) -> Result<(Vec<Work>, Measure, String), Failure> {
+/// Items made on the spot; none of them may be cut.
+fn retrieved(model: &Model, items: Vec<Item>, task: String) -> Result<Asked, Failure> {
     let score = |prediction: &str, answers: &[String]| {
         if retrieval::right(prediction, answers) { 100.0 } else { 0.0 }
     };
-    let work: Vec<_> =
-        items.iter().map(|item| question(model, item, None, score)).collect::<Result<_, _>>()?;
+    let made = items.iter().map(|item| question(model, item, None, score));
+    let made: Vec<(Work, bool)> = made.collect::<Result<_, _>>()?;
+    if made.iter().any(|(_, cut)| *cut) {
+        let room = model.llama.config().context;
+        return Err(format!(
+            "{task}: found prompts longer than the model's {room} tokens, expected shorter ones"
+        )
+        .into());
+    }
+    let work: Vec<Work> = made.into_iter().map(|(work, _)| work).collect();
     let lengths = work.iter().map(|piece| match piece {
         Work::Question { context, question, .. } => context.len() + question.len(),
         Work::Passage { .. } => 0,
     });
     let longest = lengths.max().unwrap_or(0);
-    Ok((work, Measure::Accuracy, format!("{task}, up to {longest} tokens")))
+    let task = format!("{task}, up to {longest} tokens");
+    Ok(Asked { work, measure: Measure::Accuracy, task, notes: Vec::new() })
 }
 
 /// Passages of a text, each of context and scored tokens, one after the other.
@@ -328,6 +369,14 @@ fn passages_of(model: &Model, files: &[PathBuf], sizes: [usize; 3]) -> Result<Ve
     if context == 0 || scored == 0 || passages == 0 {
         return Err("--context, --scored, --passages: found 0, expected at least 1 each".into());
     }
+    let room = model.llama.config().context;
+    if context.saturating_add(scored) > room {
+        let found = context.saturating_add(scored);
+        return Err(format!(
+            "--context and --scored: found {found} together, expected at most the model's {room}"
+        )
+        .into());
+    }
     let mut tokens = Vec::new();
     for file in files {
         tokens.extend(model.tokenizer.encode(&text::read(file)?)?);
@@ -335,11 +384,11 @@ fn passages_of(model: &Model, files: &[PathBuf], sizes: [usize; 3]) -> Result<Ve
     let first: Vec<u32> = model.tokenizer.first().into_iter().collect();
     // The token before the first scored one is the contender's own.
     let length = context + scored + 1 - first.len();
-    if tokens.len() < length * passages {
+    let needed = length.saturating_mul(passages);
+    if tokens.len() < needed {
+        let found = tokens.len();
         return Err(format!(
-            "--text: found {} tokens, expected {} for {passages} passages of {context} + {scored} + 1",
-            tokens.len(),
-            length * passages
+            "--text: found {found} tokens, expected {needed} for {passages} passages of {context} + {scored} + 1"
         )
         .into());
     }
@@ -355,16 +404,16 @@ fn passages_of(model: &Model, files: &[PathBuf], sizes: [usize; 3]) -> Result<Ve
     Ok(tokens.chunks_exact(length).take(passages).enumerate().map(passage).collect())
 }
 
-/// An item in tokens, the middle of its prompt left out where it is longer than `limit`.
+/// An item in tokens, the middle of its prompt left out where it is longer than `limit`; and whether it was.
 fn question(
     model: &Model,
     item: &Item,
     limit: Option<usize>,
     score: fn(&str, &[String]) -> f64,
-) -> Result<Work, Failure> {
+) -> Result<(Work, bool), Failure> {
     let first: Vec<u32> = model.tokenizer.first().into_iter().collect();
     let room = model.llama.config().context.saturating_sub(item.most_tokens + first.len());
-    let limit = limit.unwrap_or(room).min(room);
+    let limit = limit.map_or(room, |limit| limit.saturating_sub(first.len())).min(room);
     let (context, question) =
         (model.tokenizer.encode(&item.context)?, model.tokenizer.encode(&item.question)?);
     if question.len() >= limit / 2 {
@@ -375,16 +424,12 @@ fn question(
         )
         .into());
     }
-    let whole = longbench::truncate_middle(&[context, question.clone()].concat(), limit);
+    let all = [context, question.clone()].concat();
+    let whole = longbench::truncate_middle(&all, limit);
     let context = [first.as_slice(), &whole[..whole.len() - question.len()]].concat();
-    Ok(Work::Question {
-        name: item.name.clone(),
-        context,
-        question,
-        answers: item.answers.clone(),
-        most_tokens: item.most_tokens,
-        score,
-    })
+    let (name, answers, most_tokens) = (item.name.clone(), item.answers.clone(), item.most_tokens);
+    let work = Work::Question { name, context, question, answers, most_tokens, score };
+    Ok((work, whole.len() < all.len()))
 }
 
 impl Common {
@@ -398,7 +443,22 @@ impl Common {
         })
     }
 
-    fn contenders(&self, model: &Model) -> Result<Vec<Contender>, Failure> {
+    /// The items as messages of a chat, where that is asked for.
+    fn in_chat(&self, model: &Model, items: Vec<Item>) -> Result<Vec<Item>, Failure> {
+        if !self.chat {
+            return Ok(items);
+        }
+        let (before, after) = model.tokenizer.chat()?;
+        let item = |item: Item| Item {
+            context: format!("{before}{}", item.context),
+            question: format!("{}{after}", item.question),
+            ..item
+        };
+        Ok(items.into_iter().map(item).collect())
+    }
+
+    /// Everyone who selects. Notes say who was left out.
+    fn contenders(&self, model: &Model, notes: &mut Vec<String>) -> Result<Vec<Contender>, Failure> {
         let sizes = &self.heavy_size;
         let fault_sizes = if self.fault_heavy_size.is_empty() { sizes } else { &self.fault_heavy_size };
         let channels = Arc::new(ChannelFile::read(&self.channels)?);
@@ -425,7 +485,7 @@ impl Common {
                 _ => Some(&channels),
             };
             let Some(file) = file else {
-                eprintln!("left out: summed-labels, which needs --shared-channels");
+                notes.push("left out: summed-labels, which needs --shared-channels".into());
                 continue;
             };
             for &size in sizes {
@@ -443,7 +503,7 @@ impl Common {
             }
         }
         for path in &self.config {
-            contenders.push(self.configured(path)?);
+            contenders.push(self.configured(path, notes)?);
         }
         let names = |contender: &Contender| (contender.masker.clone(), contender.heavy_size);
         let mut seen = std::collections::BTreeSet::new();
@@ -478,8 +538,10 @@ impl Common {
     fn selector(&self, instance: Instance) -> Result<(String, Selector), Failure> {
         let subject: Box<dyn Subject> = match (&self.command, self.subject) {
             (Some(command), _) => {
-                let timeout = Duration::try_from_secs_f64(self.timeout)
-                    .map_err(|_| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
+                let timeout =
+                    Duration::try_from_secs_f64(self.timeout).ok().filter(|timeout| !timeout.is_zero());
+                let timeout = timeout
+                    .ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
                 subject::end_with_this_process()?;
                 Box::new(Process::start(command, timeout)?)
             }
@@ -510,7 +572,7 @@ impl Common {
     }
 
     /// A list of maskers of a configuration file, under the file's name.
-    fn configured(&self, path: &Path) -> Result<Contender, Failure> {
+    fn configured(&self, path: &Path, notes: &mut Vec<String>) -> Result<Contender, Failure> {
         let text =
             std::fs::read_to_string(path).map_err(|error| format!("--config {}: {error}", path.display()))?;
         let config = AttentionConfig::from_json(&text)?;
@@ -527,18 +589,22 @@ impl Common {
             })
         };
         let stages: Vec<Stage> = config.maskers.iter().map(stage).collect::<Result<_, _>>()?;
-        let size = stages.iter().rev().find_map(|stage| match stage {
-            Stage::DoubleSparsity(selection, ..) => Some(selection.heavy_size),
-            Stage::Oracle(size) | Stage::Random(size) | Stage::Sink(size) | Stage::Local(size) => Some(*size),
+        let size = stages.last().map(|stage| match stage {
+            Stage::DoubleSparsity(selection, ..) => selection.heavy_size,
+            Stage::Oracle(size) | Stage::Random(size) | Stage::Sink(size) | Stage::Local(size) => *size,
         });
         let labels = stages.iter().find_map(|stage| match stage {
             Stage::DoubleSparsity(selection, ..) => Some(*selection),
             _ => None,
         });
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut dense_layers = self.dense_layers.clone();
-        dense_layers.extend(config.dense_layers);
+        if !config.dense_layers.is_empty() {
+            notes.push(format!("{name}: dense layers {:?} besides", config.dense_layers));
+            dense_layers.extend(config.dense_layers);
+        }
         Ok(Contender {
-            masker: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            masker: name,
             subject: "torch".into(),
             heavy_size: match size {
                 Some(HeavySize::Count(count)) => Some(count.get()),
@@ -550,39 +616,25 @@ impl Common {
         })
     }
 
-    /// Everything that decides the outcomes, but for who is asked how often.
-    fn progress(
-        &self,
-        model: &Model,
-        contenders: &[Contender],
-        task: &str,
-        work: &[Work],
-    ) -> Result<Progress, Failure> {
+    /// `qk_proj of channels.json, shared.json for summed-labels`
+    fn channel_names(&self) -> String {
+        let own = format!("{} of {}", self.kind.name(), file_name(&self.channels));
+        match &self.shared_channels {
+            None => own,
+            Some(path) => format!("{own}, {} for summed-labels", file_name(path)),
+        }
+    }
+
+    /// What decides outcomes besides who selects.
+    fn progress(&self, model: &Model, setup: Setup, work: &[Work]) -> Result<Progress, Failure> {
         let Some(folder) = &self.out else { return Ok(Progress::unwritten()) };
         std::fs::create_dir_all(folder).map_err(|error| format!("--out {}: {error}", folder.display()))?;
-        let hex = |bytes: &[u8]| -> String {
-            Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-        };
-        let digest = |path: &Path| -> Result<String, Failure> {
-            let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            Ok(hex(&bytes))
-        };
-        let tokens = serde_json::to_vec(&work.iter().map(Work::tokens).collect::<Vec<_>>())?;
         let settings = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": model.sha256,
-            "channels": digest(&self.channels)?,
-            "shared_channels": self.shared_channels.as_deref().map(digest).transpose()?,
-            "kind": self.kind.name(),
-            "group_factor": self.group_factor,
-            "label_bits": self.label_bits,
-            "dense_layers": self.dense_layers,
-            "prompt_dense": self.setup == SetupName::Prompt,
+            "setup": setup,
             "device": format!("{:?}", self.device),
-            "seed": self.seed,
-            "task": task,
-            "tokens": hex(&tokens),
-            "subjects": contenders.iter().map(|contender| contender.subject.clone()).collect::<Vec<_>>(),
+            "work": Work::fingerprint(work),
         });
         Ok(Progress::open(&folder.join("progress.jsonl"), &settings)?)
     }

@@ -85,6 +85,11 @@ impl Sparse {
         }
     }
 
+    /// [`Selector::describe`] and the layers that stay dense.
+    pub fn describe(&self) -> String {
+        format!("{}, dense layers {:?}", self.selector.describe(), self.dense_layers)
+    }
+
     /// See [`Selector::bytes`].
     pub fn bytes(&self, dims: &Dims, keys_read: f64, keys_held: f64) -> f64 {
         self.selector.bytes(dims, keys_read, keys_held)
@@ -167,7 +172,9 @@ fn ask(subject: &mut dyn Subject, layer: usize, [q, k, v]: [&Tensor; 3], device:
 
 impl Attention for Sparse {
     fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        if self.dense_layers.contains(&index) {
+        // A subject is told which layers stay dense, and may be wrong about it (SPEC D5).
+        let dense_layer = self.dense_layers.contains(&index);
+        if dense_layer && !matches!(self.selector, Selector::Subject(..)) {
             return Dense.attend(index, q, k, v);
         }
         let (h, m, n) = (q.size()[1], q.size()[2], k.size()[2]);
@@ -190,10 +197,13 @@ impl Attention for Sparse {
             Some(additive) => mask.f_ne(0.0)?.f_logical_and(&additive.f_eq(0.0)?)?,
             None => mask.f_ne(0.0)?,
         };
-        self.tally.read += read.f_sum(Kind::Double)?.f_double_value(&[])?;
-        self.tally.held += seen;
-        self.tally.rows += (h * m) as f64;
-        self.tally.recall.add(index, &recall(&layer, &read)?);
+        let count = read.f_sum(Kind::Double)?.f_double_value(&[])?;
+        if !(dense_layer && count == seen) {
+            self.tally.read += count;
+            self.tally.held += seen;
+            self.tally.rows += (h * m) as f64;
+            self.tally.recall.add(index, &recall(&layer, &read)?);
+        }
         let output = match output {
             Some(output) => output,
             // Few queries read the selected keys only; many read all keys once.
@@ -232,32 +242,39 @@ fn layer(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Layer> {
     })
 }
 
+/// Heads that need labels of their own: query heads, or KV heads where those that share one have the same channels.
+fn label_heads(file: &ChannelFile, kind: ChannelKind, dims: &Dims) -> usize {
+    let rows = file.layers(kind).next().map_or(dims.heads, |(_, order)| order.rows().len());
+    if dims.kv_heads.is_multiple_of(rows) { dims.kv_heads } else { dims.heads }
+}
+
 impl Selector {
     /// Bytes that a decode step reads in one sparse layer: labels, and keys and values of what is attended to, at two bytes a
-    /// number; labels of B < 16 with two numbers more for each position and head. Heads that rank alone read their own keys
-    /// each; heads that share a selection read those of a KV head once.
+    /// number; labels of B < 16 with two numbers more for each position and head. Heads that rank alone read their own keys each,
+    /// but no more than there are; heads that share a selection read those of a KV head once. Exact top-k reads all keys to rank
+    /// them.
     pub fn bytes(&self, dims: &Dims, keys_read: f64, keys_held: f64) -> f64 {
         let Dims { heads, kv_heads, head_dim, value_dim, .. } = *dims;
         let (h, hk, d, dv) = (heads as f64, kv_heads as f64, head_dim as f64, value_dim as f64);
-        let labels = |selection: &Selection| {
+        let labels = |selection: &Selection, file: &ChannelFile, kind: ChannelKind| {
             let r = d / selection.group_factor.get() as f64;
             let code = f64::from(selection.label_bits.get()) / 8.0;
             let range = if selection.label_bits.quantises() { 4.0 } else { 0.0 };
             match selection.heads {
                 HeadMode::SummedLabels => keys_held * r * 2.0,
-                _ => h * keys_held * (r * code + range),
+                _ => label_heads(file, kind, dims) as f64 * keys_held * (r * code + range),
             }
         };
         let alone = |selection: &Selection| selection.heads == HeadMode::PerHead;
-        let (scoring, rows) = match self {
+        let (scoring, all_keys, own) = match self {
             Self::Dense => return hk * keys_held * (d + dv) * 2.0,
             Self::Subject(instance, _) => {
-                (labels(&instance.selection), if alone(&instance.selection) { h } else { hk })
+                let scoring = labels(&instance.selection, &instance.channel_file, instance.channel_selection);
+                (scoring, false, alone(&instance.selection))
             }
             Self::Maskers(stages) => {
                 let scoring = stages.iter().map(|stage| match stage {
-                    Stage::DoubleSparsity(selection, ..) => labels(selection),
-                    Stage::Oracle(_) => hk * keys_held * d * 2.0,
+                    Stage::DoubleSparsity(selection, file, kind) => labels(selection, file, *kind),
                     _ => 0.0,
                 });
                 let own = |stage: &Stage| match stage {
@@ -265,10 +282,22 @@ impl Selector {
                     Stage::Oracle(_) | Stage::Random(_) => true,
                     Stage::Sink(_) | Stage::Local(_) => false,
                 };
-                (scoring.sum(), if stages.iter().any(own) { h } else { hk })
+                let all_keys = stages.iter().any(|stage| matches!(stage, Stage::Oracle(_)));
+                (scoring.sum(), all_keys, stages.iter().any(own))
             }
         };
-        scoring + rows * keys_read * (d + dv) * 2.0
+        let rows = (if own { h } else { hk } * keys_read).min(hk * keys_held);
+        let keys = if all_keys { hk * keys_held } else { rows };
+        scoring + (keys * d + rows * dv) * 2.0
+    }
+
+    /// Everything that decides what is selected, as text.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Dense => "dense".into(),
+            Self::Maskers(stages) => format!("{stages:?}"),
+            Self::Subject(instance, subject) => format!("{}: {instance:?}", subject.name()),
+        }
     }
 
     /// The maskers of an instance, on libtorch.

@@ -50,7 +50,8 @@ pub fn recall(layer: &Layer, attended: &Tensor) -> Result<HeadSums> {
         ..*layer
     };
     let attended = attended.f_index_select(2, &rows)?;
-    let probabilities = logits(&chosen)?.f_softmax(-1, Kind::Float)?;
+    let logits = logits(&chosen)?;
+    let probabilities = logits.f_softmax(-1, Kind::Float)?;
     let widest = attended.f_sum_dim_intlist(-1, false, Kind::Int64)?.f_max()?.f_int64_value(&[])?;
     let per_head = |share: Tensor| -> Result<Vec<f64>> {
         let sums =
@@ -58,10 +59,12 @@ pub fn recall(layer: &Layer, attended: &Tensor) -> Result<HeadSums> {
         Ok(Vec::try_from(&sums)?)
     };
     let over_keys = |x: &Tensor| x.f_sum_dim_intlist(-1, false, Kind::Float);
-    let (mass, best) = probabilities.f_topk(widest.max(1), -1, true, false)?;
+    // By logits: where probabilities are equal in f32, logits may still differ.
+    let (_, best) = logits.f_topk(widest.max(1), -1, true, false)?;
+    let mass = probabilities.f_gather(-1, &best, false)?;
     let kept = attended.f_gather(-1, &best, false)?.f_to_kind(Kind::Float)?;
-    // Keys without any probability, such as later ones, are not top-k's.
-    let wanted = mass.f_gt(0.0)?.f_to_kind(Kind::Float)?;
+    // Keys that the query does not see are not top-k's.
+    let wanted = logits.f_gather(-1, &best, false)?.f_gt(f64::NEG_INFINITY)?.f_to_kind(Kind::Float)?;
     let keys = over_keys(&kept.f_mul(&wanted)?)?.f_div(&over_keys(&wanted)?)?;
     let selected = over_keys(&probabilities.f_mul(&attended.f_to_kind(Kind::Float)?)?)?;
     let mass = selected.f_div(&over_keys(&mass)?)?;

@@ -4,13 +4,14 @@
 //! Perplexity gives a contender the queries of many tokens in one call; since nothing later is attended to, that is what decode
 //! steps would give, but for settings that depend on n (heavy sizes as fractions, SPEC D3).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use super::attention::Sparse;
@@ -62,6 +63,19 @@ pub struct Contender {
     pub sparse: Sparse,
 }
 
+impl Contender {
+    /// SHA-256 of its settings, maskers and channels. Of a command nothing but its own name is known.
+    pub fn fingerprint(&self) -> String {
+        let known = format!("{} {:?} {}", self.masker, self.heavy_size, self.sparse.describe());
+        Sha256::digest(known).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn name(&self) -> String {
+        let size = self.heavy_size.map_or(String::new(), |size| format!(" H {size}"));
+        format!("{}{size}", self.masker)
+    }
+}
+
 /// What the model is given.
 #[derive(Debug, Clone)]
 pub enum Work {
@@ -96,8 +110,10 @@ pub enum Work {
 pub struct Outcome {
     /// Index of the work.
     pub work: usize,
-    /// Name and H of the contender.
-    pub contender: (String, Option<usize>),
+    /// SHA-256 of everything that is known of the contender ([`Contender::fingerprint`]).
+    pub contender: String,
+    /// For people: its name and H.
+    pub name: String,
     /// Empty where it failed.
     pub units: Vec<Unit>,
     /// Why it failed.
@@ -125,19 +141,21 @@ impl Progress {
         Self { done: Vec::new(), file: None }
     }
 
-    /// Kept in a file; what an earlier run with the same settings has written there is taken over. A last line that was cut off
-    /// is done again.
+    /// Kept in a file; what an earlier run with the same settings has written there is taken over. A last line that was cut off,
+    /// and what failed, is done again.
     ///
     /// Errors: [`Error::Progress`] for other settings and for files that cannot be read or written.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
         let name = path.display().to_string();
         let wrong =
             |found: String, expected: &str| Error::Progress(Detail::new(name.clone(), found, expected));
-        let text = if path.exists() {
-            std::fs::read_to_string(path).map_err(|error| wrong(error.to_string(), "a readable file"))?
+        let bytes = if path.exists() {
+            std::fs::read(path).map_err(|error| wrong(error.to_string(), "a readable file"))?
         } else {
-            String::new()
+            Vec::new()
         };
+        // The last character may be cut off, too.
+        let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         if let Some(first) = lines.next()
             && serde_json::from_str::<Value>(first).ok().as_ref() != Some(settings)
@@ -145,37 +163,27 @@ impl Progress {
             let expected = "those of this run, or another folder for --out";
             return Err(wrong("an evaluation with other settings".into(), expected));
         }
-        let done: Vec<Outcome> = lines.map_while(|line| serde_json::from_str(line).ok()).collect();
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(path);
-        let file = file.map_err(|error| wrong(error.to_string(), "a file that can be written"))?;
+        let whole = lines.map_while(|line| serde_json::from_str::<Outcome>(line).ok());
+        let done: Vec<Outcome> = whole.filter(|outcome| outcome.failed.is_none()).collect();
+        // Written beside it and put in its place, so that being stopped here loses nothing.
+        let fresh = path.with_extension("new");
+        let unwritable = |error: std::io::Error| wrong(error.to_string(), "a file that can be written");
+        let file = File::create(&fresh).map_err(unwritable)?;
         let mut progress = Self { done: Vec::new(), file: Some(file) };
         progress.write(settings)?;
         done.into_iter().try_for_each(|outcome| progress.save(outcome))?;
+        std::fs::rename(&fresh, path).map_err(unwritable)?;
         Ok(progress)
     }
 
-    /// How many outcomes there are.
-    pub fn len(&self) -> usize {
-        self.done.len()
+    /// How many of these contenders' outcomes there are.
+    pub fn count(&self, contenders: &[Contender]) -> usize {
+        let known: Vec<_> = contenders.iter().map(Contender::fingerprint).collect();
+        self.done.iter().filter(|outcome| known.contains(&outcome.contender)).count()
     }
 
-    /// Wall-clock time of all of it, also by earlier runs; prefilling is not counted.
-    pub fn seconds(&self) -> f64 {
-        self.done.iter().map(|outcome| outcome.seconds).sum()
-    }
-
-    /// Whether nothing was done yet.
-    pub fn is_empty(&self) -> bool {
-        self.done.is_empty()
-    }
-
-    fn has(&self, work: usize, contender: &Contender) -> bool {
-        let same = |outcome: &&Outcome| {
-            outcome.work == work
-                && outcome.contender.0 == contender.masker
-                && outcome.contender.1 == contender.heavy_size
-        };
-        self.done.iter().any(|outcome| same(&outcome))
+    fn has(&self, work: usize, contender: &str) -> bool {
+        self.done.iter().any(|outcome| outcome.work == work && outcome.contender == contender)
     }
 
     fn save(&mut self, outcome: Outcome) -> Result<()> {
@@ -205,17 +213,25 @@ pub fn run(
     progress: &mut Progress,
     tick: &mut dyn FnMut(&str),
 ) -> Result<()> {
+    if work.is_empty() || work.iter().any(Work::is_empty) {
+        return Err(Error::Nothing(Detail::new(
+            "work",
+            "nothing",
+            "at least one passage or item, with a context",
+        )));
+    }
+    let known: Vec<_> = contenders.iter().map(Contender::fingerprint).collect();
     for (index, piece) in work.iter().enumerate() {
-        if contenders.iter().all(|contender| progress.has(index, contender)) {
+        if known.iter().all(|contender| progress.has(index, contender)) {
             contenders.iter().for_each(|_| tick("done before"));
             continue;
         }
         let mut start = Start::new(model, piece, setup)?;
-        for contender in contenders.iter_mut() {
-            let size = contender.heavy_size.map_or(String::new(), |size| format!(" H {size}"));
-            tick(&format!("{}: {}{size}", piece.name(), contender.masker));
-            if !progress.has(index, contender) {
-                progress.save(start.outcome(model, index, piece, contender)?)?;
+        for (contender, known) in contenders.iter_mut().zip(&known) {
+            tick(&format!("{}: {}", piece.name(), contender.name()));
+            if !progress.has(index, known) {
+                let outcome = start.outcome(model, index, piece, contender)?;
+                progress.save(Outcome { contender: known.clone(), ..outcome })?;
             }
         }
     }
@@ -229,12 +245,28 @@ impl Work {
         }
     }
 
-    /// Both parts in tokens.
-    pub fn tokens(&self) -> [&[u32]; 2] {
+    /// Whether there is nothing to prefill, or nothing to score.
+    fn is_empty(&self) -> bool {
         match self {
-            Self::Passage { context, tail, .. } => [context, tail],
-            Self::Question { context, question, .. } => [context, question],
+            Self::Passage { context, tail, .. } => context.is_empty() || tail.len() < 2,
+            Self::Question { context, question, most_tokens, .. } => {
+                context.is_empty() || question.is_empty() || *most_tokens == 0
+            }
         }
+    }
+
+    /// SHA-256 of what is asked, in tokens, and of the answers.
+    pub fn fingerprint(work: &[Self]) -> String {
+        let mut digest = Sha256::new();
+        for piece in work {
+            digest.update(match piece {
+                Self::Passage { name, context, tail } => format!("{name:?} {context:?} {tail:?}"),
+                Self::Question { name, context, question, answers, most_tokens, .. } => {
+                    format!("{name:?} {context:?} {question:?} {answers:?} {most_tokens}")
+                }
+            });
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -251,7 +283,8 @@ struct Start {
 impl Start {
     fn new(model: &Model, piece: &Work, setup: Setup) -> Result<Self> {
         let (dense, given, generated) = match piece {
-            Work::Passage { context, tail, .. } => (context.clone(), tail.clone(), 0),
+            // The last token is scored, but asks for nothing.
+            Work::Passage { context, tail, .. } => (context.clone(), tail[..tail.len() - 1].to_vec(), 0),
             Work::Question { context, question, most_tokens, .. } => match setup {
                 Setup::Prompt => ([context.as_slice(), question].concat(), Vec::new(), *most_tokens),
                 Setup::Context => (context.clone(), question.clone(), *most_tokens),
@@ -299,7 +332,8 @@ impl Start {
         let tally = contender.sparse.tally();
         Ok(Outcome {
             work: index,
-            contender: (contender.masker.clone(), contender.heavy_size),
+            contender: String::new(),
+            name: contender.name(),
             units,
             failed,
             answer,
@@ -311,8 +345,8 @@ impl Start {
 
     /// Negative log likelihoods of the tail's tokens after the first, in blocks.
     fn likelihoods(&mut self, llama: &Llama, tail: &[u32], sparse: &mut Sparse) -> model::Result<Vec<Unit>> {
-        let (given, wanted) = (&tail[..tail.len() - 1], &tail[1..]);
-        let hidden = llama.forward(given, &mut self.cache, sparse)?;
+        let wanted = &tail[1..];
+        let hidden = llama.forward(&self.given, &mut self.cache, sparse)?;
         let mut units = Vec::new();
         for (block, wanted) in wanted.chunks(BLOCK).enumerate() {
             let hidden = hidden.f_narrow(0, (block * BLOCK) as i64, wanted.len() as i64)?;
@@ -326,7 +360,7 @@ impl Start {
         Ok(units)
     }
 
-    /// A greedy continuation, up to the token that ends a text.
+    /// A greedy continuation, up to a control token, such as those that end a text or a turn.
     fn generate(&mut self, model: &Model, most_tokens: usize, sparse: &mut Sparse) -> model::Result<String> {
         let llama = &model.llama;
         let mut logits = match self.given.as_slice() {
@@ -339,7 +373,7 @@ impl Start {
         let mut tokens = Vec::new();
         loop {
             let next = finite(logits)?.f_argmax(-1, false)?.f_int64_value(&[0])? as u32;
-            if Some(next) == model.tokenizer.last() {
+            if model.tokenizer.is_control(next) {
                 break;
             }
             tokens.push(next);
@@ -372,9 +406,8 @@ pub fn rows(
     let (mut rows, mut notes) = (Vec::<Row>::new(), Vec::new());
     let config = model.llama.config();
     for contender in contenders {
-        let own = |outcome: &&Outcome| {
-            outcome.contender.0 == contender.masker && outcome.contender.1 == contender.heavy_size
-        };
+        let known = contender.fingerprint();
+        let own = |outcome: &&Outcome| outcome.contender == known;
         let mut outcomes: Vec<_> = progress.done.iter().filter(own).collect();
         outcomes.sort_by_key(|outcome| outcome.work);
         if outcomes.len() != work {
@@ -382,8 +415,7 @@ pub fn rows(
             return Err(Error::Nothing(Detail::new("progress", found, "all of them")));
         }
         if let Some(problem) = outcomes.iter().find_map(|outcome| outcome.failed.as_ref()) {
-            let size = contender.heavy_size.map_or(String::new(), |size| format!(", H {size}"));
-            notes.push(format!("left out: {}{size} by {}: {problem}", contender.masker, contender.subject));
+            notes.push(format!("left out: {} by {}: {problem}", contender.name(), contender.subject));
             continue;
         }
         let units: Vec<Unit> = outcomes.iter().flat_map(|outcome| outcome.units.clone()).collect();

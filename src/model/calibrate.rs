@@ -106,10 +106,11 @@ impl Calibration {
         Ok(agreement)
     }
 
-    /// How another channel file agrees with the sums in the leading `label_channels` of the layers and rows it holds; none where
-    /// it does not hold the kind.
+    /// How another channel file agrees with the sums in the leading `label_channels` of the layers it holds; none where it does not
+    /// hold the kind.
     ///
-    /// Errors: [`Error::Algorithm`] before the first block.
+    /// Errors: [`Error::Algorithm`] before the first block; [`Error::Model`] for a layer or a number of rows that the model does not
+    /// have.
     pub fn compare(
         &self,
         file: &ChannelFile,
@@ -118,8 +119,20 @@ impl Calibration {
     ) -> Result<Option<Agreement>> {
         let mut agreement = Agreement::default();
         for (layer, theirs) in file.layers(kind) {
-            let Some(sum) = self.importance(kind, layer) else { continue };
+            let field = || format!("{} of layer {layer}", kind.name());
+            let sum = self.importance(kind, layer).ok_or_else(|| {
+                let expected = format!("none beyond the model's {} layers", self.sums.len());
+                Error::Model(Detail::new(field(), "a layer", expected))
+            })?;
             let ours = if theirs.rows().len() == 1 { sum.shared_order()? } else { sum.order()? };
+            if ours.rows().len() != theirs.rows().len() {
+                let expected = format!("{}, as the model has", ours.rows().len());
+                return Err(Error::Model(Detail::new(
+                    field(),
+                    format!("{} rows", theirs.rows().len()),
+                    expected,
+                )));
+            }
             agreement.add(sum, &ours, theirs, label_channels);
         }
         Ok((agreement.rows > 0).then_some(agreement))

@@ -14,7 +14,11 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Put before a text, where the file says so.
     first: Option<u32>,
-    last: Option<u32>,
+    /// Ids of control tokens, ascending.
+    control: Vec<u32>,
+    /// `tokenizer.chat_template`, a Jinja template, and the tokens that it may name.
+    template: Option<String>,
+    names: [String; 2],
 }
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -36,7 +40,7 @@ fn cuts(name: &str) -> Option<Value> {
     let sequence =
         |first: Value, second: Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
     match name {
-        "default" | "gpt-2" => Some(bytes(true)),
+        "gpt-2" => Some(bytes(true)),
         "smollm" => Some(sequence(json!({"type": "Digits", "individual_digits": true}), bytes(true))),
         "llama-bpe" | "llama3" => {
             let split = json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
@@ -53,9 +57,9 @@ impl Tokenizer {
         if model != "gpt2" {
             return Err(wrong(MODEL, format!("{model:?}"), "\"gpt2\", byte-level BPE"));
         }
-        let pre = file.text(PRE).unwrap_or("default");
-        let cuts = cuts(pre)
-            .ok_or_else(|| wrong(PRE, format!("{pre:?}"), "default, gpt-2, smollm, llama-bpe or llama3"))?;
+        let pre = file.text(PRE)?;
+        let cuts =
+            cuts(pre).ok_or_else(|| wrong(PRE, format!("{pre:?}"), "gpt-2, smollm, llama-bpe or llama3"))?;
         let tokens = file.texts("tokenizer.ggml.tokens")?;
         let types = file.numbers("tokenizer.ggml.token_type")?;
         let merges = file.texts("tokenizer.ggml.merges")?;
@@ -79,12 +83,16 @@ impl Tokenizer {
         });
         let inner = tokenizers::Tokenizer::from_bytes(description.to_string())
             .map_err(|error| wrong("tokenizer.ggml", error, "tokens and merges of a byte-level BPE"))?;
+        let control = types.iter().enumerate().filter(|(_, kind)| **kind == CONTROL).map(|(id, _)| id as u32);
         let token = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
         let wants_first = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(pre.starts_with("llama"));
         Ok(Self {
             inner,
             first: token("tokenizer.ggml.bos_token_id").filter(|_| wants_first),
-            last: token("tokenizer.ggml.eos_token_id"),
+            control: control.collect(),
+            template: file.text("tokenizer.chat_template").ok().map(str::to_owned),
+            names: ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"]
+                .map(|key| token(key).and_then(|id| tokens.get(id as usize)).cloned().unwrap_or_default()),
         })
     }
 
@@ -109,8 +117,30 @@ impl Tokenizer {
         self.first
     }
 
-    /// The token that ends a text.
-    pub fn last(&self) -> Option<u32> {
-        self.last
+    /// What stands before and after a user's message in a chat, up to where the answer begins, by the file's own template.
+    ///
+    /// Errors: [`Error::Tokenizer`] where there is no template, or one that does not show the message as it is.
+    pub fn chat(&self) -> Result<(String, String)> {
+        const TEMPLATE: &str = "tokenizer.chat_template";
+        const MESSAGE: &str = "the message of the user";
+        let template =
+            self.template.as_ref().ok_or_else(|| wrong(TEMPLATE, "nothing", "a Jinja template"))?;
+        let [first, last] = &self.names;
+        let messages = json!([{"role": "user", "content": MESSAGE}]);
+        // The first token is put before the prompt by the caller.
+        let context =
+            json!({"messages": messages, "add_generation_prompt": true, "bos_token": "", "eos_token": last});
+        let rendered = minijinja::Environment::new()
+            .render_str(template, context)
+            .map_err(|error| wrong(TEMPLATE, error, "a Jinja template of a chat"))?;
+        let (before, after) = rendered
+            .split_once(MESSAGE)
+            .ok_or_else(|| wrong(TEMPLATE, "a chat without the message", "one that holds it as it is"))?;
+        Ok((before.trim_start_matches(first.as_str()).to_owned(), after.to_owned()))
+    }
+
+    /// Whether a token is no text: the end of a text or of a turn, and the like.
+    pub fn is_control(&self, token: u32) -> bool {
+        self.control.binary_search(&token).is_ok()
     }
 }

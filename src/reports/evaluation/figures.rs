@@ -13,9 +13,12 @@ pub const LEGEND: [&str; 4] = [
     "keys read: attended to, mean over sparse layers, heads and queries, and their share of those held.",
     "bytes a step: labels, keys and values that a decode step reads in one sparse layer, and their share of dense attention's.",
     "differs: worse or better where the 95 % interval against dense attention, on the same tokens or items, excludes equality; \
-     equal to all digits shown; else open.",
+     equal to all digits shown; else, and below 6 blocks of tokens or items, open.",
     "kept: recall, the share of the keys and of the attention mass that exact top-k of the same H selects.",
 ];
+
+/// Units below which no difference is told: five that all fall on one side by chance do so once in 16 times, six once in 32.
+const FEWEST_UNITS: usize = 6;
 
 /// How a masker compares with dense attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +50,8 @@ impl Difference {
 
     /// Of a row; None for dense attention.
     pub fn of_row(row: &Row, measure: Measure) -> Option<Self> {
-        row.against_dense.as_ref().map(|against| Self::of(against, measure))
+        let found = row.against_dense.as_ref().map(|against| Self::of(against, measure))?;
+        Some(if row.units.len() < FEWEST_UNITS { Self::Open } else { found })
     }
 
     /// One word.
