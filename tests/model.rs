@@ -40,14 +40,16 @@ fn model_file() -> Option<PathBuf> {
 }
 
 fn main() {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Each test keeps all cores busy by itself.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
     let file = model_file();
     if file.is_none() {
         eprintln!(
             "ignored: every test of a real model: found none in the cache, expected DOUBLECHECK_MODEL, or ci/model run once"
         );
     }
-    let tests: [(&str, fn() -> Outcome); 7] = [
+    let tests: [(&str, fn() -> Outcome); 10] = [
         ("tokens_are_those_of_llama_cpp", tokens),
         ("logits_are_those_of_transformers", logits),
         ("greedy_continuations_are_those_of_transformers", greedy),
@@ -55,6 +57,9 @@ fn main() {
         ("channel_orders_are_those_of_transformers", calibration),
         ("two_layers_of_a_prompt_are_told_apart", two_layers),
         ("perplexity_after_256_tokens_shows_what_a_fault_costs", perplexity),
+        ("an_evaluation_goes_on_where_it_was_stopped", resuming),
+        ("questions_are_answered_in_both_set_ups", questions),
+        ("retrieval_at_a_length_that_dense_attention_masters", retrieval),
     ];
     let trials = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(file.is_none()));
     libtest_mimic::run(&arguments, trials.into()).exit();
@@ -371,5 +376,153 @@ fn perplexity() -> Outcome {
     }
     let costs = bootstrap::against(Measure::Perplexity, &fault.units, &torch.units).ok_or("no interval")?;
     assert!(costs.low > 1.0, "{costs:?}");
+    Ok(())
+}
+
+/// The command, with the model and the bundled channels, in a folder of its own.
+fn eval(task: &[&str], out: Option<&Path>) -> Result<std::process::Output, Failed> {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_doublecheck"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    command.current_dir(root).arg("eval").args(task).args([
+        "--channels",
+        "golden/channels/SmolLM2-135M.json",
+        "--no-times",
+    ]);
+    command.arg("--model").arg(model_file().ok_or("no model")?);
+    if let Some(out) = out {
+        command.arg("--out").arg(out);
+    }
+    Ok(command.output()?)
+}
+
+/// What was done before is not done again, other work is refused, another heavy size is added; layers that stay dense count for
+/// nothing.
+fn resuming() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let task = |scored: &'static str, sizes: &'static str| {
+        [
+            "perplexity",
+            "--text",
+            "LICENSE-APACHE",
+            "--context",
+            "64",
+            "--passages",
+            "2",
+            "--fault",
+            "D4",
+            "--dense-layers",
+            "0,1",
+            "--scored",
+            scored,
+            "--heavy-size",
+            sizes,
+        ]
+    };
+    let report = || std::fs::read_to_string(folder.path().join("evaluation.json"));
+    let ask = |scored, sizes| eval(&task(scored, sizes), Some(folder.path()));
+    let first = ask("32", "8")?;
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let whole: serde_json::Value = serde_json::from_str(&report()?)?;
+    let rows = whole["rows"].as_array().ok_or("no rows")?;
+    for row in rows.iter().skip(1) {
+        let recall = row["recall"]["keys"].as_array().ok_or("no recall")?;
+        let sparse = |layer: &serde_json::Value| layer.as_array().map(Vec::len);
+        assert_eq!(recall.iter().map(sparse).take(3).collect::<Vec<_>>(), [Some(0), Some(0), Some(9)]);
+        assert_eq!(row["keys_read"], 8.0, "{}", row["masker"]);
+    }
+    // The last line is cut off, as by a kill.
+    let progress = folder.path().join("progress.jsonl");
+    let lines = std::fs::read(&progress)?;
+    std::fs::write(&progress, &lines[..lines.len() - 40])?;
+    let again = ask("32", "8")?;
+    let text = String::from_utf8(again.stdout)?;
+    let steps = 2 * rows.len();
+    assert!(text.contains(&format!("{} of {steps} steps were done by an earlier run", steps - 1)), "{text}");
+    let same: serde_json::Value = serde_json::from_str(&report()?)?;
+    for (before, after) in rows.iter().zip(same["rows"].as_array().ok_or("no rows")?) {
+        assert_eq!(before["units"], after["units"]);
+    }
+    let more = String::from_utf8(ask("32", "8,16")?.stdout)?;
+    assert!(more.contains(&format!("{steps} of ")), "{more}");
+    let other = ask("48", "8")?;
+    assert_eq!(other.status.code(), Some(2));
+    let problem = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(problem.contains("an evaluation with other settings"), "{problem}");
+    Ok(())
+}
+
+/// Both set-ups answer questions of the sample, in a chat or not; in A the question is read densely, so that fewer queries are sparse.
+fn questions() -> Outcome {
+    for extra in [&["--setup", "prompt"][..], &["--setup", "context", "--chat"], &["--limit", "150"]] {
+        let task = [
+            "qa",
+            "--data",
+            "tests/data/longbench-sample.jsonl",
+            "--items",
+            "2",
+            "--heavy-size",
+            "16",
+            "--heads",
+            "per-head",
+            "--fault",
+            "none",
+        ];
+        let found = eval(&[&task[..], extra].concat(), None)?;
+        let text = String::from_utf8(found.stdout)?;
+        assert!(found.status.success(), "{extra:?}: {}", String::from_utf8_lossy(&found.stderr));
+        let cut = text.contains("2 of 2 prompts were too long and had their middle left out");
+        assert_eq!(cut, extra[0] == "--limit", "{extra:?}: {text}");
+        assert!(
+            ["dense", "oracle", "random keys", "per-head"].iter().all(|row| text.contains(row)),
+            "{text}"
+        );
+    }
+    for (task, problem) in [
+        (&["passkey", "--sentences", "2000", "--items", "1"][..], "expected shorter ones"),
+        (&["passkey", "--items", "0"], "found nothing"),
+        (&["key-value", "--pairs", "0"], "expected"),
+        (&["perplexity", "--text", "LICENSE-MIT"], "--text: found"),
+        (&["perplexity", "--text", "LICENSE-MIT", "--dense-layers", "30"], "--text: found"),
+        (&["perplexity", "--text", "LICENSE-APACHE", "--context", "100000"], "at most the model's 8192"),
+        (
+            &["perplexity", "--text", "LICENSE-APACHE", "--context", "64", "--dense-layers", "30"],
+            "--dense-layers: found 30",
+        ),
+        (&["perplexity", "--text", "LICENSE-APACHE", "--context", "64", "--heavy-size", "0"], "heavy_size"),
+    ] {
+        let found = eval(task, None)?;
+        let text = String::from_utf8_lossy(&found.stderr).into_owned();
+        assert_eq!(found.status.code(), Some(2), "{task:?}: {text}");
+        assert!(text.contains(problem), "{task:?}: {text}");
+    }
+    Ok(())
+}
+
+/// Retrieval at a length that the model masters densely.
+fn retrieval() -> Outcome {
+    let task = [
+        "key-value",
+        "--pairs",
+        "3",
+        "--items",
+        "6",
+        "--heavy-size",
+        "32",
+        "--heads",
+        "per-head",
+        "--fault",
+        "none",
+    ];
+    let folder = tempfile::tempdir()?;
+    assert!(eval(&task, Some(folder.path()))?.status.success());
+    let report = std::fs::read_to_string(folder.path().join("evaluation.json"))?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let accuracy = |row: usize| report["rows"][row]["quality"]["value"].as_f64().ok_or("no accuracy");
+    let (dense, random) = (accuracy(0)?, accuracy(2)?);
+    assert!(dense > 50.0, "dense attention finds {dense} %");
+    assert!(random < dense, "random keys find {random} %, dense attention {dense} %");
+    for file in ["plot.svg", "report.html"] {
+        assert!(folder.path().join(file).is_file(), "{file}");
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the README says of the code must be true: its Python example, its table of named points, its figures of the records.
 
 use doublecheck::behaviours::CATALOGUE;
+use doublecheck::evaluation::results::Evaluation;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -55,4 +56,37 @@ fn figures_of_the_records_are_those_of_the_records() {
     for row in ["D3", "D4", "D6", "D7", "D8", "D9", "D12", "D17", "D18", "D19", "D20", "D21", "D22", "D23"] {
         assert!(rows.contains(&row), "{row}: {rows:?}");
     }
+}
+
+#[test]
+fn figures_of_the_evaluation_are_those_of_its_record() {
+    let record: Evaluation = serde_json::from_str(&read("golden/records/eval.json")).unwrap();
+    let row = |name: &str, size: Option<usize>| {
+        record.rows.iter().find(|row| row.masker == name && row.heavy_size == size).expect(name)
+    };
+    let ratio = |name, size| row(name, Some(size)).against_dense.unwrap();
+    let readme = read("README.md").replace('\n', " ");
+    let quality = |name, size| row(name, size).quality.value;
+    let fault = "first-layers-channels (D4)";
+    for sentence in [
+        format!(
+            "dense {:.2}, per-head {:.2}, summed-scores {:.2}, D4 1,{:.0} at H = 64",
+            quality("dense", None),
+            quality("per-head", Some(64)),
+            quality("summed-scores", Some(64)),
+            quality(fault, Some(64)) - 1000.0
+        ),
+        format!(
+            "costs Double Sparsity {:.0} % of perplexity, as much as exact top-k",
+            100.0 * (ratio("per-head", 64).value - 1.0)
+        ),
+        format!("multiplies perplexity by {:.0},", ratio(fault, 64).value),
+        format!("on 16 cores in {:.0} s", record.seconds),
+    ] {
+        assert!(readme.contains(&sentence), "{sentence}");
+    }
+    // What the sentences claim.
+    assert_eq!((100.0 * ratio("oracle", 64).value).round(), (100.0 * ratio("per-head", 64).value).round());
+    assert!(ratio("per-head", 256).low < 1.0 && ratio("per-head", 256).high > 1.0);
+    assert!(ratio(fault, 64).value > ratio("random keys", 64).value);
 }

@@ -21,7 +21,7 @@ pub fn evaluation(evaluation: &Evaluation) -> String {
         }
         section #command { h2 { "Command" } pre.replay { (evaluation.command) } }
     };
-    page("evaluate", &evaluation.model, &evaluation.version, &status, &body)
+    page("eval", &evaluation.model, &evaluation.version, &status, &body)
 }
 
 /// What dense attention reaches, and how many selections differ from it.
