@@ -26,6 +26,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Failed>;
+type Test = fn() -> Outcome;
 
 const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -49,7 +50,7 @@ fn main() {
             "ignored: every test of a real model: found none in the cache, expected DOUBLECHECK_MODEL, or ci/model run once"
         );
     }
-    let tests: [(&str, fn() -> Outcome); 10] = [
+    let tests: [(&str, Test); 10] = [
         ("tokens_are_those_of_llama_cpp", tokens),
         ("logits_are_those_of_transformers", logits),
         ("greedy_continuations_are_those_of_transformers", greedy),
@@ -327,8 +328,8 @@ fn perplexity() -> Outcome {
         ("dense", Selector::Dense),
         ("oracle", Selector::Maskers(vec![Stage::Oracle(size)])),
         ("by torch", Selector::of_instance(&instance)),
-        ("by reference", subject(Box::new(Reference::default()))),
-        ("by engine", subject(Box::new(Engine::default()))),
+        ("by reference", subject(Box::<Reference>::default())),
+        ("by engine", subject(Box::<Engine>::default())),
         ("D4", subject(Box::new(Faulty::new(&[fault])))),
     ];
     let contender = |(name, selector): (&str, Selector)| Contender {
