@@ -85,6 +85,23 @@ fn figures_of_the_evaluation_are_those_of_its_record() {
     ] {
         assert!(readme.contains(&sentence), "{sentence}");
     }
+    let passkeys: Evaluation = serde_json::from_str(&read("golden/records/eval-passkey.json")).unwrap();
+    let found = |name: &str| {
+        let row = passkeys
+            .rows
+            .iter()
+            .find(|row| row.masker == name && row.heavy_size.is_none_or(|size| size == 32));
+        row.expect(name).quality.value
+    };
+    let sentence = format!(
+        "dense attention finds {} %, Double Sparsity {} % with 32 of {:.0} keys, summed-scores {} %, random keys none",
+        found("dense"),
+        found("per-head"),
+        passkeys.rows[0].keys_held,
+        found("summed-scores")
+    );
+    assert!(readme.contains(&sentence), "{sentence}");
+    assert_eq!(found("random keys"), 0.0);
     // What the sentences claim.
     assert_eq!((100.0 * ratio("oracle", 64).value).round(), (100.0 * ratio("per-head", 64).value).round());
     assert!(ratio("per-head", 256).low < 1.0 && ratio("per-head", 256).high > 1.0);
