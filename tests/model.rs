@@ -17,7 +17,7 @@ use doublecheck::evaluation::results::{Measure, Recall, Row, Setup};
 use doublecheck::evaluation::run::{Contender, Progress, Work, rows, run};
 use doublecheck::model::calibrate::Calibration;
 use doublecheck::model::llama::{Attention, Dense};
-use doublecheck::model::{Cache, Error, Gguf, Llama, Model};
+use doublecheck::model::{Cache, Error, Gguf, Llama, Model, Tokenizer};
 use doublecheck::runner::check::{ask, judge_observation};
 use doublecheck::subjects::torch::{DeviceChoice, Torch, to_host};
 use doublecheck::subjects::{Engine, Faulty, Reference, Subject};
@@ -63,7 +63,8 @@ fn main() {
         ("retrieval_at_a_length_that_dense_attention_masters", retrieval),
     ];
     let trials = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(file.is_none()));
-    libtest_mimic::run(&arguments, trials.into()).exit();
+    let small = Trial::test("tokens_are_those_of_sentencepiece", sentence_pieces);
+    libtest_mimic::run(&arguments, trials.into_iter().chain([small]).collect()).exit();
 }
 
 fn read(kind: Kind) -> Result<Model, Error> {
@@ -105,6 +106,11 @@ struct Orders {
 }
 
 #[derive(Deserialize)]
+struct Pieces {
+    texts: Vec<Text>,
+}
+
+#[derive(Deserialize)]
 struct Text {
     text: String,
     tokens: Vec<u32>,
@@ -126,6 +132,20 @@ fn tokens() -> Outcome {
             assert_eq!(model.tokenizer.decode(&tokens)?, text);
         }
     }
+    Ok(())
+}
+
+/// Of a small vocabulary, spaces and bytes included; it needs no model.
+fn sentence_pieces() -> Outcome {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/model");
+    let tokenizer = Tokenizer::new(&Gguf::read(&folder.join("sentencepiece.gguf"))?)?;
+    let golden: Pieces = serde_json::from_str(&std::fs::read_to_string(folder.join("sentencepiece.json"))?)?;
+    for Text { text, tokens } in golden.texts {
+        assert_eq!(tokenizer.encode(&text)?, tokens, "{text:?}");
+        assert_eq!(tokenizer.decode(&tokens)?, text);
+    }
+    assert_eq!(tokenizer.first(), Some(1));
+    assert!(tokenizer.is_control(2) && !tokenizer.is_control(3));
     Ok(())
 }
 

@@ -104,6 +104,13 @@ impl Gguf {
         })
     }
 
+    /// A list of numbers with a fraction.
+    pub fn reals(&self, key: &str) -> Result<Vec<f64>> {
+        self.value(key, "a list of numbers", |value| {
+            value.to_vec().ok()?.iter().map(|x| x.to_f32().ok().map(f64::from)).collect()
+        })
+    }
+
     /// A list of whole numbers.
     pub fn numbers(&self, key: &str) -> Result<Vec<i64>> {
         self.value(key, "a list of whole numbers", |value| {

@@ -1,5 +1,4 @@
-//! A language model to evaluate attention in (feature `torch`): a GGUF file of the Llama architecture with a byte-level BPE tokenizer
-//! of its own, as SmolLM2 and Llama 3 have. The forward
+//! A language model to evaluate attention in (feature `torch`): any GGUF file of the Llama architecture with its own tokenizer. The forward
 //! pass runs on libtorch with a cache of keys and values, and asks an [`Attention`] in every layer, so that whatever selects keys
 //! can be put inside.
 //!

@@ -1,6 +1,8 @@
 //! The tokenizer that a GGUF file holds, as one of the `tokenizers` crate: byte-level BPE (`tokenizer.ggml.model` gpt2), which
-//! SmolLM2, Llama 3 and their like have. How text is cut before merging is named by `tokenizer.ggml.pre`; the cuts are those
-//! of the models' own tokenizer files.
+//! SmolLM2, Llama 3 and their like have, or SentencePiece BPE (`llama`), as Llama 2 and Mistral. How text is cut before merging
+//! is named by `tokenizer.ggml.pre`; the cuts are those of the models' own tokenizer files.
+
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
@@ -50,48 +52,113 @@ fn cuts(name: &str) -> Option<Value> {
     }
 }
 
+/// Tokens that stand apart from the others, as `added_tokens` of a tokenizer file.
+fn added(tokens: &[String], types: &[i64]) -> Vec<Value> {
+    let apart =
+        tokens.iter().zip(types).enumerate().filter(|(_, (_, kind))| matches!(**kind, CONTROL | ADDED));
+    let token = |(id, (content, kind)): (usize, (&String, &i64))| {
+        json!({"id": id, "content": content, "special": *kind == CONTROL, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    };
+    apart.map(token).collect()
+}
+
+/// Byte-level BPE: what differs between models is where text is cut before merging.
+fn byte_level(file: &Gguf, pre: &str) -> Result<Value> {
+    let cuts =
+        cuts(pre).ok_or_else(|| wrong(PRE, format!("{pre:?}"), "gpt-2, smollm, llama-bpe or llama3"))?;
+    let merges = file.texts("tokenizer.ggml.merges")?;
+    let pairs: Option<Vec<_>> = merges.iter().map(|merge| merge.split_once(' ')).collect();
+    let pairs =
+        pairs.ok_or_else(|| wrong("tokenizer.ggml.merges", "an entry without a space", "pairs of tokens"))?;
+    Ok(json!({
+        "normalizer": null,
+        "pre_tokenizer": cuts,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"unk_token": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": matches!(pre, "llama-bpe" | "llama3"), "merges": pairs},
+    }))
+}
+
+/// SentencePiece BPE: spaces are ▁, what no piece covers falls back to bytes, and the pair whose piece has the highest score is
+/// merged first.
+fn sentence_piece(file: &Gguf, tokens: &[String]) -> Result<Value> {
+    let scores = file.reals("tokenizer.ggml.scores")?;
+    if scores.len() != tokens.len() {
+        let expected = format!("{}, one for each token", tokens.len());
+        return Err(wrong("tokenizer.ggml.scores", scores.len(), expected));
+    }
+    let ids: HashMap<&str, usize> =
+        tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let mut merges: Vec<(f64, usize, usize)> = Vec::new();
+    for (piece, &score) in tokens.iter().zip(&scores) {
+        for (cut, _) in piece.char_indices().skip(1) {
+            if let (Some(&left), Some(&right)) = (ids.get(&piece[..cut]), ids.get(&piece[cut..])) {
+                merges.push((score, left, right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    let pairs: Vec<_> = merges.iter().map(|&(_, left, right)| (&tokens[left], &tokens[right])).collect();
+    let unknown = file.number("tokenizer.ggml.unknown_token_id").ok().and_then(|id| tokens.get(id));
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let prefix = file.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let first = if prefix { vec![json!({"type": "Prepend", "prepend": "▁"})] } else { Vec::new() };
+    let strip = if prefix {
+        vec![json!({"type": "Strip", "content": " ", "start": 1, "stop": 0})]
+    } else {
+        Vec::new()
+    };
+    let text = [
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    let normalizers = [first, vec![spaces]].concat();
+    let decoders = [text.to_vec(), strip].concat();
+    Ok(json!({
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": null,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {"unk_token": unknown, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "merges": pairs},
+    }))
+}
+
 impl Tokenizer {
     /// Errors: [`Error::Tokenizer`] for a kind of tokenizer that is not known, [`Error::Model`] for missing metadata.
     pub fn new(file: &Gguf) -> Result<Self> {
-        let model = file.text(MODEL)?;
-        if model != "gpt2" {
-            return Err(wrong(MODEL, format!("{model:?}"), "\"gpt2\", byte-level BPE"));
-        }
-        let pre = file.text(PRE)?;
-        let cuts =
-            cuts(pre).ok_or_else(|| wrong(PRE, format!("{pre:?}"), "gpt-2, smollm, llama-bpe or llama3"))?;
+        let kind = file.text(MODEL)?;
         let tokens = file.texts("tokenizer.ggml.tokens")?;
         let types = file.numbers("tokenizer.ggml.token_type")?;
-        let merges = file.texts("tokenizer.ggml.merges")?;
-        let merges: Vec<_> =
-            merges.iter().map(|merge| merge.split_once(' ')).collect::<Option<_>>().ok_or_else(|| {
-                wrong("tokenizer.ggml.merges", "an entry without a space", "pairs of tokens")
-            })?;
-        let added: Vec<Value> = tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| **kind == CONTROL || **kind == ADDED).map(
-            |(id, (content, kind))| json!({"id": id, "content": content, "special": *kind == CONTROL, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}),
-        ).collect();
+        let (mut description, wants_first) = match kind {
+            "gpt2" => {
+                let pre = file.text(PRE)?;
+                (byte_level(file, pre)?, pre.starts_with("llama"))
+            }
+            "llama" => (sentence_piece(file, &tokens)?, true),
+            other => {
+                let expected = "\"gpt2\", byte-level BPE, or \"llama\", SentencePiece";
+                return Err(wrong(MODEL, format!("{other:?}"), expected));
+            }
+        };
         let vocabulary: serde_json::Map<String, Value> =
             tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
-        let description = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-            "added_tokens": added,
-            "pre_tokenizer": cuts,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": matches!(pre, "llama-bpe" | "llama3"), "vocab": vocabulary, "merges": merges},
-        });
+        description["version"] = json!("1.0");
+        description["added_tokens"] = json!(added(&tokens, &types));
+        description["model"]["type"] = json!("BPE");
+        description["model"]["vocab"] = Value::Object(vocabulary);
         let inner = tokenizers::Tokenizer::from_bytes(description.to_string())
-            .map_err(|error| wrong("tokenizer.ggml", error, "tokens and merges of a byte-level BPE"))?;
+            .map_err(|error| wrong("tokenizer.ggml", error, "tokens and merges of BPE"))?;
         let control = types.iter().enumerate().filter(|(_, kind)| **kind == CONTROL).map(|(id, _)| id as u32);
         let token = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
-        let wants_first = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(pre.starts_with("llama"));
+        let wants_first = file.flag("tokenizer.ggml.add_bos_token").unwrap_or(wants_first);
+        let names = ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"];
         Ok(Self {
             inner,
             first: token("tokenizer.ggml.bos_token_id").filter(|_| wants_first),
             control: control.collect(),
             template: file.text("tokenizer.chat_template").ok().map(str::to_owned),
-            names: ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"]
+            names: names
                 .map(|key| token(key).and_then(|id| tokens.get(id as usize)).cloned().unwrap_or_default()),
         })
     }
