@@ -185,3 +185,19 @@ fn calibrate_derives_rows_per_head_and_a_shared_row() {
         assert_eq!(std::fs::read_to_string(&result).unwrap(), expected);
     }
 }
+
+/// What needs libtorch says how to get a build that has it.
+#[cfg(not(feature = "torch"))]
+#[test]
+fn a_build_without_libtorch_says_how_to_make_one_with_it() {
+    for arguments in [
+        &["verify", "--subject", "torch"][..],
+        &["eval", "perplexity", "--model", "m.gguf", "--text", "t.txt"],
+        &["calibrate", "--model", "m.gguf", "--text", "t.txt", "-o", "channels.json"],
+    ] {
+        let output = run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr.contains("cargo build --release --features torch"), "{arguments:?}: {stderr}");
+    }
+}

@@ -60,9 +60,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 #[cfg(not(feature = "torch"))]
 fn of_model(_model: &std::path::Path, _arguments: &Arguments) -> Result<(ChannelFile, String), Failure> {
-    Err("--model: found a build without libtorch, expected one made with \
-         LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
-        .into())
+    Err(format!("--model: {}", super::WITHOUT_TORCH).into())
 }
 
 #[cfg(feature = "torch")]

@@ -41,10 +41,21 @@ enum Command {
     /// Measure what selecting keys does to a language model's answers (feature torch)
     #[cfg(feature = "torch")]
     Eval(Box<eval::Arguments>),
+    /// Measure what selecting keys does to a language model's answers; this build cannot, it lacks the feature torch
+    #[cfg(not(feature = "torch"))]
+    Eval {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<String>,
+    },
 }
 
 /// What a command may fail with; the message goes to stderr and the exit code is 2.
 type Failure = Box<dyn std::error::Error>;
+
+/// What a command says that cannot do without libtorch.
+#[cfg(not(feature = "torch"))]
+const WITHOUT_TORCH: &str = "found a build without libtorch, expected one made with \
+                             LIBTORCH=$(ci/libtorch) cargo build --release --features torch";
 
 /// Runs the command of the process's arguments.
 pub fn main() -> ExitCode {
@@ -58,6 +69,8 @@ pub fn main() -> ExitCode {
         Command::Calibrate(arguments) => calibrate::main(&arguments),
         #[cfg(feature = "torch")]
         Command::Eval(arguments) => eval::main(&arguments),
+        #[cfg(not(feature = "torch"))]
+        Command::Eval { arguments } => Err(format!("eval {}: {WITHOUT_TORCH}", arguments.join(" ")).into()),
     };
     result.unwrap_or_else(|error| {
         eprintln!("doublecheck: {error}");

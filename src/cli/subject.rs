@@ -117,9 +117,7 @@ fn torch(device: &str, cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure>
 
 #[cfg(not(feature = "torch"))]
 fn torch(_device: &str, _cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure> {
-    Err("--subject torch: found a build without libtorch, expected one made with \
-         LIBTORCH=$(ci/libtorch) cargo build --release --features torch"
-        .into())
+    Err(format!("--subject torch: {}", super::WITHOUT_TORCH).into())
 }
 
 /// On Ctrl-C and the like, ends the command too.
