@@ -12,7 +12,6 @@ use doublecheck::algorithm::{
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Call, Instance, Sequence, bundled};
 use doublecheck::evaluation::attention::{Selector, Sparse, Stage};
-use doublecheck::evaluation::bootstrap;
 use doublecheck::evaluation::results::{Measure, Recall, Row, Setup};
 use doublecheck::evaluation::run::{Contender, Progress, Work, rows, run};
 use doublecheck::model::calibrate::Calibration;
@@ -88,6 +87,8 @@ struct Prompt {
     tokens: Vec<u32>,
     logits: Vec<f64>,
     greedy: Vec<u32>,
+    /// The least by which a token of the continuation was ahead of the next best.
+    smallest_gap: f64,
 }
 
 /// Negative log likelihood of tokens of LICENSE-APACHE by dense attention.
@@ -174,8 +175,8 @@ fn logits() -> Outcome {
             prompt.name
         );
         assert!(found <= bound, "{}: {found:e} exceeds {bound:e}", prompt.name);
-        // The constant is that of f32 arithmetic and not of a fault: logits are of the order of 10.
-        assert!(rounding < 1e-3, "{}: f32 is off by {rounding:e}", prompt.name);
+        // f32 is near enough for the greedy continuation to be the same whatever it rounds to.
+        assert!(2.0 * rounding < prompt.smallest_gap, "{}: f32 is off by {rounding:e}", prompt.name);
     }
     Ok(())
 }
@@ -332,8 +333,9 @@ fn two_layers() -> Outcome {
     Ok(())
 }
 
-/// 64 tokens after 256 of LICENSE-APACHE: dense attention has transformers' likelihood, Double Sparsity by libtorch that by the
-/// reference and by the engine, exact top-k keeps all of itself, and with D4 perplexity is higher beyond doubt.
+/// 64 tokens after 256 of LICENSE-APACHE: dense attention has transformers' likelihood, exact top-k keeps all of itself, and with D4
+/// they are less likely in each block than with Double Sparsity by libtorch, the reference or the engine. That these select alike is
+/// certified in [`two_layers`]; here rounding moves codes of 4 bits, and what follows differs.
 fn perplexity() -> Outcome {
     let (model, golden) = (read(Kind::Float)?, golden().perplexity);
     let tokens = licence(&model)?;
@@ -375,11 +377,18 @@ fn perplexity() -> Outcome {
     let [dense, oracle, torch, reference, engine, fault] = rows.as_slice() else {
         return Err(format!("found {} rows", rows.len()).into());
     };
-    // f32 is off by less than 3e-5 in each logit of the golden prompts (printed by the test of the logits), and so by less than twice
-    // that in each log likelihood.
+    // What f32 is off by in a logit is measured, here at the last token; 8 times as much is allowed elsewhere, and twice that in a
+    // log likelihood, which is a difference of two.
+    let asked = &tokens[..golden.context + golden.scored];
+    let double = read(Kind::Double)?;
+    let off = (last_logits(&model.llama, asked)? - last_logits(&double.llama, asked)?)
+        .abs()
+        .max()
+        .double_value(&[]);
+    let bound = golden.scored as f64 * 2.0 * 8.0 * off;
     assert!(
-        (sum(dense) - golden.sum).abs() < golden.scored as f64 * 6e-5,
-        "{} is not {}",
+        (sum(dense) - golden.sum).abs() <= bound,
+        "{} is not {} within {bound:e}",
         sum(dense),
         golden.sum
     );
@@ -389,14 +398,14 @@ fn perplexity() -> Outcome {
     let kept = |row: &Row| row.recall.as_ref().and_then(|recall| Recall::mean(&recall.keys));
     assert_eq!(kept(oracle), Some(1.0));
     assert!(kept(torch) > kept(fault));
-    // All three select what the SPEC says, but for keys that rounding decides: no difference that shows.
-    for other in [reference, engine] {
-        let ratio =
-            bootstrap::against(Measure::Perplexity, &other.units, &torch.units).ok_or("no interval")?;
-        assert!(ratio.low <= 1.0 && 1.0 <= ratio.high, "{}: {ratio:?}", other.masker);
+    // In each block of tokens, whoever does it rightly.
+    for right in [torch, reference, engine] {
+        assert!(
+            right.units.iter().zip(&fault.units).all(|(right, fault)| right.sum < fault.sum),
+            "{}",
+            right.masker
+        );
     }
-    let costs = bootstrap::against(Measure::Perplexity, &fault.units, &torch.units).ok_or("no interval")?;
-    assert!(costs.low > 1.0, "{costs:?}");
     Ok(())
 }
 
