@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use super::attention::Sparse;
@@ -20,6 +19,7 @@ use super::recall::RecallSums;
 use super::results::{Measure, Row, Setup, Unit};
 use super::tasks;
 use crate::algorithm::Detail;
+use crate::cases::bundled::sha256;
 use crate::model::llama::{Cache, Dense};
 use crate::model::{self, Llama, Model};
 
@@ -67,7 +67,7 @@ impl Contender {
     /// SHA-256 of its settings, maskers and channels. Of a command nothing but its own name is known.
     pub fn fingerprint(&self) -> String {
         let known = format!("{} {:?} {}", self.masker, self.heavy_size, self.sparse.describe());
-        Sha256::digest(known).iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(known.as_bytes())
     }
 
     fn name(&self) -> String {
@@ -257,16 +257,13 @@ impl Work {
 
     /// SHA-256 of what is asked, in tokens, and of the answers.
     pub fn fingerprint(work: &[Self]) -> String {
-        let mut digest = Sha256::new();
-        for piece in work {
-            digest.update(match piece {
-                Self::Passage { name, context, tail } => format!("{name:?} {context:?} {tail:?}"),
-                Self::Question { name, context, question, answers, most_tokens, .. } => {
-                    format!("{name:?} {context:?} {question:?} {answers:?} {most_tokens}")
-                }
-            });
-        }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let asked = work.iter().map(|piece| match piece {
+            Self::Passage { name, context, tail } => format!("{name:?} {context:?} {tail:?}"),
+            Self::Question { name, context, question, answers, most_tokens, .. } => {
+                format!("{name:?} {context:?} {question:?} {answers:?} {most_tokens}")
+            }
+        });
+        sha256(asked.collect::<Vec<_>>().join("\n").as_bytes())
     }
 }
 

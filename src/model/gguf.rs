@@ -5,11 +5,11 @@ use std::io::Cursor;
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
-use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use super::{Error, Result};
 use crate::algorithm::Detail;
+use crate::cases::bundled::sha256;
 
 /// An open file.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Gguf {
         }
         let content = Content::read(&mut Cursor::new(&bytes))
             .map_err(|error| wrong(&name, error, "a whole GGUF file of version 1 to 3"))?;
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = sha256(&bytes);
         Ok(Self { content, bytes, sha256, used: BTreeSet::new() })
     }
 
