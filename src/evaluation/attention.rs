@@ -99,25 +99,25 @@ impl Sparse {
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
-
-    /// The mask [1, h, m, n] in f32, and the output where the selector computes it.
-    fn select(&mut self, index: usize, layer: &Layer, qkv: [&Tensor; 3]) -> Selected {
-        match &mut self.selector {
-            Selector::Dense => Ok((masker::filled(layer, None).map_err(masker::failed)?, None)),
-            Selector::Maskers(stages) => {
-                let mut mask: Option<Tensor> = None;
-                for (place, stage) in stages.iter().enumerate() {
-                    mask = Some(add(stage, (index, place), layer, mask, &mut self.maskers)?);
-                }
-                let empty = || Tensor::f_zeros(layer.mask_shape(), (Kind::Float, layer.q.device()));
-                Ok((mask.map_or_else(empty, Ok).map_err(masker::failed)?, None))
-            }
-            Selector::Subject(_, subject) => ask(subject.as_mut(), index, qkv, layer.q.device()),
-        }
-    }
 }
 
+/// The mask [1, h, m, n] in f32, and the output where the selector computes it.
 type Selected = std::result::Result<(Tensor, Option<Tensor>), NoAnswer>;
+
+/// What a list of maskers selects.
+fn listed(
+    stages: &[Stage],
+    index: usize,
+    layer: &Layer,
+    maskers: &mut HashMap<(usize, usize), Masker>,
+) -> Selected {
+    let mut mask: Option<Tensor> = None;
+    for (place, stage) in stages.iter().enumerate() {
+        mask = Some(add(stage, (index, place), layer, mask, maskers)?);
+    }
+    let empty = || Tensor::f_zeros(layer.mask_shape(), (Kind::Float, layer.q.device()));
+    Ok((mask.map_or_else(empty, Ok).map_err(masker::failed)?, None))
+}
 
 /// The mask with what one masker adds.
 fn add(
@@ -178,16 +178,20 @@ impl Attention for Sparse {
             return Dense.attend(index, q, k, v);
         }
         let (h, m, n) = (q.size()[1], q.size()[2], k.size()[2]);
-        if matches!(self.selector, Selector::Dense) {
-            let rows = (h * m) as f64;
-            // Query i sees n − m + i + 1 keys.
-            let seen = rows * (n as f64 - (m as f64 - 1.0) / 2.0);
-            (self.tally.read, self.tally.held, self.tally.rows) =
-                (self.tally.read + seen, self.tally.held + seen, self.tally.rows + rows);
-            return Dense.attend(index, q, k, v);
-        }
         let layer = layer(q, k, v)?;
-        let selected = self.select(index, &layer, [q, k, v]);
+        let selected = match &mut self.selector {
+            Selector::Dense => {
+                let rows = (h * m) as f64;
+                // Query i sees n − m + i + 1 keys.
+                let seen = rows * (n as f64 - (m as f64 - 1.0) / 2.0);
+                self.tally.read += seen;
+                self.tally.held += seen;
+                self.tally.rows += rows;
+                return Dense.attend(index, q, k, v);
+            }
+            Selector::Maskers(stages) => listed(stages, index, &layer, &mut self.maskers),
+            Selector::Subject(_, subject) => ask(subject.as_mut(), index, [q, k, v], q.device()),
+        };
         let (mask, output) = selected.map_err(|problem| Error::Attention { layer: index, problem })?;
         let seen = match &layer.additive {
             Some(additive) => additive.f_eq(0.0)?.f_sum(Kind::Double)?.f_double_value(&[])? * h as f64,
