@@ -134,9 +134,9 @@ fn agreements(
     }
     if let Some(file) = other {
         for kind in ChannelKind::ALL {
-            if let Some(found) = calibration.compare(file, kind, channels)? {
-                lines.push(format!("{}, the other file: {}", kind.name(), told(&found)));
-            }
+            let found = calibration.compare(file, kind, channels)?;
+            let found = found.map_or("it holds no such rows".into(), |found| told(&found));
+            lines.push(format!("{}, the other file: {found}", kind.name()));
         }
     }
     Ok(lines.join("\n"))

@@ -29,7 +29,30 @@ use super::{Failure, print, subject, write};
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
-    task: Task,
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Task(Box<Task>),
+    /// Tell a finished evaluation again, from the evaluation.json of its folder
+    Show {
+        /// evaluation.json
+        file: PathBuf,
+        /// Heat maps of recall too
+        #[arg(long)]
+        recall: bool,
+        /// Leave times out of the text
+        #[arg(long)]
+        no_times: bool,
+        /// Write the plot
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// Write the page
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -86,23 +109,6 @@ enum Task {
         items: usize,
         #[command(flatten)]
         common: Common,
-    },
-    /// Tell a finished evaluation again, from the evaluation.json of its folder
-    Show {
-        /// evaluation.json
-        file: PathBuf,
-        /// Heat maps of recall too
-        #[arg(long)]
-        recall: bool,
-        /// Leave times out of the text
-        #[arg(long)]
-        no_times: bool,
-        /// Write the plot
-        #[arg(long, value_name = "FILE")]
-        svg: Option<PathBuf>,
-        /// Write the page
-        #[arg(long, value_name = "FILE")]
-        html: Option<PathBuf>,
     },
 }
 
@@ -192,12 +198,9 @@ struct Common {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let common = match &arguments.task {
-        Task::Perplexity { common, .. }
-        | Task::Qa { common, .. }
-        | Task::Passkey { common, .. }
-        | Task::KeyValue { common, .. } => common,
-        Task::Show { file, recall, no_times, svg, html } => {
+    let task = match &arguments.command {
+        Command::Task(task) => task,
+        Command::Show { file, recall, no_times, svg, html } => {
             let found = read(file)?;
             if let Some(path) = svg {
                 write(path, &(evaluation::plot(&found).into_string() + "\n"))?;
@@ -209,9 +212,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    let (Task::Perplexity { common, .. }
+    | Task::Qa { common, .. }
+    | Task::Passkey { common, .. }
+    | Task::KeyValue { common, .. }) = &**task;
     let device = device::open(common.device)?;
     let model = Model::read(&common.model, device, Kind::Float)?;
-    let Asked { work, measure, task, mut notes } = arguments.task.work(&model, common)?;
+    let Asked { work, measure, task, mut notes } = task.work(&model, common)?;
     let mut contenders = common.contenders(&model, &mut notes)?;
     let setup = match common.setup {
         // Nothing is generated for a perplexity: what follows the context is sparse.
@@ -334,7 +341,6 @@ impl Task {
                 let task = format!("{items} values, each among {pairs} pairs");
                 retrieved(model, common.in_chat(model, made.collect::<Result<_, _>>()?)?, task)
             }
-            Self::Show { .. } => Err("eval show: found no work, expected a task".into()),
         }
     }
 }

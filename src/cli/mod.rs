@@ -40,7 +40,7 @@ enum Command {
     Calibrate(calibrate::Arguments),
     /// Measure what selecting keys does to a language model's answers (feature torch)
     #[cfg(feature = "torch")]
-    Eval(Box<eval::Arguments>),
+    Eval(eval::Arguments),
     /// Measure what selecting keys does to a language model's answers; this build cannot, it lacks the feature torch
     #[cfg(not(feature = "torch"))]
     Eval {
