@@ -14,7 +14,7 @@ use doublecheck::algorithm::{
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
-use doublecheck::runner::verify::{Options, random_cases, verify};
+use doublecheck::runner::verify::{VerifyOptions, random_cases, verify};
 use doublecheck::subjects::Subject;
 use doublecheck::subjects::torch::masker::{Layer, Masker};
 use doublecheck::subjects::torch::{DeviceChoice, Torch, attention, device};
@@ -46,7 +46,7 @@ fn main() -> Result<(), Failure> {
         "speed": speed,
         "goldens": goldens(&mut torch)?,
         "repeats": repeats(&mut torch)?,
-        "random_cases": random_cases(&mut torch, Options { random_cases: cases, seed: 2 }),
+        "random_cases": random_cases(&mut torch, VerifyOptions { random_cases: cases, seed: 2 }),
     });
     std::fs::write(path, format!("{record:#}\n"))?;
     println!("{record:#}");
@@ -55,7 +55,7 @@ fn main() -> Result<(), Failure> {
 
 fn goldens(torch: &mut Torch) -> Result<Value, Failure> {
     let files = bundled::find(&bundled::folder())?;
-    let report = verify(&files, torch, Options { random_cases: 0, seed: 0 }, &mut |_| {});
+    let report = verify(&files, torch, VerifyOptions { random_cases: 0, seed: 0 }, &mut |_| {});
     Ok(json!({
         "exit_code": report.exit_code(),
         "total": report.total(),

@@ -13,7 +13,7 @@ use doublecheck::cases::strategies::small_plans;
 use doublecheck::cases::{Answer, Case, NoAnswer, Sequence};
 use doublecheck::runner::check::{self, check};
 use doublecheck::runner::faults::fault_result;
-use doublecheck::runner::verify::{Options, small_cases, verify};
+use doublecheck::runner::verify::{VerifyOptions, small_cases, verify};
 use doublecheck::subjects::{Engine, Reference, Subject};
 use doublecheck::verdicts::judge::judge_call;
 use proptest::strategy::{Strategy, ValueTree};
@@ -27,7 +27,7 @@ fn random<S: Subject>(
     new_subject: impl Fn() -> Result<S, Failure> + Sync,
 ) -> Result<(), Failure> {
     let random_cases = if testing() { 50 } else { cases };
-    let report = small_cases(new_subject, Options { random_cases, seed: 0 })?;
+    let report = small_cases(new_subject, VerifyOptions { random_cases, seed: 0 })?;
     if let Some(finding) = report.finding {
         return Err(format!("{name} diverges: {}", finding.explanations.join("; ")).into());
     }
@@ -44,7 +44,7 @@ fn sequences() {
 /// As the command does it.
 fn bundled_cases() -> Result<(), Failure> {
     let mut files = bundled::find(&bundled::folder())?;
-    let mut options = Options { random_cases: 200, seed: 0 };
+    let mut options = VerifyOptions { random_cases: 200, seed: 0 };
     if testing() {
         files.retain(|file| file.group() == "counterexamples");
         options.random_cases = 1;

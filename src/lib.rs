@@ -10,6 +10,8 @@
 pub mod algorithm;
 pub mod behaviours;
 pub mod cases;
+mod compute;
+pub mod diagnosis;
 pub mod engine;
 pub mod evaluation;
 #[cfg(feature = "torch")]

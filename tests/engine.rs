@@ -341,12 +341,12 @@ fn grid(
 /// All bundled cases but the grid, judged as any subject is.
 #[test]
 fn bundled_cases_conform() {
-    use doublecheck::runner::verify::{Options, verify};
+    use doublecheck::runner::verify::{VerifyOptions, verify};
     let mut files = bundled::find(&bundled::folder()).unwrap();
     files.retain(|file| file.group() != "grid");
-    let options = Options { random_cases: 50, seed: 3 };
+    let options = VerifyOptions { random_cases: 50, seed: 3 };
     let report = verify(&files, &mut subjects::Engine::default(), options, &mut |_| {});
-    assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::text::render(&report, false));
+    assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
 }
 
 /// Scores that all tie, so that every key is open, and scores beyond f32.

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
 use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer};
-use doublecheck::runner::check::judge_observation;
+use doublecheck::diagnosis::reproduction::reproduces;
+use doublecheck::diagnosis::{self, Seen};
 use doublecheck::runner::faults::fault_result;
 use doublecheck::subjects::{Faulty, Reference};
-use doublecheck::verdicts::diagnosis::{self, Seen};
-use doublecheck::verdicts::reproduction::reproduces;
+use doublecheck::verdicts::judge::judge_observation;
 use doublecheck::{Options, Subject, check};
 use rayon::prelude::*;
 

@@ -7,19 +7,19 @@ use std::fmt::Write;
 
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::{Answer, Case, CaseFile, NoAnswer, Reader, Sequence};
-use doublecheck::runner::check::ask;
-use doublecheck::runner::verify::{Options, verify};
+use doublecheck::runner::verify::{VerifyOptions, verify};
+use doublecheck::subjects::ask;
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::{Certificate, judge};
 use rstest::rstest;
 
-const NO_RANDOM_CASES: Options = Options { random_cases: 0, seed: 0 };
+const NO_RANDOM_CASES: VerifyOptions = VerifyOptions { random_cases: 0, seed: 0 };
 
 #[test]
 fn every_bundled_case_conforms() {
     let files = bundled::find(&bundled::folder()).unwrap();
     let report = verify(&files, &mut Reference::default(), NO_RANDOM_CASES, &mut |_| {});
-    assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::text::render(&report, false));
+    assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
 }
 
 /// The grid of the port's own 81 correctness cases, one test each.

@@ -138,7 +138,7 @@ fn a_verification_has_its_tables_and_findings() {
     let golden = doublecheck::cases::bundled::folder();
     let files = doublecheck::cases::bundled::find(&golden.join("grid")).expect("bundled cases");
     let files: Vec<_> = files.into_iter().take(12).collect();
-    let options = verify::Options { random_cases: 10, seed: 0 };
+    let options = verify::VerifyOptions { random_cases: 10, seed: 0 };
     let mut report = verify::verify(&files, &mut faulty(&["smallest-scores"]), options, &mut |_| {});
     report.notes.push(MARKUP.into());
     report.bad_inputs.push(MARKUP.into());

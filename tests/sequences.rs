@@ -7,9 +7,10 @@ use doublecheck::Subject;
 use doublecheck::behaviours::{Behaviour, CATALOGUE};
 use doublecheck::cases::sequence_plan::sequence_plans;
 use doublecheck::cases::{Capabilities, CaseFile, Feature, NoAnswer, Reader, Sequence, file, profiles};
-use doublecheck::runner::check::{ask, judge_observation};
+use doublecheck::diagnosis::reproduction::reproduces;
+use doublecheck::subjects::ask;
 use doublecheck::subjects::{Faulty, Reference};
-use doublecheck::verdicts::reproduction::reproduces;
+use doublecheck::verdicts::judge::judge_observation;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 

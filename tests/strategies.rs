@@ -8,7 +8,7 @@ use doublecheck::behaviours::Fault;
 use doublecheck::cases::Case;
 use doublecheck::cases::RoundingModel;
 use doublecheck::cases::strategies::{cases, small_plans};
-use doublecheck::runner::verify::{Options, small_cases};
+use doublecheck::runner::verify::{VerifyOptions, small_cases};
 use doublecheck::subjects::{Faulty, Reference};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
@@ -162,7 +162,7 @@ fn small_cases_are_small() {
 
 #[test]
 fn small_cases_pass_the_reference_and_catch_a_fault() {
-    let options = Options { random_cases: 501, seed: 1 };
+    let options = VerifyOptions { random_cases: 501, seed: 1 };
     let report = small_cases(|| Ok::<_, Infallible>(Reference::default()), options).unwrap();
     assert_eq!((report.cases, report.finding.is_none()), (501, true), "{report:#?}");
     assert!(report.refused > 0 && report.sharpness.rows > 501, "{report:#?}");

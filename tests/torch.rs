@@ -12,8 +12,8 @@ use doublecheck::algorithm::{
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Case, Kept, NoAnswer, RoundingModel};
-use doublecheck::reports::text;
-use doublecheck::runner::verify::{Options, random_cases, verify};
+use doublecheck::reports::verify as text;
+use doublecheck::runner::verify::{VerifyOptions, random_cases, verify};
 use doublecheck::subjects::torch::cache::LabelCache;
 use doublecheck::subjects::torch::{DeviceChoice, Torch, TorchCache, device};
 use doublecheck::subjects::{Reference, Subject};
@@ -73,12 +73,12 @@ fn cases(default: u32) -> u32 {
 
 fn bundled_cases(torch: &mut dyn Subject) -> Outcome {
     let files = bundled::find(&bundled::folder())?;
-    let report = verify(&files, torch, Options { random_cases: 20, seed: 0 }, &mut |_| {});
+    let report = verify(&files, torch, VerifyOptions { random_cases: 20, seed: 0 }, &mut |_| {});
     if report.exit_code() == 0 { Ok(()) } else { Err(text::render(&report, false).into()) }
 }
 
 fn random(torch: &mut dyn Subject) -> Outcome {
-    let report = random_cases(torch, Options { random_cases: cases(2000), seed: 1 });
+    let report = random_cases(torch, VerifyOptions { random_cases: cases(2000), seed: 1 });
     match report.finding {
         None => Ok(()),
         Some(finding) => Err(finding.explanations.join("\n").into()),

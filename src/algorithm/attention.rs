@@ -6,7 +6,7 @@ use ndarray::{Array4, Axis};
 use super::error::{Detail, Error, Result};
 use super::inputs::{Inputs, Row};
 use super::mask::Mask;
-use super::parallel;
+use crate::compute;
 
 /// The exact attention logits q·k·scaling + A of one row at the given keys.
 pub fn logits(inputs: &Inputs, (batch, head, query): Row, keys: impl Iterator<Item = usize>) -> Vec<f64> {
@@ -32,7 +32,7 @@ pub fn attention(inputs: &Inputs, mask: &Mask) -> Result<Array4<f32>> {
     }
     let mut output = Array4::zeros(dims.output_shape());
     let rows: Vec<_> = dims.rows().zip(output.lanes_mut(Axis(3))).collect();
-    parallel::map(rows, dims.operations(), |(row, mut out)| {
+    compute::map(rows, dims.operations(), |(row, mut out)| {
         for (out, x) in out.iter_mut().zip(attend_row(inputs, mask, row)) {
             *out = x as f32;
         }

@@ -10,9 +10,9 @@ use super::channels::ChannelOrder;
 use super::config::LabelBits;
 use super::error::{Error, Result};
 use super::inputs::Inputs;
-use super::parallel;
 use super::quantize::{quantize_columns, quantize_in_place};
 use super::storage::Storage;
+use crate::compute;
 
 /// Labels of some query heads of one batch entry, r per position.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +70,7 @@ pub fn labels(
         let mut labels = Array3::zeros((heads.len(), label_channels, positions));
         let parts: Vec<_> = labels.axis_chunks_iter_mut(Axis(2), TOGETHER).enumerate().collect();
         // All heads of some positions at once: those that read one KV head then find its keys in the cache.
-        let errors = parallel::map(parts, heads.len() * label_channels * positions, |(part, mut labels)| {
+        let errors = compute::map(parts, heads.len() * label_channels * positions, |(part, mut labels)| {
             let first = part * TOGETHER;
             let taken = first..first + labels.dim().2;
             let mut errors = Vec::new();

@@ -16,9 +16,9 @@ use super::heavy_size::HeavySize;
 use super::inputs::{Dims, Inputs, Row};
 use super::labels::labels;
 use super::mask::Mask;
-use super::parallel;
 use super::scores::{Scores, check_head_mode};
 use super::select::select;
+use crate::compute;
 
 /// Something that adds attended keys to a mask.
 pub trait Masker: std::fmt::Debug + Send + Sync {
@@ -82,7 +82,7 @@ impl Masker for Oracle {
         let dims = inputs.dims();
         let heavy_size = self.heavy_size.resolve(dims.keys);
         let rows: Vec<_> = dims.rows().collect();
-        let selected = parallel::map(rows, dims.operations(), |row @ (b, h, i)| {
+        let selected = compute::map(rows, dims.operations(), |row @ (b, h, i)| {
             let scores = logits(inputs, row, 0..dims.keys);
             (row, select(&scores, |key| previous.attends(b, h, i, key), heavy_size))
         });
@@ -158,7 +158,7 @@ pub fn double_sparsity(
     let together = if selection.heads == HeadMode::PerHead { dims.group_size() } else { dims.heads };
     let groups = (0..dims.batch)
         .flat_map(|b| (0..dims.heads).step_by(together).map(move |first| (b, first..first + together)));
-    let selected = parallel::map(groups.collect(), dims.operations(), |group: (usize, Range<usize>)| {
+    let selected = compute::map(groups.collect(), dims.operations(), |group: (usize, Range<usize>)| {
         let labels = labels(inputs, channels, label_channels, selection.label_bits, group.clone())?;
         let scores = Scores::new(inputs, group.0, &labels, selection.heads);
         Ok(select_group(&scores, &dims, selection, previous, group))
@@ -184,7 +184,7 @@ fn select_group(
         _ => (0..1, dims.heads),
     };
     let rows: Vec<_> = ranked.flat_map(|head| (0..dims.queries).map(move |i| (head, i))).collect();
-    parallel::map(rows, dims.operations(), |(head, i)| {
+    compute::map(rows, dims.operations(), |(head, i)| {
         let earlier: Vec<_> =
             (head..head + excluding).map(|head| previous.row_weights((batch, head, i))).collect();
         let excluded = |key: usize| earlier.iter().any(|row| row[key] != 0.0);

@@ -23,12 +23,10 @@ pub mod inputs;
 pub mod labels;
 pub mod mask;
 pub mod maskers;
-pub mod parallel;
 pub mod quantize;
 pub mod scores;
 pub mod select;
 pub mod storage;
-pub mod vectorised;
 
 pub use channels::{ChannelFile, ChannelOrder};
 pub use config::{AttentionConfig, ChannelKind, GroupFactor, HeadMode, LabelBits, MaskerConfig, Selection};

@@ -7,7 +7,7 @@
 use super::config::LabelBits;
 use super::error::{Detail, Error, Result};
 use super::storage::Storage;
-use super::vectorised::vectorised;
+use crate::compute::vectorised;
 
 /// Codes of one row and what turns them back into labels.
 #[derive(Debug, Clone, PartialEq)]

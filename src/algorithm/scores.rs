@@ -8,7 +8,7 @@ use super::config::HeadMode;
 use super::error::{Detail, Error, Result};
 use super::inputs::Inputs;
 use super::labels::Labels;
-use super::vectorised::vectorised;
+use crate::compute::vectorised;
 
 /// Scores of every key for one query, ready to be ranked.
 pub struct Scores<'a> {

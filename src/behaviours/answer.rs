@@ -7,8 +7,9 @@ use ndarray::{Array4, ArrayView1, Axis, concatenate};
 use super::lowering::{HeadLabels, Lowering, Ranked};
 use super::{Earlier, Heads};
 use crate::algorithm::attention::attention;
-use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage, parallel};
+use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage};
 use crate::cases::Answer;
+use crate::compute;
 
 /// Mask and output.
 ///
@@ -35,7 +36,7 @@ fn mask(lowering: &Lowering) -> Mask {
     };
     let dims = lowering.ranking.dims();
     let rows: Vec<Row> = dims.rows().collect();
-    let selected = parallel::map(rows, dims.operations(), |row| (row, selected(lowering, ranked, row)));
+    let selected = compute::map(rows, dims.operations(), |row| (row, selected(lowering, ranked, row)));
     let mut mask = lowering.before.clone();
     selected.into_iter().for_each(|(row, keys)| mask.add(row, keys));
     mask

@@ -14,7 +14,7 @@ use safetensors::Dtype;
 
 use super::case::metadata;
 use super::error::{Error, Result};
-use super::file::{Tensors, floats};
+use super::tensors::{Tensors, floats};
 use crate::algorithm::calibrate::{BlockActivations, Importance};
 use crate::algorithm::channels::ranges;
 use crate::algorithm::{ChannelFile, ChannelKind, Detail};

@@ -6,12 +6,14 @@ pub mod capabilities;
 pub mod case;
 pub mod error;
 pub mod file;
+pub mod observation;
 pub mod profiles;
 pub mod recipe;
 pub mod rounding_model;
 pub mod sequence;
 pub mod sequence_plan;
 pub mod strategies;
+pub(crate) mod tensors;
 
 pub use capabilities::{Capabilities, Feature};
 pub use case::{
@@ -19,6 +21,7 @@ pub use case::{
 };
 pub use error::Error;
 pub use file::{CaseFile, Reader, StoredSequence};
+pub use observation::Observation;
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};
 pub use sequence::{Call, Instance, Sequence};

@@ -7,8 +7,9 @@ use clap::Args;
 use doublecheck::Options;
 use doublecheck::cases::{Capabilities, bundled, profiles};
 use doublecheck::reports::check::render;
+use doublecheck::reports::check::write_counterexamples;
 use doublecheck::reports::html;
-use doublecheck::runner::check::{check_with_progress, write_counterexamples};
+use doublecheck::runner::check::check_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, print, subject, write};

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use doublecheck::cases::{CaseFile, Reader, Sequence};
 use doublecheck::reports::check::replay;
-use doublecheck::runner::check::{ask, judge_observation};
+use doublecheck::subjects::ask;
+use doublecheck::verdicts::judge::judge_observation;
 
 use super::{Failure, print, subject};
 

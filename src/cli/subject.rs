@@ -5,10 +5,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::cases::Kept;
+use doublecheck::diagnosis::independent;
 use doublecheck::reports::quoted;
 use doublecheck::subjects::process::end_all;
 use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
-use doublecheck::verdicts::diagnosis::independent;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 

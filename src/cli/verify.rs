@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use doublecheck::cases::bundled;
-use doublecheck::reports::{html, text};
-use doublecheck::runner::verify::{Options, verify};
+use doublecheck::reports::{html, verify as text};
+use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -50,7 +50,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         bar.inc(1);
         bar.set_message(step.to_owned());
     };
-    let options = Options { random_cases: arguments.random_cases, seed: arguments.seed };
+    let options = VerifyOptions { random_cases: arguments.random_cases, seed: arguments.seed };
     let report = verify(&files, subject.as_mut(), options, &mut progress);
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {

@@ -17,7 +17,8 @@ use super::rows::Rows;
 use super::top::{Sorted, Top};
 use crate::algorithm::error::Result;
 use crate::algorithm::select::select;
-use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Row, Selection, Storage, parallel};
+use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Row, Selection, Storage};
+use crate::compute;
 
 /// Keys turned away together.
 const LANES: usize = 16;
@@ -79,7 +80,7 @@ impl LabelCache {
     pub fn append(&mut self, keys: &ndarray::Array4<f32>, first: usize) {
         let caches = self.kv_heads.len();
         let jobs: Vec<_> = self.codes.iter_mut().enumerate().collect();
-        let errors = parallel::map(jobs, keys.len() * caches, |(index, codes)| {
+        let errors = compute::map(jobs, keys.len() * caches, |(index, codes)| {
             let (batch, cache) = (index / caches, index % caches);
             let mut refused = None;
             let keys = keys.slice(ndarray::s![batch, self.kv_heads[cache], .., ..]);
@@ -272,7 +273,7 @@ impl Ranking<'_, '_> {
         let length = chunks.div_ceil(pieces.max(1));
         let piece = |piece: usize| piece * length..chunks.min((piece + 1) * length);
         let parts = (0..jobs.len()).flat_map(|job| (0..pieces).map(move |part| (job, part))).collect();
-        let mut tops = parallel::map(parts, work, |(job, part): (usize, usize)| {
+        let mut tops = compute::map(parts, work, |(job, part): (usize, usize)| {
             Arch::new().dispatch(Sort { ranking: self, lines: &jobs[job], chunks: piece(part) })
         })
         .into_iter();
@@ -282,7 +283,7 @@ impl Ranking<'_, '_> {
             let tops = tops.by_ref().take(pieces).reduce(merge).unwrap_or_default();
             lines.extend(job.into_iter().zip(tops));
         }
-        parallel::map(lines, work, |(line, top)| self.finish(&line, top)).into_iter().collect()
+        compute::map(lines, work, |(line, top)| self.finish(&line, top)).into_iter().collect()
     }
 
     /// The first pass over some chunks, for lines whose scores have error bounds.

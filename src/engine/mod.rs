@@ -29,7 +29,8 @@ pub use query::Query;
 use crate::algorithm::error::Result;
 use crate::algorithm::maskers::{Local, Oracle, Sink};
 use crate::algorithm::select::select;
-use crate::algorithm::{ChannelOrder, Detail, Dims, Error, Mask, Row, Selection, Storage, parallel};
+use crate::algorithm::{ChannelOrder, Detail, Dims, Error, Mask, Row, Selection, Storage};
+use crate::compute;
 use labels::{LabelCache, index};
 use query::{Checked, check_shape, stored};
 use rows::Rows;
@@ -236,7 +237,7 @@ impl Engine {
             };
             let rows: Vec<_> = dims.rows().zip(&mut attended).collect();
             let work = if matches!(masker, Masker::Oracle(_)) { dims.operations() } else { 0 };
-            parallel::map(rows, work, |(row, attended)| match masker {
+            compute::map(rows, work, |(row, attended)| match masker {
                 Masker::Sink(sink) => attended.add(0..sink.size.resolve(dims.keys)),
                 Masker::Local(local) => {
                     let end = dims.position(row.2) + 1;
@@ -278,7 +279,7 @@ impl Engine {
         let work =
             attended.iter().map(|row| row.keys.len()).sum::<usize>() * (dims.head_dim + dims.value_dim);
         let arch = Arch::new();
-        parallel::map(rows, work, |(row @ (batch, head, _), output)| {
+        compute::map(rows, work, |(row @ (batch, head, _), output)| {
             let rows = &self.rows[batch * dims.kv_heads + dims.kv_head(head)];
             // The scaling is rounded once more, within the three roundings that SPEC §5 allows it.
             arch.dispatch(Attend {

@@ -3,9 +3,11 @@
 use std::fmt::Write;
 
 use super::sequence;
-use crate::runner::check::{CheckFinding, Report};
+use std::path::Path;
+
+use crate::cases::Observation;
+use crate::runner::check::{Finding, Report};
 use crate::verdicts::Verdict;
-use crate::verdicts::reproduction::Observation;
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
@@ -44,7 +46,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
 }
 
 /// One finding with its counterexample.
-pub fn finding(index: usize, finding: &CheckFinding) -> String {
+pub fn finding(index: usize, finding: &Finding) -> String {
     headline(index, finding) + &counterexample(finding)
 }
 
@@ -62,7 +64,7 @@ pub fn replay(subject: &str, observation: &Observation, verdicts: &[Verdict]) ->
     text
 }
 
-fn headline(index: usize, finding: &CheckFinding) -> String {
+fn headline(index: usize, finding: &Finding) -> String {
     let mut text = format!(
         "\nFINDING {}: {} (after {} sequences, in {} of all)\n",
         index + 1,
@@ -83,7 +85,7 @@ fn headline(index: usize, finding: &CheckFinding) -> String {
 }
 
 /// The shrunk sequence, what was answered and what the reference answers.
-pub fn counterexample(finding: &CheckFinding) -> String {
+pub fn counterexample(finding: &Finding) -> String {
     let observation = &finding.observation;
     let mut text = String::new();
     let rendered = sequence::render(&observation.sequence, "");
@@ -91,8 +93,7 @@ pub fn counterexample(finding: &CheckFinding) -> String {
     for line in rendered.lines().skip(1) {
         let _ = writeln!(text, "  {line}");
     }
-    let expected =
-        crate::runner::check::ask(&mut crate::subjects::Reference::default(), &observation.sequence);
+    let expected = crate::subjects::ask(&mut crate::subjects::Reference::default(), &observation.sequence);
     let answers = observation.answers.iter().zip(&expected.answers).enumerate();
     for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
         let _ = writeln!(text, "\n  call {call}, found:");
@@ -140,4 +141,30 @@ fn summary(report: &Report, with_times: bool) -> String {
             write!(text, "; {:.1} s, {:.0} sequences a second", report.seconds, report.sequences_per_second);
     }
     text + "\n"
+}
+
+/// Writes each counterexample as a case file and as text, in place of those of an earlier run, and notes the files in the
+/// report. Errors: those of writing.
+pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let stem =
+            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("finding-"));
+        let ours = stem.is_some_and(|number| number.parse::<usize>().is_ok());
+        if ours && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    let (subject, version) = (report.subject.clone(), report.version);
+    for (index, finding) in report.findings.iter_mut().enumerate() {
+        let path = folder.join(format!("finding-{}.safetensors", index + 1));
+        let source =
+            format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
+        let bytes = crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source);
+        std::fs::write(&path, bytes)?;
+        std::fs::write(path.with_extension("txt"), self::finding(index, finding))?;
+        finding.file = Some(path);
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The matrix of deliberate faults as text.
 
-use super::text::{finished, table};
+use super::table::{finished, table};
 use crate::runner::faults::FaultResult;
 
 /// One line for each fault, and a sentence at the end.

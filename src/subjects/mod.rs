@@ -1,18 +1,17 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
-mod child;
 pub mod engine;
 pub mod faulty;
 pub mod process;
-pub(crate) mod protocol;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
 
 use crate::algorithm::{ChannelOrder, LabelBits, Storage};
 use crate::cases::{
-    Answer, CalibrationCase, Call, Capabilities, Case, Instance, NoAnswer, RoundingModel, Sequence,
+    Answer, CalibrationCase, Call, Capabilities, Case, Feature, Instance, NoAnswer, Observation,
+    RoundingModel, Sequence,
 };
 
 pub use engine::Engine;
@@ -65,6 +64,25 @@ pub trait Subject {
     fn calibrate(&mut self, _case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
         None
     }
+}
+
+/// Asks every call of a sequence of one fresh instance.
+pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
+    let wants_output = subject.capabilities().offers(Feature::Output);
+    let whole = |answer: Answer| match answer.output.is_none() && wants_output {
+        true => Err(NoAnswer::Failed(
+            "the answer holds no output, expected one, or \"output\" among what the subject lacks".into(),
+        )),
+        false => Ok(answer),
+    };
+    let configured = subject.configure(&sequence.instance);
+    let instance_refused = configured.is_err();
+    let answers = match configured {
+        Ok(()) => sequence.calls.iter().map(|call| subject.call(call).and_then(whole)).collect(),
+        // An instance that is refused refuses each of its calls.
+        Err(no_answer) => vec![Err(no_answer); sequence.calls.len()],
+    };
+    Observation { sequence: sequence.clone(), answers, instance_refused }
 }
 
 /// What a call without an instance gets.

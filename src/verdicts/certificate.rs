@@ -10,11 +10,11 @@ use ndarray::Array2;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
-use crate::algorithm::parallel;
-use crate::algorithm::vectorised::vectorised;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
 use crate::cases::{Case, LabelRounding, RoundingModel};
+use crate::compute;
+use crate::compute::vectorised;
 
 /// What must become of a key in one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Certificate {
             let dims = case.inputs.dims();
             let heavy_size = case.settings.heavy_size.resolve(dims.keys);
             let certify = |row: Row| certify_row(&scores.row(row), heavy_size);
-            let rows = parallel::map(dims.rows().collect(), dims.operations(), certify);
+            let rows = compute::map(dims.rows().collect(), dims.operations(), certify);
             return Ok(Self { before, rows: Some(rows) });
         }
         Ok(Self { before, rows: None })
@@ -133,7 +133,7 @@ impl<'a> ScoreBounds<'a> {
         let arithmetic = Arithmetic::new(model, inputs.storage());
         let group = dims.group_size();
         let groups: Vec<_> = (0..dims.batch * dims.kv_heads).collect();
-        let labels = parallel::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
+        let labels = compute::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
             let (batch, first) = (index / dims.kv_heads, index % dims.kv_heads * group);
             let (bits, heads) = (settings.label_bits, (batch, first..first + group));
             head_labels(inputs, &case.channels, label_channels, bits, model.labels, heads)

@@ -4,9 +4,9 @@
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
-use crate::algorithm::parallel;
 use crate::algorithm::{ChannelOrder, Error, HeadMode, Mask, Row};
-use crate::cases::{Answer, Call, Case, Instance, NoAnswer, RoundingModel};
+use crate::cases::{Answer, Call, Case, Instance, NoAnswer, Observation, RoundingModel};
+use crate::compute;
 
 /// The verdict on one answer.
 #[derive(Debug, Clone)]
@@ -38,6 +38,30 @@ impl Verdict {
             Self::Judged(judgement) => judgement.conforms(),
             Self::RefusedRightly => true,
             Self::RefusedWrongly { .. } | Self::Failed(_) | Self::Accepted { .. } => false,
+        }
+    }
+
+    /// The kind of a failure, in a few words; `None` where the answer conforms.
+    pub fn kind(&self) -> Option<&'static str> {
+        match self {
+            verdict if verdict.conforms() => None,
+            Verdict::RefusedRightly => None,
+            Verdict::RefusedWrongly { .. } => Some("refused what must be answered"),
+            Verdict::Accepted { .. } => Some("answered what must be refused"),
+            Verdict::Failed(_) => Some("gave no usable answer"),
+            Verdict::Judged(judgement) => {
+                Some(match judgement.mask.divergences.first().map(|first| first.fault) {
+                    None if judgement.labels.is_some() => "labels differ",
+                    None => "output out of bounds",
+                    Some(MaskFault::HoldsOut { .. } | MaskFault::MissesIn { .. }) => "wrong keys",
+                    Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
+                    Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
+                    Some(MaskFault::Weight { .. }) => "wrong weight",
+                    Some(MaskFault::Count { .. }) => "wrong number of keys",
+                    Some(MaskFault::NotFull { .. }) => "mask not full",
+                    Some(MaskFault::HeadsDiffer { .. }) => "heads differ",
+                })
+            }
         }
     }
 
@@ -280,6 +304,23 @@ pub fn judge_call(
     judge(&case, answer, model, &certificate)
 }
 
+/// The verdict on each answer. A refusal of the instance is right for all calls if it is right for one.
+pub fn judge_observation(observation: &Observation, model: RoundingModel) -> Vec<Verdict> {
+    let instance = &observation.sequence.instance;
+    let calls = observation.sequence.calls.iter().zip(&observation.answers);
+    let verdicts: Vec<_> = calls.map(|(call, answer)| judge_call(instance, call, answer, model)).collect();
+    let one_rightly = verdicts.iter().any(|verdict| matches!(verdict, Verdict::RefusedRightly));
+    if observation.instance_refused && one_rightly {
+        return vec![Verdict::RefusedRightly; verdicts.len()];
+    }
+    verdicts
+}
+
+/// The first failing call and its kind.
+pub fn first_failure(verdicts: &[Verdict]) -> Option<(usize, &'static str)> {
+    verdicts.iter().enumerate().find_map(|(index, verdict)| Some((index, verdict.kind()?)))
+}
+
 /// Whether two refusals name the same kind of mistake.
 pub fn same_kind(a: &Error, b: &Error) -> bool {
     std::mem::discriminant(a) == std::mem::discriminant(b)
@@ -300,7 +341,7 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
         };
         fault.map(|fault| MaskDivergence { row, fault, evidence: None })
     };
-    let faults = parallel::map(rows, dims.operations() / dims.head_dim, fault);
+    let faults = compute::map(rows, dims.operations() / dims.head_dim, fault);
     let mut divergences: Vec<_> = faults.into_iter().flatten().collect();
     let wrong_rows = divergences.len();
     divergences.truncate(MOST_EXPLAINED);

@@ -4,12 +4,12 @@
 pub mod bounds;
 pub mod calibration;
 pub mod certificate;
-pub mod diagnosis;
 pub mod invariants;
 pub mod judge;
 pub mod labels;
 pub mod output;
-pub mod reproduction;
+pub mod sharpness;
 
 pub use certificate::Certificate;
 pub use judge::{Judgement, Verdict, judge};
+pub use sharpness::Sharpness;

@@ -31,10 +31,10 @@
 use ndarray::{Array4, ArrayView2};
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
-use crate::algorithm::parallel;
-use crate::algorithm::vectorised::vectorised;
 use crate::algorithm::{Inputs, Mask, Row, Storage};
 use crate::cases::{Kept, RoundingModel};
+use crate::compute;
+use crate::compute::vectorised;
 
 /// How far an output is from the recomputed one.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +79,7 @@ pub fn judge_output(
     model: RoundingModel,
 ) -> OutputVerdict {
     let dims = inputs.dims();
-    let rows = parallel::map(dims.rows().collect(), dims.operations(), |row| {
+    let rows = compute::map(dims.rows().collect(), dims.operations(), |row| {
         judge_row(inputs, mask, output, model, row)
     });
     rows.into_iter().fold(OutputVerdict::default(), |mut a, b| {

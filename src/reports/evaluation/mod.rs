@@ -6,7 +6,7 @@ mod plot;
 
 use std::fmt::Write;
 
-use super::text::{finished, table};
+use super::table::{finished, table};
 use crate::evaluation::results::{Evaluation, Recall, Row};
 
 pub(super) use plot::inline;

@@ -4,8 +4,8 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
-use crate::reports::Sharpness;
 use crate::runner::check::Report;
+use crate::verdicts::Sharpness;
 
 /// A check's report. `replay` is how a command line names the same subject, for example `--fault D4`.
 pub fn check(report: &Report, replay: &str) -> String {

@@ -6,11 +6,12 @@ use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::{Instance, RoundingModel};
 use crate::reports::quoted;
-use crate::runner::check::{CheckFinding, judge_observation};
+use crate::runner::check::Finding;
 use crate::verdicts::Verdict;
+use crate::verdicts::judge::judge_observation;
 
 /// The whole finding.
-pub fn section(index: usize, finding: &CheckFinding, model: RoundingModel, replay: &str) -> Markup {
+pub fn section(index: usize, finding: &Finding, model: RoundingModel, replay: &str) -> Markup {
     let observation = &finding.observation;
     let verdicts = judge_observation(observation, model);
     html! {
@@ -34,7 +35,7 @@ pub fn section(index: usize, finding: &CheckFinding, model: RoundingModel, repla
     }
 }
 
-fn diagnosis(finding: &CheckFinding) -> Markup {
+fn diagnosis(finding: &Finding) -> Markup {
     html! {
         div.diagnosis {
             p { strong { "Diagnosis. " } (finding.sentence) }
@@ -42,7 +43,7 @@ fn diagnosis(finding: &CheckFinding) -> Markup {
     }
 }
 
-fn seen(finding: &CheckFinding) -> Markup {
+fn seen(finding: &Finding) -> Markup {
     let shrunk = html! {
         (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
         (format!("{:.1} s", finding.shrinking_seconds))
@@ -57,7 +58,7 @@ fn seen(finding: &CheckFinding) -> Markup {
     ])
 }
 
-fn settings(instance: &Instance, finding: &CheckFinding) -> Markup {
+fn settings(instance: &Instance, finding: &Finding) -> Markup {
     let selection = &instance.selection;
     let dims = finding.observation.sequence.calls[finding.call].inputs.dims();
     let heavy_size = selection.heavy_size.resolve(dims.keys);
@@ -91,7 +92,7 @@ fn settings(instance: &Instance, finding: &CheckFinding) -> Markup {
 }
 
 /// The rows of the channel file, with those channels marked that make up the labels.
-fn channels(instance: &Instance, finding: &CheckFinding) -> Markup {
+fn channels(instance: &Instance, finding: &Finding) -> Markup {
     let calls = &finding.observation.sequence.calls;
     let failing = &calls[finding.call];
     let label_channels = instance.selection.group_factor.label_channels(failing.inputs.dims().head_dim);
@@ -120,7 +121,7 @@ fn channels(instance: &Instance, finding: &CheckFinding) -> Markup {
 }
 
 /// One call: open where it fails.
-fn call(finding: &CheckFinding, index: usize, verdict: &Verdict, model: RoundingModel) -> Markup {
+fn call(finding: &Finding, index: usize, verdict: &Verdict, model: RoundingModel) -> Markup {
     let observation = &finding.observation;
     let sequence = &observation.sequence;
     let fails = index == finding.call;
@@ -141,7 +142,7 @@ fn call(finding: &CheckFinding, index: usize, verdict: &Verdict, model: Rounding
     }
 }
 
-fn replay(finding: &CheckFinding, subject: &str) -> Markup {
+fn replay(finding: &Finding, subject: &str) -> Markup {
     let file = finding.file.as_ref().map(|file| quoted(&file.display().to_string()));
     html! {
         pre.replay {

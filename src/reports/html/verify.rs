@@ -3,13 +3,14 @@
 use maud::{Markup, html};
 
 use super::{bad_inputs, counted, facts, page, scroll, status};
-use crate::reports::{Finding, Group, Report, Sharpness};
+use crate::runner::verify::{Group, VerifyFinding, VerifyReport};
+use crate::verdicts::Sharpness;
 
 /// Findings up to this many are open; the others are folded.
 const MOST_OPEN: usize = 8;
 
 /// A verification's report.
-pub fn verify(report: &Report) -> String {
+pub fn verify(report: &VerifyReport) -> String {
     let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
     let body = html! {
         (summary(report))
@@ -24,7 +25,7 @@ pub fn verify(report: &Report) -> String {
     page("verify", &report.subject, report.version, &status, &body)
 }
 
-fn summary(report: &Report) -> Markup {
+fn summary(report: &VerifyReport) -> Markup {
     let total = report.total();
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
@@ -48,7 +49,7 @@ fn summary(report: &Report) -> Markup {
     html! { section #summary { h2 { "Summary" } (facts(&lines)) } }
 }
 
-fn findings(findings: &[Finding]) -> Markup {
+fn findings(findings: &[VerifyFinding]) -> Markup {
     let (open, folded) = findings.split_at(MOST_OPEN.min(findings.len()));
     html! {
         section #findings {
@@ -64,7 +65,7 @@ fn findings(findings: &[Finding]) -> Markup {
     }
 }
 
-fn finding(finding: &Finding) -> Markup {
+fn finding(finding: &VerifyFinding) -> Markup {
     html! {
         article.finding {
             h3 { span.glyph aria-hidden="true" { "✗" } (finding.case) }
@@ -83,7 +84,7 @@ fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String 
     }
 }
 
-fn groups(report: &Report) -> Markup {
+fn groups(report: &VerifyReport) -> Markup {
     let header = [
         "cases",
         "bit-exact",
@@ -127,7 +128,7 @@ fn group_row(group: &Group) -> Markup {
     }
 }
 
-fn invariants(report: &Report) -> Markup {
+fn invariants(report: &VerifyReport) -> Markup {
     html! {
         section #invariants {
             h2 { "Invariants on random cases" }

@@ -5,23 +5,17 @@
 mod report;
 mod run;
 
-use std::path::Path;
-
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-pub use self::report::{CheckFinding, Report, Size};
+pub use self::report::{Finding, Report, Size};
 use self::run::Run;
 use super::shrink::Limits;
+use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
-use crate::cases::capabilities::Feature;
 use crate::cases::sequence_plan::sequence_plans;
-use crate::cases::{Answer, Capabilities, NoAnswer, RoundingModel, Sequence};
+use crate::diagnosis::Faults;
 use crate::subjects::Subject;
-use crate::verdicts::Verdict;
-use crate::verdicts::diagnosis::Faults;
-use crate::verdicts::judge::{MaskFault, judge_call};
-use crate::verdicts::reproduction::Observation;
 
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
@@ -54,66 +48,6 @@ impl Default for Options {
             most_findings: 24,
         }
     }
-}
-
-/// Asks every call of a sequence of one fresh instance.
-pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
-    let wants_output = subject.capabilities().offers(Feature::Output);
-    let whole = |answer: Answer| match answer.output.is_none() && wants_output {
-        true => Err(NoAnswer::Failed(
-            "the answer holds no output, expected one, or \"output\" among what the subject lacks".into(),
-        )),
-        false => Ok(answer),
-    };
-    let configured = subject.configure(&sequence.instance);
-    let instance_refused = configured.is_err();
-    let answers = match configured {
-        Ok(()) => sequence.calls.iter().map(|call| subject.call(call).and_then(whole)).collect(),
-        // An instance that is refused refuses each of its calls.
-        Err(no_answer) => vec![Err(no_answer); sequence.calls.len()],
-    };
-    Observation { sequence: sequence.clone(), answers, instance_refused }
-}
-
-/// The verdict on each answer. A refusal of the instance is right for all calls if it is right for one.
-pub fn judge_observation(observation: &Observation, model: RoundingModel) -> Vec<Verdict> {
-    let instance = &observation.sequence.instance;
-    let calls = observation.sequence.calls.iter().zip(&observation.answers);
-    let verdicts: Vec<_> = calls.map(|(call, answer)| judge_call(instance, call, answer, model)).collect();
-    let one_rightly = verdicts.iter().any(|verdict| matches!(verdict, Verdict::RefusedRightly));
-    if observation.instance_refused && one_rightly {
-        return vec![Verdict::RefusedRightly; verdicts.len()];
-    }
-    verdicts
-}
-
-/// The kind of a failure, in a few words; `None` where the answer conforms.
-fn kind(verdict: &Verdict) -> Option<&'static str> {
-    match verdict {
-        verdict if verdict.conforms() => None,
-        Verdict::RefusedRightly => None,
-        Verdict::RefusedWrongly { .. } => Some("refused what must be answered"),
-        Verdict::Accepted { .. } => Some("answered what must be refused"),
-        Verdict::Failed(_) => Some("gave no usable answer"),
-        Verdict::Judged(judgement) => {
-            Some(match judgement.mask.divergences.first().map(|first| first.fault) {
-                None if judgement.labels.is_some() => "labels differ",
-                None => "output out of bounds",
-                Some(MaskFault::HoldsOut { .. } | MaskFault::MissesIn { .. }) => "wrong keys",
-                Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
-                Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
-                Some(MaskFault::Weight { .. }) => "wrong weight",
-                Some(MaskFault::Count { .. }) => "wrong number of keys",
-                Some(MaskFault::NotFull { .. }) => "mask not full",
-                Some(MaskFault::HeadsDiffer { .. }) => "heads differ",
-            })
-        }
-    }
-}
-
-/// The first failing call and its kind.
-fn failure(verdicts: &[Verdict]) -> Option<(usize, &'static str)> {
-    verdicts.iter().enumerate().find_map(|(index, verdict)| Some((index, kind(verdict)?)))
 }
 
 /// Checks a subject. `progress` is called with the number of sequences asked so far, of all, and of findings.
@@ -174,32 +108,6 @@ pub fn check_with_progress(
 /// ```
 pub fn check(subject: &mut dyn Subject, options: &Options) -> Report {
     check_with_progress(subject, options, &mut |_, _, _| {})
-}
-
-/// Writes each counterexample as a case file and as text, in place of those of an earlier run, and notes the files in the
-/// report. Errors: those of writing.
-pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let stem =
-            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("finding-"));
-        let ours = stem.is_some_and(|number| number.parse::<usize>().is_ok());
-        if ours && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt") {
-            std::fs::remove_file(path)?;
-        }
-    }
-    let (subject, version) = (report.subject.clone(), report.version);
-    for (index, finding) in report.findings.iter_mut().enumerate() {
-        let path = folder.join(format!("finding-{}.safetensors", index + 1));
-        let source =
-            format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
-        let bytes = crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source);
-        std::fs::write(&path, bytes)?;
-        std::fs::write(path.with_extension("txt"), crate::reports::check::finding(index, finding))?;
-        finding.file = Some(path);
-    }
-    Ok(())
 }
 
 fn test_runner(seed: u64) -> TestRunner {

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{failure, judge_observation};
-use crate::cases::{RoundingModel, Sequence};
-use crate::reports::Sharpness;
-use crate::verdicts::diagnosis::Faults;
-use crate::verdicts::reproduction::Observation;
+use crate::cases::{Observation, RoundingModel, Sequence};
+use crate::diagnosis::Faults;
+use crate::verdicts::Sharpness;
+use crate::verdicts::judge::{first_failure, judge_observation};
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
@@ -52,7 +51,7 @@ pub struct Report {
     /// How sharp the verdicts on conforming answers were.
     pub sharpness: Sharpness,
     /// The first failure of each kind.
-    pub findings: Vec<CheckFinding>,
+    pub findings: Vec<Finding>,
     /// Whether the named faults reproduce every answer.
     pub explained: bool,
     /// Of all answers, how many the named faults reproduce.
@@ -73,7 +72,7 @@ pub struct Report {
 
 /// The first failure of a kind.
 #[derive(Debug, Clone, Serialize)]
-pub struct CheckFinding {
+pub struct Finding {
     /// The kind of failure, in a few words.
     pub kind: &'static str,
     /// The sequence in which it was first seen, and how many had been asked by then.
@@ -109,7 +108,7 @@ pub struct CheckFinding {
     pub(super) faults: Faults,
 }
 
-impl CheckFinding {
+impl Finding {
     /// An answer that was given after so many sequences and is not shrunk yet; faults that it shows.
     pub(super) fn new(observation: Observation, after: usize, faults: Faults, model: RoundingModel) -> Self {
         let mut finding = Self {
@@ -137,7 +136,7 @@ impl CheckFinding {
     /// Shows another observation that fails.
     pub(super) fn show(&mut self, observation: Observation, model: RoundingModel) {
         let verdicts = judge_observation(&observation, model);
-        if let Some((call, kind)) = failure(&verdicts) {
+        if let Some((call, kind)) = first_failure(&verdicts) {
             self.call = call;
             self.kind = kind;
             self.explanations = verdicts[call].explanations();

@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::report::{CheckFinding, Report, Size};
-use super::{Options, ask, failure, judge_observation};
+use super::Options;
+use super::report::{Finding, Report, Size};
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Capabilities, CaseFile, Reader, RoundingModel, Sequence};
-use crate::reports::Sharpness;
+use crate::cases::{Capabilities, CaseFile, Observation, Reader, RoundingModel, Sequence};
+use crate::diagnosis::reproduction::reproduces;
+use crate::diagnosis::{self, Faults, Seen};
 use crate::runner::shrink::{Limits, Shrunk, shrink};
-use crate::subjects::Subject;
+use crate::subjects::{Subject, ask};
+use crate::verdicts::Sharpness;
 use crate::verdicts::Verdict;
-use crate::verdicts::diagnosis::{self, Faults, Seen};
-use crate::verdicts::reproduction::{Observation, reproduces};
+use crate::verdicts::judge::{first_failure, judge_observation};
 
 /// Observations kept for diagnosis, at most.
 const MOST_KEPT: usize = 512 << 20;
@@ -31,7 +32,7 @@ pub(super) struct Run<'a> {
     seen: Vec<Seen>,
     seen_bytes: usize,
     dropped: usize,
-    pub(super) findings: Vec<CheckFinding>,
+    pub(super) findings: Vec<Finding>,
     most_findings: usize,
     not_looked_into: usize,
     shrinking: Limits,
@@ -140,7 +141,7 @@ impl<'a> Run<'a> {
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.unusable(asking.elapsed());
         }
-        let Some((_, kind)) = failure(&verdicts) else {
+        let Some((_, kind)) = first_failure(&verdicts) else {
             self.conforming += 1;
             for verdict in &verdicts {
                 self.refused += usize::from(matches!(verdict, Verdict::RefusedRightly));
@@ -165,7 +166,7 @@ impl<'a> Run<'a> {
         const MOST_CAUSES: usize = 4;
         for _ in 0..MOST_CAUSES {
             // What nothing explained before is not looked into again.
-            let unknown = |finding: &CheckFinding| finding.kind == kind && finding.faults.is_empty();
+            let unknown = |finding: &Finding| finding.kind == kind && finding.faults.is_empty();
             if let Some(index) = self.findings.iter().position(unknown) {
                 self.findings[index].sequences += 1;
                 break;
@@ -274,14 +275,14 @@ impl<'a> Run<'a> {
         let first_seen = observation.sequence.name.clone();
         let shrunk = self.shrink(observation.sequence, kind);
         let observation = ask(self.subject, &shrunk.sequence);
-        let fails = failure(&judge_observation(&observation, self.model)).is_some();
+        let fails = first_failure(&judge_observation(&observation, self.model)).is_some();
         // What conforms when asked again needs no explanation by a fault.
         if fails && !self.reproduced(&observation) {
             self.extend(&observation);
         }
         let faults = if fails { self.faults_of(&observation) } else { Vec::new() };
-        let finding = CheckFinding::new(observation.clone(), self.asked, faults, self.model);
-        self.findings.push(CheckFinding {
+        let finding = Finding::new(observation.clone(), self.asked, faults, self.model);
+        self.findings.push(Finding {
             first_seen,
             kind: if fails { finding.kind } else { kind },
             tries: shrunk.tries,
@@ -307,7 +308,7 @@ impl<'a> Run<'a> {
             let explained = |faults: &[&'static Fault]| {
                 !faults.is_empty() && reproduces(Behaviour::with(faults.iter().copied()), &observation, model)
             };
-            verdicts.iter().any(|verdict| super::kind(verdict) == Some(kind))
+            verdicts.iter().any(|verdict| verdict.kind() == Some(kind))
                 && !declared.iter().any(|faults| explained(faults))
                 && !(has_named && explained(&named))
         };
@@ -399,8 +400,7 @@ impl<'a> Run<'a> {
     /// Where a finding shows a fault only together with others, another answer may show it alone.
     fn isolate(&mut self) {
         let suspected = self.suspected();
-        let alone =
-            |findings: &[CheckFinding], fault| findings.iter().any(|finding| finding.faults == [fault]);
+        let alone = |findings: &[Finding], fault| findings.iter().any(|finding| finding.faults == [fault]);
         for index in 0..self.findings.len() {
             let faults = self.findings[index].faults.clone();
             for fault in faults.iter().copied().filter(|_| faults.len() > 1) {
@@ -437,16 +437,15 @@ impl<'a> Run<'a> {
             let Some(seen) = self.seen.iter().filter(shows).min_by_key(size) else { continue };
             let (observation, after) = (seen.observation.clone(), seen.after);
             let faults = diagnosis::shown_by(&suspected, &observation, self.model);
-            self.findings.push(CheckFinding::new(observation, after, faults, self.model));
+            self.findings.push(Finding::new(observation, after, faults, self.model));
         }
     }
 
     /// Findings that turned out to have the same cause are one: the smallest of them.
     fn merge_findings(&mut self) {
-        let mut kept: Vec<CheckFinding> = Vec::new();
+        let mut kept: Vec<Finding> = Vec::new();
         for mut finding in self.findings.drain(..) {
-            let same =
-                |other: &&mut CheckFinding| !finding.faults.is_empty() && other.faults == finding.faults;
+            let same = |other: &&mut Finding| !finding.faults.is_empty() && other.faults == finding.faults;
             match kept.iter_mut().find(same) {
                 Some(other) if finding.size.numbers() < other.size.numbers() => {
                     finding.after = other.after;
@@ -488,7 +487,7 @@ impl<'a> Run<'a> {
             let shrunk = shrink(start, self.shrinking, &mut fails);
             let observation = ask(self.subject, &shrunk.sequence);
             let verdicts = judge_observation(&observation, model);
-            if failure(&verdicts).is_none() {
+            if first_failure(&verdicts).is_none() {
                 continue;
             }
             let finding = &mut self.findings[index];

@@ -3,18 +3,16 @@
 //! or type) is kept apart from a message that can be understood and holds an impossible answer: after the
 //! first kind nothing that follows can be trusted, after the second kind the conversation goes on.
 
-use half::{bf16, f16};
-use ndarray::Array4;
-use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
-use crate::algorithm::{Detail, Error, HeadMode, Mask, Storage};
-use crate::cases::file::{NamedView, Tensors, Writer, floats, integers};
+use crate::algorithm::{Detail, Error, HeadMode, Storage};
+use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Error as FileError, Expectation, Feature,
-    Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
+    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Kept, LabelRounding,
+    NoAnswer, RoundingModel,
 };
 
 /// The version of the protocol.
@@ -25,8 +23,6 @@ const KEY: &str = "doublecheck";
 
 /// What an answer may need besides its tensors' numbers, in bytes.
 const SLACK: u64 = 1 << 20;
-
-const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// What a message says; the outer error is a sentence that says why the conversation cannot go on.
 pub(crate) type Decoded<T> = Result<T, String>;
@@ -236,7 +232,7 @@ fn detail(error: FileError) -> Result<Detail, String> {
     }
 }
 
-fn sentence(error: FileError) -> String {
+pub(super) fn sentence(error: FileError) -> String {
     detail(error).map_or_else(|sentence| sentence, |detail| detail.to_string())
 }
 
@@ -300,177 +296,19 @@ fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<V
     }
 }
 
-/// Reads the tensors of an `answer`; every error is a sentence naming field, found and expected.
-struct AnswerReader<'a> {
-    tensors: &'a Tensors<'a>,
-    instance: &'a Instance,
-    call: &'a Call,
-}
-
-impl AnswerReader<'_> {
-    fn answer(&self) -> Result<Answer, String> {
-        Ok(Answer { mask: self.mask()?, output: self.output()?, labels: self.labels()? })
-    }
-
-    fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
-        self.tensors.optional(name).map_err(sentence)
-    }
-
-    fn mask(&self) -> Result<Mask, String> {
-        let mask = self.optional("mask")?.map(|view| self.weights(&view)).transpose()?;
-        let selected = self.optional("selected")?.map(|view| self.selected(&view)).transpose()?;
-        match (mask, selected) {
-            (Some(mask), Some(selected)) if attended(&mask) != attended(&selected) => {
-                Err(Detail::new("selected", "other keys than in mask", "the same keys, or one of the two")
-                    .to_string())
-            }
-            (Some(mask), _) => Ok(mask),
-            (None, Some(mask)) => Ok(mask),
-            (None, None) => Err(Detail::new("mask", "nothing", "a tensor mask or selected").to_string()),
-        }
-    }
-
-    /// A mask with weights, or one that only says which keys are attended: then those attended before keep
-    /// their weight.
-    fn weights(&self, view: &NamedView) -> Result<Mask, String> {
-        let dtype = view.view.dtype();
-        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(sentence)?;
-        let dims = self.call.inputs.dims();
-        check_shape("mask", view, dims.mask_shape())?;
-        if matches!(dtype, Dtype::U8 | Dtype::BOOL) {
-            let mask = view.array4(view.view.data().to_vec()).map_err(sentence)?;
-            return self.expected(Expectation { mask: Some(mask), ..Expectation::default() });
-        }
-        let mut weights = floats(view, FLOATS).map_err(sentence)?;
-        if let Some(round) = narrow(dtype) {
-            self.restore_weights(&mut weights, round);
-        }
-        Mask::from_weights(weights, &dims).map_err(|error| error.to_string())
-    }
-
-    /// In a type narrower than f32, weights of keys attended before can only come back rounded.
-    fn restore_weights(&self, weights: &mut Array4<f32>, round: fn(f32) -> f32) {
-        let before = self.before();
-        weights.zip_mut_with(before.weights(), |weight, &before| {
-            if *weight == round(before) {
-                *weight = before;
-            }
-        });
-    }
-
-    fn selected(&self, view: &NamedView) -> Result<Mask, String> {
-        view.check(&[Dtype::I32, Dtype::I64], 4).map_err(sentence)?;
-        let (b, h, m, _) = self.call.inputs.dims().mask_shape();
-        if view.view.shape()[..3] != [b, h, m] {
-            let expected = format!("[{b}, {h}, {m}, ·]");
-            return Err(
-                Detail::new("selected", format!("shape {:?}", view.view.shape()), expected).to_string()
-            );
-        }
-        let selected = match view.view.dtype() {
-            Dtype::I64 => narrow_integers(view)?,
-            _ => integers(view).map_err(sentence)?,
-        };
-        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
-    }
-
-    /// The mask of an answer that says which keys are attended.
-    fn expected(&self, expectation: Expectation) -> Result<Mask, String> {
-        match expectation.answer(&self.before()) {
-            Some(answer) => answer.map(|answer| answer.mask),
-            None => Err("found no mask".into()),
-        }
-    }
-
-    /// What Double Sparsity adds to: P and, unless the layer is dense, what earlier maskers added.
-    fn before(&self) -> Mask {
-        let start = || self.instance.start(self.call);
-        if self.instance.earlier_maskers.is_empty() || self.instance.dense_layers.contains(&self.call.layer) {
-            return start();
-        }
-        // Without channels the call must be refused, and what the answer is does not matter.
-        let case = self.instance.case(self.call);
-        case.and_then(|case| case.mask_before()).unwrap_or_else(|_| start())
-    }
-
-    fn output(&self) -> Result<Option<Array4<f32>>, String> {
-        let shape = self.call.inputs.dims().output_shape();
-        self.optional("output")?.map(|view| shaped_floats("output", &view, shape)).transpose()
-    }
-
-    fn labels(&self) -> Result<Option<AnsweredLabels>, String> {
-        let (q, k) = match (self.optional("q_labels")?, self.optional("k_labels")?) {
-            (Some(q), Some(k)) => (q, k),
-            (None, None) => return Ok(None),
-            (Some(_), None) => return Err(one_of_two("k_labels", "q_labels")),
-            (None, Some(_)) => return Err(one_of_two("q_labels", "k_labels")),
-        };
-        let (b, h, m, n) = self.call.inputs.dims().mask_shape();
-        // How many channels labels have is for the verdict to say.
-        let channels = q.view.shape().last().copied().unwrap_or(0);
-        Ok(Some(AnsweredLabels {
-            q: shaped_floats("q_labels", &q, (b, h, m, channels))?,
-            k: shaped_floats("k_labels", &k, (b, h, n, channels))?,
-        }))
-    }
-}
-
-fn attended(mask: &Mask) -> Array4<bool> {
-    mask.weights().mapv(|weight| weight != 0.0)
-}
-
-/// How a type narrower than f32 rounds; `None` for f32.
-fn narrow(dtype: Dtype) -> Option<fn(f32) -> f32> {
-    match dtype {
-        Dtype::F16 => Some(|x| f16::from_f32(x).to_f32()),
-        Dtype::BF16 => Some(|x| bf16::from_f32(x).to_f32()),
-        _ => None,
-    }
-}
-
-fn narrow_integers(view: &NamedView) -> Result<Array4<i32>, String> {
-    let wide = view.array4(view.elements(i64::from_le_bytes)).map_err(sentence)?;
-    let wrong = wide.indexed_iter().find(|(_, key)| i32::try_from(**key).is_err());
-    if let Some(((b, head, i, position), key)) = wrong {
-        let field = format!("selected[{b}, {head}, {i}, {position}]");
-        return Err(Detail::new(field, key, "a key index, or -1").to_string());
-    }
-    Ok(wide.mapv(|key| key as i32))
-}
-
-fn shaped_floats(
-    name: &str,
-    view: &NamedView,
-    shape: (usize, usize, usize, usize),
-) -> Result<Array4<f32>, String> {
-    view.check(FLOATS, 4).map_err(sentence)?;
-    check_shape(name, view, shape)?;
-    floats(view, FLOATS).map_err(sentence)
-}
-
-fn check_shape(name: &str, view: &NamedView, shape: (usize, usize, usize, usize)) -> Result<(), String> {
-    let expected = <[usize; 4]>::from(shape);
-    if view.view.shape() == expected {
-        return Ok(());
-    }
-    let found = format!("shape {:?}", view.view.shape());
-    Err(Detail::new(name, found, format!("{expected:?}")).to_string())
-}
-
-fn one_of_two(missing: &str, present: &str) -> String {
-    Detail::new(missing, "nothing", format!("a tensor, as there is {present}")).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use half::{bf16, f16};
+    use ndarray::Array4;
+
     use super::*;
-    use crate::algorithm::{ChannelFile, InputParts, Inputs};
+    use crate::algorithm::{ChannelFile, InputParts, Inputs, Mask};
 
     /// The bytes of the hexadecimal example in the document.
     fn documented() -> Vec<u8> {
-        let document = include_str!("../../docs/PROTOCOL.md");
+        let document = include_str!("../../../docs/PROTOCOL.md");
         let lines = document.lines().skip_while(|line| *line != "```text").skip(1);
         lines
             .take_while(|line| *line != "```")
@@ -504,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_documented_hello_is_understood() {
-        let document = include_str!("../../docs/PROTOCOL.md");
+        let document = include_str!("../../../docs/PROTOCOL.md");
         let start = document.find("{\"type\": \"hello\", \"protocol\": 1, \"name\"").unwrap();
         let end = start + document[start..].find("```").unwrap();
         let message: Value = serde_json::from_str(&document[start..end]).unwrap();

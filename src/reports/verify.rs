@@ -2,15 +2,14 @@
 
 use std::fmt::Write;
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
-
-use super::{Group, Report, Sharpness};
+use super::table::{finished, table};
+use crate::runner::verify::{Group, VerifyReport};
+use crate::verdicts::Sharpness;
 
 const FINDINGS_SHOWN: usize = 8;
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
-pub fn render(report: &Report, with_times: bool) -> String {
+pub fn render(report: &VerifyReport, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n\n", report.subject, report.rounding_model);
     if !report.groups.is_empty() {
         text += &groups(report, with_times);
@@ -34,22 +33,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
     text
 }
 
-pub(super) fn table(header: &[&str], left_columns: usize) -> Table {
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        let alignment = if index < left_columns { CellAlignment::Left } else { CellAlignment::Right };
-        column.set_cell_alignment(alignment);
-    }
-    table
-}
-
-pub(super) fn finished(table: &Table) -> String {
-    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
-}
-
-fn groups(report: &Report, with_times: bool) -> String {
+fn groups(report: &VerifyReport, with_times: bool) -> String {
     let mut header = vec![
         "group",
         "cases",
@@ -100,7 +84,7 @@ fn group_row(group: &Group, with_times: bool) -> Vec<String> {
     row
 }
 
-fn invariants(report: &Report) -> String {
+fn invariants(report: &VerifyReport) -> String {
     let mut table = table(&["invariant on random cases", "source", "held", "not applicable", "failed"], 2);
     for result in &report.invariants {
         table.add_row([
@@ -114,7 +98,7 @@ fn invariants(report: &Report) -> String {
     finished(&table)
 }
 
-fn findings(report: &Report) -> String {
+fn findings(report: &VerifyReport) -> String {
     let mut text = String::new();
     for finding in report.findings.iter().take(FINDINGS_SHOWN) {
         let _ = writeln!(text, "\nDIVERGED {}: {} falls outside the SPEC", finding.case, finding.who);
@@ -129,7 +113,7 @@ fn findings(report: &Report) -> String {
     text
 }
 
-fn summary(report: &Report, with_times: bool) -> String {
+fn summary(report: &VerifyReport, with_times: bool) -> String {
     let total = report.total();
     let mut text = format!("\n{} of {} cases conform", total.conforming, total.cases);
     if total.recorded > 0 {

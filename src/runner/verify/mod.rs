@@ -1,6 +1,8 @@
 //! The main job: every case is judged twice, once for the expectation stored in its file and once for the subject's own
 //! answer, so that a divergence says which of the two is wrong; then the invariants run on random cases.
 
+mod report;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,7 +11,7 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use rayon::prelude::*;
 
-use super::check::{ask, judge_observation};
+pub use self::report::{Group, InvariantResult, VerifyFinding, VerifyReport};
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
@@ -19,17 +21,18 @@ use crate::cases::{
     Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
     RoundingModel, Sequence,
 };
-use crate::reports::{Finding, Group, InvariantResult, Report, Sharpness};
+use crate::subjects::ask;
 use crate::subjects::{Reference, Subject};
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{INVARIANTS, Implementation, Invariant, Outcome};
+use crate::verdicts::judge::judge_observation;
 use crate::verdicts::judge::same_kind;
 use crate::verdicts::labels::judge_labels;
-use crate::verdicts::{Certificate, Verdict, judge};
+use crate::verdicts::{Certificate, Sharpness, Verdict, judge};
 
 /// What to verify besides the files.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct VerifyOptions {
     /// How many random cases each invariant gets; 0 leaves the invariants out.
     pub random_cases: u32,
     /// Of the random cases.
@@ -41,9 +44,9 @@ pub struct Options {
 pub fn verify(
     files: &[Found],
     subject: &mut dyn Subject,
-    options: Options,
+    options: VerifyOptions,
     progress: &mut dyn FnMut(&str),
-) -> Report {
+) -> VerifyReport {
     let start = Instant::now();
     let mut run = Run::new(subject);
     let mut reader = Reader::default();
@@ -59,7 +62,7 @@ pub fn verify(
             invariants.push(run.invariant(invariant, options));
         }
     }
-    Report {
+    VerifyReport {
         version: env!("CARGO_PKG_VERSION"),
         subject: run.subject.name(),
         rounding_model: run.subject.rounding_model().to_string(),
@@ -86,14 +89,14 @@ pub struct RandomReport {
     /// How sharp the verdicts were.
     pub sharpness: Sharpness,
     /// The first case that falls outside, shrunk.
-    pub finding: Option<Finding>,
+    pub finding: Option<VerifyFinding>,
     /// Wall-clock time.
     pub seconds: f64,
 }
 
 /// Judges a subject on random cases: its mask and output under its rounding model, what it refuses, and some labels of each
 /// case bit for bit. Stops at the first divergence and shrinks it.
-pub fn random_cases(subject: &mut dyn Subject, options: Options) -> RandomReport {
+pub fn random_cases(subject: &mut dyn Subject, options: VerifyOptions) -> RandomReport {
     random_cases_of(&plans(), subject, options, random_case)
 }
 
@@ -104,13 +107,13 @@ pub fn random_cases(subject: &mut dyn Subject, options: Options) -> RandomReport
 /// Errors: those of `new_subject`.
 pub fn small_cases<S: Subject, E: Send>(
     new_subject: impl Fn() -> Result<S, E> + Sync,
-    options: Options,
+    options: VerifyOptions,
 ) -> Result<RandomReport, E> {
     let start = Instant::now();
     let cores = u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX);
     let share = |core: u32| -> Result<RandomReport, E> {
         let random_cases = options.random_cases / cores + u32::from(core < options.random_cases % cores);
-        let options = Options { random_cases, seed: mix(options.seed.wrapping_add(u64::from(core))) };
+        let options = VerifyOptions { random_cases, seed: mix(options.seed.wrapping_add(u64::from(core))) };
         Ok(random_cases_of(&small_plans(), &mut new_subject()?, options, |case, subject, report| {
             judged(case, subject, report).map(drop)
         }))
@@ -129,7 +132,7 @@ pub fn small_cases<S: Subject, E: Send>(
 fn random_cases_of(
     plans: &impl Strategy<Value = Plan>,
     subject: &mut dyn Subject,
-    options: Options,
+    options: VerifyOptions,
     judge_case: impl Fn(&Case, &mut dyn Subject, &mut RandomReport) -> Result<(), String>,
 ) -> RandomReport {
     let start = Instant::now();
@@ -141,7 +144,7 @@ fn random_cases_of(
         judge_case(&case, *subject.borrow_mut(), &mut report.borrow_mut()).map_err(TestCaseError::fail)
     });
     let mut report = report.into_inner();
-    report.finding = failure(outcome).map(|explanations| Finding {
+    report.finding = failure(outcome).map(|explanations| VerifyFinding {
         case: "random case".into(),
         who: format!("the answer of {name}"),
         explanations,
@@ -205,7 +208,7 @@ fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport
     Ok(())
 }
 
-fn test_runner(options: Options) -> TestRunner {
+fn test_runner(options: VerifyOptions) -> TestRunner {
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&options.seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
@@ -227,7 +230,7 @@ fn failure(outcome: Result<(), TestError<Plan>>) -> Option<Vec<String>> {
 struct Run<'a> {
     subject: &'a mut dyn Subject,
     groups: BTreeMap<String, Group>,
-    findings: Vec<Finding>,
+    findings: Vec<VerifyFinding>,
     bad_inputs: Vec<String>,
     notes: Vec<String>,
     checksums: Checksums,
@@ -320,7 +323,7 @@ impl<'a> Run<'a> {
         let findings = [("the stored expectation".to_owned(), tally.expectation), (subject, tally.subject)];
         for (who, explanations) in findings {
             if !explanations.is_empty() {
-                self.findings.push(Finding { case: case.to_owned(), who, explanations });
+                self.findings.push(VerifyFinding { case: case.to_owned(), who, explanations });
             }
         }
     }
@@ -408,7 +411,7 @@ impl<'a> Run<'a> {
         tally
     }
 
-    fn invariant(&mut self, invariant: &Invariant, options: Options) -> InvariantResult {
+    fn invariant(&mut self, invariant: &Invariant, options: VerifyOptions) -> InvariantResult {
         let (held, not_applicable) = (RefCell::new(0), RefCell::new(0));
         let model = self.subject.rounding_model();
         let subject = RefCell::new(&mut *self.subject);
@@ -428,7 +431,7 @@ impl<'a> Run<'a> {
         if let Some(explanations) = failure {
             let who = format!("an answer of {}", self.subject.name());
             let case = format!("invariant \"{}\" ({})", invariant.name, invariant.source);
-            self.findings.push(Finding { case, who, explanations });
+            self.findings.push(VerifyFinding { case, who, explanations });
         }
         InvariantResult {
             name: invariant.name.into(),

@@ -2,25 +2,14 @@
 //! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open. Labels that are
 //! shown are compared where the model says that they are exact.
 
-use super::certificate::{Candidacy, Class, ScoreBounds, certify_row};
-use super::labels::same_bits;
-use super::output::judge_output;
 use crate::algorithm::attention::attention;
 use crate::algorithm::{HeadMode, Mask, Row};
 use crate::behaviours::answer::{AttentionView, full_mask};
 use crate::behaviours::{Behaviour, Earlier, Lowering, Outcome, Ranked, lower};
-use crate::cases::{Answer, LabelRounding, NoAnswer, RoundingModel, Sequence};
-
-/// What was asked and what came back: one entry for each call.
-#[derive(Debug, Clone)]
-pub struct Observation {
-    /// The question.
-    pub sequence: Sequence,
-    /// The answers, in order.
-    pub answers: Vec<Result<Answer, NoAnswer>>,
-    /// Whether the instance itself was refused, so that its calls were never asked.
-    pub instance_refused: bool,
-}
+use crate::cases::{Answer, LabelRounding, NoAnswer, Observation, RoundingModel};
+use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
+use crate::verdicts::labels::same_bits;
+use crate::verdicts::output::judge_output;
 
 /// Whether a behaviour reproduces every answer of an observation.
 pub fn reproduces(behaviour: Behaviour, observation: &Observation, model: RoundingModel) -> bool {

@@ -2,11 +2,13 @@
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
+pub mod reproduction;
+
 use rayon::prelude::*;
 
-use super::reproduction::{Observation, reproduces};
+use self::reproduction::reproduces;
 use crate::behaviours::{Behaviour, CATALOGUE, Fault};
-use crate::cases::RoundingModel;
+use crate::cases::{Observation, RoundingModel};
 
 /// A set of faults that together explain what was seen.
 pub type Faults = Vec<&'static Fault>;

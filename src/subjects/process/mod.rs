@@ -3,10 +3,14 @@
 //! for too long, wrote something else than the answer to its question. What happened is the answer to that
 //! question, and the next one is asked of the new process.
 
+mod answer;
+mod child;
+mod messages;
+
 use std::time::Duration;
 
-use super::child::{Child, Tail};
-use super::protocol::{self, Decoded, Hello};
+use self::child::{Child, Tail};
+use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured};
 use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel};
 
@@ -50,7 +54,7 @@ pub enum ProcessError {
 /// groups of their own, which a terminal's signal does not reach. To be followed by the end of the process: from here on,
 /// commands neither start nor end.
 pub fn end_all() {
-    super::child::end_all();
+    child::end_all();
 }
 
 /// A command that answers the process protocol.
@@ -161,8 +165,8 @@ impl Process {
             return configured.clone();
         }
         let instance = self.instance.take().ok_or_else(not_configured)?;
-        let question = |id| protocol::configure(id, &instance);
-        let configured = self.ask(protocol::largest_message(), question, protocol::read_configured);
+        let question = |id| messages::configure(id, &instance);
+        let configured = self.ask(messages::largest_message(), question, messages::read_configured);
         self.instance = Some(instance);
         if self.child.is_some() {
             self.configured = Some(configured.clone());
@@ -194,9 +198,9 @@ impl Subject for Process {
         self.ready()?;
         let instance = self.instance.take().ok_or_else(not_configured)?;
         let answer = self.ask(
-            protocol::largest_answer(call),
-            |id| protocol::mask(id, call),
-            |bytes, id| protocol::read_answer(bytes, id, &instance, call),
+            messages::largest_answer(call),
+            |id| messages::mask(id, call),
+            |bytes, id| messages::read_answer(bytes, id, &instance, call),
         );
         self.instance = Some(instance);
         answer
@@ -206,7 +210,7 @@ impl Subject for Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(child) = self.child.take() {
-            child.say_goodbye(protocol::bye(), FAREWELL);
+            child.say_goodbye(messages::bye(), FAREWELL);
         }
     }
 }
@@ -216,11 +220,11 @@ fn not_running() -> NoAnswer {
 }
 
 fn start(command: &str, startup: Duration) -> Result<(Child, Hello), ProcessError> {
-    let limit = protocol::largest_message();
+    let limit = messages::largest_message();
     let child = Child::start(command, limit)
         .map_err(|error| ProcessError::Start { command: command.to_owned(), problem: error.to_string() })?;
-    let answer = child.ask(protocol::hello(), limit, startup);
-    match answer.and_then(|bytes| protocol::read_hello(&bytes)) {
+    let answer = child.ask(messages::hello(), limit, startup);
+    match answer.and_then(|bytes| messages::read_hello(&bytes)) {
         Ok(hello) => Ok((child, hello)),
         Err(problem) => {
             let problem = epitaph(child, &problem);

@@ -1,0 +1,23 @@
+//! Running rows on all cores and loops in vector registers. Nothing here knows what is computed; every folder may use it.
+
+use rayon::prelude::*;
+
+/// Fewer elementary operations than this run on the caller's core: waking the others costs more than a small case takes.
+const WORTH_WAKING: usize = 200_000;
+
+/// What `f` makes of each item, in order. `operations` is about how many multiplications all of it takes.
+pub fn map<T: Send, R: Send>(items: Vec<T>, operations: usize, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
+    if operations < WORTH_WAKING {
+        items.into_iter().map(f).collect()
+    } else {
+        items.into_par_iter().map(f).collect()
+    }
+}
+
+/// What `f` makes, with the vector instructions that the processor has, found at run time: without them the compiler may
+/// only use those that every processor of its kind has. Elementwise arithmetic gives the same bits whatever the width, as
+/// nothing is reordered or fused. Functions that `f` calls must be inlined into it.
+#[inline]
+pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}

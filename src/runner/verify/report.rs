@@ -1,0 +1,107 @@
+//! What a verification found: cases by folder, random cases by invariant, and everything that falls outside.
+
+use serde::Serialize;
+
+use crate::verdicts::Sharpness;
+
+/// What a verification found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// Version of this crate.
+    pub version: &'static str,
+    /// Who was checked.
+    pub subject: String,
+    /// How it says it rounds: labels, kept type, accumulation.
+    pub rounding_model: String,
+    /// Cases by folder.
+    pub groups: Vec<Group>,
+    /// Random cases by invariant.
+    pub invariants: Vec<InvariantResult>,
+    /// Everything that falls outside.
+    pub findings: Vec<VerifyFinding>,
+    /// Files that could not be used.
+    pub bad_inputs: Vec<String>,
+    /// What a person should know besides.
+    pub notes: Vec<String>,
+    /// Wall-clock time of all of it.
+    pub seconds: f64,
+}
+
+impl VerifyReport {
+    /// 0 where everything conforms, 1 where something diverged, 2 where some input could not be used.
+    pub fn exit_code(&self) -> u8 {
+        match (self.bad_inputs.is_empty(), self.findings.is_empty()) {
+            (false, _) => 2,
+            (true, false) => 1,
+            (true, true) => 0,
+        }
+    }
+
+    /// The groups added up.
+    pub fn total(&self) -> Group {
+        let mut total = Group { name: "total".into(), ..Group::default() };
+        for group in &self.groups {
+            total.cases += group.cases;
+            total.bit_exact += group.bit_exact;
+            total.conforming += group.conforming;
+            total.diverged += group.diverged;
+            total.recorded += group.recorded;
+            total.not_offered += group.not_offered;
+            total.seconds += group.seconds;
+            total.stored.add(&group.stored);
+            total.subject.add(&group.subject);
+        }
+        total
+    }
+}
+
+/// The cases of one folder.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Group {
+    /// The folder.
+    pub name: String,
+    /// How many cases were judged.
+    pub cases: usize,
+    /// In how many the subject's mask, labels or order equal the stored ones.
+    pub bit_exact: usize,
+    /// In how many both the stored expectation and the subject conform.
+    pub conforming: usize,
+    /// In how many one of them does not.
+    pub diverged: usize,
+    /// How many stored expectations fall outside by a recorded row of SPEC §3, as they must.
+    pub recorded: usize,
+    /// How many cases the subject has no function for.
+    pub not_offered: usize,
+    /// How sharp the verdicts on stored expectations were.
+    pub stored: Sharpness,
+    /// How sharp the verdicts on the subject's answers were.
+    pub subject: Sharpness,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// How an invariant fared on random cases.
+#[derive(Debug, Clone, Serialize)]
+pub struct InvariantResult {
+    /// The invariant.
+    pub name: String,
+    /// Where the SPEC says so.
+    pub source: String,
+    /// Cases on which it held.
+    pub held: usize,
+    /// Cases that say nothing about it.
+    pub not_applicable: usize,
+    /// Whether it failed on some case.
+    pub failed: bool,
+}
+
+/// Something that falls outside.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyFinding {
+    /// The case.
+    pub case: String,
+    /// Which of the two answers: the stored expectation or the subject.
+    pub who: String,
+    /// What is wrong, one line each.
+    pub explanations: Vec<String>,
+}

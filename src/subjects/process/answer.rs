@@ -1,0 +1,171 @@
+//! The tensors of an `answer` (`docs/PROTOCOL.md`): a mask in any of its forms, the output, labels.
+
+use half::{bf16, f16};
+use ndarray::Array4;
+use safetensors::Dtype;
+
+use super::messages::sentence;
+use crate::algorithm::{Detail, Mask};
+use crate::cases::tensors::{FLOATS, NamedView, Tensors, floats, integers};
+use crate::cases::{Answer, AnsweredLabels, Call, Expectation, Instance};
+
+/// Reads the tensors of an `answer`; every error is a sentence naming field, found and expected.
+pub(super) struct AnswerReader<'a> {
+    pub(super) tensors: &'a Tensors<'a>,
+    pub(super) instance: &'a Instance,
+    pub(super) call: &'a Call,
+}
+
+impl AnswerReader<'_> {
+    pub(super) fn answer(&self) -> Result<Answer, String> {
+        Ok(Answer { mask: self.mask()?, output: self.output()?, labels: self.labels()? })
+    }
+
+    fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
+        self.tensors.optional(name).map_err(sentence)
+    }
+
+    fn mask(&self) -> Result<Mask, String> {
+        let mask = self.optional("mask")?.map(|view| self.weights(&view)).transpose()?;
+        let selected = self.optional("selected")?.map(|view| self.selected(&view)).transpose()?;
+        match (mask, selected) {
+            (Some(mask), Some(selected)) if attended(&mask) != attended(&selected) => {
+                Err(Detail::new("selected", "other keys than in mask", "the same keys, or one of the two")
+                    .to_string())
+            }
+            (Some(mask), _) => Ok(mask),
+            (None, Some(mask)) => Ok(mask),
+            (None, None) => Err(Detail::new("mask", "nothing", "a tensor mask or selected").to_string()),
+        }
+    }
+
+    /// A mask with weights, or one that only says which keys are attended: then those attended before keep
+    /// their weight.
+    fn weights(&self, view: &NamedView) -> Result<Mask, String> {
+        let dtype = view.view.dtype();
+        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(sentence)?;
+        let dims = self.call.inputs.dims();
+        check_shape("mask", view, dims.mask_shape())?;
+        if matches!(dtype, Dtype::U8 | Dtype::BOOL) {
+            let mask = view.array4(view.view.data().to_vec()).map_err(sentence)?;
+            return self.expected(Expectation { mask: Some(mask), ..Expectation::default() });
+        }
+        let mut weights = floats(view, FLOATS).map_err(sentence)?;
+        if let Some(round) = narrow(dtype) {
+            self.restore_weights(&mut weights, round);
+        }
+        Mask::from_weights(weights, &dims).map_err(|error| error.to_string())
+    }
+
+    /// In a type narrower than f32, weights of keys attended before can only come back rounded.
+    fn restore_weights(&self, weights: &mut Array4<f32>, round: fn(f32) -> f32) {
+        let before = self.before();
+        weights.zip_mut_with(before.weights(), |weight, &before| {
+            if *weight == round(before) {
+                *weight = before;
+            }
+        });
+    }
+
+    fn selected(&self, view: &NamedView) -> Result<Mask, String> {
+        view.check(&[Dtype::I32, Dtype::I64], 4).map_err(sentence)?;
+        let (b, h, m, _) = self.call.inputs.dims().mask_shape();
+        if view.view.shape()[..3] != [b, h, m] {
+            let expected = format!("[{b}, {h}, {m}, ·]");
+            return Err(
+                Detail::new("selected", format!("shape {:?}", view.view.shape()), expected).to_string()
+            );
+        }
+        let selected = match view.view.dtype() {
+            Dtype::I64 => narrow_integers(view)?,
+            _ => integers(view).map_err(sentence)?,
+        };
+        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+    }
+
+    /// The mask of an answer that says which keys are attended.
+    fn expected(&self, expectation: Expectation) -> Result<Mask, String> {
+        match expectation.answer(&self.before()) {
+            Some(answer) => answer.map(|answer| answer.mask),
+            None => Err("found no mask".into()),
+        }
+    }
+
+    /// What Double Sparsity adds to: P and, unless the layer is dense, what earlier maskers added.
+    fn before(&self) -> Mask {
+        let start = || self.instance.start(self.call);
+        if self.instance.earlier_maskers.is_empty() || self.instance.dense_layers.contains(&self.call.layer) {
+            return start();
+        }
+        // Without channels the call must be refused, and what the answer is does not matter.
+        let case = self.instance.case(self.call);
+        case.and_then(|case| case.mask_before()).unwrap_or_else(|_| start())
+    }
+
+    fn output(&self) -> Result<Option<Array4<f32>>, String> {
+        let shape = self.call.inputs.dims().output_shape();
+        self.optional("output")?.map(|view| shaped_floats("output", &view, shape)).transpose()
+    }
+
+    fn labels(&self) -> Result<Option<AnsweredLabels>, String> {
+        let (q, k) = match (self.optional("q_labels")?, self.optional("k_labels")?) {
+            (Some(q), Some(k)) => (q, k),
+            (None, None) => return Ok(None),
+            (Some(_), None) => return Err(one_of_two("k_labels", "q_labels")),
+            (None, Some(_)) => return Err(one_of_two("q_labels", "k_labels")),
+        };
+        let (b, h, m, n) = self.call.inputs.dims().mask_shape();
+        // How many channels labels have is for the verdict to say.
+        let channels = q.view.shape().last().copied().unwrap_or(0);
+        Ok(Some(AnsweredLabels {
+            q: shaped_floats("q_labels", &q, (b, h, m, channels))?,
+            k: shaped_floats("k_labels", &k, (b, h, n, channels))?,
+        }))
+    }
+}
+
+fn attended(mask: &Mask) -> Array4<bool> {
+    mask.weights().mapv(|weight| weight != 0.0)
+}
+
+/// How a type narrower than f32 rounds; `None` for f32.
+fn narrow(dtype: Dtype) -> Option<fn(f32) -> f32> {
+    match dtype {
+        Dtype::F16 => Some(|x| f16::from_f32(x).to_f32()),
+        Dtype::BF16 => Some(|x| bf16::from_f32(x).to_f32()),
+        _ => None,
+    }
+}
+
+fn narrow_integers(view: &NamedView) -> Result<Array4<i32>, String> {
+    let wide = view.array4(view.elements(i64::from_le_bytes)).map_err(sentence)?;
+    let wrong = wide.indexed_iter().find(|(_, key)| i32::try_from(**key).is_err());
+    if let Some(((b, head, i, position), key)) = wrong {
+        let field = format!("selected[{b}, {head}, {i}, {position}]");
+        return Err(Detail::new(field, key, "a key index, or -1").to_string());
+    }
+    Ok(wide.mapv(|key| key as i32))
+}
+
+fn shaped_floats(
+    name: &str,
+    view: &NamedView,
+    shape: (usize, usize, usize, usize),
+) -> Result<Array4<f32>, String> {
+    view.check(FLOATS, 4).map_err(sentence)?;
+    check_shape(name, view, shape)?;
+    floats(view, FLOATS).map_err(sentence)
+}
+
+fn check_shape(name: &str, view: &NamedView, shape: (usize, usize, usize, usize)) -> Result<(), String> {
+    let expected = <[usize; 4]>::from(shape);
+    if view.view.shape() == expected {
+        return Ok(());
+    }
+    let found = format!("shape {:?}", view.view.shape());
+    Err(Detail::new(name, found, format!("{expected:?}")).to_string())
+}
+
+fn one_of_two(missing: &str, present: &str) -> String {
+    Detail::new(missing, "nothing", format!("a tensor, as there is {present}")).to_string()
+}
