@@ -10,7 +10,7 @@ use doublecheck::algorithm::{InputParts, Inputs, Storage};
 use doublecheck::behaviours::CATALOGUE;
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::small_plans;
-use doublecheck::cases::{Answer, Case, NoAnswer, Sequence};
+use doublecheck::cases::{Answer, Call, Case, Instance, NoAnswer, Sequence};
 use doublecheck::runner::check::{self, check};
 use doublecheck::runner::faults::fault_result;
 use doublecheck::runner::verify::{VerifyOptions, small_cases, verify};
@@ -81,16 +81,10 @@ fn middle_case() -> Result<Case, Failure> {
         storage: Storage::F32,
         scaling: None,
     })?;
-    // Whatever a plan says but its tensors and selection.
-    let mut case = small_case(&mut TestRunner::deterministic())?;
-    let selection = support::selection(4)?;
-    case.settings.heavy_size = selection.heavy_size;
-    case.settings.group_factor = selection.group_factor;
-    case.settings.label_bits = selection.label_bits;
-    case.settings.heads = selection.heads;
-    case.settings.dense_fallback = selection.dense_fallback;
-    case.settings.earlier_maskers = Vec::new();
-    Ok(Case { inputs: inputs.into(), channels: tensors.channels, previous: None, ..case })
+    let instance = Instance::of_layer(support::selection(4)?, tensors.channels, &inputs.dims());
+    let call = Call { layer: 0, inputs: inputs.into(), previous: None };
+    let (recipe, expectation, unknown) = (None, None, serde_json::Map::new());
+    Ok(Case { name: "bench".into(), instance, call, recipe, expectation, unknown })
 }
 
 fn small_case(runner: &mut TestRunner) -> Result<Case, Failure> {
@@ -100,7 +94,7 @@ fn small_case(runner: &mut TestRunner) -> Result<Case, Failure> {
 
 /// The reference's answers, and the verdicts on them: each the time of all cases.
 fn certification(criterion: &mut Criterion, name: &str, cases: &[Case]) {
-    let sequences: Vec<_> = cases.iter().map(Sequence::from).collect();
+    let sequences: Vec<_> = cases.iter().map(Case::sequence).collect();
     let mut reference = Reference::default();
     let mut answer = |sequence: &Sequence| -> Result<Answer, NoAnswer> {
         reference.configure(&sequence.instance)?;

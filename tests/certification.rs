@@ -31,9 +31,9 @@ fn models() -> impl Strategy<Value = RoundingModel> {
 
 /// Selects by scores moved anywhere within their radii.
 fn perturbed_mask(case: &Case, scores: &ScoreBounds, before: &Mask, words: Words) -> Mask {
-    let dims = case.inputs.dims();
-    let heavy_size = case.settings.heavy_size.resolve(dims.keys);
-    let summed = case.settings.heads != HeadMode::PerHead;
+    let dims = case.call.inputs.dims();
+    let heavy_size = case.instance.selection.heavy_size.resolve(dims.keys);
+    let summed = case.instance.selection.heads != HeadMode::PerHead;
     let mut mask = before.clone();
     for (index, row @ (b, head, i)) in dims.rows().enumerate() {
         // In the summed modes there is one ranking, that of head 0, for all heads.
@@ -76,25 +76,25 @@ proptest! {
     #[test]
     fn scores_within_their_radii_never_diverge(plan in plans(), model in models(), seed: u64) {
         let case = plan.case().expect("plans make valid inputs");
-        let Ok(certificate) = Certificate::derive(&case, model) else { return Ok(()) };
-        let Some(scores) = ScoreBounds::new(&case, model, &certificate.before).unwrap() else { return Ok(()) };
+        let Ok(certificate) = Certificate::derive(&case.instance, &case.call, model) else { return Ok(()) };
+        let Some(scores) = ScoreBounds::new(&case.instance, &case.call, model, &certificate.before).unwrap() else { return Ok(()) };
         let mask = perturbed_mask(&case, &scores, &certificate.before, Words::new(seed, 0));
-        let verdict = judge_mask(&case, &certificate, &mask, model);
+        let verdict = judge_mask(&case.instance, &case.call, &certificate, &mask, model);
         prop_assert_eq!(verdict.wrong_rows, 0, "{}", verdict.divergences[0]);
     }
 
     #[test]
     fn moving_one_certain_key_always_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
         let case = plan.case().expect("plans make valid inputs");
-        let Ok(certificate) = Certificate::derive(&case, model) else { return Ok(()) };
+        let Ok(certificate) = Certificate::derive(&case.instance, &case.call, model) else { return Ok(()) };
         let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
-        let dims = case.inputs.dims();
+        let dims = case.call.inputs.dims();
         let Some(rows) = &certificate.rows else {
             // A full mask has no key that may be missing.
             let mut mask = mask;
             let rows: Vec<_> = dims.rows().collect();
             mask.remove(rows[pick.index(rows.len())], pick.index(dims.keys));
-            prop_assert_eq!(judge_mask(&case, &certificate, &mask, model).wrong_rows, 1);
+            prop_assert_eq!(judge_mask(&case.instance, &case.call, &certificate, &mask, model).wrong_rows, 1);
             return Ok(());
         };
         let certain: Vec<_> = dims
@@ -113,7 +113,7 @@ proptest! {
             Class::Excluded | Class::Out => moved.add(row, [key]),
             Class::Open => unreachable!("open keys were filtered out"),
         }
-        let verdict = judge_mask(&case, &certificate, &moved, model);
+        let verdict = judge_mask(&case.instance, &case.call, &certificate, &moved, model);
         prop_assert!(verdict.wrong_rows >= 1, "{row:?} key {key} {class:?}");
     }
 
@@ -122,7 +122,7 @@ proptest! {
     fn an_output_beyond_its_bound_diverges(plan in plans(), model in models(), pick: prop::sample::Index) {
         let case = plan.case().expect("plans make valid inputs");
         let Ok(Answer { mask, output: Some(output), .. }) = Reference::default().answer(&case) else { return Ok(()) };
-        let right = judge_output(&case.inputs, &mask, &output, model);
+        let right = judge_output(&case.call.inputs, &mask, &output, model);
         prop_assert!(right.divergences.is_empty(), "{}", right.divergences[0]);
         let largest = output.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let bound = right.widest_bound * f64::from(largest);
@@ -132,19 +132,19 @@ proptest! {
         let number = wrong.iter_mut().nth(index).unwrap();
         // The bound of a zero row is 0, and then any number is wrong.
         *number += (3.0 * bound + f64::from(number.abs()) * 1e-6) as f32 + f32::MIN_POSITIVE;
-        prop_assert_eq!(judge_output(&case.inputs, &mask, &wrong, model).divergences.len(), 1);
+        prop_assert_eq!(judge_output(&case.call.inputs, &mask, &wrong, model).divergences.len(), 1);
     }
 }
 
 #[test]
 fn a_divergence_shows_score_threshold_and_bound() {
     let case = support::small_case();
-    let certificate = Certificate::derive(&case, RoundingModel::REFERENCE).unwrap();
+    let certificate = Certificate::derive(&case.instance, &case.call, RoundingModel::REFERENCE).unwrap();
     let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
     let (key, _) = mask.row((0, 1, 1)).next().unwrap();
     let mut moved = mask;
     moved.remove((0, 1, 1), key);
-    let verdict = judge_mask(&case, &certificate, &moved, RoundingModel::REFERENCE);
+    let verdict = judge_mask(&case.instance, &case.call, &certificate, &moved, RoundingModel::REFERENCE);
     insta::assert_snapshot!(verdict.divergences[0].to_string());
 }
 
@@ -166,16 +166,15 @@ fn both_codes_are_allowed_near_half_steps() {
         storage: doublecheck::algorithm::Storage::F32,
         scaling: None,
     };
-    case.inputs = Inputs::new(parts).unwrap().into();
-    case.channels = ChannelOrder::new(vec![vec![0, 1, 2]]).unwrap();
-    case.settings.causal = false;
-    case.settings.group_factor = GroupFactor::new(1).unwrap();
-    case.settings.label_bits = LabelBits::new(2).unwrap();
-    case.settings.heavy_size = HeavySize::count(1).unwrap();
+    case.call.inputs = Inputs::new(parts).unwrap().into();
+    case = case.with_channels(ChannelOrder::new(vec![vec![0, 1, 2]]).unwrap());
+    case.instance.selection.group_factor = GroupFactor::new(1).unwrap();
+    case.instance.selection.label_bits = LabelBits::new(2).unwrap();
+    case.instance.selection.heavy_size = HeavySize::count(1).unwrap();
     let score = |labels| {
         let model = RoundingModel { labels, ..RoundingModel::REFERENCE };
-        let before = case.mask_before().unwrap();
-        let scores = ScoreBounds::new(&case, model, &before).unwrap().unwrap();
+        let before = case.before().unwrap();
+        let scores = ScoreBounds::new(&case.instance, &case.call, model, &before).unwrap().unwrap();
         let Candidacy::Scored(score) = scores.row((0, 0, 0))[0] else { panic!("key 0 is a candidate") };
         score
     };

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use doublecheck::algorithm::config::WindowConfig;
 use doublecheck::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Oracle, Sink};
 use doublecheck::algorithm::quantize::quantize;
@@ -41,11 +39,11 @@ fn layout(inputs: &Inputs) -> Layout {
 }
 
 fn maskers(case: &Case) -> Vec<Masker> {
-    let earlier = case.settings.earlier_maskers.iter().map(|masker| match *masker {
+    let earlier = case.instance.earlier_maskers.iter().map(|masker| match *masker {
         EarlierMasker::Sink(WindowConfig { size }) => Masker::Sink(Sink { size }),
         EarlierMasker::Local(WindowConfig { size }) => Masker::Local(Local { size }),
     });
-    let (selection, channels) = (case.settings.selection(), case.channels.clone());
+    let (selection, channels) = (case.instance.selection, case.channels().unwrap().clone());
     earlier.chain([Masker::DoubleSparsity { selection, channels }]).collect()
 }
 
@@ -67,7 +65,7 @@ fn step(engine: &Engine, inputs: &Inputs, previous: Option<&Mask>) -> Result<Ste
 
 /// The first keys of a case, with the first queries.
 fn prefix(case: &Case, queries: usize, keys: usize) -> Case {
-    let parts = case.inputs.parts();
+    let parts = case.call.inputs.parts();
     let cut = |mask: &Array4<f32>| {
         let (.., m, n) = mask.dim();
         mask.slice(s![.., .., ..m.min(queries), ..n.min(keys)]).to_owned()
@@ -80,9 +78,11 @@ fn prefix(case: &Case, queries: usize, keys: usize) -> Case {
         ..parts.clone()
     })
     .unwrap();
-    let weights = case.previous.as_ref().map(|previous| cut(previous.weights()));
+    let weights = case.call.previous.as_ref().map(|previous| cut(previous.weights()));
     let previous = weights.map(|weights| Mask::from_weights(weights, &inputs.dims()).unwrap());
-    Case { inputs: Arc::new(inputs), previous, ..case.clone() }
+    let mut case = case.with_inputs(inputs);
+    case.call.previous = previous;
+    case
 }
 
 /// The engine's step against the reference's answer: the same mask or the same refusal, certified once more by the verdicts.
@@ -91,9 +91,9 @@ fn must_equal_reference(case: &Case, found: Result<Step, Error>) {
         (Ok(step), Ok(expected)) => {
             let (mask, model) = (step.mask().unwrap(), subjects::Engine::default().rounding_model());
             assert_eq!(mask, expected.mask);
-            let certificate = Certificate::derive(case, model).unwrap();
-            assert_eq!(judge_mask(case, &certificate, &mask, model).divergences, []);
-            assert_eq!(judge_output(&case.inputs, &mask, &step.output, model).divergences, []);
+            let certificate = Certificate::derive(&case.instance, &case.call, model).unwrap();
+            assert_eq!(judge_mask(&case.instance, &case.call, &certificate, &mask, model).divergences, []);
+            assert_eq!(judge_output(&case.call.inputs, &mask, &step.output, model).divergences, []);
         }
         (Err(found), Err(NoAnswer::Refused(expected))) => {
             assert!(same_kind(&found, &expected), "{found}, {expected}")
@@ -104,18 +104,19 @@ fn must_equal_reference(case: &Case, found: Result<Step, Error>) {
 
 /// Codes of at most 8 bits are those of SPEC §2.5.
 fn codes_must_equal_reference(case: &Case, engine: &Engine) {
-    let (dims, settings) = (case.inputs.dims(), &case.settings);
+    let (dims, settings) = (case.dims(), case.instance.selection);
     if settings.label_bits.get() > 8 {
         return;
     }
     let label_channels = settings.group_factor.label_channels(dims.head_dim).unwrap();
     for (batch, head, key) in ndarray::indices((dims.batch, dims.heads, engine.keys())) {
-        let source = case.inputs.keys(batch, head);
-        let row: Vec<f32> = case.channels.row(head, &dims)[..label_channels]
+        let source = case.call.inputs.keys(batch, head);
+        let row: Vec<f32> = case.channels().unwrap().row(head, &dims)[..label_channels]
             .iter()
             .map(|&channel| source[[key, channel]])
             .collect();
-        let expected = quantize(&row, settings.label_bits, settings.dtype).map(|quantised| quantised.codes);
+        let expected =
+            quantize(&row, settings.label_bits, case.call.inputs.storage()).map(|quantised| quantised.codes);
         let found: Vec<f32> = engine.codes(batch, head, key).unwrap().into_iter().map(f32::from).collect();
         assert_eq!(
             found,
@@ -154,7 +155,7 @@ struct Machine {
 impl Machine {
     fn new(plan: &Plan) -> Self {
         let case = plan.case().unwrap();
-        let engine = Engine::new(layout(&case.inputs), maskers(&case)).unwrap();
+        let engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
         Self { case, engine }
     }
 }
@@ -203,10 +204,13 @@ impl StateMachineTest for Machine {
 
     fn apply(mut machine: Self, layer: &Layer, transition: Transition) -> Self {
         match transition {
-            Transition::Append(keys) => append(&mut machine.engine, &machine.case.inputs, keys),
+            Transition::Append(keys) => append(&mut machine.engine, &machine.case.call.inputs, keys),
             Transition::Step(queries) => {
                 let case = prefix(&machine.case, queries, layer.keys);
-                must_equal_reference(&case, step(&machine.engine, &case.inputs, case.previous.as_ref()));
+                must_equal_reference(
+                    &case,
+                    step(&machine.engine, &case.call.inputs, case.call.previous.as_ref()),
+                );
             }
             Transition::Reset(plan) => machine = Self::new(&plan),
         }
@@ -242,16 +246,16 @@ proptest! {
             group: plan.group.min(2),
             queries: plan.queries.min(3),
             keys,
-            heavy_size: HeavySize::fraction(share).unwrap(),
+            selection: Selection { heavy_size: HeavySize::fraction(share).unwrap(), ..plan.selection },
             ..plan
         };
         let Ok(case) = plan.case() else { return Ok(()) };
-        let mut engine = Engine::new(layout(&case.inputs), maskers(&case)).unwrap();
+        let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
         for portion in [1, keys / 3, keys - keys / 3 - 1] {
-            append(&mut engine, &case.inputs, portion);
+            append(&mut engine, &case.call.inputs, portion);
         }
         codes_must_equal_reference(&case, &engine);
-        let found = step(&engine, &case.inputs, case.previous.as_ref());
+        let found = step(&engine, &case.call.inputs, case.call.previous.as_ref());
         match (&found, Reference::default().answer(&case)) {
             (Ok(found), Ok(expected)) => prop_assert_eq!(found.mask().unwrap(), expected.mask),
             _ => must_equal_reference(&case, found),
@@ -269,8 +273,8 @@ fn lists_of_maskers_equal_the_reference() {
         let (sink, local) =
             (Sink { size: HeavySize::count(2).unwrap() }, Local { size: HeavySize::count(3).unwrap() });
         let oracle = Oracle { heavy_size: HeavySize::fraction(0.2).unwrap() };
-        let selection = case.settings.selection();
-        let mut channels = case.channels.rows().to_vec();
+        let selection = case.instance.selection;
+        let mut channels = case.channels().unwrap().rows().to_vec();
         channels.iter_mut().for_each(|row| row.reverse());
         let other = ChannelOrder::new(channels).unwrap();
         let double = |channels: &ChannelOrder| {
@@ -279,7 +283,8 @@ fn lists_of_maskers_equal_the_reference() {
             let reference = DoubleSparsity { selection, channels: source };
             (Masker::DoubleSparsity { selection, channels }, reference)
         };
-        let ((first, first_reference), (second, second_reference)) = (double(&case.channels), double(&other));
+        let ((first, first_reference), (second, second_reference)) =
+            (double(case.channels().unwrap()), double(&other));
         let engine = vec![Masker::Sink(sink), Masker::Oracle(oracle), first, Masker::Local(local), second];
         let reference = SparseAttention::new(
             vec![
@@ -291,22 +296,22 @@ fn lists_of_maskers_equal_the_reference() {
             ],
             vec![1],
         );
-        let mut engine = Engine::new(layout(&case.inputs), engine).unwrap();
-        append(&mut engine, &case.inputs, case.inputs.dims().keys);
-        let previous = case.previous.clone().unwrap_or(Mask::empty(&case.inputs.dims()));
+        let mut engine = Engine::new(layout(&case.call.inputs), engine).unwrap();
+        append(&mut engine, &case.call.inputs, case.call.inputs.dims().keys);
+        let previous = case.call.previous.clone().unwrap_or(Mask::empty(&case.call.inputs.dims()));
         match (
-            step(&engine, &case.inputs, case.previous.as_ref()),
-            reference.extend_mask(&case.inputs, 0, previous),
+            step(&engine, &case.call.inputs, case.call.previous.as_ref()),
+            reference.extend_mask(&case.call.inputs, 0, previous),
         ) {
             (Ok(step), Ok(mask)) => assert_eq!(step.mask().unwrap(), mask, "{index}: {plan:?}"),
             (Err(found), Err(expected)) => assert!(same_kind(&found, &expected), "{found}, {expected}"),
             (found, expected) => panic!("{plan:?}: found {found:?}, expected {expected:?}"),
         }
-        let mut dense = Engine::new(layout(&case.inputs), vec![Masker::Dense]).unwrap();
-        append(&mut dense, &case.inputs, case.inputs.dims().keys);
-        let previous = case.previous.clone().unwrap_or(Mask::empty(&case.inputs.dims()));
-        let step = step(&dense, &case.inputs, case.previous.as_ref()).unwrap();
-        assert_eq!(step.mask().unwrap(), reference.extend_mask(&case.inputs, 1, previous).unwrap());
+        let mut dense = Engine::new(layout(&case.call.inputs), vec![Masker::Dense]).unwrap();
+        append(&mut dense, &case.call.inputs, case.call.inputs.dims().keys);
+        let previous = case.call.previous.clone().unwrap_or(Mask::empty(&case.call.inputs.dims()));
+        let step = step(&dense, &case.call.inputs, case.call.previous.as_ref()).unwrap();
+        assert_eq!(step.mask().unwrap(), reference.extend_mask(&case.call.inputs, 1, previous).unwrap());
     }
 }
 
@@ -324,16 +329,16 @@ fn grid(
         let CaseFile::Attention(case) = reader.read(&path, &name).unwrap() else {
             panic!("{name} is no case of an attention layer");
         };
-        let mut engine = Engine::new(layout(&case.inputs), maskers(&case)).unwrap();
+        let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
         for portion in [4097, keys - 4097 - 3, 1, 2] {
-            append(&mut engine, &case.inputs, portion);
+            append(&mut engine, &case.call.inputs, portion);
         }
-        let found = step(&engine, &case.inputs, None).unwrap();
-        let before = Mask::empty(&case.inputs.dims());
+        let found = step(&engine, &case.call.inputs, None).unwrap();
+        let before = Mask::empty(&case.call.inputs.dims());
         let expected = case.expectation.as_ref().unwrap().answer(&before).unwrap().unwrap();
         assert!(found.mask().unwrap() == expected.mask, "{name}");
         let model = subjects::Engine::default().rounding_model();
-        let judgement = judge_output(&case.inputs, &expected.mask, &found.output, model);
+        let judgement = judge_output(&case.call.inputs, &expected.mask, &found.output, model);
         assert_eq!(judgement.divergences, [], "{name}");
     }
 }
@@ -360,20 +365,19 @@ fn degenerate_scores(
         keys: 700,
         k,
         q: Values::Whole,
-        label_bits,
-        heavy_size: HeavySize::count(100).unwrap(),
+        selection: Selection::new(HeavySize::count(100).unwrap(), 2, label_bits).unwrap(),
         additive: Additive::Absent,
         rows: Rows::PerHead,
         ..support::small_plan()
     };
     let case = plan.case().unwrap();
-    let parts = case.inputs.parts();
+    let parts = case.call.inputs.parts();
     let inputs =
         Inputs::new(InputParts { k: &parts.k * factor, q: &parts.q * factor, ..parts.clone() }).unwrap();
-    let case = Case { inputs: inputs.into(), ..case };
-    let mut engine = Engine::new(layout(&case.inputs), maskers(&case)).unwrap();
-    append(&mut engine, &case.inputs, 700);
-    match (step(&engine, &case.inputs, None), Reference::default().answer(&case)) {
+    let case = case.with_inputs(inputs);
+    let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
+    append(&mut engine, &case.call.inputs, 700);
+    match (step(&engine, &case.call.inputs, None), Reference::default().answer(&case)) {
         (Ok(found), Ok(expected)) => assert!(found.mask().unwrap() == expected.mask),
         (Err(found), Err(NoAnswer::Refused(expected))) => assert!(same_kind(&found, &expected)),
         (found, expected) => panic!("found {found:?}, expected {expected:?}"),
@@ -383,12 +387,12 @@ fn degenerate_scores(
 #[test]
 fn bad_input_is_refused_and_changes_nothing() {
     let case = support::small_case();
-    let small = layout(&case.inputs);
+    let small = layout(&case.call.inputs);
     for wrong in [Layout { heads: 3, kv_heads: 2, ..small }, Layout { head_dim: 0, ..small }] {
         assert!(matches!(Engine::new(wrong, Vec::new()), Err(Error::Shape(_))));
     }
     let masker = |group_factor: u64, rows: Vec<Vec<usize>>, heads| {
-        let mut selection = case.settings.selection();
+        let mut selection = case.instance.selection;
         selection.group_factor = GroupFactor::new(group_factor).unwrap();
         selection.heads = heads;
         vec![Masker::DoubleSparsity { selection, channels: ChannelOrder::new(rows).unwrap() }]
@@ -401,7 +405,7 @@ fn bad_input_is_refused_and_changes_nothing() {
     assert!(matches!(refused(masker(2, differ, HeadMode::SummedLabels)), Error::HeadMode(_)));
 
     let mut engine = Engine::new(small, masker(2, vec![vec![0, 1]], HeadMode::SummedLabels)).unwrap();
-    let parts = case.inputs.parts().clone();
+    let parts = case.call.inputs.parts().clone();
     let q = Query::causal(parts.q.view());
     assert!(matches!(engine.step(&q), Err(Error::Shape(_))), "no keys yet");
     let mut nan = parts.v.clone();
@@ -426,7 +430,7 @@ fn bad_input_is_refused_and_changes_nothing() {
     ));
     assert!(matches!(refused(&Query { scaling: Some(f64::NAN), ..q.clone() }), Error::NotFinite(_)));
     assert!(matches!(refused(&Query { q: parts.k.view(), ..q.clone() }), Error::Shape(_)));
-    let other = Mask::empty(&prefix(&case, 1, 6).inputs.dims());
+    let other = Mask::empty(&prefix(&case, 1, 6).call.inputs.dims());
     assert!(matches!(refused(&Query { previous: Some(&other), ..q.clone() }), Error::Shape(_)));
 
     assert_eq!(engine.select(&q).unwrap(), step.attended);
@@ -443,12 +447,13 @@ fn bad_input_is_refused_and_changes_nothing() {
 #[test]
 fn steps_follow_the_storage_type() {
     for storage in Storage::ALL {
-        let plan = Plan { storage, keys: 50, label_bits: 16, ..support::small_plan() };
+        let selection = Selection::new(HeavySize::count(2).unwrap(), 2, 16).unwrap();
+        let plan = Plan { storage, keys: 50, selection, ..support::small_plan() };
         let case = plan.case().unwrap();
-        assert_eq!(case.settings.label_bits, LabelBits::UNQUANTISED);
-        let mut engine = Engine::new(layout(&case.inputs), maskers(&case)).unwrap();
-        append(&mut engine, &case.inputs, 50);
-        must_equal_reference(&case, step(&engine, &case.inputs, None));
+        assert_eq!(case.instance.selection.label_bits, LabelBits::UNQUANTISED);
+        let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
+        append(&mut engine, &case.call.inputs, 50);
+        must_equal_reference(&case, step(&engine, &case.call.inputs, None));
     }
 }
 

@@ -22,7 +22,7 @@ fn name(table: &str, context: &Context) -> String {
 type Change = fn(&mut InputParts);
 
 fn inputs_error(change: Change) -> String {
-    let mut parts = small_case().inputs.parts().clone();
+    let mut parts = small_case().call.inputs.parts().clone();
     change(&mut parts);
     Inputs::new(parts).unwrap_err().to_string()
 }
@@ -69,8 +69,8 @@ fn heavy_size(#[context] context: Context, #[case] error: String) {
 #[case::repeated_channel(ChannelOrder::new(vec![vec![0, 1], vec![3, 3]]).unwrap_err().to_string())]
 #[case::ragged_rows(ChannelOrder::new(vec![vec![0, 1], vec![3]]).unwrap_err().to_string())]
 #[case::no_rows(ChannelOrder::new(vec![]).unwrap_err().to_string())]
-#[case::negative_weight(Mask::from_weights(Array4::from_elem((1, 2, 2, 6), -1.0), &small_case().inputs.dims()).unwrap_err().to_string())]
-#[case::mask_shape(Mask::from_weights(Array4::zeros((1, 2, 2, 5)), &small_case().inputs.dims()).unwrap_err().to_string())]
+#[case::negative_weight(Mask::from_weights(Array4::from_elem((1, 2, 2, 6), -1.0), &small_case().call.inputs.dims()).unwrap_err().to_string())]
+#[case::mask_shape(Mask::from_weights(Array4::zeros((1, 2, 2, 5)), &small_case().call.inputs.dims()).unwrap_err().to_string())]
 fn settings(#[context] context: Context, #[case] error: String) {
     insta::assert_snapshot!(name("settings", &context), error);
 }
@@ -86,19 +86,19 @@ fn order(rows: &[&[usize]]) -> ChannelOrder {
 }
 
 #[rstest]
-#[case::group_factor_does_not_divide(|case: &mut Case| case.settings.group_factor = GroupFactor::new(3).unwrap())]
-#[case::channel_out_of_range(|case: &mut Case| case.channels = order(&[&[0, 4]]))]
-#[case::too_many_rows(|case: &mut Case| case.channels = order(&[&[0, 1], &[0, 1], &[0, 1]]))]
-#[case::too_few_channels(|case: &mut Case| case.channels = order(&[&[0]]))]
+#[case::group_factor_does_not_divide(|case: &mut Case| case.instance.selection.group_factor = GroupFactor::new(3).unwrap())]
+#[case::channel_out_of_range(|case: &mut Case| *case = case.with_channels(order(&[&[0, 4]])))]
+#[case::too_many_rows(|case: &mut Case| *case = case.with_channels(order(&[&[0, 1], &[0, 1], &[0, 1]])))]
+#[case::too_few_channels(|case: &mut Case| *case = case.with_channels(order(&[&[0]])))]
 #[case::summed_labels_without_shared_row(|case: &mut Case| {
-    case.settings.heads = HeadMode::SummedLabels;
-    case.channels = order(&[&[0, 1], &[1, 0]]);
+    case.instance.selection.heads = HeadMode::SummedLabels;
+    *case = case.with_channels(order(&[&[0, 1], &[1, 0]]));
 })]
 #[case::labels_leave_f16(|case: &mut Case| {
-    let mut parts = case.inputs.parts().clone();
+    let mut parts = case.call.inputs.parts().clone();
     parts.storage = Storage::F16;
     parts.k.slice_mut(s![0, 0, 3, ..]).assign(&ndarray::arr1(&[0.0, 1e-4, 2e-4, 1e-4]));
-    case.inputs = Inputs::new(parts).unwrap().into();
+    case.call.inputs = Inputs::new(parts).unwrap().into();
 })]
 fn answers(#[context] context: Context, #[case] change: fn(&mut Case)) {
     insta::assert_snapshot!(name("answers", &context), answer_error(change));
@@ -107,12 +107,12 @@ fn answers(#[context] context: Context, #[case] change: fn(&mut Case)) {
 #[test]
 fn summed_labels_needs_one_mask_for_all_heads() {
     let error = answer_error(|case: &mut Case| {
-        let mut parts = case.inputs.parts().clone();
+        let mut parts = case.call.inputs.parts().clone();
         parts.attention_mask =
             Some(Array4::from_shape_fn((1, 2, 1, 6), |(_, head, _, key)| (head * key) as f32));
-        case.inputs = Inputs::new(parts).unwrap().into();
-        case.settings.heads = HeadMode::SummedLabels;
-        case.channels = order(&[&[0, 1]]);
+        case.call.inputs = Inputs::new(parts).unwrap().into();
+        case.instance.selection.heads = HeadMode::SummedLabels;
+        *case = case.with_channels(order(&[&[0, 1]]));
     });
     insta::assert_snapshot!(error);
 }

@@ -35,14 +35,14 @@ fn grid(
     let CaseFile::Attention(case) = Reader::default().read(&path, &name).unwrap() else {
         panic!("{name} is no case of an attention layer");
     };
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     assert_eq!((dims.heads, dims.kv_heads, dims.queries, dims.keys, dims.head_dim), (32, 8, 1, keys, 128));
-    let model = case.settings.model.unwrap_or_default();
-    let certificate = Certificate::derive(&case, model);
+    let model = case.expectation.as_ref().and_then(|e| e.model).unwrap_or_default();
+    let certificate = Certificate::derive(&case.instance, &case.call, model);
     let expectation = case.expectation.as_ref().unwrap();
     let stored = expectation.answer(&certificate.as_ref().unwrap().before).unwrap().unwrap();
     for answer in [Ok(stored), Reference::default().answer(&case)] {
-        let verdict = judge(&case, &answer, model, &certificate);
+        let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
         assert!(verdict.conforms(), "{:?}", verdict.explanations());
     }
 }

@@ -41,10 +41,9 @@ proptest! {
         let CaseFile::Attention(read) = Reader::default().parse(&bytes, &case.name).unwrap() else {
             panic!("an attention case was read as something else");
         };
-        prop_assert_eq!(&read.settings, &case.settings);
-        prop_assert_eq!(&read.inputs, &case.inputs);
-        prop_assert_eq!(&read.channels, &case.channels);
-        prop_assert_eq!(&read.previous, &case.previous);
+        prop_assert_eq!(&read.instance, &case.instance);
+        prop_assert_eq!(&read.call.inputs, &case.call.inputs);
+        prop_assert_eq!(&read.call.previous, &case.call.previous);
         prop_assert_eq!(&read.expectation, &case.expectation);
         prop_assert_eq!(file::to_bytes(&read), bytes);
     }

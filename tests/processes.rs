@@ -129,7 +129,7 @@ fn several_calls_of_one_instance_need_one_configuration() {
     let run = Run::new();
     let mut process = start(&run.always(""));
     let case = small_case();
-    let Sequence { instance, calls, .. } = Sequence::from(&case);
+    let Sequence { instance, calls, .. } = case.sequence();
     assert_eq!(failure(process.call(&calls[0])), "called before it was configured");
     process.configure(&instance).unwrap();
     for _ in 0..3 {
@@ -175,7 +175,7 @@ fn a_broken_conversation_is_a_finding_and_starts_anew(#[case] misbehaviour: &str
     assert!(found.contains(expected), "{found}");
     assert_eq!(run.running(), 0);
     // Without a configuration of its own: the instance is configured again.
-    assert_same(&process.call(&Sequence::from(&case).calls[0]), &case);
+    assert_same(&process.call(&case.sequence().calls[0]), &case);
     assert_same(&process.answer(&case), &case);
     assert_eq!(process.restarts(), 1);
     drop(process);
@@ -232,7 +232,7 @@ fn a_refused_configuration_refuses_every_call() {
     let run = Run::new();
     let mut process = start(&run.once("refuses-configure"));
     let case = small_case();
-    let Sequence { instance, calls, .. } = Sequence::from(&case);
+    let Sequence { instance, calls, .. } = case.sequence();
     for answer in [process.configure(&instance), process.call(&calls[0]).map(|_| ())] {
         assert!(matches!(answer, Err(NoAnswer::Refused(Error::GroupFactor(_)))), "{answer:?}");
     }
@@ -252,13 +252,13 @@ fn a_command_that_hangs_when_configured_is_a_finding() {
 /// About 1 MB of keys, more than a pipe holds.
 fn large_case() -> Case {
     let mut case = small_case();
-    let parts = case.inputs.parts().clone();
+    let parts = case.call.inputs.parts().clone();
     let (keys, wide) = (30_000, |tensor: &Array4<f32>, keys| {
         let (b, h, _, last) = tensor.dim();
         Array4::from_elem((b, h, keys, last), 0.5f32)
     });
     let parts = InputParts { k: wide(&parts.k, keys), v: wide(&parts.v, keys), ..parts };
-    case.inputs = Arc::new(Inputs::new(parts).unwrap());
+    case.call.inputs = Arc::new(Inputs::new(parts).unwrap());
     case
 }
 
@@ -316,7 +316,7 @@ fn a_command_that_ignores_signals_and_goodbye_is_ended(#[case] misbehaviour: &st
     let command = format!("trap '' TERM INT HUP; {}", run.always(misbehaviour));
     let mut process = start(&command);
     let (case, start) = (small_case(), Instant::now());
-    process.configure(&Sequence::from(&case).instance).unwrap();
+    process.configure(&case.sequence().instance).unwrap();
     drop(process);
     assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     assert_eq!(run.running(), 0);
@@ -393,7 +393,7 @@ fn a_command_that_cannot_be_started_again_is_given_up() {
 fn round_trip_time() {
     let mut process = start(&Run::new().always(""));
     let case = small_case();
-    let Sequence { instance, calls, .. } = Sequence::from(&case);
+    let Sequence { instance, calls, .. } = case.sequence();
     process.configure(&instance).unwrap();
     let mut reference = Reference::default();
     reference.configure(&instance).unwrap();

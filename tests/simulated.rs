@@ -36,12 +36,12 @@ impl Simulated {
     fn answer(self, case: &Case) -> Result<Answer, NoAnswer> {
         let kept = match self.kept {
             Kept::F32 => Storage::F32,
-            Kept::Storage => case.inputs.storage(),
+            Kept::Storage => case.call.inputs.storage(),
         };
         // What must be refused and what must be full are not a matter of rounding.
         let reference = Reference::default().answer(case)?;
-        let before = case.mask_before()?;
-        let (dims, settings) = (case.inputs.dims(), &case.settings);
+        let before = case.before()?;
+        let (dims, settings) = (case.call.inputs.dims(), case.instance.selection);
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         let mask = if before.is_full() || short { reference.mask } else { self.mask(case, &before, kept)? };
@@ -54,12 +54,13 @@ impl Simulated {
     }
 
     fn mask(self, case: &Case, before: &Mask, kept: Storage) -> Result<Mask, NoAnswer> {
-        let (inputs, dims, mode) = (&case.inputs, case.inputs.dims(), case.settings.heads);
-        let label_channels = case.settings.group_factor.label_channels(dims.head_dim)?;
-        let bits = case.settings.label_bits;
-        let of_batch = |b| labels(inputs, &case.channels, label_channels, bits, (b, 0..dims.heads));
+        let (inputs, dims, mode) =
+            (&case.call.inputs, case.call.inputs.dims(), case.instance.selection.heads);
+        let label_channels = case.instance.selection.group_factor.label_channels(dims.head_dim)?;
+        let bits = case.instance.selection.label_bits;
+        let of_batch = |b| labels(inputs, case.channels()?, label_channels, bits, (b, 0..dims.heads));
         let labels = (0..dims.batch).map(of_batch).collect::<Result<Vec<_>, _>>()?;
-        let heavy_size = case.settings.heavy_size.resolve(dims.keys);
+        let heavy_size = case.instance.selection.heavy_size.resolve(dims.keys);
         let mut mask = before.clone();
         for row @ (b, head, i) in dims.rows() {
             let scores = match mode {
@@ -101,7 +102,7 @@ impl Simulated {
     }
 
     fn output_row(self, case: &Case, mask: &Mask, kept: Storage, row @ (b, head, i): Row) -> Vec<f32> {
-        let inputs = &case.inputs;
+        let inputs = &case.call.inputs;
         let (q, k, v) = (inputs.queries(b, head), inputs.keys(b, head), inputs.values(b, head));
         let additive = inputs.additive(b, head, i);
         let logit = |key: usize| {
@@ -136,7 +137,7 @@ impl Simulated {
 
 fn head_scores(case: &Case, labels: &[Labels], kept: Storage, (b, head, i): Row) -> Vec<f32> {
     let q = labels[b].queries(head).column(i).to_vec();
-    let additive = case.inputs.additive(b, head, i);
+    let additive = case.call.inputs.additive(b, head, i);
     let keys = labels[b].keys(head);
     let keys = keys.columns().into_iter().enumerate();
     keys.map(|(key, k)| score(&q, k, additive.at(key), kept)).collect()

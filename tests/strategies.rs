@@ -19,8 +19,8 @@ const CASES: usize = 1000;
 
 /// The features of one case.
 fn features(case: &Case) -> Vec<&'static str> {
-    let dims = case.inputs.dims();
-    let settings = &case.settings;
+    let dims = case.call.inputs.dims();
+    let settings = &case.instance.selection;
     let mut found = Vec::new();
     let mut note = |name, holds: bool| {
         if holds {
@@ -37,25 +37,26 @@ fn features(case: &Case) -> Vec<&'static str> {
     note("dense fallback", settings.dense_fallback);
     note("fraction", matches!(settings.heavy_size, HeavySize::Fraction(_)));
     note("more heavy than keys", settings.heavy_size.resolve(usize::MAX) > dims.keys);
-    note("f16", settings.dtype == Storage::F16);
-    note("bf16", settings.dtype == Storage::Bf16);
+    note("f16", case.call.inputs.storage() == Storage::F16);
+    note("bf16", case.call.inputs.storage() == Storage::Bf16);
     note("one bit", settings.label_bits.get() == 1);
     note("not quantised", !settings.label_bits.quantises());
-    note("earlier maskers", !settings.earlier_maskers.is_empty());
-    note("earlier mask", case.previous.is_some());
-    note("additive mask", case.inputs.parts().attention_mask.is_some());
-    note("shared channel row", case.channels.rows().len() == 1);
-    let largest = case.inputs.parts().k.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    note("earlier maskers", !case.instance.earlier_maskers.is_empty());
+    note("earlier mask", case.call.previous.is_some());
+    note("additive mask", case.call.inputs.parts().attention_mask.is_some());
+    note("shared channel row", case.channels().unwrap().rows().len() == 1);
+    let largest = case.call.inputs.parts().k.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     note("huge keys", largest > 100.0);
     note("tiny keys", largest < 0.05);
     let negative_zero = |x: &f32| x.to_bits() == (-0.0f32).to_bits();
-    note("negative zero", case.inputs.parts().k.iter().any(negative_zero));
-    let Ok(certificate) = Certificate::derive(case, RoundingModel::PYTORCH) else {
+    note("negative zero", case.call.inputs.parts().k.iter().any(negative_zero));
+    let Ok(certificate) = Certificate::derive(&case.instance, &case.call, RoundingModel::PYTORCH) else {
         note("must be refused", true);
         return found;
     };
     note("full mask", certificate.rows.is_none());
-    let scores = ScoreBounds::new(case, RoundingModel::PYTORCH, &certificate.before).unwrap();
+    let scores =
+        ScoreBounds::new(&case.instance, &case.call, RoundingModel::PYTORCH, &certificate.before).unwrap();
     if let Some(scores) = scores {
         let rows: Vec<_> = dims.rows().map(|row| scores.row(row)).collect();
         let scored = |row: &Vec<Candidacy>| -> Vec<f64> {
@@ -79,14 +80,14 @@ fn features(case: &Case) -> Vec<&'static str> {
         note("open keys", certificate.open() > 0);
     }
     let label_channels = settings.group_factor.label_channels(dims.head_dim).unwrap();
-    let leading = &case.channels.row(0, &dims)[..label_channels];
+    let leading = &case.channels().unwrap().row(0, &dims)[..label_channels];
     let mut constant = false;
     let mut half_way = false;
-    for key in case.inputs.keys(0, 0).outer_iter() {
+    for key in case.call.inputs.keys(0, 0).outer_iter() {
         let row: Vec<f32> = leading.iter().map(|&channel| key[channel]).collect();
         constant |= row.len() > 1 && row.iter().all(|&x| x == row[0]);
         if settings.label_bits.quantises()
-            && let Ok(quantised) = quantize(&row, settings.label_bits, settings.dtype)
+            && let Ok(quantised) = quantize(&row, settings.label_bits, case.call.inputs.storage())
         {
             half_way |= row.iter().any(|x| ((x - quantised.lo) * quantised.scale).fract() == 0.5);
         }
@@ -154,7 +155,7 @@ fn small_cases_are_small() {
     let mut runner = TestRunner::deterministic();
     for _ in 0..CASES {
         let case = small_plans().new_tree(&mut runner).unwrap().current().case().unwrap();
-        let dims = case.inputs.dims();
+        let dims = case.call.inputs.dims();
         let sizes = [dims.batch, dims.heads, dims.queries, dims.keys, dims.head_dim];
         assert!(sizes.iter().zip([1, 2, 4, 16, 16]).all(|(&size, most)| size <= most), "{dims:?}");
     }

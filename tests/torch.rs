@@ -119,16 +119,16 @@ fn oracle(torch: &mut Torch) -> Outcome {
         let plan = plans().new_tree(&mut runner)?.current();
         let case = plan.case()?;
         let mut exact = without_scaling(&case)?;
-        exact.settings.earlier_maskers.clear();
+        exact.instance.earlier_maskers.clear();
         let sink = Sink { size: HeavySize::count(2)? };
-        let before = sink.add_mask(&exact.inputs, 0, &case.mask_before()?)?;
-        exact.previous = Some(before.clone());
-        let heavy_size = exact.settings.heavy_size;
-        let mask = torch.oracle(&exact.inputs, heavy_size, &before)?;
+        let before = sink.add_mask(&exact.call.inputs, 0, &case.before()?)?;
+        exact.call.previous = Some(before.clone());
+        let heavy_size = exact.instance.selection.heavy_size;
+        let mask = torch.oracle(&exact.call.inputs, heavy_size, &before)?;
         must_conform(&exact, &mask, torch.rounding_model())?;
         must_conform(
             &exact,
-            &Oracle { heavy_size }.add_mask(&exact.inputs, 0, &before)?,
+            &Oracle { heavy_size }.add_mask(&exact.call.inputs, 0, &before)?,
             RoundingModel::REFERENCE,
         )?;
         // The oracle's mask is what Double Sparsity then starts from.
@@ -149,20 +149,19 @@ fn oracle(torch: &mut Torch) -> Outcome {
 }
 
 fn without_scaling(case: &Case) -> Result<Case, Failed> {
-    let inputs = Inputs::new(InputParts { scaling: None, ..case.inputs.parts().clone() })?;
-    let mut exact = Case { inputs: inputs.into(), ..case.clone() };
-    exact.settings.scaling = None;
-    exact.settings.heads = HeadMode::PerHead;
-    exact.settings.dense_fallback = false;
-    exact.settings.label_bits = LabelBits::UNQUANTISED;
-    exact.settings.group_factor = GroupFactor::new(1)?;
-    exact.channels = ChannelOrder::new(vec![(0..case.inputs.dims().head_dim).collect()])?;
+    let inputs = Inputs::new(InputParts { scaling: None, ..case.call.inputs.parts().clone() })?;
+    let mut exact = case.with_inputs(inputs);
+    exact.instance.selection.heads = HeadMode::PerHead;
+    exact.instance.selection.dense_fallback = false;
+    exact.instance.selection.label_bits = LabelBits::UNQUANTISED;
+    exact.instance.selection.group_factor = GroupFactor::new(1)?;
+    exact.channels = ChannelOrder::new(vec![(0..case.call.inputs.dims().head_dim).collect()])?;
     Ok(exact)
 }
 
 fn must_conform(case: &Case, mask: &doublecheck::algorithm::Mask, model: RoundingModel) -> Outcome {
-    let certificate = Certificate::derive(case, model)?;
-    match judge_mask(case, &certificate, mask, model).divergences.first() {
+    let certificate = Certificate::derive(&case.instance, &case.call, model)?;
+    match judge_mask(&case.instance, &case.call, &certificate, mask, model).divergences.first() {
         None => Ok(()),
         Some(divergence) => Err(divergence.to_string().into()),
     }

@@ -121,6 +121,13 @@ impl LabelBits {
     }
 }
 
+impl Default for LabelBits {
+    /// 4, as in the author's code.
+    fn default() -> Self {
+        Self(4)
+    }
+}
+
 impl TryFrom<u64> for LabelBits {
     type Error = Error;
 
@@ -164,6 +171,13 @@ impl GroupFactor {
     }
 }
 
+impl Default for GroupFactor {
+    /// 16, as in the author's code.
+    fn default() -> Self {
+        Self(const { NonZeroUsize::new(16).unwrap() })
+    }
+}
+
 impl TryFrom<u64> for GroupFactor {
     type Error = Error;
 
@@ -179,18 +193,34 @@ impl From<GroupFactor> for u64 {
 }
 
 /// What SPEC §2 needs to know to select keys, apart from the channel order.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Selection {
-    /// H.
+    /// H: how many keys are selected.
     pub heavy_size: HeavySize,
-    /// G.
+    /// G: d / G label channels.
     pub group_factor: GroupFactor,
-    /// B.
+    /// B: bits of a label code.
     pub label_bits: LabelBits,
     /// How heads share a selection.
+    #[serde(default)]
     pub heads: HeadMode,
     /// Full mask when n − m ≤ H (SPEC D3).
+    #[serde(default)]
     pub dense_fallback: bool,
+}
+
+impl Selection {
+    /// Each head ranks alone, and no call is short enough for a full mask. Errors: [`Error::GroupFactor`] for 0,
+    /// [`Error::LabelBits`] outside 1..=16.
+    pub fn new(heavy_size: HeavySize, group_factor: u64, label_bits: u64) -> Result<Self> {
+        Ok(Self {
+            heavy_size,
+            group_factor: GroupFactor::new(group_factor)?,
+            label_bits: LabelBits::new(label_bits)?,
+            heads: HeadMode::PerHead,
+            dense_fallback: false,
+        })
+    }
 }
 
 /// Settings of the Double Sparsity masker.
@@ -200,10 +230,10 @@ pub struct DoubleSparsityConfig {
     /// H.
     pub heavy_size: HeavySize,
     /// G.
-    #[serde(default = "default_group_factor")]
+    #[serde(default)]
     pub group_factor: GroupFactor,
     /// B.
-    #[serde(default = "default_label_bits")]
+    #[serde(default)]
     pub label_bits: LabelBits,
     /// Path of the channel file; a relative path starts at the folder of the configuration file.
     pub sorted_channel_file: PathBuf,
@@ -216,14 +246,6 @@ pub struct DoubleSparsityConfig {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
-}
-
-fn default_group_factor() -> GroupFactor {
-    GroupFactor(const { NonZeroUsize::new(16).unwrap() })
-}
-
-fn default_label_bits() -> LabelBits {
-    LabelBits(4)
 }
 
 impl DoubleSparsityConfig {

@@ -1,118 +1,72 @@
-//! One case: the inputs of one attention layer, the settings of the maskers over it, and what some source says
-//! the answer is (SPEC §6).
-
-use std::sync::Arc;
-
-use ndarray::{Array2, Array4};
-use serde::{Deserialize, Serialize};
+//! One case: an instance, one call of it, and what some source says the answer is (SPEC §6); what implementations answer.
 
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
+use super::sequence::{Call, Instance, Sequence};
 use crate::algorithm::calibrate::BlockActivations;
-use crate::algorithm::config::WindowConfig;
-use crate::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Sink};
-use crate::algorithm::{
-    ChannelKind, ChannelOrder, Detail, Dims, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits,
-    Mask, Masker, Selection, SparseAttention, Storage,
-};
+use crate::algorithm::{ChannelKind, ChannelOrder, Detail, Dims, Error, Inputs, LabelBits, Mask, Storage};
+use std::sync::Arc;
 
-/// The JSON under the metadata key `case`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// H.
-    pub heavy_size: HeavySize,
-    /// G.
-    pub group_factor: GroupFactor,
-    /// B.
-    pub label_bits: LabelBits,
-    /// How heads share a selection.
-    #[serde(default)]
-    pub heads: HeadMode,
-    /// Full mask when n − m ≤ H.
-    #[serde(default)]
-    pub dense_fallback: bool,
-    /// Whether A is −∞ after the query's absolute position.
-    pub causal: bool,
-    /// The type that q, k and v are cast to.
-    pub dtype: Storage,
-    /// Factor of q·k in the attention; absent or null means 1 / √d.
-    #[serde(default)]
-    pub scaling: Option<f64>,
-    /// Rounding model of the stored expectation; absent means that of the author's code.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<RoundingModel>,
-    /// Maskers applied before Double Sparsity, in order, starting from the earlier mask.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub earlier_maskers: Vec<EarlierMasker>,
-    /// Fields that this version does not know; reported, not used.
-    #[serde(flatten)]
+use ndarray::{Array2, Array4};
+
+/// One call to be answered, with what some source says the answer is.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The file's path below its folder, or how the case was made.
+    pub name: String,
+    /// What is configured.
+    pub instance: Instance,
+    /// What is asked.
+    pub call: Call,
+    /// How the inputs were made, where the file holds no tensors.
+    pub recipe: Option<Recipe>,
+    /// What some source says the answer is.
+    pub expectation: Option<Expectation>,
+    /// Settings of its file that this version does not know: reported, not used.
     pub unknown: serde_json::Map<String, serde_json::Value>,
 }
 
-/// A masker that may come before Double Sparsity in a case: one whose mask leaves no room for rounding.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EarlierMasker {
-    /// The first keys.
-    Sink(WindowConfig),
-    /// The last keys up to the query.
-    Local(WindowConfig),
-}
-
-impl Settings {
-    /// What Double Sparsity needs to know.
-    pub fn selection(&self) -> Selection {
-        Selection {
-            heavy_size: self.heavy_size,
-            group_factor: self.group_factor,
-            label_bits: self.label_bits,
-            heads: self.heads,
-            dense_fallback: self.dense_fallback,
-        }
-    }
-}
-
-/// One attention layer to be computed.
-#[derive(Debug, Clone)]
-pub struct Case {
-    /// For people: the file's path below its folder, or how the case was made.
-    pub name: String,
-    /// What to compute.
-    pub settings: Settings,
-    /// q, k, v, A, storage type and scaling.
-    pub inputs: Arc<Inputs>,
-    /// C.
-    pub channels: ChannelOrder,
-    /// P.
-    pub previous: Option<Mask>,
-    /// How the inputs were made, where the file holds no tensors.
-    pub recipe: Option<Recipe>,
-    /// What some source says.
-    pub expectation: Option<Expectation>,
-}
-
 impl Case {
-    /// The mask that Double Sparsity starts from: P and what earlier maskers added.
-    ///
-    /// Errors: those of the maskers.
-    pub fn mask_before(&self) -> Result<Mask, Error> {
-        let create = |masker: &EarlierMasker| -> Box<dyn Masker> {
-            match *masker {
-                EarlierMasker::Sink(WindowConfig { size }) => Box::new(Sink { size }),
-                EarlierMasker::Local(WindowConfig { size }) => Box::new(Local { size }),
-            }
-        };
-        let maskers = self.settings.earlier_maskers.iter().map(create).collect();
-        let previous = self.previous.clone().unwrap_or_else(|| Mask::empty(&self.inputs.dims()));
-        SparseAttention::new(maskers, Vec::new()).extend_mask(&self.inputs, 0, previous)
+    /// The sizes.
+    pub fn dims(&self) -> Dims {
+        self.call.inputs.dims()
     }
 
-    /// The Double Sparsity masker of this case.
-    pub fn masker(&self) -> DoubleSparsity {
-        DoubleSparsity {
-            selection: self.settings.selection(),
-            channels: ChannelSource::Order(self.channels.clone()),
-        }
+    /// C of the call's layer. Errors: those of [`Instance::channels`].
+    pub fn channels(&self) -> Result<&ChannelOrder, Error> {
+        self.instance.channels(self.call.layer)
+    }
+
+    /// The case with other rows of C, and without the recipe that made it.
+    #[must_use]
+    pub fn with_channels(&self, channels: ChannelOrder) -> Self {
+        let selection = self.instance.selection;
+        let rows = Instance::of_layer(selection, channels, &self.dims());
+        let instance = Instance {
+            channel_selection: rows.channel_selection,
+            channel_file: rows.channel_file,
+            ..self.instance.clone()
+        };
+        let call = Call { layer: 0, ..self.call.clone() };
+        Self { instance, call, recipe: None, ..self.clone() }
+    }
+
+    /// The case with other inputs, and without the recipe that made it.
+    #[must_use]
+    pub fn with_inputs(&self, inputs: Inputs) -> Self {
+        let call = Call { inputs: Arc::new(inputs), ..self.call.clone() };
+        Self { call, recipe: None, ..self.clone() }
+    }
+
+    /// The mask that Double Sparsity starts from: P and what earlier maskers added. Errors: those of the maskers.
+    pub fn before(&self) -> Result<Mask, Error> {
+        self.instance.before(&self.call)
+    }
+
+    /// The case as a sequence of one call.
+    pub fn sequence(&self) -> Sequence {
+        let (name, instance) = (self.name.clone(), self.instance.clone());
+        Sequence { name, instance, calls: vec![self.call.clone()] }
     }
 }
 
@@ -127,6 +81,8 @@ pub struct Expectation {
     pub output: Option<Array4<f32>>,
     /// Where it came from.
     pub source: String,
+    /// How that source rounds; `None` means as the author's code does.
+    pub model: Option<RoundingModel>,
     /// The row of SPEC §3 by which this expectation must fall outside the SPEC, for recorded faults.
     pub known_divergence: Option<String>,
 }
@@ -149,6 +105,7 @@ impl Expectation {
             mask: None,
             output: answer.output.clone(),
             source,
+            model: None,
             known_divergence: None,
         }
     }

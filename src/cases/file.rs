@@ -1,6 +1,6 @@
 //! Case files: one safetensors file per case (SPEC §6). Four kinds, told apart by a metadata key that holds JSON:
 //!
-//! * `case`: an attention layer. Settings as in [`Settings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
+//! * `case`: an attention layer. Settings as in [`CaseSettings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
 //!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
 //!   dimensions of 1 may be left out) and
@@ -25,15 +25,16 @@ use ndarray::{Array2, Array4};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::case::{CalibrationCase, Case, Expectation, LabelCase, Settings, metadata};
+use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
-use super::sequence::{Call, Instance, InstanceSettings, Sequence};
+use super::rounding_model::RoundingModel;
+use super::sequence::{Call, EarlierMasker, Instance, InstanceSettings, Sequence};
 use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers};
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Storage,
+    ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Selection, Storage,
 };
 
 /// The content of one file.
@@ -56,6 +57,32 @@ pub struct StoredSequence {
     pub sequence: Sequence,
     /// Who diverged on it.
     pub source: String,
+}
+
+/// The JSON under the metadata key `case`.
+#[derive(Serialize, Deserialize)]
+struct CaseSettings {
+    #[serde(flatten)]
+    selection: Selection,
+    causal: bool,
+    dtype: Storage,
+    #[serde(default)]
+    scaling: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model: Option<RoundingModel>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier_maskers: Vec<EarlierMasker>,
+    #[serde(flatten)]
+    unknown: serde_json::Map<String, serde_json::Value>,
+}
+
+impl CaseSettings {
+    /// Errors: a field that is missing or of the wrong type, by its path.
+    fn from_json(json: &str) -> Result<Self> {
+        // Errors inside a flattened part lose the field's name: it is read on its own first.
+        from_json::<Selection>("case", json)?;
+        Ok(from_json("case", json)?)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,7 +161,7 @@ impl Reader {
     }
 
     fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {
-        let settings: Settings = from_json("case", settings)?;
+        let settings = CaseSettings::from_json(settings)?;
         let attention_mask = file.optional("attention_mask")?.map(|view| broadcastable(&view)).transpose()?;
         let recipe = match file.metadata.get("recipe") {
             Some(json) => Some(from_json::<Recipe>("recipe", json)?),
@@ -157,14 +184,17 @@ impl Reader {
             None => None,
             Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &dims)?),
         };
-        let expectation = expectation(file)?;
+        let expectation = expectation(file, settings.model)?;
         if let Some(expectation) = &expectation {
             check_expectation(expectation, &inputs)?;
         }
-        Ok(Case { name: name.to_owned(), settings, inputs, channels, previous, recipe, expectation })
+        let mut instance = Instance::of_layer(settings.selection, channels, &dims);
+        instance.earlier_maskers = settings.earlier_maskers;
+        let call = Call { layer: 0, inputs, previous };
+        Ok(Case { name: name.to_owned(), instance, call, recipe, expectation, unknown: settings.unknown })
     }
 
-    fn made_by(&mut self, recipe: &Recipe, settings: &Settings) -> Result<(Arc<Inputs>, ChannelOrder)> {
+    fn made_by(&mut self, recipe: &Recipe, settings: &CaseSettings) -> Result<(Arc<Inputs>, ChannelOrder)> {
         let wanted = RecipeUse {
             recipe: recipe.clone(),
             storage: settings.dtype,
@@ -189,7 +219,7 @@ fn inputs(
     k: Array4<f32>,
     v: Array4<f32>,
     attention_mask: Option<Array4<f32>>,
-    settings: &Settings,
+    settings: &CaseSettings,
 ) -> Result<Arc<Inputs>> {
     let parts = InputParts {
         q,
@@ -203,7 +233,7 @@ fn inputs(
     Ok(Arc::new(Inputs::new(parts)?))
 }
 
-fn expectation(file: &Tensors) -> Result<Option<Expectation>> {
+fn expectation(file: &Tensors, model: Option<RoundingModel>) -> Result<Option<Expectation>> {
     let selected = file.optional("selected")?.map(|view| integers(&view)).transpose()?;
     let mask = file.optional("mask")?.map(|view| bytes(&view)).transpose()?;
     let output = file.optional("output")?.map(|view| floats(&view, &[Dtype::F32])).transpose()?;
@@ -214,7 +244,7 @@ fn expectation(file: &Tensors) -> Result<Option<Expectation>> {
     let source = source
         .ok_or_else(|| metadata("source", "nothing", "a sentence saying where the expectation came from"))?;
     let known_divergence = file.metadata.get("known_divergence").cloned();
-    Ok(Some(Expectation { selected, mask, output, source, known_divergence }))
+    Ok(Some(Expectation { selected, mask, output, source, model, known_divergence }))
 }
 
 fn check_expectation(expectation: &Expectation, inputs: &Inputs) -> Result<()> {
@@ -393,23 +423,34 @@ fn calibration_case(file: &Tensors, json: &str, name: &str) -> Result<Calibratio
 /// The bytes of an attention case's file. The same case gives the same bytes.
 pub fn to_bytes(case: &Case) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.metadata("case", serde_json::json!(case.settings).to_string());
-    let parts = case.inputs.parts();
+    let parts = case.call.inputs.parts();
+    let settings = CaseSettings {
+        selection: case.instance.selection,
+        causal: parts.causal,
+        dtype: parts.storage,
+        scaling: parts.scaling,
+        model: case.expectation.as_ref().and_then(|expectation| expectation.model),
+        earlier_maskers: case.instance.earlier_maskers.clone(),
+        unknown: case.unknown.clone(),
+    };
+    writer.metadata("case", serde_json::json!(settings).to_string());
     match &case.recipe {
         Some(recipe) => writer.metadata("recipe", serde_json::json!(recipe).to_string()),
         None => {
             for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
                 writer.floats(name, parts.storage, tensor.view().into_dyn());
             }
-            let rows = case.channels.rows();
-            let data = rows.iter().flatten().flat_map(|&c| (c as i64).to_le_bytes()).collect();
-            writer.tensor("channels", "I64", &[rows.len(), case.channels.width()], data);
+            if let Ok(channels) = case.channels() {
+                let rows = channels.rows();
+                let data = rows.iter().flatten().flat_map(|&c| (c as i64).to_le_bytes()).collect();
+                writer.tensor("channels", "I64", &[rows.len(), channels.width()], data);
+            }
         }
     }
     if let Some(mask) = &parts.attention_mask {
         writer.floats("attention_mask", Storage::F32, mask.view().into_dyn());
     }
-    if let Some(previous) = &case.previous {
+    if let Some(previous) = &case.call.previous {
         writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
     }
     if let Some(expectation) = &case.expectation {

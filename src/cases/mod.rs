@@ -16,12 +16,10 @@ pub mod strategies;
 pub(crate) mod tensors;
 
 pub use capabilities::{Capabilities, Feature};
-pub use case::{
-    Answer, AnsweredLabels, CalibrationCase, Case, EarlierMasker, Expectation, LabelCase, NoAnswer, Settings,
-};
+pub use case::{Answer, AnsweredLabels, CalibrationCase, Case, Expectation, LabelCase, NoAnswer};
 pub use error::Error;
 pub use file::{CaseFile, Reader, StoredSequence};
 pub use observation::Observation;
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};
-pub use sequence::{Call, Instance, Sequence};
+pub use sequence::{Call, EarlierMasker, Instance, Sequence};

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::case::{Case, EarlierMasker, Settings};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Sink};
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Error, HeadMode, Inputs, Mask, Masker, Selection, SparseAttention,
+    ChannelFile, ChannelKind, ChannelOrder, Dims, Error, Inputs, Mask, Masker, Selection, SparseAttention,
 };
 
 /// What one instance of an implementation is made of.
@@ -27,6 +26,16 @@ pub struct Instance {
     pub channel_selection: ChannelKind,
     /// Channel orders by kind and layer.
     pub channel_file: Arc<ChannelFile>,
+}
+
+/// A masker that may come before Double Sparsity in a case: one whose mask leaves no room for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EarlierMasker {
+    /// The first keys.
+    Sink(WindowConfig),
+    /// The last keys up to the query.
+    Local(WindowConfig),
 }
 
 /// One call of an instance.
@@ -66,35 +75,36 @@ pub struct InstanceSettings {
 /// The JSON form of a [`Selection`] and the maskers before it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SelectionSettings {
-    /// H.
-    pub heavy_size: crate::algorithm::HeavySize,
-    /// G.
-    pub group_factor: crate::algorithm::GroupFactor,
-    /// B.
-    pub label_bits: crate::algorithm::LabelBits,
-    /// How heads share a selection.
-    #[serde(default)]
-    pub heads: HeadMode,
-    /// Full mask when n − m ≤ H.
-    #[serde(default)]
-    pub dense_fallback: bool,
+    /// H, G, B, head mode and dense fallback.
+    #[serde(flatten)]
+    pub selection: Selection,
     /// Maskers applied before Double Sparsity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_maskers: Vec<EarlierMasker>,
 }
 
 impl Instance {
+    /// An instance for calls of layer 0, with these rows. Rows that are fewer than the heads and one for each KV head are
+    /// `k_proj`, any other `qk_proj`.
+    pub fn of_layer(selection: Selection, channels: ChannelOrder, dims: &Dims) -> Self {
+        let per_kv_head = channels.rows().len() == dims.kv_heads && dims.kv_heads < dims.heads;
+        let kind = if per_kv_head { ChannelKind::KProj } else { ChannelKind::QkProj };
+        let mut file = ChannelFile::default();
+        file.insert(kind, 0, channels);
+        Self {
+            selection,
+            earlier_maskers: Vec::new(),
+            dense_layers: Vec::new(),
+            channel_selection: kind,
+            channel_file: Arc::new(file),
+        }
+    }
+
     /// From its JSON form and a channel file.
     pub fn from_settings(json: InstanceSettings, channel_file: ChannelFile) -> Self {
         let InstanceSettings { settings, channel_selection, dense_layers } = json;
         Self {
-            selection: Selection {
-                heavy_size: settings.heavy_size,
-                group_factor: settings.group_factor,
-                label_bits: settings.label_bits,
-                heads: settings.heads,
-                dense_fallback: settings.dense_fallback,
-            },
+            selection: settings.selection,
             earlier_maskers: settings.earlier_maskers,
             dense_layers,
             channel_selection,
@@ -106,11 +116,7 @@ impl Instance {
     pub fn settings(&self) -> InstanceSettings {
         InstanceSettings {
             settings: SelectionSettings {
-                heavy_size: self.selection.heavy_size,
-                group_factor: self.selection.group_factor,
-                label_bits: self.selection.label_bits,
-                heads: self.selection.heads,
-                dense_fallback: self.selection.dense_fallback,
+                selection: self.selection,
                 earlier_maskers: self.earlier_maskers.clone(),
             },
             channel_selection: self.channel_selection,
@@ -147,37 +153,14 @@ impl Instance {
         })
     }
 
-    /// One call as a case of its own. A dense layer has none: nothing is selected there.
-    ///
-    /// Errors: those of [`ChannelFile::order`].
-    pub fn case(&self, call: &Call) -> Result<Case, Error> {
-        Ok(self.case_with(call, self.channels(call.layer)?.clone()))
-    }
-
-    /// One call as a case with given rows.
-    pub fn case_with(&self, call: &Call, channels: ChannelOrder) -> Case {
-        let parts = call.inputs.parts();
-        Case {
-            name: format!("layer {}", call.layer),
-            settings: Settings {
-                heavy_size: self.selection.heavy_size,
-                group_factor: self.selection.group_factor,
-                label_bits: self.selection.label_bits,
-                heads: self.selection.heads,
-                dense_fallback: self.selection.dense_fallback,
-                causal: parts.causal,
-                dtype: parts.storage,
-                scaling: parts.scaling,
-                model: None,
-                earlier_maskers: self.earlier_maskers.clone(),
-                unknown: serde_json::Map::new(),
-            },
-            inputs: call.inputs.clone(),
-            channels,
-            previous: call.previous.clone(),
-            recipe: None,
-            expectation: None,
+    /// The mask that Double Sparsity starts from: P and, unless the layer is dense, what earlier maskers added.
+    /// Errors: those of the maskers.
+    pub fn before(&self, call: &Call) -> Result<Mask, Error> {
+        let start = self.start(call);
+        if self.earlier_maskers.is_empty() || self.dense_layers.contains(&call.layer) {
+            return Ok(start);
         }
+        self.earlier_attention().extend_mask(&call.inputs, call.layer, start)
     }
 
     /// Everything for which a call may be refused (end of SPEC §2); an implementation may check in any order.
@@ -241,27 +224,5 @@ impl Sequence {
         self.instance.dense_layers.iter_mut().for_each(|layer| *layer += shift);
         self.calls.iter_mut().for_each(|call| call.layer += shift);
         self
-    }
-}
-
-impl From<&Case> for Sequence {
-    /// A case as the only call of an instance, on layer 0 of a channel file with one layer.
-    fn from(case: &Case) -> Self {
-        let dims = case.inputs.dims();
-        let per_kv_head = case.channels.rows().len() == dims.kv_heads && dims.kv_heads < dims.heads;
-        let kind = if per_kv_head { ChannelKind::KProj } else { ChannelKind::QkProj };
-        let mut file = ChannelFile::default();
-        file.insert(kind, 0, case.channels.clone());
-        Self {
-            name: case.name.clone(),
-            instance: Instance {
-                selection: case.settings.selection(),
-                earlier_maskers: case.settings.earlier_maskers.clone(),
-                dense_layers: Vec::new(),
-                channel_selection: kind,
-                channel_file: Arc::new(file),
-            },
-            calls: vec![Call { layer: 0, inputs: case.inputs.clone(), previous: case.previous.clone() }],
-        }
     }
 }

@@ -14,6 +14,7 @@ use super::sequence::{Call, Instance, Sequence};
 use super::strategies::{Additive, Plan, Previous, Rows, plans};
 use crate::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs,
+    LabelBits,
 };
 
 /// Which calls are made.
@@ -100,7 +101,8 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
         .prop_map(move |(mut plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw)| {
             // Layers differ in which channels they choose, where they do not choose all.
             if matches!(pattern, Pattern::Layers | Pattern::LayersDecode) {
-                plan.group_factor = plan.group_factor.max(2);
+                let two = GroupFactor::new(2).unwrap_or_default();
+                plan.selection.group_factor = plan.selection.group_factor.max(two);
             }
             // Whether a faulty input is refused may depend on an early out.
             if flaw.is_some() && plan.seed % 3 == 1 {
@@ -121,14 +123,14 @@ impl SequencePlan {
         if !capabilities.dtypes.contains(&plan.storage) && !capabilities.dtypes.is_empty() {
             plan.storage = capabilities.dtypes[pick(capabilities.dtypes.len())];
         }
-        if !capabilities.heads.contains(&plan.heads) && !capabilities.heads.is_empty() {
-            plan.heads = capabilities.heads[pick(capabilities.heads.len())];
+        if !capabilities.heads.contains(&plan.selection.heads) && !capabilities.heads.is_empty() {
+            plan.selection.heads = capabilities.heads[pick(capabilities.heads.len())];
         }
         plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
         plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
         plan.batch = if lacks(Feature::Batch) { 1 } else { plan.batch };
         plan.causal = plan.causal || lacks(Feature::NotCausal);
-        plan.dense_fallback = plan.dense_fallback && !lacks(Feature::DenseFallback);
+        plan.selection.dense_fallback = plan.selection.dense_fallback && !lacks(Feature::DenseFallback);
         if lacks(Feature::GroupedHeads) {
             (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
         }
@@ -147,20 +149,21 @@ impl SequencePlan {
         if lacks(Feature::EarlierMaskers) {
             plan.earlier_maskers.clear();
         }
-        if let (HeavySize::Fraction(_), true) = (plan.heavy_size, lacks(Feature::Fractions)) {
-            plan.heavy_size = HeavySize::count(plan.heavy_size.resolve(plan.keys)).unwrap_or(plan.heavy_size);
+        if let (HeavySize::Fraction(_), true) = (plan.selection.heavy_size, lacks(Feature::Fractions)) {
+            plan.selection.heavy_size = HeavySize::count(plan.selection.heavy_size.resolve(plan.keys))
+                .unwrap_or(plan.selection.heavy_size);
         }
         if lacks(Feature::Scaling) {
             plan.scaling = None;
         }
         if lacks(Feature::ValueDim) {
-            plan.value_dim = plan.label_channels * plan.group_factor;
+            plan.value_dim = plan.head_dim();
         }
-        if lacks(Feature::NotQuantised) && plan.label_bits == 16 {
-            plan.label_bits = 4;
+        if lacks(Feature::NotQuantised) && !plan.selection.label_bits.quantises() {
+            plan.selection.label_bits = LabelBits::default();
         }
         if lacks(Feature::Quantised) {
-            plan.label_bits = 16;
+            plan.selection.label_bits = LabelBits::UNQUANTISED;
         }
         let rows = [
             (Rows::PerHead, Feature::ChannelsPerHead),
@@ -235,11 +238,11 @@ impl SequencePlan {
         let (whole, own) = (whole.case()?, own.case()?);
         let first_keys = |tensor: &Array4<f32>| tensor.slice(s![.., .., ..n, ..]).to_owned();
         let inputs = Inputs::new(InputParts {
-            k: first_keys(&whole.inputs.parts().k),
-            v: first_keys(&whole.inputs.parts().v),
-            ..own.inputs.parts().clone()
+            k: first_keys(&whole.call.inputs.parts().k),
+            v: first_keys(&whole.call.inputs.parts().v),
+            ..own.call.inputs.parts().clone()
         })?;
-        Ok(Call { layer, inputs: Arc::new(inputs), previous: own.previous })
+        Ok(Call { layer, inputs: Arc::new(inputs), previous: own.call.previous })
     }
 
     fn instance(&self) -> Result<Instance, Error> {
@@ -262,7 +265,7 @@ impl SequencePlan {
                 file.insert(kind, layer, self.flawed(plan.channels_of(seed, rows)?)?);
             }
         }
-        let mut selection = plan.selection()?;
+        let mut selection = plan.selection;
         if self.flaw == Some(Flaw::GroupFactor) {
             let d = plan.head_dim() as u64;
             let factor = (2..).find(|factor| !d.is_multiple_of(*factor)).unwrap_or(2);

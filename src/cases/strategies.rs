@@ -8,8 +8,9 @@ use ndarray::Array4;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::case::{Case, EarlierMasker, Settings};
+use super::case::Case;
 use super::recipe::Words;
+use super::sequence::{Call, EarlierMasker, Instance};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
     ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
@@ -101,18 +102,10 @@ pub struct Plan {
     pub keys: usize,
     /// r
     pub label_channels: usize,
-    /// G; d is r · G
-    pub group_factor: usize,
     /// dv
     pub value_dim: usize,
-    /// B
-    pub label_bits: u64,
-    /// H
-    pub heavy_size: HeavySize,
-    /// How heads share a selection.
-    pub heads: HeadMode,
-    /// Full mask when n − m ≤ H.
-    pub dense_fallback: bool,
+    /// H, G, B and the switches; d is r · G
+    pub selection: Selection,
     /// Of q, k and v.
     pub storage: Storage,
     /// Whether A is −∞ after the query's position.
@@ -134,7 +127,7 @@ pub struct Plan {
 }
 
 /// b, hk, g, m, n, r, G and dv.
-type Sizes = (usize, usize, usize, usize, usize, usize, usize, usize);
+type Sizes = (usize, usize, usize, usize, usize, usize, GroupFactor, usize);
 
 /// Plans of every kind.
 pub fn plans() -> impl Strategy<Value = Plan> {
@@ -145,7 +138,7 @@ pub fn plans() -> impl Strategy<Value = Plan> {
         prop_oneof![Just(1usize), 1..=6usize, Just(usize::MAX)],
         1..=40usize,
         1..=6usize,
-        select(vec![1usize, 1, 2, 3, 4]),
+        group_factors(),
         1..=9usize,
     ))
 }
@@ -157,7 +150,7 @@ pub fn small_plans() -> impl Strategy<Value = Plan> {
         prop_oneof![Just(1usize), 1..=4usize],
         1..=16usize,
         1..=4usize,
-        select(vec![1usize, 1, 2, 3, 4]),
+        group_factors(),
         1..=9usize,
     );
     plans_of(sizes.prop_map(|((kv_heads, group), queries, keys, label_channels, group_factor, value_dim)| {
@@ -167,7 +160,8 @@ pub fn small_plans() -> impl Strategy<Value = Plan> {
 
 fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> {
     let selection = (
-        prop_oneof![1..=16u64, select(vec![1u64, 2, 3, 4, 8, 15, 16, 16])],
+        prop_oneof![1..=16u64, select(vec![1u64, 2, 3, 4, 8, 15, 16, 16])]
+            .prop_filter_map("1 to 16", |bits| LabelBits::new(bits).ok()),
         heavy_sizes(),
         select(vec![HeadMode::PerHead, HeadMode::PerHead, HeadMode::SummedScores, HeadMode::SummedLabels]),
         prop::bool::weighted(0.15),
@@ -212,12 +206,8 @@ fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> 
             queries: queries.min(keys),
             keys,
             label_channels,
-            group_factor,
             value_dim,
-            label_bits,
-            heavy_size,
-            heads,
-            dense_fallback,
+            selection: Selection { heavy_size, group_factor, label_bits, heads, dense_fallback },
             storage,
             causal,
             additive,
@@ -229,6 +219,10 @@ fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> 
             scaling,
         }
     })
+}
+
+fn group_factors() -> impl Strategy<Value = GroupFactor> {
+    select(vec![1u64, 1, 2, 3, 4]).prop_filter_map("not zero", |factor| GroupFactor::new(factor).ok())
 }
 
 fn values() -> impl Strategy<Value = Values> {
@@ -264,24 +258,11 @@ impl Plan {
             kv_heads: self.kv_heads,
             queries: self.queries,
             keys: self.keys,
-            head_dim: self.label_channels * self.group_factor,
+            head_dim: self.head_dim(),
             value_dim: self.value_dim,
         };
-        let bits = LabelBits::new(self.label_bits)?;
+        let bits = self.selection.label_bits;
         let tensor = |t, values, shape| tensor(Words::new(self.seed, t), values, bits, shape);
-        let settings = Settings {
-            heavy_size: self.heavy_size,
-            group_factor: GroupFactor::new(self.group_factor as u64)?,
-            label_bits: bits,
-            heads: self.heads,
-            dense_fallback: self.dense_fallback,
-            causal: self.causal,
-            dtype: self.storage,
-            scaling: self.scaling,
-            model: None,
-            earlier_maskers: self.earlier_maskers.clone(),
-            unknown: serde_json::Map::new(),
-        };
         let inputs = Inputs::new(InputParts {
             q: tensor(0, self.q, [dims.batch, heads, dims.queries, dims.head_dim]),
             k: tensor(1, self.k, [dims.batch, dims.kv_heads, dims.keys, dims.head_dim]),
@@ -291,14 +272,16 @@ impl Plan {
             storage: self.storage,
             scaling: self.scaling,
         })?;
+        let mut instance =
+            Instance::of_layer(self.selection, self.channels_of(self.seed, self.rows_used())?, &dims);
+        instance.earlier_maskers = self.earlier_maskers.clone();
         Ok(Case {
             name: format!("random case of seed {}", self.seed),
-            settings,
-            inputs: Arc::new(inputs),
-            channels: self.channels_of(self.seed, self.rows_used())?,
-            previous: self.previous_mask(&dims)?,
+            instance,
+            call: Call { layer: 0, inputs: Arc::new(inputs), previous: self.previous_mask(&dims)? },
             recipe: None,
             expectation: None,
+            unknown: serde_json::Map::new(),
         })
     }
 
@@ -348,23 +331,12 @@ impl Plan {
 
     /// d = r · G.
     pub(crate) fn head_dim(&self) -> usize {
-        self.label_channels * self.group_factor
+        self.label_channels * self.selection.group_factor.get()
     }
 
     /// How many channel rows there are: `summed-labels` needs one.
     pub(crate) fn rows_used(&self) -> Rows {
-        if self.heads == HeadMode::SummedLabels { Rows::Shared } else { self.rows }
-    }
-
-    /// H, G, B and the switches.
-    pub(crate) fn selection(&self) -> Result<Selection, Error> {
-        Ok(Selection {
-            heavy_size: self.heavy_size,
-            group_factor: GroupFactor::new(self.group_factor as u64)?,
-            label_bits: LabelBits::new(self.label_bits)?,
-            heads: self.heads,
-            dense_fallback: self.dense_fallback,
-        })
+        if self.selection.heads == HeadMode::SummedLabels { Rows::Shared } else { self.rows }
     }
 
     /// Rows of all d channels in random orders.

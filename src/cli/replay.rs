@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use doublecheck::cases::{CaseFile, Reader, Sequence};
+use doublecheck::cases::{CaseFile, Reader};
 use doublecheck::reports::check::replay;
 use doublecheck::subjects::ask;
 use doublecheck::verdicts::judge::judge_observation;
@@ -23,7 +23,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.file.display().to_string();
     let sequence = match Reader::default().read(&arguments.file, &name)? {
         CaseFile::Sequence(stored) => stored.sequence,
-        CaseFile::Attention(case) => Sequence::from(case.as_ref()),
+        CaseFile::Attention(case) => case.sequence(),
         CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
             let expected = "a sequence or a case of an attention layer";
             return Err(format!("{name}: found another kind of case file, expected {expected}").into());

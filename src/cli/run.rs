@@ -27,8 +27,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     let answer = Reference::default().answer(&case).map_err(|error| format!("{name}: {error}"))?;
     let source = format!("doublecheck {} reference", env!("CARGO_PKG_VERSION"));
-    case.expectation = Some(Expectation::from_answer(&answer, source));
-    case.settings.model = Some(RoundingModel::REFERENCE);
+    let model = Some(RoundingModel::REFERENCE);
+    case.expectation = Some(Expectation { model, ..Expectation::from_answer(&answer, source) });
     file::write(&arguments.output, &case)?;
     Ok(ExitCode::SUCCESS)
 }

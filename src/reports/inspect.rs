@@ -68,8 +68,8 @@ pub fn case_file(file: &CaseFile) -> String {
 }
 
 fn attention_case(case: &Case) -> String {
-    let dims = case.inputs.dims();
-    let settings = &case.settings;
+    let dims = case.call.inputs.dims();
+    let settings = &case.instance.selection;
     let mut text = format!("case {}\n", case.name);
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<15}{value}");
@@ -77,18 +77,20 @@ fn attention_case(case: &Case) -> String {
     line("q", format!("[{}, {}, {}, {}]", dims.batch, dims.heads, dims.queries, dims.head_dim));
     line("k", format!("[{}, {}, {}, {}]", dims.batch, dims.kv_heads, dims.keys, dims.head_dim));
     line("v", format!("[{}, {}, {}, {}]", dims.batch, dims.kv_heads, dims.keys, dims.value_dim));
-    line("channels", format!("[{}, {}]", case.channels.rows().len(), case.channels.width()));
+    if let Ok(channels) = case.channels() {
+        line("channels", format!("[{}, {}]", channels.rows().len(), channels.width()));
+    }
     if let Some(recipe) = &case.recipe {
         line("recipe", format!("{} with seed {}", recipe.generator, recipe.seed));
     }
-    if let Some(mask) = &case.inputs.parts().attention_mask {
+    if let Some(mask) = &case.call.inputs.parts().attention_mask {
         line("attention_mask", format!("{:?}", mask.shape()));
     }
-    if let Some(previous) = &case.previous {
+    if let Some(previous) = &case.call.previous {
         let attended = previous.weights().iter().filter(|&&weight| weight != 0.0).count();
         line("previous", format!("{attended} positions attended"));
     }
-    for masker in &settings.earlier_maskers {
+    for masker in &case.instance.earlier_maskers {
         line("earlier masker", serde_json::json!(masker).to_string());
     }
     let heavy_size = settings.heavy_size.resolve(dims.keys);
@@ -97,22 +99,22 @@ fn attention_case(case: &Case) -> String {
     line("label bits", format!("{}", settings.label_bits.get()));
     line("heads", settings.heads.name().to_owned());
     line("dense fallback", settings.dense_fallback.to_string());
-    line("causal", settings.causal.to_string());
-    line("dtype", settings.dtype.to_string());
-    line("scaling", format!("{}", case.inputs.scaling()));
+    line("causal", case.call.inputs.parts().causal.to_string());
+    line("dtype", case.call.inputs.storage().to_string());
+    line("scaling", format!("{}", case.call.inputs.scaling()));
     let Some(expectation) = &case.expectation else {
         line("expectation", "none".into());
         return text;
     };
     line("source", expectation.source.clone());
-    line("model", settings.model.unwrap_or_default().to_string());
+    line("model", expectation.model.unwrap_or_default().to_string());
     if let Some(row) = &expectation.known_divergence {
         line("diverges by", row.clone());
     }
     if let Some(output) = &expectation.output {
         line("output", format!("{:?}", output.shape()));
     }
-    let answer = case.mask_before().map(|before| expectation.answer(&before));
+    let answer = case.before().map(|before| expectation.answer(&before));
     match answer {
         Ok(Some(Ok(answer))) => text += &mask(&answer.mask),
         Ok(Some(Err(wrong))) => line("mask", wrong),

@@ -45,9 +45,8 @@ pub trait Subject {
 
     /// One case, as the only call of an instance.
     fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
-        let Sequence { instance, calls, .. } = Sequence::from(case);
-        self.configure(&instance)?;
-        self.call(&calls[0])
+        self.configure(&case.instance)?;
+        self.call(&case.call)
     }
 
     /// Labels of one row (SPEC §2.5); `None` where it offers no such thing.

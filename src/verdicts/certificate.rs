@@ -10,9 +10,10 @@ use ndarray::Array2;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
+use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
-use crate::cases::{Case, LabelRounding, RoundingModel};
+use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -59,7 +60,7 @@ impl RowCertificate {
     }
 }
 
-/// What any conforming mask of a case must satisfy.
+/// What any conforming mask of a call must satisfy.
 #[derive(Debug)]
 pub struct Certificate {
     /// The mask that Double Sparsity starts from.
@@ -69,14 +70,14 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Derives the certificate of a case under a rounding model.
+    /// Derives the certificate of a call under a rounding model.
     ///
-    /// Errors: those with which the case must be refused (end of SPEC §2).
-    pub fn derive(case: &Case, model: RoundingModel) -> Result<Self, Error> {
-        let before = case.mask_before()?;
-        if let Some(scores) = ScoreBounds::new(case, model, &before)? {
-            let dims = case.inputs.dims();
-            let heavy_size = case.settings.heavy_size.resolve(dims.keys);
+    /// Errors: those with which the call must be refused (end of SPEC §2).
+    pub fn derive(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
+        let before = instance.before(call)?;
+        if let Some(scores) = ScoreBounds::new(instance, call, model, &before)? {
+            let dims = call.inputs.dims();
+            let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
             let certify = |row: Row| certify_row(&scores.row(row), heavy_size);
             let rows = compute::map(dims.rows().collect(), dims.operations(), certify);
             return Ok(Self { before, rows: Some(rows) });
@@ -101,7 +102,7 @@ pub enum Candidacy {
     Scored(Approximate),
 }
 
-/// Scores of a case with their radii.
+/// Scores of a call with their radii.
 pub struct ScoreBounds<'a> {
     inputs: &'a Inputs,
     before: &'a Mask,
@@ -117,14 +118,22 @@ pub struct ScoreBounds<'a> {
 }
 
 impl<'a> ScoreBounds<'a> {
-    /// `None` where an early out of SPEC §2.2 gives a full mask. Errors: those with which the case must be refused.
-    pub fn new(case: &'a Case, model: RoundingModel, before: &'a Mask) -> Result<Option<Self>, Error> {
-        let (settings, inputs, dims) = (&case.settings, &case.inputs, case.inputs.dims());
-        let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
-        case.channels.check(&dims, label_channels)?;
-        if settings.heads == HeadMode::SummedLabels {
-            refuse_unshared(case, label_channels)?;
+    /// `None` where the mask is full: in a dense layer and by the early outs of SPEC §2.2. Errors: those with which the
+    /// call must be refused.
+    pub fn new(
+        instance: &Instance,
+        call: &'a Call,
+        model: RoundingModel,
+        before: &'a Mask,
+    ) -> Result<Option<Self>, Error> {
+        if instance.dense_layers.contains(&call.layer) {
+            return Ok(None);
         }
+        let (settings, inputs, dims) = (instance.selection, &call.inputs, call.inputs.dims());
+        let channels = instance.channels(call.layer)?;
+        let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
+        channels.check(&dims, label_channels)?;
+        check_head_mode(inputs, channels, label_channels, settings.heads)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
@@ -136,7 +145,7 @@ impl<'a> ScoreBounds<'a> {
         let labels = compute::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
             let (batch, first) = (index / dims.kv_heads, index % dims.kv_heads * group);
             let (bits, heads) = (settings.label_bits, (batch, first..first + group));
-            head_labels(inputs, &case.channels, label_channels, bits, model.labels, heads)
+            head_labels(inputs, channels, label_channels, bits, model.labels, heads)
         });
         let mut labels: Vec<_> =
             labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
@@ -281,19 +290,6 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
         },
     );
     Products { value, magnitude, carried }
-}
-
-fn refuse_unshared(case: &Case, label_channels: usize) -> Result<(), Error> {
-    let shared =
-        case.channels.is_shared(label_channels) && !case.inputs.attention_mask_differs_between_heads();
-    if shared {
-        return Ok(());
-    }
-    Err(Error::HeadMode(crate::algorithm::Detail::new(
-        "heads",
-        "summed-labels with channels or attention_mask that differ between heads",
-        "channels and attention_mask shared by all heads",
-    )))
 }
 
 fn sum_over_heads(

@@ -2,8 +2,6 @@
 //! implementation one or two questions, and says what is wrong with the answers. Where rounding may decide between
 //! near-ties, the certificate of the case decides what counts as different.
 
-use std::sync::Arc;
-
 use ndarray::{Array4, Axis, concatenate};
 
 use super::certificate::{Certificate, Class};
@@ -69,7 +67,7 @@ fn answered(
     case: &Case,
     implementation: &mut Implementation,
 ) -> Result<Option<(Answer, Certificate)>, String> {
-    match Certificate::derive(case, implementation.model) {
+    match Certificate::derive(&case.instance, &case.call, implementation.model) {
         Err(_) => Ok(None),
         Ok(certificate) => match (implementation.answer)(case) {
             Ok(answer) => Ok(Some((answer, certificate))),
@@ -89,14 +87,14 @@ fn must_conform(
     mask: &Mask,
     model: RoundingModel,
 ) -> Result<Outcome, String> {
-    let verdict = judge_mask(case, certificate, mask, model);
+    let verdict = judge_mask(&case.instance, &case.call, certificate, mask, model);
     all(verdict.divergences.first().map(ToString::to_string))
 }
 
 fn conforms(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    let certificate = Certificate::derive(case, implementation.model);
+    let certificate = Certificate::derive(&case.instance, &case.call, implementation.model);
     let answer = (implementation.answer)(case);
-    let verdict = judge(case, &answer, implementation.model, &certificate);
+    let verdict = judge(&case.instance, &case.call, &answer, implementation.model, &certificate);
     all(if verdict.conforms() { None } else { verdict.explanations().into_iter().next() })
 }
 
@@ -107,8 +105,8 @@ fn row_size(case: &Case, implementation: &mut Implementation) -> Result<Outcome,
     let Some(rows) = &certificate.rows else {
         return all((!answer.mask.is_full()).then(|| "the mask is not full".into()));
     };
-    let heavy_size = case.settings.heavy_size.resolve(case.inputs.dims().keys);
-    let wrong = case.inputs.dims().rows().zip(rows).find_map(|(row, certificate)| {
+    let heavy_size = case.instance.selection.heavy_size.resolve(case.call.inputs.dims().keys);
+    let wrong = case.call.inputs.dims().rows().zip(rows).find_map(|(row, certificate)| {
         let candidates = certificate
             .classes
             .iter()
@@ -125,7 +123,7 @@ fn row_size(case: &Case, implementation: &mut Implementation) -> Result<Outcome,
 }
 
 fn shared_rows(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    if case.settings.heads == HeadMode::PerHead {
+    if case.instance.selection.heads == HeadMode::PerHead {
         return Ok(Outcome::NotApplicable);
     }
     let Some((answer, certificate)) = answered(case, implementation)? else {
@@ -137,7 +135,7 @@ fn shared_rows(case: &Case, implementation: &mut Implementation) -> Result<Outco
     let added = |(b, head, i), key| {
         answer.mask.attends(b, head, i, key) && !certificate.before.attends(b, head, i, key)
     };
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     let wrong = dims.rows().find_map(|row @ (b, _, i)| {
         let key = (0..dims.keys).find(|&key| added(row, key) != added((b, 0, i), key))?;
         Some(format!("row {row:?}: key {key} is selected differently than in head 0"))
@@ -149,7 +147,7 @@ fn only_adds(case: &Case, implementation: &mut Implementation) -> Result<Outcome
     let Some((answer, certificate)) = answered(case, implementation)? else {
         return Ok(Outcome::NotApplicable);
     };
-    let lost = case.inputs.dims().rows().find_map(|row @ (b, head, i)| {
+    let lost = case.call.inputs.dims().rows().find_map(|row @ (b, head, i)| {
         let (key, weight) =
             certificate.before.row(row).find(|&(key, _)| !answer.mask.attends(b, head, i, key))?;
         Some(format!("row {row:?}: key {key} was attended with weight {weight} and is no longer"))
@@ -158,7 +156,7 @@ fn only_adds(case: &Case, implementation: &mut Implementation) -> Result<Outcome
 }
 
 fn causal(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    if !case.settings.causal {
+    if !case.call.inputs.parts().causal {
         return Ok(Outcome::NotApplicable);
     }
     let Some((answer, certificate)) = answered(case, implementation)? else {
@@ -167,7 +165,7 @@ fn causal(case: &Case, implementation: &mut Implementation) -> Result<Outcome, S
     if certificate.rows.is_none() {
         return Ok(Outcome::NotApplicable);
     }
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     let wrong = dims.rows().find_map(|(b, head, i)| {
         let added = |&key: &usize| {
             answer.mask.attends(b, head, i, key) && !certificate.before.attends(b, head, i, key)
@@ -179,18 +177,19 @@ fn causal(case: &Case, implementation: &mut Implementation) -> Result<Outcome, S
 }
 
 fn label_order(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    let dims = case.inputs.dims();
-    let Ok(label_channels) = case.settings.group_factor.label_channels(dims.head_dim) else {
+    let dims = case.call.inputs.dims();
+    let Ok(label_channels) = case.instance.selection.group_factor.label_channels(dims.head_dim) else {
         return Ok(Outcome::NotApplicable);
     };
-    let reversed = case.channels.rows().iter().map(|row| {
+    let Ok(channels) = case.channels() else { return Ok(Outcome::NotApplicable) };
+    let reversed = channels.rows().iter().map(|row| {
         let mut row = row.clone();
         row[..label_channels].reverse();
         row
     });
-    let mut changed = case.clone();
-    changed.channels = ChannelOrder::new(reversed.collect()).map_err(|error| error.to_string())?;
-    let Ok(certificate) = Certificate::derive(case, implementation.model) else {
+    let order = ChannelOrder::new(reversed.collect()).map_err(|error| error.to_string())?;
+    let changed = case.with_channels(order);
+    let Ok(certificate) = Certificate::derive(&case.instance, &case.call, implementation.model) else {
         return Ok(Outcome::NotApplicable);
     };
     let answer = (implementation.answer)(&changed).map_err(|error| error.to_string())?;
@@ -199,8 +198,8 @@ fn label_order(case: &Case, implementation: &mut Implementation) -> Result<Outco
 
 /// The case with the entries of one axis of its tensors reversed, in groups.
 fn with_inputs(case: &Case, change: impl Fn(&InputParts) -> InputParts) -> Result<Case, String> {
-    let inputs = Inputs::new(change(case.inputs.parts())).map_err(|error| error.to_string())?;
-    Ok(Case { inputs: Arc::new(inputs), recipe: None, ..case.clone() })
+    let inputs = Inputs::new(change(case.call.inputs.parts())).map_err(|error| error.to_string())?;
+    Ok(case.with_inputs(inputs))
 }
 
 fn reversed(tensor: &Array4<f32>, axis: usize, group: usize) -> Array4<f32> {
@@ -213,7 +212,7 @@ fn reversed(tensor: &Array4<f32>, axis: usize, group: usize) -> Array4<f32> {
 }
 
 fn reversed_mask(mask: &Mask, axis: usize, group: usize, case: &Case) -> Result<Mask, String> {
-    Mask::from_weights(reversed(mask.weights(), axis, group), &case.inputs.dims())
+    Mask::from_weights(reversed(mask.weights(), axis, group), &case.call.inputs.dims())
         .map_err(|error| error.to_string())
 }
 
@@ -222,7 +221,7 @@ fn batch_order(case: &Case, implementation: &mut Implementation) -> Result<Outco
 }
 
 fn kv_head_order(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    permuted(case, implementation, 1, case.inputs.dims().group_size())
+    permuted(case, implementation, 1, case.call.inputs.dims().group_size())
 }
 
 /// Reverses batch entries (axis 0) or KV-head groups (axis 1) of everything, asks, and reverses the answer.
@@ -232,9 +231,9 @@ fn permuted(
     axis: usize,
     group: usize,
 ) -> Result<Outcome, String> {
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     let groups = if axis == 0 { dims.batch } else { dims.kv_heads };
-    let Ok(certificate) = Certificate::derive(case, implementation.model) else {
+    let Ok(certificate) = Certificate::derive(&case.instance, &case.call, implementation.model) else {
         return Ok(Outcome::NotApplicable);
     };
     if groups == 1 {
@@ -248,16 +247,16 @@ fn permuted(
         ..parts.clone()
     })?;
     if axis == 1 {
-        let rows = case.channels.rows();
+        let rows = case.channels().map_err(|error| error.to_string())?.rows();
         let rows: Vec<Vec<usize>> = match rows.len() {
             1 => rows.to_vec(),
             len if len == dims.heads => rows.chunks(group).rev().flat_map(<[Vec<usize>]>::to_vec).collect(),
             _ => rows.iter().rev().cloned().collect(),
         };
-        changed.channels = ChannelOrder::new(rows).map_err(|error| error.to_string())?;
+        changed = changed.with_channels(ChannelOrder::new(rows).map_err(|error| error.to_string())?);
     }
-    if let Some(previous) = &case.previous {
-        changed.previous = Some(reversed_mask(previous, axis, group, case)?);
+    if let Some(previous) = &case.call.previous {
+        changed.call.previous = Some(reversed_mask(previous, axis, group, case)?);
     }
     let answer = (implementation.answer)(&changed).map_err(|error| error.to_string())?;
     let mask = reversed_mask(&answer.mask, axis, group, case)?;
@@ -268,16 +267,17 @@ fn larger_heavy_size(case: &Case, implementation: &mut Implementation) -> Result
     let Some((answer, certificate)) = answered(case, implementation)? else {
         return Ok(Outcome::NotApplicable);
     };
-    let keys = case.inputs.dims().keys;
+    let keys = case.call.inputs.dims().keys;
     let mut changed = case.clone();
-    changed.settings.heavy_size =
-        HeavySize::count(case.settings.heavy_size.resolve(keys) + 1).map_err(|error| error.to_string())?;
+    changed.instance.selection.heavy_size =
+        HeavySize::count(case.instance.selection.heavy_size.resolve(keys) + 1)
+            .map_err(|error| error.to_string())?;
     let larger = (implementation.answer)(&changed).map_err(|error| error.to_string())?;
     // A key that is open may give way to another of equal rank.
     let open = |row: usize, key: usize| {
         certificate.rows.as_ref().is_some_and(|rows| rows[row].classes[key] == Class::Open)
     };
-    let wrong = case.inputs.dims().rows().enumerate().find_map(|(index, row @ (b, head, i))| {
+    let wrong = case.call.inputs.dims().rows().enumerate().find_map(|(index, row @ (b, head, i))| {
         let lost = |&key: &usize| !larger.mask.attends(b, head, i, key) && !open(index, key);
         let key = answer.mask.row(row).map(|(key, _)| key).find(lost)?;
         Some(format!("row {row:?}: key {key} is attended with H, not with H + 1"))
@@ -286,20 +286,20 @@ fn larger_heavy_size(case: &Case, implementation: &mut Implementation) -> Result
 }
 
 fn equals_oracle(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     let wrong = |error: Error| error.to_string();
     let mut changed = with_inputs(case, |parts| InputParts { scaling: None, ..parts.clone() })?;
-    changed.settings.scaling = None;
-    changed.settings.heads = HeadMode::PerHead;
-    changed.settings.dense_fallback = false;
-    changed.settings.label_bits = LabelBits::UNQUANTISED;
-    changed.settings.group_factor = GroupFactor::new(1).map_err(wrong)?;
-    changed.channels = ChannelOrder::new(vec![(0..dims.head_dim).collect()]).map_err(wrong)?;
+    changed.instance.selection.heads = HeadMode::PerHead;
+    changed.instance.selection.dense_fallback = false;
+    changed.instance.selection.label_bits = LabelBits::UNQUANTISED;
+    changed.instance.selection.group_factor = GroupFactor::new(1).map_err(wrong)?;
+    let order = ChannelOrder::new(vec![(0..dims.head_dim).collect()]).map_err(wrong)?;
+    let changed = changed.with_channels(order);
     let Some((_, certificate)) = answered(&changed, implementation)? else {
         return Ok(Outcome::NotApplicable);
     };
-    let oracle = Oracle { heavy_size: case.settings.heavy_size };
-    let mask = oracle.add_mask(&changed.inputs, 0, &certificate.before).map_err(wrong)?;
+    let oracle = Oracle { heavy_size: case.instance.selection.heavy_size };
+    let mask = oracle.add_mask(&changed.call.inputs, 0, &certificate.before).map_err(wrong)?;
     must_conform(&changed, &certificate, &mask, implementation.model)?;
     conforms(&changed, implementation)
 }
@@ -308,16 +308,15 @@ fn equals_oracle(case: &Case, implementation: &mut Implementation) -> Result<Out
 /// them all the same, and huge scores may reach below them: such rows say nothing.
 fn appended_keys(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
     const APPENDED: usize = 3;
-    let dims = case.inputs.dims();
+    let dims = case.call.inputs.dims();
     let (b, h, m, n) = dims.mask_shape();
     // What depends on the number of keys by itself would change too.
     let mut base = with_inputs(case, |parts| InputParts { causal: false, ..parts.clone() })?;
-    base.settings.causal = false;
-    base.settings.dense_fallback = false;
-    base.settings.earlier_maskers.clear();
-    base.settings.heavy_size =
-        HeavySize::count(case.settings.heavy_size.resolve(n)).map_err(|error| error.to_string())?;
-    base.previous = None;
+    base.instance.selection.dense_fallback = false;
+    base.instance.earlier_maskers.clear();
+    base.instance.selection.heavy_size =
+        HeavySize::count(case.instance.selection.heavy_size.resolve(n)).map_err(|error| error.to_string())?;
+    base.call.previous = None;
     let Some((answer, certificate)) = answered(&base, implementation)? else {
         return Ok(Outcome::NotApplicable);
     };
@@ -326,13 +325,13 @@ fn appended_keys(case: &Case, implementation: &mut Implementation) -> Result<Out
         let parts = [tensor.view(), tail, tail, tail];
         concatenate(Axis(2), &parts).map_err(|error| error.to_string())
     };
-    let (k, v) = (more(&base.inputs.parts().k)?, more(&base.inputs.parts().v)?);
-    let heads = if base.inputs.attention_mask_differs_between_heads() { h } else { 1 };
+    let (k, v) = (more(&base.call.inputs.parts().k)?, more(&base.call.inputs.parts().v)?);
+    let heads = if base.call.inputs.attention_mask_differs_between_heads() { h } else { 1 };
     let changed = with_inputs(&base, |parts| InputParts {
         k: k.clone(),
         v: v.clone(),
         attention_mask: Some(Array4::from_shape_fn((b, heads, m, n + APPENDED), |(b, head, i, key)| {
-            if key < n { base.inputs.additive(b, head, i).at(key) } else { -6e4 }
+            if key < n { base.call.inputs.additive(b, head, i).at(key) } else { -6e4 }
         })),
         ..parts.clone()
     })?;
@@ -363,8 +362,8 @@ fn appended_keys(case: &Case, implementation: &mut Implementation) -> Result<Out
 
 fn equals_dense(case: &Case, implementation: &mut Implementation) -> Result<Outcome, String> {
     let mut changed = case.clone();
-    let full = Mask::full(&case.inputs.dims());
-    changed.previous = Some(full.clone());
+    let full = Mask::full(&case.call.inputs.dims());
+    changed.call.previous = Some(full.clone());
     let Some((answer, _)) = answered(&changed, implementation)? else {
         return Ok(Outcome::NotApplicable);
     };
@@ -374,9 +373,9 @@ fn equals_dense(case: &Case, implementation: &mut Implementation) -> Result<Outc
     if answer.mask != full {
         return Err("a full mask did not stay full".into());
     }
-    let dense = dense_attention(&case.inputs);
-    let reference = judge_output(&changed.inputs, &full, &dense, RoundingModel::REFERENCE);
-    let found = judge_output(&changed.inputs, &full, output, implementation.model);
+    let dense = dense_attention(&case.call.inputs);
+    let reference = judge_output(&changed.call.inputs, &full, &dense, RoundingModel::REFERENCE);
+    let found = judge_output(&changed.call.inputs, &full, output, implementation.model);
     all(reference.divergences.iter().chain(&found.divergences).next().map(ToString::to_string))
 }
 
@@ -386,14 +385,14 @@ fn scale_of_keys(case: &Case, implementation: &mut Implementation) -> Result<Out
     // Scores near the end of a type's range may overflow when they double.
     let largest =
         |tensor: &Array4<f32>| tensor.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
-    let parts = case.inputs.parts();
-    let scores = case.inputs.dims().head_dim as f64 * largest(&parts.q) * largest(&parts.k);
+    let parts = case.call.inputs.parts();
+    let scores = case.call.inputs.dims().head_dim as f64 * largest(&parts.q) * largest(&parts.k);
     if parts.attention_mask.is_some()
-        || 2.0 * scores * case.inputs.dims().heads as f64 > parts.storage.largest()
+        || 2.0 * scores * case.call.inputs.dims().heads as f64 > parts.storage.largest()
     {
         return Ok(Outcome::NotApplicable);
     }
-    let Ok(certificate) = Certificate::derive(case, implementation.model) else {
+    let Ok(certificate) = Certificate::derive(&case.instance, &case.call, implementation.model) else {
         return Ok(Outcome::NotApplicable);
     };
     let doubled = with_inputs(case, |parts| InputParts { k: &parts.k * 2.0, ..parts.clone() });
@@ -401,7 +400,7 @@ fn scale_of_keys(case: &Case, implementation: &mut Implementation) -> Result<Out
     let Ok(doubled) = doubled else {
         return Ok(Outcome::NotApplicable);
     };
-    if Certificate::derive(&doubled, implementation.model).is_err() {
+    if Certificate::derive(&doubled.instance, &doubled.call, implementation.model).is_err() {
         return Ok(Outcome::NotApplicable);
     }
     let answer = (implementation.answer)(&doubled).map_err(|error| error.to_string())?;

@@ -4,8 +4,8 @@
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
-use crate::algorithm::{ChannelOrder, Error, HeadMode, Mask, Row};
-use crate::cases::{Answer, Call, Case, Instance, NoAnswer, Observation, RoundingModel};
+use crate::algorithm::{Error, HeadMode, Mask, Row};
+use crate::cases::{Answer, Call, Instance, NoAnswer, Observation, RoundingModel};
 use crate::compute;
 
 /// The verdict on one answer.
@@ -245,17 +245,22 @@ impl std::fmt::Display for MaskDivergence {
     }
 }
 
-/// Judges what an implementation answered under its rounding model. `certificate` is that of the case under the same
-/// model, or the error with which the case must be refused.
+/// Judges what an implementation answered to one call of an instance under its rounding model. `certificate` is that of the
+/// call under the same model, or the error with which the call must be refused. A call with several faults may be refused
+/// for any of them.
 pub fn judge(
-    case: &Case,
+    instance: &Instance,
+    call: &Call,
     answer: &Result<Answer, NoAnswer>,
     model: RoundingModel,
     certificate: &Result<Certificate, Error>,
 ) -> Verdict {
     match (answer, certificate) {
         (Err(NoAnswer::Failed(problem)), _) => Verdict::Failed(problem.clone()),
-        (Err(NoAnswer::Refused(found)), Err(expected)) if same_kind(found, expected) => {
+        (Err(NoAnswer::Refused(found)), Err(expected))
+            if same_kind(found, expected)
+                || instance.faults(call).iter().any(|fault| same_kind(fault, found)) =>
+        {
             Verdict::RefusedRightly
         }
         (Err(NoAnswer::Declined(_)), Err(_)) => Verdict::RefusedRightly,
@@ -263,45 +268,29 @@ pub fn judge(
             Verdict::RefusedWrongly { found: found.clone(), expected: expected.as_ref().err().cloned() }
         }
         (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
-        (Ok(answer), Ok(_)) if !answer.fits(&case.inputs.dims()) => {
+        (Ok(answer), Ok(_)) if !answer.fits(&call.inputs.dims()) => {
             Verdict::Failed("mask or output of another shape than [b, h, m, n] and [b, h, m, dv]".into())
         }
         (Ok(answer), Ok(certificate)) => {
-            let mask = judge_mask(case, certificate, &answer.mask, model);
+            let mask = judge_mask(instance, call, certificate, &answer.mask, model);
             let output =
-                answer.output.as_ref().map(|output| judge_output(&case.inputs, &answer.mask, output, model));
+                answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
             // Where an early out gives a full mask nothing is ranked.
             let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
-            let labels = ranked.and_then(|labels| judge_answered(case, labels, model.labels));
+            let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));
             Verdict::Judged(Judgement { mask, output, labels })
         }
     }
 }
 
-/// What any conforming answer to a call must satisfy. Errors: the first of those with which the call must be refused.
-pub fn certify_call(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Certificate, Error> {
-    if instance.dense_layers.contains(&call.layer) {
-        return Ok(Certificate { before: instance.start(call), rows: None });
-    }
-    Certificate::derive(&instance.case(call)?, model)
-}
-
-/// Judges what an implementation answered to one call of an instance. A call with several faults may be refused for any
-/// of them.
+/// Derives the certificate of a call and judges an answer by it.
 pub fn judge_call(
     instance: &Instance,
     call: &Call,
     answer: &Result<Answer, NoAnswer>,
     model: RoundingModel,
 ) -> Verdict {
-    let certificate = certify_call(instance, call, model);
-    if let (Err(NoAnswer::Refused(found)), Err(_)) = (answer, &certificate)
-        && instance.faults(call).iter().any(|fault| same_kind(fault, found))
-    {
-        return Verdict::RefusedRightly;
-    }
-    let case = instance.case(call).unwrap_or_else(|_| instance.case_with(call, ChannelOrder::first()));
-    judge(&case, answer, model, &certificate)
+    judge(instance, call, answer, model, &Certificate::derive(instance, call, model))
 }
 
 /// The verdict on each answer. A refusal of the instance is right for all calls if it is right for one.
@@ -326,16 +315,22 @@ pub fn same_kind(a: &Error, b: &Error) -> bool {
     std::mem::discriminant(a) == std::mem::discriminant(b)
 }
 
-/// Judges a mask. It must have the shape [b, h, m, n] of the case.
-pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: RoundingModel) -> MaskVerdict {
-    let dims = case.inputs.dims();
+/// Judges a mask. It must have the shape [b, h, m, n] of the call.
+pub fn judge_mask(
+    instance: &Instance,
+    call: &Call,
+    certificate: &Certificate,
+    mask: &Mask,
+    model: RoundingModel,
+) -> MaskVerdict {
+    let dims = call.inputs.dims();
     let rows: Vec<(usize, Row)> = dims.rows().enumerate().collect();
     let count = rows.len();
     let fault = |(index, row): (usize, Row)| {
         let fault = match &certificate.rows {
             None => not_full(&certificate.before, mask, row),
             Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
-                let summed = case.settings.heads != HeadMode::PerHead;
+                let summed = instance.selection.heads != HeadMode::PerHead;
                 if summed { heads_differ(&certificate.before, mask, row) } else { None }
             }),
         };
@@ -346,10 +341,11 @@ pub fn judge_mask(case: &Case, certificate: &Certificate, mask: &Mask, model: Ro
     let wrong_rows = divergences.len();
     divergences.truncate(MOST_EXPLAINED);
     if !divergences.is_empty()
-        && let Ok(Some(scores)) = ScoreBounds::new(case, model, &certificate.before)
+        && let Ok(Some(scores)) = ScoreBounds::new(instance, call, model, &certificate.before)
     {
+        let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
         for divergence in &mut divergences {
-            divergence.evidence = evidence(case, &scores, divergence);
+            divergence.evidence = evidence(&scores, heavy_size, divergence);
         }
     }
     MaskVerdict { rows: count, open: certificate.open(), wrong_rows, divergences }
@@ -410,8 +406,7 @@ pub fn differs_from_head_0(before: &Mask, mask: &Mask, (b, head, query): Row, ke
     added(head) != added(0)
 }
 
-fn evidence(case: &Case, scores: &ScoreBounds, divergence: &MaskDivergence) -> Option<Evidence> {
-    let heavy_size = case.settings.heavy_size.resolve(case.inputs.dims().keys);
+fn evidence(scores: &ScoreBounds, heavy_size: usize, divergence: &MaskDivergence) -> Option<Evidence> {
     let row = scores.row(divergence.row);
     let limits = thresholds(&row, heavy_size);
     let (key, threshold) = match divergence.fault {

@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 use super::bounds::{Approximate, U32, gamma, underflow};
 use crate::algorithm::labels::labels;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
-use crate::cases::{AnsweredLabels, Case, LabelCase, LabelRounding};
+use crate::cases::{AnsweredLabels, Call, Instance, LabelCase, LabelRounding};
 
 /// Labels of the positions of one head, [r, positions].
 #[derive(Debug, Clone)]
@@ -230,16 +230,18 @@ impl std::fmt::Display for AnsweredLabel {
 /// The first label shown with an answer that no conforming implementation has: bit for bit where labels are exact, within
 /// the allowed ones where they are rounded.
 pub fn judge_answered(
-    case: &Case,
+    instance: &Instance,
+    call: &Call,
     labels: &AnsweredLabels,
     rounding: LabelRounding,
 ) -> Option<AnsweredLabel> {
-    let dims = case.inputs.dims();
-    let label_channels = case.settings.group_factor.label_channels(dims.head_dim).ok()?;
+    let dims = call.inputs.dims();
+    let channels = instance.channels(call.layer).ok()?;
+    let label_channels = instance.selection.group_factor.label_channels(dims.head_dim).ok()?;
     let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
     for (b, head) in heads {
-        let (bits, heads) = (case.settings.label_bits, head..head + 1);
-        let allowed = head_labels(&case.inputs, &case.channels, label_channels, bits, rounding, (b, heads));
+        let (bits, heads) = (instance.selection.label_bits, head..head + 1);
+        let allowed = head_labels(&call.inputs, channels, label_channels, bits, rounding, (b, heads));
         let (q, k) = allowed.ok()?.pop()?;
         for (tensor, allowed, found) in [("q", q, &labels.q), ("k", k, &labels.k)] {
             for (position, channel) in ndarray::indices((allowed.dim().1, label_channels)) {

@@ -7,6 +7,7 @@ pub mod markup;
 use std::io::Write;
 use std::path::PathBuf;
 
+use doublecheck::algorithm::{HeavySize, Selection};
 use doublecheck::cases::Case;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -45,12 +46,8 @@ pub fn small_plan() -> doublecheck::cases::strategies::Plan {
         queries: 2,
         keys: 6,
         label_channels: 2,
-        group_factor: 2,
         value_dim: 3,
-        label_bits: 4,
-        heavy_size: doublecheck::algorithm::HeavySize::count(2).unwrap(),
-        heads: doublecheck::algorithm::HeadMode::PerHead,
-        dense_fallback: false,
+        selection: Selection::new(HeavySize::count(2).unwrap(), 2, 4).unwrap(),
         storage: doublecheck::algorithm::Storage::F32,
         causal: true,
         additive: doublecheck::cases::strategies::Additive::Absent,

@@ -10,9 +10,8 @@ use super::scroll;
 use super::tensors::{self, Mark};
 use crate::algorithm::labels::{Labels, labels};
 use crate::algorithm::{ChannelOrder, Error, Row};
-use crate::cases::{Answer, Call, Case, Instance, NoAnswer, RoundingModel};
+use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel};
 use crate::verdicts::certificate::{Candidacy, ScoreBounds, thresholds};
-use crate::verdicts::judge::certify_call;
 use crate::verdicts::output::expected_row;
 use crate::verdicts::{Certificate, Judgement, Verdict};
 
@@ -32,23 +31,21 @@ pub struct CallView<'a> {
     verdict: &'a Verdict,
     model: RoundingModel,
     marks: Marks,
-    case: Case,
+    call: &'a Call,
     certificate: Result<Certificate, Error>,
-    layer: usize,
 }
 
 impl<'a> CallView<'a> {
     pub fn new(
         instance: &'a Instance,
-        call: &Call,
+        call: &'a Call,
         answer: &'a Result<Answer, NoAnswer>,
         verdict: &'a Verdict,
         model: RoundingModel,
         marks: Marks,
     ) -> Self {
-        let case = instance.case(call).unwrap_or_else(|_| instance.case_with(call, ChannelOrder::first()));
-        let certificate = certify_call(instance, call, model);
-        Self { instance, answer, verdict, model, marks, case, certificate, layer: call.layer }
+        let certificate = Certificate::derive(instance, call, model);
+        Self { instance, answer, verdict, model, marks, call, certificate }
     }
 
     pub fn render(&self) -> Markup {
@@ -79,7 +76,7 @@ impl<'a> CallView<'a> {
 
     /// Whether masks and tensors have room side by side.
     fn is_narrow(&self) -> bool {
-        let dims = self.case.inputs.dims();
+        let dims = self.call.inputs.dims();
         dims.keys <= 8 && dims.head_dim <= 8 && dims.value_dim <= 4
     }
 
@@ -89,7 +86,7 @@ impl<'a> CallView<'a> {
 
     /// The answer, where its tensors have the call's shapes.
     fn fitting(&self) -> Option<&Answer> {
-        self.answer.as_ref().ok().filter(|answer| answer.fits(&self.case.inputs.dims()))
+        self.answer.as_ref().ok().filter(|answer| answer.fits(&self.call.inputs.dims()))
     }
 
     /// The row that shows the failure: that of the first divergence.
@@ -105,10 +102,10 @@ impl<'a> CallView<'a> {
     /// Masks, and the scores of one row.
     fn selection(&self) -> Markup {
         let grids = Grids {
-            dims: self.case.inputs.dims(),
+            dims: self.call.inputs.dims(),
             certificate: self.certificate.as_ref().ok(),
             mask: self.fitting().map(|answer| &answer.mask),
-            heads: self.case.settings.heads,
+            heads: self.instance.selection.heads,
             row: self.row(),
         };
         let failing = self.marks == Marks::Failure;
@@ -127,12 +124,12 @@ impl<'a> CallView<'a> {
     fn scores(&self) -> Option<Markup> {
         let certificate = self.certificate.as_ref().ok()?;
         let rows = certificate.rows.as_ref()?;
-        let bounds = ScoreBounds::new(&self.case, self.model, &certificate.before).ok()??;
-        let dims = self.case.inputs.dims();
+        let bounds = ScoreBounds::new(self.instance, self.call, self.model, &certificate.before).ok()??;
+        let dims = self.call.inputs.dims();
         let at = self.row();
         let index = dims.rows().position(|row| row == at)?;
         let keys: Vec<Candidacy> = bounds.row(at);
-        let heavy_size = self.case.settings.heavy_size.resolve(dims.keys);
+        let heavy_size = self.instance.selection.heavy_size.resolve(dims.keys);
         let (b, head, query) = at;
         let weights = |mask: &crate::algorithm::Mask| mask.weights().slice(s![b, head, query, ..]).to_vec();
         let row = ScoredRow {
@@ -153,7 +150,7 @@ impl<'a> CallView<'a> {
         let Some((answer, output)) = answer.and_then(|answer| Some((answer, answer.output.as_ref()?))) else {
             return html! {};
         };
-        let dims = self.case.inputs.dims();
+        let dims = self.call.inputs.dims();
         if self.certificate.is_err() || output.len() > tensors::LARGEST {
             return html! {
                 h4 { "Output, as answered" }
@@ -183,7 +180,7 @@ impl<'a> CallView<'a> {
         output: &ndarray::Array4<f32>,
         row @ (b, head, query): Row,
     ) -> Markup {
-        let expected = expected_row(&self.case.inputs, &answer.mask, self.model, row);
+        let expected = expected_row(&self.call.inputs, &answer.mask, self.model, row);
         let found = output.slice(s![b, head, query, ..]);
         let wrong = |found: f32, expected: &crate::verdicts::bounds::Approximate| {
             let error = (f64::from(found) - expected.value).abs();
@@ -211,7 +208,7 @@ impl<'a> CallView<'a> {
     /// The labels as the SPEC makes them, and those of the subject where it shows any.
     fn labels(&self) -> Markup {
         let Some(expected) = self.expected_labels() else { return html! {} };
-        let dims = self.case.inputs.dims();
+        let dims = self.call.inputs.dims();
         let shown = self.fitting().and_then(|answer| answer.labels.as_ref());
         let stacked = |part: &dyn Fn(usize, usize) -> ndarray::Array2<f32>| {
             let parts: Vec<_> = (0..dims.batch)
@@ -249,27 +246,27 @@ impl<'a> CallView<'a> {
 
     /// Those of each batch entry. `None` where the call makes no labels, or none that fit.
     fn expected_labels(&self) -> Option<Vec<Labels>> {
-        if self.instance.dense_layers.contains(&self.layer) {
+        if self.instance.dense_layers.contains(&self.call.layer) {
             return None;
         }
-        let (inputs, channels) = (&self.case.inputs, self.channels()?);
+        let (inputs, channels) = (&self.call.inputs, self.channels()?);
         let dims = inputs.dims();
-        let label_channels = self.case.settings.group_factor.label_channels(dims.head_dim).ok()?;
+        let label_channels = self.instance.selection.group_factor.label_channels(dims.head_dim).ok()?;
         channels.check(&dims, label_channels).ok()?;
-        let bits = self.case.settings.label_bits;
+        let bits = self.instance.selection.label_bits;
         let of_batch = |b| labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok();
         (0..dims.batch).map(of_batch).collect()
     }
 
     fn channels(&self) -> Option<&ChannelOrder> {
-        self.instance.channels(self.layer).ok()
+        self.instance.channels(self.call.layer).ok()
     }
 
     /// q, k, v and the masks that are given.
     fn inputs(&self) -> Markup {
-        let parts = self.case.inputs.parts();
+        let parts = self.call.inputs.parts();
         let plain = |_: [usize; 4]| Mark::None;
-        let dims = self.case.inputs.dims();
+        let dims = self.call.inputs.dims();
         let marked = self.label_channels();
         let q = |[_, head, _, channel]: [usize; 4]| Mark::label(marked(head, channel));
         let heads_of = |kv_head: usize| (0..dims.heads).filter(move |&head| dims.kv_head(head) == kv_head);
@@ -290,7 +287,7 @@ impl<'a> CallView<'a> {
                 @if let Some(mask) = &parts.attention_mask {
                     (tensors::numbers("attention_mask", mask, &plain))
                 }
-                @if let Some(previous) = &self.case.previous {
+                @if let Some(previous) = &self.call.previous {
                     (tensors::numbers("previous", previous.weights(), &plain))
                 }
             }
@@ -299,8 +296,8 @@ impl<'a> CallView<'a> {
 
     /// Whether a channel is a label channel of a query head.
     fn label_channels(&self) -> impl Fn(usize, usize) -> bool + '_ {
-        let dims = self.case.inputs.dims();
-        let count = self.case.settings.group_factor.label_channels(dims.head_dim).ok();
+        let dims = self.call.inputs.dims();
+        let count = self.instance.selection.group_factor.label_channels(dims.head_dim).ok();
         let fitting = count.and_then(|count| {
             let channels = self.channels()?;
             channels.check(&dims, count).ok().map(|()| (channels, count))

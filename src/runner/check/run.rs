@@ -107,7 +107,7 @@ impl<'a> Run<'a> {
         let mut sequences = Vec::new();
         for found in &options.goldens {
             let sequence = match reader.read(&found.path(), &found.name) {
-                Ok(CaseFile::Attention(case)) => Sequence::from(case.as_ref()),
+                Ok(CaseFile::Attention(case)) => case.sequence(),
                 Ok(CaseFile::Sequence(stored)) => stored.sequence,
                 Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
                 Err(error) => {

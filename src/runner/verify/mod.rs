@@ -160,9 +160,9 @@ fn judged(
     report: &mut RandomReport,
 ) -> Result<Result<Answer, NoAnswer>, String> {
     let model = subject.rounding_model();
-    let certificate = Certificate::derive(case, model);
+    let certificate = Certificate::derive(&case.instance, &case.call, model);
     let answer = subject.answer(case);
-    let verdict = judge(case, &answer, model, &certificate);
+    let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
     if let Some(wrong) = verdict.explanations().into_iter().next() {
         return Err(wrong);
     }
@@ -177,15 +177,16 @@ fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport
     if let (Ok(answer), Ok(reference)) = (&answer, Reference::default().answer(case)) {
         report.masks_equal += usize::from(answer.mask == reference.mask);
     }
-    let dims = case.inputs.dims();
-    let Ok(label_channels) = case.settings.group_factor.label_channels(dims.head_dim) else {
+    let dims = case.call.inputs.dims();
+    let Ok(label_channels) = case.instance.selection.group_factor.label_channels(dims.head_dim) else {
         return Ok(());
     };
-    let channels = &case.channels.row(0, &dims)[..label_channels];
-    let (queries, keys) = (case.inputs.queries(0, 0), case.inputs.keys(0, 0));
+    let Ok(channels) = case.channels() else { return Ok(()) };
+    let channels = &channels.row(0, &dims)[..label_channels];
+    let (queries, keys) = (case.call.inputs.queries(0, 0), case.call.inputs.keys(0, 0));
     for x in [queries.row(0), keys.row(0), keys.row(dims.keys - 1)] {
         let row: Vec<f32> = channels.iter().map(|&channel| x[channel]).collect();
-        let (bits, storage) = (case.settings.label_bits, case.settings.dtype);
+        let (bits, storage) = (case.instance.selection.label_bits, case.call.inputs.storage());
         if !bits.quantises() {
             continue;
         }
@@ -329,8 +330,8 @@ impl<'a> Run<'a> {
     }
 
     fn attention(&mut self, case: &Case) -> Tally {
-        if !case.settings.unknown.is_empty() {
-            let names: Vec<_> = case.settings.unknown.keys().map(String::as_str).collect();
+        if !case.unknown.is_empty() {
+            let names: Vec<_> = case.unknown.keys().map(String::as_str).collect();
             self.notes.push(format!(
                 "{}: unknown fields of case are not used: {}",
                 case.name,
@@ -339,16 +340,16 @@ impl<'a> Run<'a> {
         }
         let mut tally = Tally::default();
         let model = self.subject.rounding_model();
-        let certificate = Certificate::derive(case, model);
+        let certificate = Certificate::derive(&case.instance, &case.call, model);
         let stored = case.expectation.as_ref().map(|expectation| {
-            let model = case.settings.model.unwrap_or_default();
+            let model = expectation.model.unwrap_or_default();
             judge_expectation(case, expectation, model, &mut tally)
         });
         let answer = self.subject.answer(case);
         if let (Some(Ok(stored)), Ok(answer)) = (&stored, &answer) {
             tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
         }
-        let verdict = judge(case, &answer, model, &certificate);
+        let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
         tally.subject_sharpness = Sharpness::of(&verdict);
         tally.subject = verdict.explanations();
         tally
@@ -450,7 +451,7 @@ fn judge_expectation(
     model: RoundingModel,
     tally: &mut Tally,
 ) -> Result<Answer, ()> {
-    let certificate = Certificate::derive(case, model);
+    let certificate = Certificate::derive(&case.instance, &case.call, model);
     let before = match &certificate {
         Ok(certificate) => &certificate.before,
         Err(expected) => {
@@ -469,7 +470,7 @@ fn judge_expectation(
         }
         Some(Ok(answer)) => {
             let answer = Ok(answer);
-            let verdict = judge(case, &answer, model, &certificate);
+            let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
             // A recorded fault says nothing about how sharp verdicts on right answers are.
             if expectation.known_divergence.is_none() {
                 tally.stored_sharpness = Sharpness::of(&verdict);

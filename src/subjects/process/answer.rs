@@ -91,15 +91,9 @@ impl AnswerReader<'_> {
         }
     }
 
-    /// What Double Sparsity adds to: P and, unless the layer is dense, what earlier maskers added.
+    /// What Double Sparsity adds to. Where that is refused, so must be the call, and what the answer is does not matter.
     fn before(&self) -> Mask {
-        let start = || self.instance.start(self.call);
-        if self.instance.earlier_maskers.is_empty() || self.instance.dense_layers.contains(&self.call.layer) {
-            return start();
-        }
-        // Without channels the call must be refused, and what the answer is does not matter.
-        let case = self.instance.case(self.call);
-        case.and_then(|case| case.mask_before()).unwrap_or_else(|_| start())
+        self.instance.before(self.call).unwrap_or_else(|_| self.instance.start(self.call))
     }
 
     fn output(&self) -> Result<Option<Array4<f32>>, String> {

@@ -30,12 +30,12 @@ impl TorchCache {
     }
 
     fn sparse(&self, case: &Case) -> Result<Answer, NoAnswer> {
-        let (dims, device) = (case.inputs.dims(), self.torch.device);
-        let (selection, storage) = (case.settings.selection(), case.inputs.storage());
-        let scaling = case.inputs.scaling();
+        let (dims, device) = (case.call.inputs.dims(), self.torch.device);
+        let (selection, storage) = (case.instance.selection, case.call.inputs.storage());
+        let scaling = case.call.inputs.scaling();
         let mut cache =
             LabelCache::new(&dims, &case.channels, &selection, storage, self.kept, scaling, device)?;
-        let layer = Layer::new(&case.inputs, device).map_err(failed)?;
+        let layer = Layer::new(&case.call.inputs, device).map_err(failed)?;
         layer.check(selection.heads)?;
         let before = self.torch.mask_before(case, &layer).map_err(failed)?;
         let full = match &before {
@@ -45,7 +45,7 @@ impl TorchCache {
         let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
         if full || (selection.dense_fallback && short) {
             let mask = masker::filled(&layer, before.as_ref()).map_err(failed)?;
-            return self.torch.attend(&layer, &case.inputs, &mask);
+            return self.torch.attend(&layer, &case.call.inputs, &mask);
         }
         fill(&mut cache, &layer)?;
         let (q, additive) = (queries(&layer).map_err(failed)?, layer.additive.as_ref());
@@ -54,7 +54,7 @@ impl TorchCache {
         cache.check(&query_labels)?;
         let mask = selected.mask(&layer, before.as_ref()).map_err(failed)?;
         let mut answer = match before {
-            Some(_) => self.torch.attend(&layer, &case.inputs, &mask)?,
+            Some(_) => self.torch.attend(&layer, &case.call.inputs, &mask)?,
             None => Answer {
                 mask: Mask::from_weights(to_host(&mask).map_err(failed)?, &dims)?,
                 output: Some(to_host(&cache.attend(&q, &selected, additive)?).map_err(failed)?),

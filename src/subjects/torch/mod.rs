@@ -39,11 +39,11 @@ impl Torch {
 
     /// The mask that Double Sparsity starts from; `None` where it is empty.
     fn mask_before(&self, case: &Case, layer: &Layer) -> Result<Option<Tensor>, TchError> {
-        let mut before = match &case.previous {
+        let mut before = match &case.call.previous {
             Some(previous) => Some(masker::to_device(previous.weights(), self.device)?),
             None => None,
         };
-        for earlier in &case.settings.earlier_maskers {
+        for earlier in &case.instance.earlier_maskers {
             let start = match before {
                 Some(mask) => mask,
                 None => Tensor::f_zeros(layer.mask_shape(), (Kind::Float, self.device))?,
@@ -67,14 +67,14 @@ impl Torch {
     }
 
     fn sparse(&self, case: &Case) -> Result<Answer, NoAnswer> {
-        let dims = case.inputs.dims();
-        let selection = case.settings.selection();
-        let masker = Masker::new(&dims, &case.channels, &selection, case.inputs.storage(), self.device)?;
-        let layer = Layer::new(&case.inputs, self.device).map_err(failed)?;
+        let dims = case.call.inputs.dims();
+        let selection = case.instance.selection;
+        let masker = Masker::new(&dims, &case.channels, &selection, case.call.inputs.storage(), self.device)?;
+        let layer = Layer::new(&case.call.inputs, self.device).map_err(failed)?;
         layer.check(selection.heads)?;
         let before = self.mask_before(case, &layer).map_err(failed)?;
         let mask = masker.add_mask(&layer, before.as_ref())?;
-        self.attend(&layer, &case.inputs, &mask)
+        self.attend(&layer, &case.call.inputs, &mask)
     }
 
     fn attend(&self, layer: &Layer, inputs: &Inputs, mask: &Tensor) -> Result<Answer, NoAnswer> {

@@ -1,0 +1,228 @@
+//! Makes a failing sequence small enough for a person: fewest calls, batch entries, heads, queries, keys, channels and
+//! bits, the plainest settings, then values of 0, ±1 and small fractions. Works on the tensors themselves, so that it can
+//! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
+
+mod reductions;
+mod values;
+
+use std::time::{Duration, Instant};
+
+use self::reductions::{
+    PLAINER, with_channels, without_batch, without_calls, without_group_members, without_keys,
+    without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_value_dims,
+};
+use crate::algorithm::{HeavySize, LabelBits};
+use crate::cases::Sequence;
+
+/// When to stop.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Wall-clock time.
+    pub time: Duration,
+    /// How often the failure may be tried.
+    pub tries: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(8), tries: 20_000 }
+    }
+}
+
+/// The smallest sequence found.
+#[derive(Debug, Clone)]
+pub struct Shrunk {
+    /// It still fails.
+    pub sequence: Sequence,
+    /// How often the failure was tried.
+    pub tries: usize,
+    /// False where the limits ended the search.
+    pub finished: bool,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// Shrinks a sequence for which `fails` is true.
+pub fn shrink(sequence: Sequence, limits: Limits, fails: &mut dyn FnMut(&Sequence) -> bool) -> Shrunk {
+    let mut search = Search { current: sequence, limits, start: Instant::now(), tries: 0, fails };
+    while search.round() && !search.exhausted() {}
+    let finished = !search.exhausted();
+    Shrunk {
+        sequence: search.current,
+        tries: search.tries,
+        finished,
+        seconds: search.start.elapsed().as_secs_f64(),
+    }
+}
+
+struct Search<'a> {
+    current: Sequence,
+    limits: Limits,
+    start: Instant,
+    tries: usize,
+    fails: &'a mut dyn FnMut(&Sequence) -> bool,
+}
+
+impl Search<'_> {
+    /// All reductions once; whether any of them worked.
+    fn round(&mut self) -> bool {
+        let mut changed = self.drop_each(|s| s.calls.len(), without_calls);
+        changed |= self.plainer_settings();
+        changed |= self.drop_each(|s| s.calls[0].inputs.dims().batch, without_batch);
+        changed |= self.drop_each(|s| s.calls[0].inputs.dims().kv_heads, without_kv_heads);
+        changed |= self.drop_each(|s| s.calls[0].inputs.dims().group_size(), without_group_members);
+        for call in 0..self.current.calls.len() {
+            let queries = |s: &Sequence| s.calls[call].inputs.dims().queries;
+            changed |= self.drop_each(queries, |s, start, end| without_queries(s, call, start, end));
+        }
+        let keys = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0);
+        changed |= self.drop_each(keys, without_keys);
+        changed |= self.drop_each(keys, without_keys_and_heavy);
+        changed |= self.drop_each(keys, without_positions);
+        changed |= self.fewer_channels();
+        changed |= self.drop_each(|s| s.calls[0].inputs.dims().value_dim, without_value_dims);
+        changed | self.plainer_values()
+    }
+
+    fn exhausted(&self) -> bool {
+        self.tries >= self.limits.tries || self.start.elapsed() >= self.limits.time
+    }
+
+    /// Takes a candidate that fails and differs.
+    fn accept(&mut self, candidate: Option<Sequence>) -> bool {
+        self.take(candidate.filter(|candidate| *candidate != self.current))
+    }
+
+    /// Takes a candidate that fails. The caller knows that it is plainer, if only by the sign of a zero.
+    fn take(&mut self, candidate: Option<Sequence>) -> bool {
+        let Some(candidate) = candidate else {
+            return false;
+        };
+        if self.exhausted() {
+            return false;
+        }
+        self.tries += 1;
+        let taken = (self.fails)(&candidate);
+        if taken {
+            self.current = candidate;
+        }
+        taken
+    }
+
+    /// Drops runs of `count` things, long runs first, then single ones.
+    fn drop_each(
+        &mut self,
+        count: impl Fn(&Sequence) -> usize,
+        without: impl Fn(&Sequence, usize, usize) -> Option<Sequence>,
+    ) -> bool {
+        let mut changed = false;
+        let mut run = count(&self.current) / 2;
+        while run > 0 {
+            let mut start = 0;
+            while start < count(&self.current) && count(&self.current) > 1 && !self.exhausted() {
+                let end = (start + run).min(count(&self.current));
+                let candidate = without(&self.current, start, end);
+                if self.accept(candidate) {
+                    changed = true;
+                } else {
+                    start += run;
+                }
+            }
+            run /= 2;
+        }
+        changed
+    }
+
+    fn plainer_settings(&mut self) -> bool {
+        let mut changed = false;
+        for plainer in PLAINER {
+            if self.exhausted() {
+                return changed;
+            }
+            let candidate = plainer(&self.current);
+            changed |= self.accept(candidate);
+        }
+        for index in (0..self.current.instance.earlier_maskers.len()).rev() {
+            let mut candidate = self.current.clone();
+            candidate.instance.earlier_maskers.remove(index);
+            changed |= self.accept(Some(candidate));
+        }
+        for bits in [16, 1, 2, 3, 4, 8] {
+            // 16 bits are none; below that fewer are plainer.
+            let current = u64::from(self.current.instance.selection.label_bits);
+            if current == 16 || bits >= current && bits != 16 {
+                break;
+            }
+            let mut candidate = self.current.clone();
+            candidate.instance.selection.label_bits = LabelBits::new(bits).unwrap_or(LabelBits::UNQUANTISED);
+            changed |= self.accept(Some(candidate));
+        }
+        changed | self.smaller_heavy_size()
+    }
+
+    fn smaller_heavy_size(&mut self) -> bool {
+        let keys = self.current.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(1);
+        let current = self.current.instance.selection.heavy_size;
+        let resolved = match current {
+            HeavySize::Count(count) => count.get(),
+            HeavySize::Fraction(_) => current.resolve(keys),
+        };
+        let is_fraction = matches!(current, HeavySize::Fraction(_));
+        let counts = [1, 2, resolved / 2, resolved - 1];
+        let counts = counts.into_iter().filter(|&count| count > 0 && (count < resolved || is_fraction));
+        for count in counts.chain(is_fraction.then_some(resolved)) {
+            let mut candidate = self.current.clone();
+            let Ok(size) = HeavySize::count(count) else { continue };
+            candidate.instance.selection.heavy_size = size;
+            if self.accept(Some(candidate)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Smaller head dimensions: the leading channels of the first row, two channels of which one is a label, or all but one.
+    fn fewer_channels(&mut self) -> bool {
+        let d = self.current.calls[0].inputs.dims().head_dim;
+        let factor = self.current.instance.selection.group_factor.get();
+        let leading = self.leading_row(d);
+        let mut candidates = Vec::new();
+        for size in 1..d {
+            for group_factor in 1..=factor {
+                candidates.push((leading[..size].to_vec(), group_factor));
+            }
+        }
+        if d > 2 && factor > 1 {
+            let pairs = (0..d).flat_map(|a| (a + 1..d).map(move |b| (vec![a, b], 2)));
+            candidates.extend(pairs);
+        }
+        for dropped in 0..d {
+            let kept: Vec<usize> = (0..d).filter(|&c| c != dropped).collect();
+            candidates.extend([factor, 1, 2].map(|group_factor| (kept.clone(), group_factor)));
+        }
+        candidates.extend((1..factor).map(|group_factor| ((0..d).collect(), group_factor)));
+        for (mut kept, group_factor) in candidates {
+            if self.exhausted() {
+                return false;
+            }
+            if kept.is_empty() {
+                continue;
+            }
+            kept.sort_unstable();
+            let candidate = with_channels(&self.current, &kept, group_factor);
+            if self.accept(candidate) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// All channels, those of the first row first.
+    fn leading_row(&self, d: usize) -> Vec<usize> {
+        let first = self.current.instance.channels(self.current.calls[0].layer);
+        let mut row: Vec<usize> = first.map(|order| order.rows()[0].clone()).unwrap_or_default();
+        row.retain(|&c| c < d);
+        row.extend((0..d).filter(|c| !row.contains(c)).collect::<Vec<_>>());
+        row
+    }
+}

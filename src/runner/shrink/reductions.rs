@@ -1,0 +1,242 @@
+//! What a reduction is: the sequence without some calls, batch entries, heads, queries, keys or channels, or with plainer
+//! settings. `None` where nothing valid is left.
+
+use std::sync::Arc;
+
+use ndarray::{Array4, Axis};
+
+use crate::algorithm::{
+    ChannelFile, ChannelKind, ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Mask,
+    Storage,
+};
+use crate::cases::{Call, Sequence};
+
+/// Settings a person need not read: each of these is tried once a round.
+pub(super) const PLAINER: &[fn(&Sequence) -> Option<Sequence>] = &[
+    |s| Some(with_instance(s, |instance| instance.dense_layers.clear())),
+    |s| Some(with_instance(s, |instance| instance.earlier_maskers.clear())),
+    |s| Some(with_instance(s, |instance| instance.selection.dense_fallback = false)),
+    |s| Some(with_instance(s, |instance| instance.selection.heads = HeadMode::PerHead)),
+    with_selected_kind_only,
+    with_called_layers_only,
+    |s| with_calls(s, |call| Some(Call { previous: None, ..call.clone() })),
+    |s| with_parts(s, |parts| parts.attention_mask = None),
+    |s| with_parts(s, |parts| parts.causal = false),
+    |s| with_parts(s, |parts| parts.scaling = None),
+    |s| with_parts(s, |parts| parts.storage = Storage::F32),
+];
+
+fn with_instance(sequence: &Sequence, change: impl Fn(&mut crate::cases::Instance)) -> Sequence {
+    let mut changed = sequence.clone();
+    change(&mut changed.instance);
+    changed
+}
+
+fn with_calls(sequence: &Sequence, change: impl Fn(&Call) -> Option<Call>) -> Option<Sequence> {
+    let calls = sequence.calls.iter().map(change).collect::<Option<Vec<_>>>()?;
+    Some(Sequence { calls, ..sequence.clone() })
+}
+
+fn with_parts(sequence: &Sequence, change: impl Fn(&mut InputParts)) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let mut parts = call.inputs.parts().clone();
+        change(&mut parts);
+        with_inputs(call, parts)
+    })
+}
+
+fn with_inputs(call: &Call, parts: InputParts) -> Option<Call> {
+    Some(Call { inputs: Arc::new(Inputs::new(parts).ok()?), ..call.clone() })
+}
+
+/// A channel file with some of the entries, each changed.
+fn with_file(
+    sequence: &Sequence,
+    change: impl Fn(ChannelKind, usize, &ChannelOrder) -> Option<Vec<Vec<usize>>>,
+) -> Option<Sequence> {
+    let old = &sequence.instance.channel_file;
+    let mut file = ChannelFile::default();
+    for kind in old.kinds() {
+        for (layer, order) in old.layers(kind) {
+            if let Some(rows) = change(kind, layer, order) {
+                file.insert(kind, layer, ChannelOrder::new(rows).ok()?);
+            }
+        }
+    }
+    file.kinds().next()?;
+    Some(with_instance(sequence, |instance| instance.channel_file = Arc::new(file.clone())))
+}
+
+fn with_selected_kind_only(sequence: &Sequence) -> Option<Sequence> {
+    let selected = sequence.instance.channel_selection;
+    with_file(sequence, |kind, _, order| (kind == selected).then(|| order.rows().to_vec()))
+}
+
+fn with_called_layers_only(sequence: &Sequence) -> Option<Sequence> {
+    let called = |layer| sequence.calls.iter().any(|call| call.layer == layer);
+    with_file(sequence, |_, layer, order| called(layer).then(|| order.rows().to_vec()))
+}
+
+pub(super) fn without_calls(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let mut calls = sequence.calls.clone();
+    calls.drain(start..end);
+    (!calls.is_empty()).then(|| Sequence { calls, ..sequence.clone() })
+}
+
+/// Some indices of one axis; a dimension of 1 that is broadcast stays.
+fn select(tensor: &Array4<f32>, axis: usize, kept: &[usize], full: usize) -> Array4<f32> {
+    if tensor.shape()[axis] == full { tensor.select(Axis(axis), kept) } else { tensor.clone() }
+}
+
+fn all_but(size: usize, start: usize, end: usize) -> Option<Vec<usize>> {
+    let kept: Vec<usize> = (0..size).filter(|index| !(start..end).contains(index)).collect();
+    (!kept.is_empty()).then_some(kept)
+}
+
+/// A call with some indices of an axis of its tensors: of q, of k and v, of A and P.
+fn with_selected(
+    call: &Call,
+    q: Option<(usize, &[usize])>,
+    kv: Option<(usize, &[usize])>,
+    masks: Option<(usize, &[usize])>,
+) -> Option<Call> {
+    let (b, h, m, n) = call.inputs.dims().mask_shape();
+    let mut parts = call.inputs.parts().clone();
+    if let Some((axis, kept)) = q {
+        parts.q = parts.q.select(Axis(axis), kept);
+    }
+    if let Some((axis, kept)) = kv {
+        parts.k = parts.k.select(Axis(axis), kept);
+        parts.v = parts.v.select(Axis(axis), kept);
+    }
+    let mut previous = call.previous.clone();
+    if let Some((axis, kept)) = masks {
+        let full = [b, h, m, n][axis];
+        parts.attention_mask = parts.attention_mask.map(|mask| select(&mask, axis, kept, full));
+        let inputs = Inputs::new(parts.clone()).ok()?;
+        if let Some(mask) = previous {
+            let weights = mask.weights().select(Axis(axis), kept);
+            previous = Some(Mask::from_weights(weights, &inputs.dims()).ok()?);
+        }
+    }
+    Some(Call { layer: call.layer, inputs: Arc::new(Inputs::new(parts).ok()?), previous })
+}
+
+pub(super) fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let kept = all_but(sequence.calls[0].inputs.dims().batch, start, end)?;
+    let axis = Some((0, kept.as_slice()));
+    with_calls(sequence, |call| with_selected(call, axis, axis, axis))
+}
+
+pub(super) fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let dims = sequence.calls[0].inputs.dims();
+    let kv_heads = all_but(dims.kv_heads, start, end)?;
+    let heads: Vec<usize> = (0..dims.heads).filter(|&head| kv_heads.contains(&dims.kv_head(head))).collect();
+    without_heads(sequence, &heads, Some(&kv_heads))
+}
+
+pub(super) fn without_group_members(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let dims = sequence.calls[0].inputs.dims();
+    let members = all_but(dims.group_size(), start, end)?;
+    let heads: Vec<usize> =
+        (0..dims.heads).filter(|head| members.contains(&(head % dims.group_size()))).collect();
+    without_heads(sequence, &heads, None)
+}
+
+fn without_heads(sequence: &Sequence, heads: &[usize], kv_heads: Option<&[usize]>) -> Option<Sequence> {
+    let dims = sequence.calls[0].inputs.dims();
+    let changed = with_calls(sequence, |call| {
+        let heads = Some((1, heads));
+        with_selected(call, heads, kv_heads.map(|kept| (1, kept)), heads)
+    })?;
+    with_file(&changed, |_, _, order| {
+        let rows = order.rows();
+        let of = |kept: &[usize]| kept.iter().map(|&row| rows[row].clone()).collect();
+        Some(match (rows.len(), kv_heads) {
+            (1, _) => rows.to_vec(),
+            (count, _) if count == dims.heads => of(heads),
+            (count, Some(kv_heads)) if count == dims.kv_heads => of(kv_heads),
+            _ => rows.to_vec(),
+        })
+    })
+}
+
+pub(super) fn without_queries(
+    sequence: &Sequence,
+    index: usize,
+    start: usize,
+    end: usize,
+) -> Option<Sequence> {
+    let mut changed = sequence.clone();
+    let call = &sequence.calls[index];
+    let kept = all_but(call.inputs.dims().queries, start, end)?;
+    changed.calls[index] = with_selected(call, Some((2, kept.as_slice())), None, Some((2, kept.as_slice())))?;
+    Some(changed)
+}
+
+pub(super) fn without_keys(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let dims = call.inputs.dims();
+        let kept = all_but(dims.keys, start, end)?;
+        if kept.len() < dims.queries {
+            return None;
+        }
+        with_selected(call, None, Some((2, kept.as_slice())), Some((3, kept.as_slice())))
+    })
+}
+
+/// As many fewer keys to select as there are fewer keys.
+pub(super) fn without_keys_and_heavy(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let HeavySize::Count(count) = sequence.instance.selection.heavy_size else {
+        return None;
+    };
+    let size = HeavySize::count(count.get().checked_sub(end - start)?).ok()?;
+    let mut changed = without_keys(sequence, start, end)?;
+    changed.instance.selection.heavy_size = size;
+    Some(changed)
+}
+
+/// Without some positions, keys and the queries at them.
+pub(super) fn without_positions(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let dims = call.inputs.dims();
+        let keys = all_but(dims.keys, start, end)?;
+        let queries: Vec<usize> =
+            (0..dims.queries).filter(|&i| !(start..end).contains(&dims.position(i))).collect();
+        if queries.is_empty() {
+            return None;
+        }
+        let queries = queries.as_slice();
+        let call = with_selected(call, Some((2, queries)), None, Some((2, queries)))?;
+        with_selected(&call, None, Some((2, keys.as_slice())), Some((3, keys.as_slice())))
+    })
+}
+
+pub(super) fn without_value_dims(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let kept = all_but(sequence.calls[0].inputs.dims().value_dim, start, end)?;
+    with_parts(sequence, |parts| parts.v = parts.v.select(Axis(3), &kept))
+}
+
+/// The sequence with some channels and another group factor. Where v has as many dimensions as q, it keeps as many.
+pub(super) fn with_channels(sequence: &Sequence, kept: &[usize], group_factor: usize) -> Option<Sequence> {
+    let dims = sequence.calls[0].inputs.dims();
+    let new_index = |channel: usize| match kept.binary_search(&channel) {
+        Ok(index) => Some(index),
+        // A channel beyond d stays beyond d.
+        Err(_) if channel >= dims.head_dim => Some(kept.len() + channel - dims.head_dim),
+        Err(_) => None,
+    };
+    let changed = with_parts(sequence, |parts| {
+        parts.q = parts.q.select(Axis(3), kept);
+        parts.k = parts.k.select(Axis(3), kept);
+        if dims.value_dim == dims.head_dim {
+            parts.v = parts.v.select(Axis(3), kept);
+        }
+    })?;
+    let mut changed = with_file(&changed, |_, _, order| {
+        let row = |row: &Vec<usize>| row.iter().filter_map(|&channel| new_index(channel)).collect();
+        Some(order.rows().iter().map(row).collect())
+    })?;
+    changed.instance.selection.group_factor = GroupFactor::new(group_factor as u64).ok()?;
+    Some(changed)
+}
