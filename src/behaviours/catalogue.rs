@@ -1,5 +1,5 @@
 //! The named faults: each a sentence, the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
-//! [`Behaviour`] that it turns. Two of them conform to the SPEC and must not be caught.
+//! [`Behaviour`] that it sets. Two of them conform to the SPEC and must not be caught.
 
 use super::{
     Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, LabelCache, Order, Quantised, Quantiser,

@@ -1,5 +1,5 @@
 //! What an implementation may do instead of the SPEC. A [`Behaviour`] has one switch for each point in which
-//! implementations were seen, or may be feared, to differ; its default is the SPEC. It serves twice: as a deliberately wrong
+//! implementations differ or might differ; its default is the SPEC. It serves twice: as a deliberately wrong
 //! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
 //! the faults, [`lowering`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it.
 

@@ -1,5 +1,5 @@
-//! Finding case files: the ones bundled with the crate, and those in folders a person names. The bundled files carry
-//! a list of checksums, so that a file that was changed by accident is noticed whatever byte it was.
+//! Finding case files: the ones bundled with the crate, and those in folders that the user names. The bundled files carry
+//! a list of checksums, so that any accidental change to a file is noticed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

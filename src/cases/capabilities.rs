@@ -1,4 +1,4 @@
-//! What an implementation offers, so that it is asked for nothing else (`docs/PROTOCOL.md`, hello). What was left out is
+//! What an implementation offers, so that the suite asks for nothing else (`docs/PROTOCOL.md`, hello). What was left out is
 //! counted and reported: a check that was not made must not look like one that passed.
 
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! Calls of one instance. An implementation is configured once, with settings and a channel file, and then called for
-//! several layers and lengths, as in a model that generates. State carried over by mistake (SPEC D4) shows in nothing
-//! less: each call is judged as the case it would be on its own.
+//! several layers and lengths, as in a model that generates. Only this reveals state carried over by mistake (SPEC D4):
+//! each call is judged as a case of its own.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Whether a behaviour reproduces an answer: the question of diagnosis. It is asked as strictly as the SPEC's own verdict
-//! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open. Labels that are
-//! shown are compared where the model says that they are exact.
+//! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open. Labels that a
+//! subject returns are compared if the model says that they are exact.
 
 use crate::algorithm::attention::attention;
 use crate::algorithm::{HeadMode, Mask, Row};

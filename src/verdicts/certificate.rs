@@ -3,8 +3,8 @@
 //!
 //! With candidates' scores in [low, high] and H keys to select: a key is certainly in if fewer than H others could score
 //! at least as high, that is if its low exceeds the (H+1)-th largest high; it is certainly out if at least H others must
-//! score higher, that is if its high is below the H-th largest low. Ties are open: the SPEC's tie rule is for the
-//! reference, other implementations may break them otherwise.
+//! score higher, that is if its high is below the H-th largest low. Ties are open: the SPEC's tie rule binds the
+//! reference; other implementations may break ties differently.
 
 use ndarray::Array2;
 
