@@ -1,10 +1,9 @@
 //! A check as text: what was asked, each finding with its counterexample and diagnosis, what was left out, a summary.
 
 use std::fmt::Write;
-
-use super::sequence;
 use std::path::Path;
 
+use super::sequence;
 use crate::cases::Observation;
 use crate::runner::check::{Finding, Report};
 use crate::verdicts::Verdict;
@@ -43,6 +42,13 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "\nstopped early: {why}");
     }
     text + &summary(report, with_times)
+}
+
+impl std::fmt::Display for Report {
+    /// The whole report, with times.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&render(self, true))
+    }
 }
 
 /// One finding with its counterexample.
@@ -93,8 +99,7 @@ pub fn counterexample(finding: &Finding) -> String {
     for line in rendered.lines().skip(1) {
         let _ = writeln!(text, "  {line}");
     }
-    let expected = crate::subjects::ask(&mut crate::subjects::Reference::default(), &observation.sequence);
-    let answers = observation.answers.iter().zip(&expected.answers).enumerate();
+    let answers = observation.answers.iter().zip(finding.reference.iter()).enumerate();
     for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
         let _ = writeln!(text, "\n  call {call}, found:");
         indent(&mut text, &sequence::answer(found));

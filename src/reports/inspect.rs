@@ -2,12 +2,10 @@
 
 use std::fmt::Write;
 
+use super::tensors::mask;
 use crate::algorithm::channels::ranges;
-use crate::algorithm::{ChannelFile, ChannelOrder, Mask};
+use crate::algorithm::{ChannelFile, ChannelOrder};
 use crate::cases::{CalibrationCase, Case, CaseFile, LabelCase};
-
-/// Masks up to this many rows and keys are drawn.
-const LARGEST_DRAWING: (usize, usize) = (64, 128);
 
 /// Kinds, layers, heads, head dimension, and how far rows share their leading channels.
 pub fn channel_file(file: &ChannelFile) -> String {
@@ -120,36 +118,6 @@ fn attention_case(case: &Case) -> String {
         Ok(Some(Err(wrong))) => line("mask", wrong),
         Ok(None) => {}
         Err(error) => line("mask", error.to_string()),
-    }
-    text
-}
-
-/// How many keys rows attend to, and the mask itself where it is small: `#` attended with weight 1, `+` with another
-/// weight, `.` not attended.
-pub fn mask(mask: &Mask) -> String {
-    let (batch, heads, queries, keys) = mask.weights().dim();
-    let attended: Vec<usize> = mask
-        .weights()
-        .lanes(ndarray::Axis(3))
-        .into_iter()
-        .map(|row| row.iter().filter(|&&weight| weight != 0.0).count())
-        .collect();
-    let (least, most) = (attended.iter().min().unwrap_or(&0), attended.iter().max().unwrap_or(&0));
-    let mut text = format!(
-        "  mask           {batch} × {heads} × {queries} rows of {keys} keys, {least} to {most} attended\n"
-    );
-    if attended.len() > LARGEST_DRAWING.0 || keys > LARGEST_DRAWING.1 {
-        return text;
-    }
-    for ((b, head, i), lane) in
-        ndarray::indices((batch, heads, queries)).into_iter().zip(mask.weights().rows())
-    {
-        let drawing = lane.iter().map(|&weight| match weight {
-            0.0 => '.',
-            1.0 => '#',
-            _ => '+',
-        });
-        let _ = writeln!(text, "  {b}/{head}/{i:<3} {}", drawing.collect::<String>());
     }
     text
 }

@@ -7,6 +7,7 @@ pub mod html;
 pub mod inspect;
 pub mod sequence;
 mod table;
+mod tensors;
 pub mod verify;
 
 /// A word for a shell, in quotes where it needs them.

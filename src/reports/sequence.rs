@@ -2,14 +2,9 @@
 
 use std::fmt::Write;
 
-use ndarray::Array4;
-
-use super::inspect::mask;
+use super::tensors::{mask, numbers};
 use crate::algorithm::channels::ranges;
 use crate::cases::{Answer, Call, NoAnswer, Sequence};
-
-/// Tensors up to this many numbers are printed.
-const LARGEST_PRINTED: usize = 256;
 
 /// Everything that is asked.
 pub fn render(sequence: &Sequence, source: &str) -> String {
@@ -69,23 +64,6 @@ pub fn render_call(index: usize, call: &Call) -> String {
     }
     if let Some(previous) = &call.previous {
         text += &numbers("previous", previous.weights());
-    }
-    text
-}
-
-/// A tensor, one row a line, or its shape where it is large.
-pub fn numbers(name: &str, tensor: &Array4<f32>) -> String {
-    let mut text = format!("  {name} {:?}\n", tensor.shape());
-    if tensor.len() > LARGEST_PRINTED {
-        return text;
-    }
-    for ((b, head, position), row) in
-        ndarray::indices([tensor.shape()[0], tensor.shape()[1], tensor.shape()[2]])
-            .into_iter()
-            .map(|at| (at, tensor.slice(ndarray::s![at.0, at.1, at.2, ..])))
-    {
-        let row: Vec<String> = row.iter().map(|x| format!("{x:>8}")).collect();
-        let _ = writeln!(text, "    {b}/{head}/{position:<3}{}", row.join(" "));
     }
     text
 }

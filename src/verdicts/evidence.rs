@@ -106,7 +106,9 @@ fn expected_labels(instance: &Instance, call: &Call) -> Option<AnsweredLabels> {
     let of_batch = |b| labels(&call.inputs, channels, label_channels, bits, (b, 0..h)).ok();
     let batches = (0..b).map(of_batch).collect::<Option<Vec<_>>>()?;
     Some(AnsweredLabels {
-        q: Array4::from_shape_fn((b, h, m, label_channels), |(b, head, i, c)| batches[b].queries(head)[[c, i]]),
+        q: Array4::from_shape_fn((b, h, m, label_channels), |(b, head, i, c)| {
+            batches[b].queries(head)[[c, i]]
+        }),
         k: Array4::from_shape_fn((b, h, n, label_channels), |(b, head, i, c)| batches[b].keys(head)[[c, i]]),
     })
 }

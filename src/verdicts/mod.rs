@@ -4,6 +4,7 @@
 pub mod bounds;
 pub mod calibration;
 pub mod certificate;
+pub mod evidence;
 pub mod invariants;
 pub mod judge;
 pub mod labels;
@@ -11,5 +12,6 @@ pub mod output;
 pub mod sharpness;
 
 pub use certificate::Certificate;
+pub use evidence::Evidence;
 pub use judge::{Judgement, Verdict, judge};
 pub use sharpness::Sharpness;

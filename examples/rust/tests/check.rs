@@ -1,11 +1,6 @@
 //! The adapter, and the check: what this crate does not offer it says, everything else is asked.
 
-use doublecheck::algorithm::{HeadMode, Storage};
-use doublecheck::cases::{
-    Accumulation, Answer, Call, Capabilities, Feature, Instance, Kept, LabelRounding, NoAnswer, RoundingModel,
-};
-use doublecheck::reports::check::render;
-use doublecheck::{Options, Subject, check};
+use doublecheck::prelude::*;
 use my_masker::{Row, select};
 
 #[derive(Default)]
@@ -75,5 +70,5 @@ impl Subject for Adapter {
 #[test]
 fn conforms() {
     let report = check(&mut Adapter::default(), &Options { cases: 500, ..Options::default() });
-    assert!(report.conforms(), "{}", render(&report, true));
+    assert!(report.conforms(), "{report}");
 }

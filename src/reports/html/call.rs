@@ -1,19 +1,17 @@
 //! One call of a counterexample: its tensors, its labels, what was expected of it and what came back.
 
 use maud::{Markup, html};
-use ndarray::s;
+use ndarray::{Array4, s};
 
 use super::grid::Grids;
 use super::numbers::{exact, precise, radius};
 use super::plot::ScoredRow;
 use super::scroll;
 use super::tensors::{self, Mark};
-use crate::algorithm::labels::{Labels, labels};
-use crate::algorithm::{ChannelOrder, Error, Row};
-use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel};
-use crate::verdicts::certificate::{Candidacy, ScoreBounds, thresholds};
-use crate::verdicts::output::expected_row;
-use crate::verdicts::{Certificate, Judgement, Verdict};
+use crate::algorithm::{ChannelOrder, Mask, Row};
+use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer};
+use crate::verdicts::Evidence;
+use crate::verdicts::bounds::Approximate;
 
 /// How much is pointed at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,28 +24,14 @@ pub enum Marks {
 
 /// A call and everything that is known of it.
 pub struct CallView<'a> {
-    instance: &'a Instance,
-    answer: &'a Result<Answer, NoAnswer>,
-    verdict: &'a Verdict,
-    model: RoundingModel,
-    marks: Marks,
-    call: &'a Call,
-    certificate: Result<Certificate, Error>,
+    pub instance: &'a Instance,
+    pub call: &'a Call,
+    pub answer: &'a Result<Answer, NoAnswer>,
+    pub evidence: &'a Evidence,
+    pub marks: Marks,
 }
 
-impl<'a> CallView<'a> {
-    pub fn new(
-        instance: &'a Instance,
-        call: &'a Call,
-        answer: &'a Result<Answer, NoAnswer>,
-        verdict: &'a Verdict,
-        model: RoundingModel,
-        marks: Marks,
-    ) -> Self {
-        let certificate = Certificate::derive(instance, call, model);
-        Self { instance, answer, verdict, model, marks, call, certificate }
-    }
-
+impl CallView<'_> {
     pub fn render(&self) -> Markup {
         html! {
             (self.refusals())
@@ -64,7 +48,7 @@ impl<'a> CallView<'a> {
             @if let Err(found) = self.answer {
                 p.no-answer { strong { "The subject gave no answer: " } code { (found) } }
             }
-            @match &self.certificate {
+            @match &self.evidence.certificate {
                 Err(expected) => p.expected-refusal {
                     strong { "The call must be refused: " } code { (expected) }
                 },
@@ -80,38 +64,24 @@ impl<'a> CallView<'a> {
         dims.keys <= 8 && dims.head_dim <= 8 && dims.value_dim <= 4
     }
 
-    fn judgement(&self) -> Option<&Judgement> {
-        self.verdict.judgement()
-    }
-
     /// The answer, where its tensors have the call's shapes.
     fn fitting(&self) -> Option<&Answer> {
         self.answer.as_ref().ok().filter(|answer| answer.fits(&self.call.inputs.dims()))
-    }
-
-    /// The row that shows the failure: that of the first divergence.
-    fn row(&self) -> Row {
-        let Some(judgement) = self.judgement() else { return (0, 0, 0) };
-        let mask = judgement.mask.divergences.first().map(|divergence| divergence.row);
-        let outputs = || judgement.output.iter().flat_map(|output| &output.divergences);
-        let label = || judgement.labels.as_ref().filter(|label| label.tensor == "q").map(|label| label.index);
-        let index = || label().or_else(|| outputs().next().map(|output| output.index));
-        mask.or_else(|| index().map(|[b, head, query, _]| (b, head, query))).unwrap_or((0, 0, 0))
     }
 
     /// Masks, and the scores of one row.
     fn selection(&self) -> Markup {
         let grids = Grids {
             dims: self.call.inputs.dims(),
-            certificate: self.certificate.as_ref().ok(),
+            certificate: self.evidence.certificate.as_ref().ok(),
             mask: self.fitting().map(|answer| &answer.mask),
             heads: self.instance.selection.heads,
-            row: self.row(),
+            row: self.evidence.row,
         };
         let failing = self.marks == Marks::Failure;
         html! {
             h4 { "Mask: expected and answered" }
-            @if self.certificate.as_ref().is_ok_and(|certificate| certificate.rows.is_none()) {
+            @if self.evidence.certificate.as_ref().is_ok_and(|certificate| certificate.rows.is_none()) {
                 p { "Every key must be attended to (SPEC §2.2)." }
             }
             (grids.render())
@@ -122,41 +92,35 @@ impl<'a> CallView<'a> {
 
     /// Scores of the failing row; `None` where nothing is ranked or nothing was answered.
     fn scores(&self) -> Option<Markup> {
-        let certificate = self.certificate.as_ref().ok()?;
+        let certificate = self.evidence.certificate.as_ref().ok()?;
         let rows = certificate.rows.as_ref()?;
-        let bounds = ScoreBounds::new(self.instance, self.call, self.model, &certificate.before).ok()??;
-        let dims = self.call.inputs.dims();
-        let at = self.row();
-        let index = dims.rows().position(|row| row == at)?;
-        let keys: Vec<Candidacy> = bounds.row(at);
-        let heavy_size = self.instance.selection.heavy_size.resolve(dims.keys);
-        let (b, head, query) = at;
-        let weights = |mask: &crate::algorithm::Mask| mask.weights().slice(s![b, head, query, ..]).to_vec();
+        let scores = self.evidence.scores.as_ref()?;
+        let at @ (b, head, query) = self.evidence.row;
+        let index = self.call.inputs.dims().rows().position(|row| row == at)?;
+        let weights = |mask: &Mask| mask.weights().slice(s![b, head, query, ..]).to_vec();
         let row = ScoredRow {
             at,
-            limits: thresholds(&keys, heavy_size),
-            keys,
+            scores,
             certificate: &rows[index],
             before: weights(&certificate.before),
             found: weights(&self.fitting()?.mask),
-            heavy_size,
         };
         Some(row.render())
     }
 
     /// The output against its recomputation with the subject's own mask.
     fn output(&self) -> Markup {
-        let answer = self.fitting();
-        let Some((answer, output)) = answer.and_then(|answer| Some((answer, answer.output.as_ref()?))) else {
+        let Some(output) = self.fitting().and_then(|answer| answer.output.as_ref()) else {
             return html! {};
         };
         let dims = self.call.inputs.dims();
-        if self.certificate.is_err() || output.len() > tensors::LARGEST {
+        let expected = self.evidence.output.as_ref().filter(|_| output.len() <= tensors::LARGEST);
+        let Some(expected) = expected else {
             return html! {
                 h4 { "Output, as answered" }
                 (tensors::numbers("output", output, &|_| Mark::None))
             };
-        }
+        };
         html! {
             h4 { "Output: expected and answered" }
             p.aside { "Expected with the subject’s own mask; ± is how far rounding may move it." }
@@ -168,61 +132,16 @@ impl<'a> CallView<'a> {
                             @for dim in 0..dims.value_dim { th scope="col" { (dim) } }
                         }
                     }
-                    @for row in dims.rows() { (self.output_row(answer, output, row)) }
+                    @for row in dims.rows() { (output_row(expected, output, row)) }
                 }
             }))
         }
     }
 
-    fn output_row(
-        &self,
-        answer: &Answer,
-        output: &ndarray::Array4<f32>,
-        row @ (b, head, query): Row,
-    ) -> Markup {
-        let expected = expected_row(&self.call.inputs, &answer.mask, self.model, row);
-        let found = output.slice(s![b, head, query, ..]);
-        let wrong = |found: f32, expected: &crate::verdicts::bounds::Approximate| {
-            let error = (f64::from(found) - expected.value).abs();
-            expected.radius.is_finite() && (error.is_nan() || error > expected.radius)
-        };
-        html! {
-            tbody {
-                tr {
-                    th scope="rowgroup" rowspan="3" { (b) "/" (head) "/" (query) }
-                    th scope="row" { "answered" }
-                    @for (&found, expected) in found.iter().zip(&expected) {
-                        @if wrong(found, expected) {
-                            td.wrong { span.glyph aria-hidden="true" { "✗" } (exact(found)) }
-                        } @else {
-                            td { (exact(found)) }
-                        }
-                    }
-                }
-                tr { th scope="row" { "expected" } @for x in &expected { td { (precise(x.value)) } } }
-                tr.radius { th scope="row" { "±" } @for x in &expected { td { (radius(x.radius)) } } }
-            }
-        }
-    }
-
     /// The labels as the SPEC makes them, and those of the subject where it shows any.
     fn labels(&self) -> Markup {
-        let Some(expected) = self.expected_labels() else { return html! {} };
-        let dims = self.call.inputs.dims();
+        let Some(AnsweredLabels { q, k }) = &self.evidence.labels else { return html! {} };
         let shown = self.fitting().and_then(|answer| answer.labels.as_ref());
-        let stacked = |part: &dyn Fn(usize, usize) -> ndarray::Array2<f32>| {
-            let parts: Vec<_> = (0..dims.batch)
-                .flat_map(|b| (0..dims.heads).map(move |head| (b, head)))
-                .map(|(b, head)| part(b, head))
-                .collect();
-            let (positions, channels) = parts[0].dim();
-            ndarray::Array4::from_shape_fn(
-                (dims.batch, dims.heads, positions, channels),
-                |(b, head, i, j)| parts[b * dims.heads + head][[i, j]],
-            )
-        };
-        let q = stacked(&|b, head| expected[b].queries(head).reversed_axes().to_owned());
-        let k = stacked(&|b, head| expected[b].keys(head).reversed_axes().to_owned());
         let plain = |_: [usize; 4]| Mark::None;
         html! {
             h4 { "Labels" }
@@ -231,31 +150,17 @@ impl<'a> CallView<'a> {
                 "label channels in the order of the channel row."
             }
             div.parts {
-                (tensors::numbers("q̂", &q, &plain))
-                (tensors::numbers("k̂", &k, &plain))
+                (tensors::numbers("q̂", q, &plain))
+                (tensors::numbers("k̂", k, &plain))
             }
             @if let Some(shown) = shown {
                 p.aside { "As the subject shows them; marked where a bit differs." }
                 div.parts {
-                    (tensors::numbers("q̂, as answered", &shown.q, &|at| tensors::differs(&q, &shown.q, at)))
-                    (tensors::numbers("k̂, as answered", &shown.k, &|at| tensors::differs(&k, &shown.k, at)))
+                    (tensors::numbers("q̂, as answered", &shown.q, &|at| tensors::differs(q, &shown.q, at)))
+                    (tensors::numbers("k̂, as answered", &shown.k, &|at| tensors::differs(k, &shown.k, at)))
                 }
             }
         }
-    }
-
-    /// Those of each batch entry. `None` where the call makes no labels, or none that fit.
-    fn expected_labels(&self) -> Option<Vec<Labels>> {
-        if self.instance.dense_layers.contains(&self.call.layer) {
-            return None;
-        }
-        let (inputs, channels) = (&self.call.inputs, self.channels()?);
-        let dims = inputs.dims();
-        let label_channels = self.instance.selection.group_factor.label_channels(dims.head_dim).ok()?;
-        channels.check(&dims, label_channels).ok()?;
-        let bits = self.instance.selection.label_bits;
-        let of_batch = |b| labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok();
-        (0..dims.batch).map(of_batch).collect()
     }
 
     fn channels(&self) -> Option<&ChannelOrder> {
@@ -304,6 +209,33 @@ impl<'a> CallView<'a> {
         });
         move |head, channel| {
             fitting.is_some_and(|(channels, count)| channels.row(head, &dims)[..count].contains(&channel))
+        }
+    }
+}
+
+/// One row of the output: answered, expected, and the radius of each number.
+fn output_row(expected: &Array4<Approximate>, output: &Array4<f32>, (b, head, query): Row) -> Markup {
+    let expected = expected.slice(s![b, head, query, ..]);
+    let found = output.slice(s![b, head, query, ..]);
+    let wrong = |found: f32, expected: &Approximate| {
+        let error = (f64::from(found) - expected.value).abs();
+        expected.radius.is_finite() && (error.is_nan() || error > expected.radius)
+    };
+    html! {
+        tbody {
+            tr {
+                th scope="rowgroup" rowspan="3" { (b) "/" (head) "/" (query) }
+                th scope="row" { "answered" }
+                @for (&found, expected) in found.iter().zip(&expected) {
+                    @if wrong(found, expected) {
+                        td.wrong { span.glyph aria-hidden="true" { "✗" } (exact(found)) }
+                    } @else {
+                        td { (exact(found)) }
+                    }
+                }
+            }
+            tr { th scope="row" { "expected" } @for x in &expected { td { (precise(x.value)) } } }
+            tr.radius { th scope="row" { "±" } @for x in &expected { td { (radius(x.radius)) } } }
         }
     }
 }

@@ -14,7 +14,7 @@ pub fn check(report: &Report, replay: &str) -> String {
         (summary(report))
         @if report.findings.len() > 1 { (contents(report)) }
         @for (index, finding) in report.findings.iter().enumerate() {
-            (finding::section(index, finding, report.model, replay))
+            (finding::section(index, finding, replay))
         }
         (bad_inputs(&report.bad_inputs))
     };

@@ -4,16 +4,14 @@ use maud::{Markup, html};
 
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
-use crate::cases::{Instance, RoundingModel};
+use crate::cases::Instance;
 use crate::reports::quoted;
 use crate::runner::check::Finding;
-use crate::verdicts::Verdict;
-use crate::verdicts::judge::judge_observation;
+use crate::verdicts::Evidence;
 
 /// The whole finding.
-pub fn section(index: usize, finding: &Finding, model: RoundingModel, replay: &str) -> Markup {
+pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
     let observation = &finding.observation;
-    let verdicts = judge_observation(observation, model);
     html! {
         section.finding id=(format!("finding-{}", index + 1)) {
             h2 { span.glyph aria-hidden="true" { "✗" } "Finding " (index + 1) ": " (finding.kind) }
@@ -26,8 +24,8 @@ pub fn section(index: usize, finding: &Finding, model: RoundingModel, replay: &s
             h3 { "Counterexample" }
             (settings(&observation.sequence.instance, finding))
             (channels(&observation.sequence.instance, finding))
-            @for (call, verdict) in verdicts.iter().enumerate() {
-                (self::call(finding, call, verdict, model))
+            @for (call, evidence) in finding.evidence.iter().enumerate() {
+                (self::call(finding, call, evidence))
             }
             h3 { "Ask it again" }
             (self::replay(finding, replay))
@@ -121,15 +119,15 @@ fn channels(instance: &Instance, finding: &Finding) -> Markup {
 }
 
 /// One call: open where it fails.
-fn call(finding: &Finding, index: usize, verdict: &Verdict, model: RoundingModel) -> Markup {
+fn call(finding: &Finding, index: usize, evidence: &Evidence) -> Markup {
     let observation = &finding.observation;
     let sequence = &observation.sequence;
     let fails = index == finding.call;
     let marks = if fails { Marks::Failure } else { Marks::None };
     let (call, answer) = (&sequence.calls[index], &observation.answers[index]);
-    let view = CallView::new(&sequence.instance, call, answer, verdict, model, marks);
+    let view = CallView { instance: &sequence.instance, call, answer, evidence, marks };
     let causal = if call.inputs.parts().causal { ", causal" } else { "" };
-    let right = verdict.conforms();
+    let right = evidence.verdict.conforms();
     html! {
         details.call.failing[fails] open[fails] {
             summary {

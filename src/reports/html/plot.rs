@@ -9,6 +9,7 @@ use super::scroll;
 use crate::algorithm::Row;
 use crate::verdicts::bounds::Approximate;
 use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, Thresholds};
+use crate::verdicts::evidence::RowScores;
 use crate::verdicts::judge::key_fault;
 
 /// Keys up to this many are drawn: those that are wrong, then those closest to the thresholds.
@@ -24,14 +25,12 @@ const BOTTOM: f64 = 44.0;
 /// A row of a mask with its scores.
 pub struct ScoredRow<'a> {
     pub at: Row,
-    pub keys: Vec<Candidacy>,
-    pub limits: Thresholds,
+    pub scores: &'a RowScores,
     pub certificate: &'a RowCertificate,
     /// Weights before.
     pub before: Vec<f32>,
     /// Weights answered.
     pub found: Vec<f32>,
-    pub heavy_size: usize,
 }
 
 /// From scores to pixels.
@@ -71,8 +70,8 @@ impl ScoredRow<'_> {
         let keys = self.shown();
         html! {
             h4 { "Scores of batch " (b) ", head " (head) ", query " (query) }
-            @if keys.len() < self.keys.len() {
-                p.aside { "Of " (self.keys.len()) " keys, the " (keys.len()) " that matter most." }
+            @if keys.len() < self.scores.keys.len() {
+                p.aside { "Of " (self.scores.keys.len()) " keys, the " (keys.len()) " that matter most." }
             }
             div.parts.scores {
                 figure { (self.drawing(&keys)) figcaption { (self.caption()) } }
@@ -83,15 +82,15 @@ impl ScoredRow<'_> {
 
     /// Ascending keys.
     fn shown(&self) -> Vec<usize> {
-        let distance = |key: usize| match self.keys[key] {
+        let distance = |key: usize| match self.scores.keys[key] {
             _ if self.wrong(key) => -1.0,
             Candidacy::Scored(score) => {
                 let from = |limit: f64| (score.value - limit).abs();
-                from(self.limits.in_above).min(from(self.limits.out_below))
+                from(self.scores.limits.in_above).min(from(self.scores.limits.out_below))
             }
             _ => f64::INFINITY,
         };
-        let mut keys: Vec<usize> = (0..self.keys.len()).collect();
+        let mut keys: Vec<usize> = (0..self.scores.keys.len()).collect();
         keys.sort_by(|&a, &b| distance(a).total_cmp(&distance(b)));
         keys.truncate(MOST_KEYS);
         keys.sort_unstable();
@@ -107,9 +106,9 @@ impl ScoredRow<'_> {
     }
 
     fn caption(&self) -> Markup {
-        let Thresholds { in_above, out_below } = self.limits;
+        let Thresholds { in_above, out_below } = self.scores.limits;
         html! {
-            "H = " (self.heavy_size) ". "
+            "H = " (self.scores.heavy_size) ". "
             @if in_above.is_finite() {
                 "A key whose bar lies above " strong { (precise(in_above)) } " is certainly in, one whose bar lies "
                 "below " strong { (precise(out_below)) } " certainly out"
@@ -122,11 +121,12 @@ impl ScoredRow<'_> {
     }
 
     fn scale(&self, keys: &[usize]) -> Scale {
-        let scores = keys.iter().filter_map(|&key| match self.keys[key] {
+        let scores = keys.iter().filter_map(|&key| match self.scores.keys[key] {
             Candidacy::Scored(score) => Some(score),
             _ => None,
         });
-        let (mut values, mut bounds) = (Vec::new(), vec![self.limits.in_above, self.limits.out_below]);
+        let (mut values, mut bounds) =
+            (Vec::new(), vec![self.scores.limits.in_above, self.scores.limits.out_below]);
         for score in scores {
             values.push(score.value);
             bounds.extend([score.low(), score.high()]);
@@ -142,8 +142,8 @@ impl ScoredRow<'_> {
         html! {
             svg.plot role="img" aria-label=(title) viewBox=(format!("0 0 {WIDTH} {}", bottom + BOTTOM)) {
                 (axis(&scale, bottom))
-                (threshold(&scale, self.limits.in_above, "in above", 16.0, bottom))
-                (threshold(&scale, self.limits.out_below, "out below", 34.0, bottom))
+                (threshold(&scale, self.scores.limits.in_above, "in above", 16.0, bottom))
+                (threshold(&scale, self.scores.limits.out_below, "out below", 34.0, bottom))
                 @for (line, &key) in keys.iter().enumerate() {
                     (self.point(&scale, key, TOP + LINE * (line as f64 + 0.5)))
                 }
@@ -158,7 +158,7 @@ impl ScoredRow<'_> {
             g class=(name) {
                 text.key x=(px(LEFT - 26.0)) y=(px(y + 4.5)) text-anchor="end" { "key " (key) }
                 text.key-class x=(px(LEFT - 14.0)) y=(px(y + 4.5)) text-anchor="middle" { (glyph) }
-                @match self.keys[key] {
+                @match self.scores.keys[key] {
                     Candidacy::Scored(score) => (self.score(scale, score, key, y)),
                     _ => text.aside x=(px(LEFT + 8.0)) y=(px(y + 4.5)) {
                         (meaning) @if wrong { tspan.flag { " ✗" } }
@@ -206,7 +206,7 @@ impl ScoredRow<'_> {
                 th scope="row" { (key) }
                 td.text { (glyph) " " (meaning) }
                 td.text { (answered(self.found[key])) @if wrong { span.flag { " ✗ wrong" } } }
-                @match self.keys[key] {
+                @match self.scores.keys[key] {
                     Candidacy::Scored(score) => {
                         td { (precise(score.value)) }
                         td { (interval(score)) }

@@ -2,8 +2,10 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod findings;
 mod report;
 mod run;
+mod suspects;
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -63,7 +65,7 @@ pub fn check_with_progress(
     let plans = sequence_plans(&capabilities);
     let mut runner = test_runner(options.seed);
     let (mut asked, mut rejected) = (0, 0);
-    while asked < options.cases && rejected < 100 * options.cases.max(10) && run.stopped.is_none() {
+    while asked < options.cases && rejected < 100 * options.cases.max(10) && run.report.stopped.is_none() {
         let Ok(tree) = plans.new_tree(&mut runner) else { break };
         let sequence = tree.current().sequence();
         let Some(sequence) = sequence.ok().filter(|sequence| capabilities.missing(sequence).is_empty())
@@ -71,30 +73,32 @@ pub fn check_with_progress(
             rejected += 1;
             continue;
         };
-        progress(asked, total + options.cases, run.findings.len());
+        progress(asked, total + options.cases, run.report.findings.len());
         run.sequence(&sequence);
         asked += 1;
     }
-    run.asked_random = asked;
-    if asked < options.cases && run.stopped.is_none() {
-        run.bad_inputs.push(format!(
+    run.report.sequences = asked;
+    if asked < options.cases && run.report.stopped.is_none() {
+        run.report.bad_inputs.push(format!(
             "random sequences: found {asked} that both the subject and the profile offer, expected {}",
             options.cases
         ));
     }
     // Random sequences are small and quick to understand: they go first.
     for (index, golden) in goldens.iter().enumerate() {
-        if run.stopped.is_some() {
+        if run.report.stopped.is_some() {
             break;
         }
-        progress(asked + index, total + options.cases, run.findings.len());
+        progress(asked + index, total + options.cases, run.report.findings.len());
         run.sequence(golden);
-        run.asked_goldens += 1;
+        run.report.goldens += 1;
     }
     if options.cases == 0 && total == 0 {
-        run.bad_inputs.push("cases: found 0, and no golden that applies, expected something to ask".into());
+        run.report
+            .bad_inputs
+            .push("cases: found 0, and no golden that applies, expected something to ask".into());
     }
-    run.finish(options)
+    run.finish()
 }
 
 /// Checks a subject, for use in tests.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::cases::{Observation, RoundingModel, Sequence};
+use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
 use crate::diagnosis::Faults;
-use crate::verdicts::Sharpness;
 use crate::verdicts::judge::{first_failure, judge_observation};
+use crate::verdicts::{Evidence, Sharpness};
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
@@ -104,6 +105,12 @@ pub struct Finding {
     pub observation: Observation,
     /// The call that fails.
     pub call: usize,
+    /// What the verdict on each call rests on.
+    #[serde(skip)]
+    pub evidence: Arc<[Evidence]>,
+    /// What the reference answers to each call.
+    #[serde(skip)]
+    pub reference: Arc<[Result<Answer, NoAnswer>]>,
     #[serde(skip)]
     pub(super) faults: Faults,
 }
@@ -127,6 +134,8 @@ impl Finding {
             file: None,
             observation: observation.clone(),
             call: 0,
+            evidence: Arc::new([]),
+            reference: Arc::new([]),
             faults,
         };
         finding.show(observation, model);
@@ -213,6 +222,39 @@ impl std::fmt::Display for Size {
 }
 
 impl Report {
+    /// Nothing asked yet.
+    pub(super) fn new(subject: String, model: RoundingModel, seed: u64) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            subject,
+            rounding_model: model.to_string(),
+            model,
+            seed,
+            sequences: 0,
+            goldens: 0,
+            calls: 0,
+            answered: 0,
+            outputs: 0,
+            labels: 0,
+            left_out: BTreeMap::new(),
+            conforming: 0,
+            refused: 0,
+            known: 0,
+            declared: Vec::new(),
+            diverged: 0,
+            sharpness: Sharpness::default(),
+            findings: Vec::new(),
+            explained: false,
+            reproduced: 0,
+            not_kept: 0,
+            not_looked_into: 0,
+            stopped: None,
+            bad_inputs: Vec::new(),
+            seconds: 0.0,
+            sequences_per_second: 0.0,
+        }
+    }
+
     /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2
     /// where some input could not be used.
     pub fn exit_code(&self) -> u8 {

@@ -1,0 +1,12 @@
+//! What an adapter and its test need: `use doublecheck::prelude::*;`
+
+pub use crate::algorithm::{
+    ChannelKind, ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits, Mask,
+    Selection, Storage,
+};
+pub use crate::cases::{
+    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance, Kept,
+    LabelRounding, NoAnswer, RoundingModel, Sequence,
+};
+pub use crate::subjects::{Process, Reference, Subject};
+pub use crate::{Finding, Limits, Options, Report, check};

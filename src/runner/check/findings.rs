@@ -1,0 +1,204 @@
+//! From a failure to a finding: shrinking it, naming its cause, showing each cause once and by the smallest example.
+
+use super::report::Finding;
+use super::run::Run;
+use crate::behaviours::{Behaviour, Fault};
+use crate::cases::{Observation, Sequence};
+use crate::diagnosis;
+use crate::diagnosis::reproduction::reproduces;
+use crate::runner::shrink::{Shrunk, shrink};
+use crate::subjects::{Reference, ask};
+use crate::verdicts::Evidence;
+use crate::verdicts::judge::{first_failure, judge_observation};
+
+/// A counterexample of more numbers than this is shrunk again once its cause is known.
+const LARGE: usize = 32;
+
+impl Run<'_> {
+    /// Shrinks a failure and adds what is left of it to the findings.
+    pub(super) fn find(&mut self, observation: Observation, kind: &'static str) {
+        let first_seen = observation.sequence.name.clone();
+        let shrunk = self.shrink(observation.sequence, kind);
+        let observation = ask(self.subject, &shrunk.sequence);
+        let fails = first_failure(&judge_observation(&observation, self.report.model)).is_some();
+        // What conforms when asked again needs no explanation by a fault.
+        if fails && !self.suspects.reproduce(&observation) {
+            self.suspects.extend(&observation);
+        }
+        let faults = if fails { self.suspects.shown_by(&observation) } else { Vec::new() };
+        let finding = Finding::new(observation.clone(), self.asked, faults, self.report.model);
+        self.report.findings.push(Finding {
+            first_seen,
+            kind: if fails { finding.kind } else { kind },
+            tries: shrunk.tries,
+            shrinking_seconds: shrunk.seconds,
+            shrunk: shrunk.finished,
+            ..finding
+        });
+        self.suspects.keep_counterexample(observation, !fails, self.asked);
+    }
+
+    /// The smallest sequence that fails in this way and that no declared or named fault explains.
+    fn shrink(&mut self, sequence: Sequence, kind: &'static str) -> Shrunk {
+        let (model, capabilities) = (self.report.model, &self.capabilities);
+        let declared = self.suspects.declared_sets();
+        let (any_named, suspects) = (self.suspects.any_named(), self.suspects.all());
+        let subject = &mut *self.subject;
+        let mut fails = |candidate: &Sequence| {
+            if !capabilities.missing(candidate).is_empty() {
+                return false;
+            }
+            let observation = ask(subject, candidate);
+            let verdicts = judge_observation(&observation, model);
+            let explained = |faults: &[&'static Fault]| {
+                !faults.is_empty() && reproduces(Behaviour::with(faults.iter().copied()), &observation, model)
+            };
+            verdicts.iter().any(|verdict| verdict.kind() == Some(kind))
+                && !declared.iter().any(|faults| explained(faults))
+                && !(any_named && explained(&suspects))
+        };
+        shrink(sequence, self.shrinking, &mut fails)
+    }
+
+    /// Names causes, and shows each by one finding.
+    pub(super) fn conclude(&mut self) {
+        self.suspects.resolve(&mut self.report.findings);
+        let kept = self.suspects.kept();
+        // What conforms needs no explanation.
+        let reproduced = if self.report.findings.is_empty() { kept } else { self.suspects.reproduced() };
+        let explained = reproduced == kept;
+        (self.report.reproduced, self.report.explained) = (reproduced, explained);
+        if explained {
+            self.isolate();
+            let more = self.suspects.not_shown(&self.report.findings);
+            self.report.findings.extend(more);
+        }
+        for finding in &mut self.report.findings {
+            let ambiguous = explained.then(|| self.suspects.ambiguous(&finding.faults)).flatten();
+            finding.sentence = sentence(&finding.faults, explained, ambiguous, reproduced, kept);
+            if explained && ambiguous.is_none() {
+                finding.diagnosis = finding.faults.iter().map(|fault| fault.name).collect();
+                finding.rows = finding.faults.iter().map(|fault| fault.row).collect();
+            }
+        }
+        self.merge();
+        self.shrink_further();
+        for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
+            // The counterexample itself was kept, too.
+            finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
+        }
+        let model = self.report.model;
+        self.report.findings.iter_mut().for_each(|finding| attach_evidence(finding, model));
+    }
+
+    /// Where a finding shows a fault only together with others, another answer may show it alone.
+    fn isolate(&mut self) {
+        let alone = |findings: &[Finding], fault| findings.iter().any(|finding| finding.faults == [fault]);
+        for index in 0..self.report.findings.len() {
+            let faults = self.report.findings[index].faults.clone();
+            for fault in faults.iter().copied().filter(|_| faults.len() > 1) {
+                if alone(&self.report.findings, fault) {
+                    continue;
+                }
+                if let Some(observation) = self.suspects.showing_alone(fault) {
+                    let finding = &mut self.report.findings[index];
+                    finding.faults = vec![fault];
+                    finding.show(observation.clone(), self.report.model);
+                    finding.shrunk = false;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Findings that turned out to have the same cause are one: the smallest of them.
+    fn merge(&mut self) {
+        let mut kept: Vec<Finding> = Vec::new();
+        for mut finding in self.report.findings.drain(..) {
+            let same = |other: &&mut Finding| !finding.faults.is_empty() && other.faults == finding.faults;
+            match kept.iter_mut().find(same) {
+                Some(other) if finding.size.numbers() < other.size.numbers() => {
+                    finding.after = other.after;
+                    *other = finding;
+                }
+                Some(_) => {}
+                None => kept.push(finding),
+            }
+        }
+        self.report.findings = kept;
+    }
+
+    /// With the cause known, a counterexample may be shrunk to what still shows that cause and no other.
+    fn shrink_further(&mut self) {
+        let (model, suspects) = (self.report.model, self.suspects.all());
+        for index in 0..self.report.findings.len() {
+            let finding = &self.report.findings[index];
+            if finding.diagnosis.is_empty() || (finding.shrunk && finding.size.numbers() <= LARGE) {
+                continue;
+            }
+            let faults = finding.faults.clone();
+            let behaviour = Behaviour::with(faults.iter().copied());
+            let shows_all = |observation: &Observation| {
+                faults.iter().all(|fault| diagnosis::needs(&suspects, fault, observation, model))
+            };
+            let must_show = shows_all(&finding.observation);
+            let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
+            let mut fails = |candidate: &Sequence| {
+                if !capabilities.missing(candidate).is_empty() {
+                    return false;
+                }
+                let observation = ask(subject, candidate);
+                judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
+                    && reproduces(behaviour, &observation, model)
+                    && (!must_show || shows_all(&observation))
+            };
+            let start = finding.observation.sequence.clone();
+            let shrunk = shrink(start, self.shrinking, &mut fails);
+            let observation = ask(self.subject, &shrunk.sequence);
+            if first_failure(&judge_observation(&observation, model)).is_none() {
+                continue;
+            }
+            let finding = &mut self.report.findings[index];
+            finding.show(observation, model);
+            finding.tries += shrunk.tries;
+            finding.shrinking_seconds += shrunk.seconds;
+            finding.shrunk = shrunk.finished;
+        }
+    }
+}
+
+/// What reports print: what each verdict rests on, and what the reference answers.
+fn attach_evidence(finding: &mut Finding, model: crate::cases::RoundingModel) {
+    let Observation { sequence, answers, .. } = &finding.observation;
+    let of = |(call, answer)| Evidence::of(&sequence.instance, call, answer, model);
+    finding.evidence = sequence.calls.iter().zip(answers).map(of).collect();
+    finding.reference = ask(&mut Reference::default(), sequence).answers.into();
+}
+
+fn sentence(
+    faults: &[&'static Fault],
+    explained: bool,
+    ambiguous: Option<(&'static Fault, &'static Fault)>,
+    reproduced: usize,
+    kept: usize,
+) -> String {
+    let words = |faults: &[&'static Fault]| {
+        let words: Vec<_> = faults
+            .iter()
+            .map(|fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row))
+            .collect();
+        words.join(" And: ")
+    };
+    match (faults.is_empty(), explained, ambiguous) {
+        (true, ..) => "Unknown: nothing in the catalogue reproduces these answers.".into(),
+        (false, true, None) => words(faults),
+        (false, true, Some((one, other))) => format!(
+            "Unknown: {} and {} reproduce all answers alike; more cases would have to decide.",
+            one.name, other.name
+        ),
+        (false, false, _) => format!(
+            "Unknown; the nearest explanation reproduces this, but only {reproduced} of {kept} answers: {}",
+            words(faults)
+        ),
+    }
+}

@@ -1,0 +1,178 @@
+//! Which faults a subject seems to have: those it declares and those named so far, held against every answer kept.
+
+use rayon::prelude::*;
+
+use super::report::{Finding, Size};
+use crate::behaviours::{Behaviour, Fault};
+use crate::cases::{Observation, RoundingModel};
+use crate::diagnosis::reproduction::reproduces;
+use crate::diagnosis::{self, Faults, Seen};
+
+/// Observations kept for diagnosis, at most, in bytes.
+const MOST_KEPT: usize = 512 << 20;
+
+/// How often named faults that an answer contradicts are named anew.
+const MOST_RESOLVED: usize = 12;
+
+pub(super) struct Suspects {
+    model: RoundingModel,
+    declared: Faults,
+    /// Declared faults that no conforming answer contradicts.
+    shown: Faults,
+    /// Faults named so far: together with `shown` they reproduce everything seen that they can.
+    named: Faults,
+    seen: Vec<Seen>,
+    seen_bytes: usize,
+    resolved: usize,
+}
+
+impl Suspects {
+    pub(super) fn new(declared: &Faults, model: RoundingModel) -> Self {
+        Self {
+            model,
+            declared: declared.clone(),
+            shown: declared.clone(),
+            named: Vec::new(),
+            seen: Vec::new(),
+            seen_bytes: 0,
+            resolved: 0,
+        }
+    }
+
+    /// Sets of declared faults that do not undo one another.
+    pub(super) fn declared_sets(&self) -> Vec<Faults> {
+        diagnosis::independent_sets(&self.declared)
+    }
+
+    /// Whether declared faults reproduce the answers: all of them together, or one alone.
+    pub(super) fn declare(&self, observation: &Observation) -> bool {
+        let together = self.declared_sets().into_iter().map(Behaviour::with);
+        let alone = self.declared.iter().map(|fault| fault.behaviour());
+        !self.declared.is_empty()
+            && together.chain(alone).any(|behaviour| reproduces(behaviour, observation, self.model))
+    }
+
+    /// Declared faults that a conforming answer contradicts explain nothing.
+    pub(super) fn doubt_declared(&mut self, observation: &Observation) {
+        let model = self.model;
+        self.shown.retain(|fault| reproduces(fault.behaviour(), observation, model));
+    }
+
+    /// Declared and named faults together.
+    pub(super) fn all(&self) -> Faults {
+        self.shown.iter().chain(&self.named).copied().collect()
+    }
+
+    pub(super) fn any_named(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    /// Whether the named faults reproduce the answers.
+    pub(super) fn reproduce(&self, observation: &Observation) -> bool {
+        self.any_named() && reproduces(Behaviour::with(self.all()), observation, self.model)
+    }
+
+    /// Keeps an observation for diagnosis. `None` where there is no room, otherwise whether it contradicts the named
+    /// faults, which should be named anew then.
+    pub(super) fn keep(&mut self, observation: Observation, conforms: bool, after: usize) -> Option<bool> {
+        let bytes: usize = observation.sequence.calls.iter().map(|call| call.bytes()).sum();
+        if self.seen_bytes + bytes > MOST_KEPT {
+            return None;
+        }
+        let contradicted = self.any_named() && !self.reproduce(&observation);
+        self.seen_bytes += bytes;
+        self.keep_counterexample(observation, conforms, after);
+        let again = contradicted && self.resolved < MOST_RESOLVED;
+        self.resolved += usize::from(again);
+        Some(again)
+    }
+
+    /// Keeps a counterexample, for which there is always room.
+    pub(super) fn keep_counterexample(&mut self, observation: Observation, conforms: bool, after: usize) {
+        self.seen.push(Seen { observation, conforms, after });
+    }
+
+    /// Names faults anew, from all findings in order and everything seen.
+    pub(super) fn resolve(&mut self, findings: &mut [Finding]) {
+        self.named.clear();
+        for finding in findings.iter() {
+            if !self.reproduce(&finding.observation) {
+                self.extend(&finding.observation);
+            }
+        }
+        // A finding may need faults that only a later one showed.
+        for finding in findings {
+            finding.faults = self.shown_by(&finding.observation);
+        }
+    }
+
+    /// Adds faults that explain an observation to the named ones.
+    pub(super) fn extend(&mut self, target: &Observation) {
+        if let Some(faults) = diagnosis::extend(&self.all(), target, &self.seen, self.model) {
+            self.named = faults.into_iter().filter(|fault| !self.shown.contains(fault)).collect();
+        }
+    }
+
+    /// The faults that an observation shows; none where they do not reproduce it.
+    pub(super) fn shown_by(&self, target: &Observation) -> Faults {
+        if self.reproduce(target) { diagnosis::shown_by(&self.all(), target, self.model) } else { Vec::new() }
+    }
+
+    /// How many observations were kept.
+    pub(super) fn kept(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// How many of them the declared and named faults reproduce.
+    pub(super) fn reproduced(&self) -> usize {
+        let behaviour = Behaviour::with(self.all());
+        let fits = |seen: &&Seen| reproduces(behaviour, &seen.observation, self.model);
+        self.seen.par_iter().filter(fits).count()
+    }
+
+    /// A named fault and another one that would explain everything as well.
+    pub(super) fn ambiguous(&self, faults: &[&'static Fault]) -> Option<(&'static Fault, &'static Fault)> {
+        let all = self.all();
+        faults.iter().filter(|fault| self.named.contains(fault)).find_map(|fault| {
+            let others = diagnosis::alternatives(&all, fault, &self.seen, self.model);
+            others.first().map(|other| (*fault, *other))
+        })
+    }
+
+    /// A failure that shows this fault and no other.
+    pub(super) fn showing_alone(&self, fault: &'static Fault) -> Option<&Observation> {
+        let all = self.all();
+        let shows = |seen: &&Seen| {
+            !seen.conforms
+                && reproduces(fault.behaviour(), &seen.observation, self.model)
+                && diagnosis::needs(&all, fault, &seen.observation, self.model)
+        };
+        self.seen.iter().find(shows).map(|seen| &seen.observation)
+    }
+
+    /// A finding for each named fault that no finding shows: the smallest answer that is not reproduced without it.
+    pub(super) fn not_shown(&self, findings: &[Finding]) -> Vec<Finding> {
+        let all = self.all();
+        let mut more: Vec<Finding> = Vec::new();
+        for &fault in &self.named {
+            if findings.iter().chain(&more).any(|finding| finding.faults.contains(&fault)) {
+                continue;
+            }
+            let shows =
+                |seen: &&Seen| !seen.conforms && diagnosis::needs(&all, fault, &seen.observation, self.model);
+            let size = |seen: &&Seen| Size::of(&seen.observation.sequence).numbers();
+            let Some(seen) = self.seen.iter().filter(shows).min_by_key(size) else { continue };
+            let faults = diagnosis::shown_by(&all, &seen.observation, self.model);
+            more.push(Finding::new(seen.observation.clone(), seen.after, faults, self.model));
+        }
+        more
+    }
+
+    /// How many failures the other suspects do not reproduce without these faults.
+    pub(super) fn failures_needing(&self, faults: &[&'static Fault]) -> usize {
+        let others = self.all().into_iter().filter(|fault| !faults.contains(fault));
+        let without = Behaviour::with(others);
+        let shows = |seen: &&Seen| !seen.conforms && !reproduces(without, &seen.observation, self.model);
+        self.seen.iter().filter(shows).count()
+    }
+}
