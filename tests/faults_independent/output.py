@@ -60,8 +60,8 @@ class SplitsAveraged(Plain):
 
     def attend(self, entry: int, head: int, query: int, weights: Array) -> Array:
         halves = [np.where(part, weights, np.float32(0)) for part in (self.first_half(), ~self.first_half())]
-        used = [half for half in halves if half.any()]
-        return np.mean([super(SplitsAveraged, self).attend(entry, head, query, half) for half in used or halves], axis=0)
+        used = [half for half in halves if half.any()] or halves
+        return np.mean([Plain.attend(self, entry, head, query, half) for half in used], axis=0)
 
     def first_half(self) -> Array:
         return np.arange(self.n) < self.n // 2
@@ -112,3 +112,17 @@ class HalfProducts(Plain):
     def logits(self, entry: int, head: int, query: int) -> Array:
         products = self.key_vectors(entry, head) @ self.query_vector(entry, head, query)
         return self.keep(products).astype(np.float64) * self.scaling() + self.bias(entry, head, query)
+
+
+class PaddingInSoftmax(Plain):
+    """Keys are read in tiles of 8, and the zeros beyond the last key take part in the softmax with a logit of 0."""
+
+    TILE = 8
+
+    def attend(self, entry: int, head: int, query: int, weights: Array) -> Array:
+        output = np.asarray(super().attend(entry, head, query, weights), np.float64)
+        logits = self.logits(entry, head, query)[weights != 0]
+        if not len(logits) or logits.max() == -np.inf:
+            return output
+        total = (np.exp(logits - logits.max()) / weights[weights != 0]).sum()
+        return output * total / (total + -self.n % self.TILE * np.exp(-logits.max()))

@@ -1,4 +1,7 @@
-"""`run.py NAME` answers `doublecheck check` as that implementation; `run.py --list` names them, `--check` tests the key."""
+"""`run.py NAME` answers `doublecheck check` as that implementation.
+
+`run.py --list` names them all, `run.py --check` tests that key.toml fits them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ KINDS = {"candidates", "count", "kv head", "channel row", "channels", "codes", "
 
 
 def name_of(implementation: type) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", implementation.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=[0-9])", "_", implementation.__name__).lower()
 
 
 def implementations() -> dict[str, type[Plain]]:
@@ -40,7 +43,8 @@ def check_key() -> str:
         assert entry["kind"] and set(entry["kind"]) <= KINDS, f"{name}: kind {entry['kind']}"
         assert entry["right"], f"{name}: nothing counts as right"
     for name, entry in key["right"].items():
-        assert (known[name].__module__ == "right") and entry.keys() == {"what"}, f"{name}: is it right?"
+        assert known[name].__module__ == "right", f"{name}: the key calls it right, and it is not in right.py"
+        assert entry.keys() == {"what"}, f"{name}: found {sorted(entry)}, expected what"
     return f"{len(key['fault'])} faults, {len(key['right'])} right implementations"
 
 

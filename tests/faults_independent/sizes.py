@@ -47,7 +47,7 @@ class PositionsInOneByte(Plain):
         return super().choose(scores, allowed, count) % 256
 
 
-class OneKeyAThread(Plain):
+class OneKeyPerThread(Plain):
     """A row is ranked by 1,024 threads, one key each; later keys are never looked at."""
 
     def choose(self, scores: Array, allowed: Array, count: int) -> Array:
