@@ -22,9 +22,8 @@ class PadReadsLastKey(Plain):
         keys = np.concatenate([np.flatnonzero(weights), np.full(max(0, self.size() - chosen), self.n - 1)])
         if self.dense() or not len(keys):
             return super().attend(entry, head, query, weights)
-        every = super().logits(entry, head, query) - self.bias(entry, head, query)
-        logits = every + np.where(weights != 0, self.bias(entry, head, query), 0)
-        logits = np.where(np.isnan(logits), -np.inf, logits)[keys]
+        bias = np.where(weights != 0, self.bias(entry, head, query), np.float32(0))
+        logits = (self.products(entry, head, query) + bias)[keys]
         if logits.max() == -np.inf:
             return self.empty_row(entry, head)
         shares = np.exp(logits - logits.max()) / np.where(weights == 0, 1, weights)[keys]
@@ -71,8 +70,8 @@ class OutputWithoutBias(Plain):
     """Finite entries of the additive mask are left out of the attention's logits."""
 
     def logits(self, entry: int, head: int, query: int) -> Array:
-        bias = self.bias(entry, head, query).astype(np.float64)
-        return super().logits(entry, head, query) - np.where(np.isfinite(bias), bias, 0)
+        bias = self.bias(entry, head, query)
+        return self.products(entry, head, query) + np.where(np.isfinite(bias), np.float32(0), bias)
 
 
 class WeightsIgnored(Plain):
@@ -98,9 +97,8 @@ class CappedLogits(Plain):
     CAP = 5.0
 
     def logits(self, entry: int, head: int, query: int) -> Array:
-        bias = self.bias(entry, head, query)
-        products = super().logits(entry, head, query) - np.where(np.isfinite(bias), bias, 0)
-        return np.where(np.isfinite(bias), self.CAP * np.tanh(products / self.CAP) + bias, -np.inf)
+        capped = self.CAP * np.tanh(self.products(entry, head, query) / self.CAP)
+        return capped + self.bias(entry, head, query)
 
 
 class HalfProducts(Plain):
@@ -109,9 +107,9 @@ class HalfProducts(Plain):
     dtypes = ("f16",)
     model: ClassVar = {"labels": "exact", "kept": "f32", "accumulation": "f32"}
 
-    def logits(self, entry: int, head: int, query: int) -> Array:
+    def products(self, entry: int, head: int, query: int) -> Array:
         products = self.key_vectors(entry, head) @ self.query_vector(entry, head, query)
-        return self.keep(products).astype(np.float64) * self.scaling() + self.bias(entry, head, query)
+        return self.keep(products).astype(np.float64) * self.scaling()
 
 
 class PaddingInSoftmax(Plain):

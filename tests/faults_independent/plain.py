@@ -237,11 +237,14 @@ class Plain:
     def scaling(self) -> float:
         return self.call.scaling
 
+    def products(self, entry: int, head: int, query: int) -> Array:
+        """q·k·scaling of one row, float64 [n]."""
+        keys = self.key_vectors(entry, head).astype(np.float64)
+        return keys @ self.query_vector(entry, head, query).astype(np.float64) * self.scaling()
+
     def logits(self, entry: int, head: int, query: int) -> Array:
         """q·k·scaling + A of one row, float64 [n]."""
-        keys = self.key_vectors(entry, head).astype(np.float64)
-        products = keys @ self.query_vector(entry, head, query).astype(np.float64)
-        return products * self.scaling() + self.bias(entry, head, query)
+        return self.products(entry, head, query) + self.bias(entry, head, query)
 
     def attend(self, entry: int, head: int, query: int, weights: Array) -> Array:
         """The output row [dv]; zeros where nothing is attended to."""
