@@ -1,6 +1,6 @@
 """`run.py NAME` answers `doublecheck check` as that implementation.
 
-`run.py --list` names them all, `run.py --check` tests that key.toml fits them.
+`run.py --list` names them all; `run.py --check` tests that key.toml fits them, `run.py --effects` that every fault acts.
 """
 
 from __future__ import annotations
@@ -48,11 +48,23 @@ def check_key() -> str:
     return f"{len(key['fault'])} faults, {len(key['right'])} right implementations"
 
 
+def check_effects() -> str:
+    """Every faulty implementation answers otherwise than the base somewhere."""
+    departs = importlib.import_module("effects").departs
+    faults = [name for name, found in implementations().items() if found.__module__ != "right"]
+    after = {name: departs(implementations()[name]()) for name in faults}
+    without = [name for name, sequences in after.items() if sequences is None]
+    assert not without, f"without an effect: {without}"
+    return f"{len(after)} faults act, the latest after {max(after.values())} sequences"
+
+
 def main(argument: str) -> None:
     if argument == "--list":
         print("\n".join(implementations()))
     elif argument == "--check":
         print(check_key())
+    elif argument == "--effects":
+        print(check_effects())
     else:
         subject = implementations()[argument]()
         optional = {"largest_keys": subject.largest_keys, "model": subject.model}
