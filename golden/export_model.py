@@ -1,5 +1,5 @@
 """Writes golden/model/*.json: what transformers computes from the weights of a GGUF file, in f64, and the tokens that llama.cpp
-makes of the same texts. Needs torch 2.11.0, transformers 4.57.1, accelerate, gguf 0.19.0 and xllamacpp 2026.10.11549; see README.md.
+makes of the same texts. Needs torch 2.11.0, transformers 4.57.1, accelerate, gguf 0.19.0 and xllamacpp 2026.10.11549; see golden/README.md.
 
     python golden/export_model.py MODEL.gguf golden/model/smollm2-135m-q4_1.json
 

@@ -14,7 +14,7 @@ fn the_cuda_record_belongs_to_the_current_goldens() {
     assert_eq!(
         cuda()["goldens_sha256"],
         sha256(&sums),
-        "golden/records/cuda.json was made with other goldens: run ci/gpu again (see the README)"
+        "golden/records/cuda.json was made with other goldens: run ci/gpu again (see docs/libtorch.md)"
     );
 }
 

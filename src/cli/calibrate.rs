@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Tokens of a block
     #[arg(long, value_name = "N", default_value_t = 512)]
     block_tokens: usize,
-    /// Say how the result agrees with this channel file
+    /// Report how the result agrees with this channel file
     #[arg(long, value_name = "FILE", requires = "model")]
     compare: Option<PathBuf>,
     /// G, which says how many leading channels are compared

@@ -24,7 +24,7 @@ pub struct Arguments {
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Ask only for what an implementation of this kind offers: everything, author or hub
+    /// Ask only what this kind of implementation supports: everything, author or hub
     #[arg(long, value_name = "NAME", default_value = "everything")]
     profile: String,
     /// Divergences that are known: names or rows of SPEC §3, separated by commas

@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Judge case files and invariants; the main job
     Verify(verify::Arguments),
-    /// Check anyone's implementation: random sequences, shrinking, diagnosis
+    /// Check an implementation: random sequences, shrinking, diagnosis
     Check(check::Arguments),
     /// Ask one counterexample again
     Replay(replay::Arguments),
@@ -34,7 +34,7 @@ enum Command {
     Run(run::Arguments),
     /// Show what a case file or a channel file holds
     Inspect(inspect::Arguments),
-    /// Check deliberately wrong implementations: each must be caught and named
+    /// Mutation-test the suite itself: each planted bug must be caught and named
     Faults(faults::Arguments),
     /// Derive a channel file from activations, or from a model and a text
     Calibrate(calibrate::Arguments),
