@@ -38,6 +38,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Field, found and expected without the kind of mistake, as a sentence.
+    pub(crate) fn sentence(self) -> String {
+        match self {
+            Self::Format(detail) | Self::Tensor(detail) | Self::Metadata(detail) => detail.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// Says which file an error is about.
     pub fn in_file(self, path: &std::path::Path) -> Self {
         match self {

@@ -4,10 +4,9 @@ use half::{bf16, f16};
 use ndarray::Array4;
 use safetensors::Dtype;
 
-use super::messages::sentence;
 use crate::algorithm::{Detail, Mask};
 use crate::cases::tensors::{FLOATS, NamedView, Tensors, floats, integers};
-use crate::cases::{Answer, AnsweredLabels, Call, Expectation, Instance};
+use crate::cases::{Answer, AnsweredLabels, Call, Error as FileError, Expectation, Instance};
 
 /// Reads the tensors of an `answer`; every error is a sentence naming field, found and expected.
 pub(super) struct AnswerReader<'a> {
@@ -22,7 +21,7 @@ impl AnswerReader<'_> {
     }
 
     fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
-        self.tensors.optional(name).map_err(sentence)
+        self.tensors.optional(name).map_err(FileError::sentence)
     }
 
     fn mask(&self) -> Result<Mask, String> {
@@ -43,14 +42,14 @@ impl AnswerReader<'_> {
     /// their weight.
     fn weights(&self, view: &NamedView) -> Result<Mask, String> {
         let dtype = view.view.dtype();
-        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(sentence)?;
+        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(FileError::sentence)?;
         let dims = self.call.inputs.dims();
         check_shape("mask", view, dims.mask_shape())?;
         if matches!(dtype, Dtype::U8 | Dtype::BOOL) {
-            let mask = view.array4(view.view.data().to_vec()).map_err(sentence)?;
+            let mask = view.array4(view.view.data().to_vec()).map_err(FileError::sentence)?;
             return self.expected(Expectation { mask: Some(mask), ..Expectation::default() });
         }
-        let mut weights = floats(view, FLOATS).map_err(sentence)?;
+        let mut weights = floats(view, FLOATS).map_err(FileError::sentence)?;
         if let Some(round) = narrow(dtype) {
             self.restore_weights(&mut weights, round);
         }
@@ -68,7 +67,7 @@ impl AnswerReader<'_> {
     }
 
     fn selected(&self, view: &NamedView) -> Result<Mask, String> {
-        view.check(&[Dtype::I32, Dtype::I64], 4).map_err(sentence)?;
+        view.check(&[Dtype::I32, Dtype::I64], 4).map_err(FileError::sentence)?;
         let (b, h, m, _) = self.call.inputs.dims().mask_shape();
         if view.view.shape()[..3] != [b, h, m] {
             let expected = format!("[{b}, {h}, {m}, ·]");
@@ -78,7 +77,7 @@ impl AnswerReader<'_> {
         }
         let selected = match view.view.dtype() {
             Dtype::I64 => narrow_integers(view)?,
-            _ => integers(view).map_err(sentence)?,
+            _ => integers(view).map_err(FileError::sentence)?,
         };
         self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
     }
@@ -132,7 +131,7 @@ fn narrow(dtype: Dtype) -> Option<fn(f32) -> f32> {
 }
 
 fn narrow_integers(view: &NamedView) -> Result<Array4<i32>, String> {
-    let wide = view.array4(view.elements(i64::from_le_bytes)).map_err(sentence)?;
+    let wide = view.array4(view.elements(i64::from_le_bytes)).map_err(FileError::sentence)?;
     let wrong = wide.indexed_iter().find(|(_, key)| i32::try_from(**key).is_err());
     if let Some(((b, head, i, position), key)) = wrong {
         let field = format!("selected[{b}, {head}, {i}, {position}]");
@@ -146,9 +145,9 @@ fn shaped_floats(
     view: &NamedView,
     shape: (usize, usize, usize, usize),
 ) -> Result<Array4<f32>, String> {
-    view.check(FLOATS, 4).map_err(sentence)?;
+    view.check(FLOATS, 4).map_err(FileError::sentence)?;
     check_shape(name, view, shape)?;
-    floats(view, FLOATS).map_err(sentence)
+    floats(view, FLOATS).map_err(FileError::sentence)
 }
 
 fn check_shape(name: &str, view: &NamedView, shape: (usize, usize, usize, usize)) -> Result<(), String> {

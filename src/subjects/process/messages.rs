@@ -158,11 +158,12 @@ struct Message<'a> {
 
 impl<'a> Message<'a> {
     fn parse(bytes: &'a [u8]) -> Decoded<Self> {
-        let mut tensors = Tensors::parse(bytes).map_err(|error| match detail(error) {
-            Ok(detail) => {
-                format!("found a frame of {} bytes that is no message: {}", bytes.len(), detail.found)
-            }
-            Err(sentence) => sentence,
+        let mut tensors = Tensors::parse(bytes).map_err(|error| {
+            let problem = match error {
+                FileError::Format(detail) => detail.found,
+                other => other.sentence(),
+            };
+            format!("found a frame of {} bytes that is no message: {problem}", bytes.len())
         })?;
         let wrong =
             |found: String| Detail::new(format!("__metadata__.{KEY}"), found, "a JSON object").to_string();
@@ -222,18 +223,6 @@ impl<'a> Message<'a> {
             None => NoAnswer::Declined(format!("{said} (of an unknown kind, {kind})")),
         }
     }
-}
-
-/// The detail of a mistake in a file, or a sentence where it has none.
-fn detail(error: FileError) -> Result<Detail, String> {
-    match error {
-        FileError::Format(detail) | FileError::Tensor(detail) | FileError::Metadata(detail) => Ok(detail),
-        other => Err(other.to_string()),
-    }
-}
-
-pub(super) fn sentence(error: FileError) -> String {
-    detail(error).map_or_else(|sentence| sentence, |detail| detail.to_string())
 }
 
 /// The fields of a `hello`; everything else in it is ignored.
