@@ -12,9 +12,9 @@ use doublecheck::algorithm::{
     SparseAttention, Storage,
 };
 use doublecheck::cases::bundled;
-use doublecheck::cases::strategies::{Additive, Plan, Rows, Values, plans};
+use doublecheck::cases::strategies::{AdditiveMask, ChannelRows, Plan, Values, plans};
 use doublecheck::cases::{Case, CaseFile, EarlierMasker, NoAnswer, Reader};
-use doublecheck::engine::{Attended, Bytes, Engine, Layout, Masker, Query, Step};
+use doublecheck::engine::{Attended, Bytes, Engine, EngineMasker, Layout, Query, Step};
 use doublecheck::subjects::{self, Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::judge::{judge_mask, same_kind};
@@ -38,13 +38,13 @@ fn layout(inputs: &Inputs) -> Layout {
     }
 }
 
-fn maskers(case: &Case) -> Vec<Masker> {
+fn maskers(case: &Case) -> Vec<EngineMasker> {
     let earlier = case.instance.earlier_maskers.iter().map(|masker| match *masker {
-        EarlierMasker::Sink(WindowConfig { size }) => Masker::Sink(Sink { size }),
-        EarlierMasker::Local(WindowConfig { size }) => Masker::Local(Local { size }),
+        EarlierMasker::Sink(WindowConfig { size }) => EngineMasker::Sink(Sink { size }),
+        EarlierMasker::Local(WindowConfig { size }) => EngineMasker::Local(Local { size }),
     });
     let (selection, channels) = (case.instance.selection, case.channels().unwrap().clone());
-    earlier.chain([Masker::DoubleSparsity { selection, channels }]).collect()
+    earlier.chain([EngineMasker::DoubleSparsity { selection, channels }]).collect()
 }
 
 fn append(engine: &mut Engine, inputs: &Inputs, keys: usize) {
@@ -281,11 +281,17 @@ fn lists_of_maskers_equal_the_reference() {
             let channels = channels.clone();
             let source = ChannelSource::Order(channels.clone());
             let reference = DoubleSparsity { selection, channels: source };
-            (Masker::DoubleSparsity { selection, channels }, reference)
+            (EngineMasker::DoubleSparsity { selection, channels }, reference)
         };
         let ((first, first_reference), (second, second_reference)) =
             (double(case.channels().unwrap()), double(&other));
-        let engine = vec![Masker::Sink(sink), Masker::Oracle(oracle), first, Masker::Local(local), second];
+        let engine = vec![
+            EngineMasker::Sink(sink),
+            EngineMasker::Oracle(oracle),
+            first,
+            EngineMasker::Local(local),
+            second,
+        ];
         let reference = SparseAttention::new(
             vec![
                 Box::new(sink),
@@ -307,7 +313,7 @@ fn lists_of_maskers_equal_the_reference() {
             (Err(found), Err(expected)) => assert!(same_kind(&found, &expected), "{found}, {expected}"),
             (found, expected) => panic!("{plan:?}: found {found:?}, expected {expected:?}"),
         }
-        let mut dense = Engine::new(layout(&case.call.inputs), vec![Masker::Dense]).unwrap();
+        let mut dense = Engine::new(layout(&case.call.inputs), vec![EngineMasker::Dense]).unwrap();
         append(&mut dense, &case.call.inputs, case.call.inputs.dims().keys);
         let previous = case.call.previous.clone().unwrap_or(Mask::empty(&case.call.inputs.dims()));
         let step = step(&dense, &case.call.inputs, case.call.previous.as_ref()).unwrap();
@@ -366,8 +372,8 @@ fn degenerate_scores(
         k,
         q: Values::Whole,
         selection: Selection::new(HeavySize::count(100).unwrap(), 2, label_bits).unwrap(),
-        additive: Additive::Absent,
-        rows: Rows::PerHead,
+        additive: AdditiveMask::Absent,
+        rows: ChannelRows::PerHead,
         ..support::small_plan()
     };
     let case = plan.case().unwrap();
@@ -395,7 +401,7 @@ fn bad_input_is_refused_and_changes_nothing() {
         let mut selection = case.instance.selection;
         selection.group_factor = GroupFactor::new(group_factor).unwrap();
         selection.heads = heads;
-        vec![Masker::DoubleSparsity { selection, channels: ChannelOrder::new(rows).unwrap() }]
+        vec![EngineMasker::DoubleSparsity { selection, channels: ChannelOrder::new(rows).unwrap() }]
     };
     let refused = |maskers| Engine::new(small, maskers).unwrap_err();
     assert!(matches!(refused(masker(3, vec![vec![0, 1]], HeadMode::PerHead)), Error::GroupFactor(_)));
@@ -472,7 +478,7 @@ fn memory_of_a_cached_key() {
         dense_fallback: false,
     };
     let channels = ChannelOrder::new(rows).unwrap();
-    let mut engine = Engine::new(layout, vec![Masker::DoubleSparsity { selection, channels }]).unwrap();
+    let mut engine = Engine::new(layout, vec![EngineMasker::DoubleSparsity { selection, channels }]).unwrap();
     assert_eq!(engine.bytes(), Bytes { labels: 0, rows: 0 });
     let (k, v) = (Array4::ones([1, 2, keys, 128]), Array4::ones([1, 2, keys, 64]));
     engine.append(k.view(), v.view()).unwrap();

@@ -107,7 +107,7 @@ fn example() -> Evaluation {
         dense_layers: vec![0, 1],
         rows: [dense()].into_iter().chain(rows).collect(),
         notes: vec!["Figures are made up.".into()],
-        command: "doublecheck evaluate --model smollm2.gguf --text book.txt".into(),
+        command: "doublecheck eval perplexity --model smollm2.gguf --text book.txt".into(),
         seconds: 1370.25,
     }
 }
@@ -304,7 +304,7 @@ fn a_page_holds_every_part() {
             "<details><summary>per-head, H 64, G 4, B 4",
             "class=\"dense\" colspan=\"9\"",
             "title=\"97.8 %\"",
-            "doublecheck evaluate --model smollm2.gguf",
+            "doublecheck eval perplexity --model smollm2.gguf",
         ],
     );
     assert_eq!(page.matches("<details>").count(), 32);

@@ -22,7 +22,7 @@ fn checked(subject: &mut dyn Subject, cases: usize) -> (Report, String) {
 }
 
 fn faulty(names: &[&str]) -> Faulty {
-    let faults: Vec<_> = names.iter().map(|name| Fault::find(name).expect("a fault of this name")).collect();
+    let faults: Vec<_> = names.iter().map(|name| Fault::find_all(name)[0]).collect();
     Faulty::new(&faults)
 }
 

@@ -119,7 +119,6 @@ fn a_good_command_answers_as_the_reference_does() {
     }
     assert!(answered > 200, "{answered} of 300");
     assert_eq!(process.restarts(), 0);
-    assert_eq!(process.stderr_tail(), "");
     drop(process);
     assert_eq!(run.running(), 0);
 }

@@ -14,7 +14,7 @@ use criterion::Criterion;
 use doublecheck::algorithm::{GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage};
 use doublecheck::cases::Recipe;
 use doublecheck::cases::recipe::{Generated, SPLITMIX_1};
-use doublecheck::engine::{Engine, Layout, Masker};
+use doublecheck::engine::{Engine, EngineMasker, Layout};
 use ndarray::{Array4, Axis, s};
 use serde_json::json;
 
@@ -100,7 +100,7 @@ pub fn engine(tensors: &Generated, label_bits: u64) -> Result<Engine, Failure> {
         storage: Storage::F32,
     };
     let channels = tensors.channels.clone();
-    let masker = Masker::DoubleSparsity { selection: selection(label_bits)?, channels };
+    let masker = EngineMasker::DoubleSparsity { selection: selection(label_bits)?, channels };
     Ok(Engine::new(layout, vec![masker])?)
 }
 

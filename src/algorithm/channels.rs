@@ -20,7 +20,7 @@ pub struct ChannelOrder {
 impl ChannelOrder {
     /// Checks that rows are non-empty, equally long and without repeats.
     ///
-    /// Errors: [`Error::ChannelRows`], [`Error::ChannelRepeated`].
+    /// Errors: [`Error::Rows`], [`Error::ChannelRepeated`].
     pub fn new(rows: Vec<Vec<usize>>) -> Result<Self> {
         let Some(width) = rows.first().map(Vec::len).filter(|&width| width > 0) else {
             return Err(Error::ChannelRows(Detail::new(
@@ -58,7 +58,7 @@ impl ChannelOrder {
 
     /// Checks that every index is below d and that the rows fit the heads.
     ///
-    /// Errors: [`Error::ChannelRange`], [`Error::ChannelRows`].
+    /// Errors: [`Error::ChannelRange`], [`Error::Rows`].
     pub fn check(&self, dims: &Dims, label_channels: usize) -> Result<()> {
         let (rows, h, hk) = (self.rows.len(), dims.heads, dims.kv_heads);
         if rows != 1 && rows != h && rows != hk {
@@ -135,7 +135,7 @@ impl ChannelFile {
     /// (`model.layers.{i}.…`, for instance v_proj, o_proj, down_proj) are ignored.
     ///
     /// Errors: [`Error::Json`] and [`Error::Format`] for anything but an object of lists of lists of whole numbers,
-    /// [`Error::ChannelKind`] for a kind that does not exist, [`Error::ChannelRows`],
+    /// [`Error::ChannelKind`] for a kind that does not exist, [`Error::Rows`],
     /// [`Error::ChannelRepeated`] and [`Error::ChannelRange`] (at or beyond the row's length) for the rows.
     pub fn from_json(text: &str) -> Result<Self> {
         let value: Value = super::config::from_json("channel file", text)?;
@@ -303,12 +303,6 @@ fn json_type(value: &Value) -> &'static str {
 pub fn half_split_to_interleaved(channel: usize, head_dim: usize) -> Result<usize> {
     check_layout(channel, head_dim)?;
     Ok(2 * channel % head_dim + 2 * channel / head_dim)
-}
-
-/// The inverse of [`half_split_to_interleaved`]: c → ⌊c/2⌋ + (c mod 2) · d/2. Same errors.
-pub fn interleaved_to_half_split(channel: usize, head_dim: usize) -> Result<usize> {
-    check_layout(channel, head_dim)?;
-    Ok(channel / 2 + channel % 2 * (head_dim / 2))
 }
 
 fn check_layout(channel: usize, head_dim: usize) -> Result<()> {

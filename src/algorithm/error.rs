@@ -84,6 +84,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says which label a range error is about; any other error stays as it is.
+    pub(crate) fn at_label(mut self, name: &str, index: [usize; 3]) -> Self {
+        if let Self::LabelRange(detail) = &mut self {
+            detail.field = format!("label of {name}{index:?}");
+        }
+        self
+    }
+
     /// The name of the kind of mistake, as implementations in other languages name it (`docs/PROTOCOL.md`).
     pub fn kind(&self) -> &'static str {
         match self {

@@ -215,8 +215,8 @@ impl Additive<'_> {
     }
 }
 
-/// Larger masks and outputs are refused rather than exhausting memory: 2^30 numbers, 4 GiB in f32.
-const LARGEST_TENSOR: usize = 1 << 30;
+/// Larger tensors are refused rather than exhausting memory: 2^30 numbers, 4 GiB in f32.
+pub(crate) const LARGEST_TENSOR: usize = 1 << 30;
 
 fn check_shapes(parts: &InputParts) -> Result<Dims> {
     let shape = |field: &str, found: &[usize], expected: String| {

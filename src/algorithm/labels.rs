@@ -85,7 +85,7 @@ pub fn labels(
         });
         match errors.into_iter().flatten().min_by_key(|&(head, position, _)| (head, position)) {
             None => Ok(labels),
-            Some((head, position, error)) => Err(located(error, name, [batch, head, position])),
+            Some((head, position, error)) => Err(error.at_label(name, [batch, head, position])),
         }
     };
     Ok(Labels { q: of_tensor("q", dims.queries, true)?, k: of_tensor("k", dims.keys, false)?, heads })
@@ -117,11 +117,4 @@ fn gather_and_quantize(
         label.assign(&ArrayView1::from(column));
     }
     Ok(())
-}
-
-fn located(mut error: Error, name: &str, index: [usize; 3]) -> Error {
-    if let Error::LabelRange(detail) = &mut error {
-        detail.field = format!("label of {name}{index:?}");
-    }
-    error
 }

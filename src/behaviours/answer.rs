@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ndarray::{Array4, ArrayView1, Axis, concatenate};
 
-use super::lowering::{HeadLabels, Lowering, Ranked};
+use super::prediction::{HeadLabels, Prediction, Ranked};
 use super::{Earlier, Heads};
 use crate::algorithm::attention::attention;
 use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage};
@@ -13,52 +13,53 @@ use crate::compute;
 
 /// Mask and output.
 ///
-/// Errors: those of the attention, which a lowering that was made from checked inputs does not have.
-pub fn answer(lowering: &Lowering) -> Result<Answer, Error> {
-    let mask = mask(lowering);
-    let view = AttentionView::new(lowering, &mask)?;
+/// Errors: those of the attention, which a prediction that was made from checked inputs does not have.
+pub fn answer(prediction: &Prediction) -> Result<Answer, Error> {
+    let mask = mask(prediction);
+    let view = AttentionView::new(prediction, &mask)?;
     let output = view.output(attention(&view.inputs, &view.mask)?);
     Ok(Answer { mask, output: Some(output), labels: None })
 }
 
 /// A full mask as the behaviour writes it.
-pub fn full_mask(lowering: &Lowering) -> Mask {
-    if lowering.behaviour.full_mask_resets_weights {
-        Mask::full(&lowering.attending.dims())
+pub fn full_mask(prediction: &Prediction) -> Mask {
+    if prediction.behaviour.full_mask_resets_weights {
+        Mask::full(&prediction.attending.dims())
     } else {
-        lowering.before.filled()
+        prediction.before.filled()
     }
 }
 
-fn mask(lowering: &Lowering) -> Mask {
-    let Some(ranked) = &lowering.ranked else {
-        return full_mask(lowering);
+fn mask(prediction: &Prediction) -> Mask {
+    let Some(ranked) = &prediction.ranked else {
+        return full_mask(prediction);
     };
-    let dims = lowering.ranking.dims();
+    let dims = prediction.ranking.dims();
     let rows: Vec<Row> = dims.rows().collect();
-    let selected = compute::map(rows, dims.operations(), |row| (row, selected(lowering, ranked, row)));
-    let mut mask = lowering.before.clone();
+    let selected = compute::map(rows, dims.operations(), |row| (row, selected(prediction, ranked, row)));
+    let mut mask = prediction.before.clone();
     selected.into_iter().for_each(|(row, keys)| mask.add(row, keys));
     mask
 }
 
 /// Whether a key may be selected because of what was attended before.
-pub fn excluded_before(lowering: &Lowering, heads: HeadMode, (b, head, i): Row, key: usize) -> bool {
-    if lowering.behaviour.earlier == Earlier::Candidates {
+pub fn excluded_before(prediction: &Prediction, heads: HeadMode, (b, head, i): Row, key: usize) -> bool {
+    if prediction.behaviour.earlier == Earlier::Candidates {
         return false;
     }
     match heads {
-        HeadMode::PerHead => lowering.before.attends(b, head, i, key),
-        _ => (0..lowering.ranking.dims().heads).any(|head| lowering.before.attends(b, head, i, key)),
+        HeadMode::PerHead => prediction.before.attends(b, head, i, key),
+        _ => (0..prediction.ranking.dims().heads).any(|head| prediction.before.attends(b, head, i, key)),
     }
 }
 
-fn selected(lowering: &Lowering, ranked: &Ranked, row: Row) -> Vec<usize> {
-    let scores = scores(lowering, ranked, row);
-    let candidate =
-        |&key: &usize| scores[key] > f64::NEG_INFINITY && !excluded_before(lowering, ranked.heads, row, key);
+fn selected(prediction: &Prediction, ranked: &Ranked, row: Row) -> Vec<usize> {
+    let scores = scores(prediction, ranked, row);
+    let candidate = |&key: &usize| {
+        scores[key] > f64::NEG_INFINITY && !excluded_before(prediction, ranked.heads, row, key)
+    };
     let (mut keys, others): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(candidate);
-    let behaviour = &lowering.behaviour;
+    let behaviour = &prediction.behaviour;
     if behaviour.highest_of_ties {
         keys.reverse();
     }
@@ -73,19 +74,19 @@ fn selected(lowering: &Lowering, ranked: &Ranked, row: Row) -> Vec<usize> {
     keys
 }
 
-fn scores(lowering: &Lowering, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
-    let dims = lowering.ranking.dims();
-    let half = lowering.behaviour.half_sums;
+fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
+    let dims = prediction.ranking.dims();
+    let half = prediction.behaviour.half_sums;
     let labels = |head: usize| &ranked.labels[b * dims.heads + head];
     let of_head = |head: usize| -> Vec<f64> {
-        let additive = lowering.ranking.additive(b, head, i);
+        let additive = prediction.ranking.additive(b, head, i);
         let HeadLabels { q, k, .. } = labels(head);
         let score = |(key, k): (usize, ArrayView1<f32>)| {
             dot(q.row(i), k, half) / ranked.divisor + f64::from(additive.at(key))
         };
         k.outer_iter().enumerate().map(score).collect()
     };
-    let share = if lowering.behaviour.heads == Heads::Mean { 1.0 / dims.heads as f64 } else { 1.0 };
+    let share = if prediction.behaviour.heads == Heads::Mean { 1.0 / dims.heads as f64 } else { 1.0 };
     match ranked.heads {
         HeadMode::PerHead => of_head(head),
         HeadMode::SummedScores => {
@@ -96,7 +97,7 @@ fn scores(lowering: &Lowering, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
             sum
         }
         HeadMode::SummedLabels => {
-            let additive = lowering.ranking.additive(b, 0, i);
+            let additive = prediction.ranking.additive(b, 0, i);
             let channels = labels(0).q.ncols();
             let summed = |label: &dyn Fn(&HeadLabels) -> f32| -> f64 {
                 (0..dims.heads).map(|head| f64::from(label(labels(head)))).sum()
@@ -135,15 +136,15 @@ pub struct AttentionView {
 
 impl AttentionView {
     /// The attention of a behaviour over the mask it shows. Errors: none for checked inputs.
-    pub fn new(lowering: &Lowering, mask: &Mask) -> Result<Self, Error> {
-        let behaviour = &lowering.behaviour;
-        let inputs = &lowering.attending;
+    pub fn new(prediction: &Prediction, mask: &Mask) -> Result<Self, Error> {
+        let behaviour = &prediction.behaviour;
+        let inputs = &prediction.attending;
         let dims = inputs.dims();
         let mut view = Self {
             inputs: inputs.clone(),
             mask: mask.clone(),
             shape: dims.output_shape(),
-            nan: nan_rows(lowering, mask),
+            nan: nan_rows(prediction, mask),
         };
         if behaviour.multiplies_weights {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
@@ -154,8 +155,8 @@ impl AttentionView {
             let shifted = |weight: f32| if weight == 0.0 { 0.0 } else { storage.round(weight + 1e-6) };
             view.mask = Mask::from_weights(view.mask.weights().mapv(shifted), &dims)?;
         }
-        let missing = lowering.wanted_keys.saturating_sub(dims.keys);
-        if behaviour.attends_unwritten && missing > 0 && lowering.ranked.is_some() {
+        let missing = prediction.wanted_keys.saturating_sub(dims.keys);
+        if behaviour.attends_unwritten && missing > 0 && prediction.ranked.is_some() {
             view = view.with_unwritten(missing)?;
         }
         if behaviour.softmax_over_all {
@@ -264,9 +265,9 @@ fn shape_error(error: ndarray::ShapeError) -> Error {
     Error::Shape(crate::algorithm::Detail::new("attention", error, "tensors that can be joined"))
 }
 
-fn nan_rows(lowering: &Lowering, mask: &Mask) -> Vec<Row> {
-    let behaviour = &lowering.behaviour;
-    let inputs = &lowering.attending;
+fn nan_rows(prediction: &Prediction, mask: &Mask) -> Vec<Row> {
+    let behaviour = &prediction.behaviour;
+    let inputs = &prediction.attending;
     let half = behaviour.nan_in_f16 && inputs.storage() == Storage::F16;
     let keys = inputs.dims().keys;
     let is_nan = |&row @ (b, head, i): &Row| {

@@ -2,7 +2,7 @@
 //! [`Behaviour`] that it sets. Two of them conform to the SPEC and must not be caught.
 
 use super::{
-    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, LabelCache, Order, Quantised, Quantiser,
+    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, KeyLabels, Order, Quantised, Quantiser,
     ShortContext,
 };
 
@@ -37,15 +37,6 @@ impl Fault {
     /// The SPEC with this fault.
     pub fn behaviour(&self) -> Behaviour {
         Behaviour::with([self])
-    }
-
-    /// The fault of a name or of a row of SPEC §3 (the first of the row).
-    pub fn find(name: &str) -> Option<&'static Self> {
-        let same = |text: &str| text.eq_ignore_ascii_case(name);
-        CATALOGUE
-            .iter()
-            .find(|fault| same(fault.name))
-            .or_else(|| CATALOGUE.iter().find(|fault| same(fault.row)))
     }
 
     /// All faults of a name or row.
@@ -195,14 +186,14 @@ pub const CATALOGUE: &[Fault] = &[
         "§2.4",
         "One label cache serves all layers: a position keeps its first label.",
         |b| {
-            b.label_cache = LabelCache::SharedByLayers;
+            b.label_cache = KeyLabels::SharedByLayers;
         },
     ),
     fault(
         "stale-cache-slot",
         "§2.4",
         "The newest key is scored before its label is written: its cache slot holds zeros.",
-        |b| b.label_cache = LabelCache::NewestMissing,
+        |b| b.label_cache = KeyLabels::NewestMissing,
     ),
     fault("not-quantised", "§2.5", "Labels are not quantised.", |b| b.quantiser = Quantiser::Off),
     fault(

@@ -1,14 +1,14 @@
 //! What an implementation may do instead of the SPEC. A [`Behaviour`] has one switch for each point in which
 //! implementations differ or might differ; its default is the SPEC. It serves twice: as a deliberately wrong
 //! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
-//! the faults, [`lowering`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it.
+//! the faults, [`prediction`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it.
 
 pub mod answer;
 pub mod catalogue;
-pub mod lowering;
+pub mod prediction;
 
 pub use catalogue::{CATALOGUE, Fault};
-pub use lowering::{HeadLabels, Lowering, Outcome, Ranked, lower};
+pub use prediction::{HeadLabels, Outcome, Prediction, Ranked, predict};
 
 /// How heads share a selection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -110,7 +110,7 @@ pub enum Quantised {
 
 /// Where labels of keys come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum LabelCache {
+pub enum KeyLabels {
     /// From the call's own keys.
     #[default]
     Fresh,
@@ -190,7 +190,7 @@ pub struct Behaviour {
     /// SPEC §2.5.
     pub quantised: Quantised,
     /// SPEC §2.4.
-    pub label_cache: LabelCache,
+    pub label_cache: KeyLabels,
     /// Scores are not divided by √r (SPEC §2.6).
     pub unscaled: bool,
     /// KV heads are tiled: query head i reads KV head i mod hk (SPEC §2.3).

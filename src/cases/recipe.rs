@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::algorithm::inputs::LARGEST_TENSOR;
 use crate::algorithm::{ChannelOrder, Detail};
 
 /// Which inputs to make.
@@ -45,9 +46,6 @@ pub struct Generated {
 
 /// The name of the only generator.
 pub const SPLITMIX_1: &str = "splitmix-1";
-
-/// Larger tensors are refused rather than exhausting memory: 2^30 numbers, 4 GiB in f32.
-const LARGEST_TENSOR: usize = 1 << 30;
 
 const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
 

@@ -9,7 +9,6 @@ pub struct RoundingModel {
     /// How labels are quantised.
     pub labels: LabelRounding,
     /// What scores and attention weights are kept in after each operation.
-    #[serde(alias = "scores", alias = "weights")]
     pub kept: Kept,
     /// What sums of products are accumulated in.
     pub accumulation: Accumulation,

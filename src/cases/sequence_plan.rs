@@ -11,7 +11,7 @@ use proptest::sample::{select, subsequence};
 use super::capabilities::{Capabilities, Feature};
 use super::recipe::mix;
 use super::sequence::{Call, Instance, Sequence};
-use super::strategies::{Additive, Plan, Previous, Rows, plans};
+use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, plans};
 use crate::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs,
     LabelBits,
@@ -135,10 +135,10 @@ impl SequencePlan {
             (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
         }
         if lacks(Feature::AttentionMask) {
-            plan.additive = Additive::Absent;
+            plan.additive = AdditiveMask::Absent;
         }
-        if lacks(Feature::EmptyRows) && plan.additive == Additive::ExcludingRows {
-            plan.additive = Additive::Finite;
+        if lacks(Feature::EmptyRows) && plan.additive == AdditiveMask::ExcludingRows {
+            plan.additive = AdditiveMask::Finite;
         }
         plan.previous = match plan.previous {
             _ if lacks(Feature::Previous) => Previous::Absent,
@@ -166,11 +166,12 @@ impl SequencePlan {
             plan.selection.label_bits = LabelBits::UNQUANTISED;
         }
         let rows = [
-            (Rows::PerHead, Feature::ChannelsPerHead),
-            (Rows::PerKvHead, Feature::ChannelsPerKvHead),
-            (Rows::Shared, Feature::ChannelsShared),
+            (ChannelRows::PerHead, Feature::ChannelsPerHead),
+            (ChannelRows::PerKvHead, Feature::ChannelsPerKvHead),
+            (ChannelRows::Shared, Feature::ChannelsShared),
         ];
-        let offered: Vec<Rows> = rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
+        let offered: Vec<ChannelRows> =
+            rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
         if !offered.contains(&plan.rows) && !offered.is_empty() {
             plan.rows = offered[pick(offered.len())];
         }
@@ -230,7 +231,7 @@ impl SequencePlan {
         let whole = Plan {
             seed,
             queries: 1,
-            additive: Additive::Absent,
+            additive: AdditiveMask::Absent,
             previous: Previous::Absent,
             ..self.plan.clone()
         };
@@ -248,18 +249,18 @@ impl SequencePlan {
     fn instance(&self) -> Result<Instance, Error> {
         let plan = &self.plan;
         let selected = match plan.rows_used() {
-            Rows::PerKvHead => ChannelKind::KProj,
-            Rows::PerHead | Rows::Shared if self.prefers_q_proj => ChannelKind::QProj,
-            Rows::PerHead | Rows::Shared => ChannelKind::QkProj,
+            ChannelRows::PerKvHead => ChannelKind::KProj,
+            ChannelRows::PerHead | ChannelRows::Shared if self.prefers_q_proj => ChannelKind::QProj,
+            ChannelRows::PerHead | ChannelRows::Shared => ChannelKind::QkProj,
         };
         let mut file = ChannelFile::default();
         for &layer in &self.layers {
             for kind in self.other_kinds.iter().copied().chain([selected]) {
                 let rows = match kind {
                     _ if kind == selected => plan.rows_used(),
-                    _ if plan.rows_used() == Rows::Shared => Rows::Shared,
-                    ChannelKind::KProj => Rows::PerKvHead,
-                    ChannelKind::QProj | ChannelKind::QkProj => Rows::PerHead,
+                    _ if plan.rows_used() == ChannelRows::Shared => ChannelRows::Shared,
+                    ChannelKind::KProj => ChannelRows::PerKvHead,
+                    ChannelKind::QProj | ChannelKind::QkProj => ChannelRows::PerHead,
                 };
                 let seed = mix(plan.seed ^ mix(1000 + 8 * layer as u64 + kind as u64));
                 file.insert(kind, layer, self.flawed(plan.channels_of(seed, rows)?)?);

@@ -44,7 +44,7 @@ impl Values {
 
 /// How many channel rows there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rows {
+pub enum ChannelRows {
     /// One for all heads.
     Shared,
     /// One per KV head.
@@ -55,7 +55,7 @@ pub enum Rows {
 
 /// The additive mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Additive {
+pub enum AdditiveMask {
     /// None.
     Absent,
     /// Finite numbers, the same for all heads and queries.
@@ -111,13 +111,13 @@ pub struct Plan {
     /// Whether A is −∞ after the query's position.
     pub causal: bool,
     /// The rest of A.
-    pub additive: Additive,
+    pub additive: AdditiveMask,
     /// P.
     pub previous: Previous,
     /// Maskers before Double Sparsity.
     pub earlier_maskers: Vec<EarlierMasker>,
     /// Rows of C.
-    pub rows: Rows,
+    pub rows: ChannelRows,
     /// Numbers of q.
     pub q: Values,
     /// Numbers of k.
@@ -170,11 +170,11 @@ fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> 
     let masks = (
         any::<bool>(),
         prop_oneof![
-            4 => Just(Additive::Absent),
-            1 => Just(Additive::Finite),
-            1 => Just(Additive::Excluding),
-            1 => Just(Additive::ExcludingRows),
-            1 => Just(Additive::Lowest),
+            4 => Just(AdditiveMask::Absent),
+            1 => Just(AdditiveMask::Finite),
+            1 => Just(AdditiveMask::Excluding),
+            1 => Just(AdditiveMask::ExcludingRows),
+            1 => Just(AdditiveMask::Lowest),
         ],
         prop_oneof![
             5 => Just(Previous::Absent),
@@ -188,7 +188,7 @@ fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> 
     );
     let numbers = (
         any::<u64>(),
-        select(vec![Rows::Shared, Rows::PerKvHead, Rows::PerHead]),
+        select(vec![ChannelRows::Shared, ChannelRows::PerKvHead, ChannelRows::PerHead]),
         values(),
         values(),
         prop::option::weighted(0.2, select(vec![0.5, 1.0, 0.088_388_347_648_318_45])),
@@ -289,19 +289,19 @@ impl Plan {
         let words = Words::new(self.seed, 5);
         let (b, m, n) = (dims.batch, dims.queries, dims.keys);
         match self.additive {
-            Additive::Absent => None,
-            Additive::Finite => {
+            AdditiveMask::Absent => None,
+            AdditiveMask::Finite => {
                 Some(Array4::from_shape_fn((1, 1, 1, n), |(_, _, _, key)| words.value(key as u64)))
             }
-            Additive::Excluding => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
+            AdditiveMask::Excluding => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
                 let excluded = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
                 if excluded { f32::NEG_INFINITY } else { 0.0 }
             })),
-            Additive::Lowest => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
+            AdditiveMask::Lowest => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
                 let masked = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
                 if masked { -self.storage.largest() as f32 } else { 0.0 }
             })),
-            Additive::ExcludingRows => Some(Array4::from_shape_fn((1, 1, m, 1), |(_, _, i, _)| {
+            AdditiveMask::ExcludingRows => Some(Array4::from_shape_fn((1, 1, m, 1), |(_, _, i, _)| {
                 if words.word(i as u64).is_multiple_of(3) { f32::NEG_INFINITY } else { 0.0 }
             })),
         }
@@ -335,17 +335,17 @@ impl Plan {
     }
 
     /// How many channel rows there are: `summed-labels` needs one.
-    pub(crate) fn rows_used(&self) -> Rows {
-        if self.selection.heads == HeadMode::SummedLabels { Rows::Shared } else { self.rows }
+    pub(crate) fn rows_used(&self) -> ChannelRows {
+        if self.selection.heads == HeadMode::SummedLabels { ChannelRows::Shared } else { self.rows }
     }
 
     /// Rows of all d channels in random orders.
-    pub(crate) fn channels_of(&self, seed: u64, rows: Rows) -> Result<ChannelOrder, Error> {
+    pub(crate) fn channels_of(&self, seed: u64, rows: ChannelRows) -> Result<ChannelOrder, Error> {
         let words = Words::new(seed, 7);
         let rows = match rows {
-            Rows::Shared => 1,
-            Rows::PerKvHead => self.kv_heads,
-            Rows::PerHead => self.kv_heads * self.group,
+            ChannelRows::Shared => 1,
+            ChannelRows::PerKvHead => self.kv_heads,
+            ChannelRows::PerHead => self.kv_heads * self.group,
         };
         let head_dim = self.head_dim();
         let row = |row: usize| {

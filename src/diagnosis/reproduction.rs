@@ -5,7 +5,7 @@
 use crate::algorithm::attention::attention;
 use crate::algorithm::{HeadMode, Mask, Row};
 use crate::behaviours::answer::{AttentionView, full_mask};
-use crate::behaviours::{Behaviour, Earlier, Lowering, Outcome, Ranked, lower};
+use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
 use crate::verdicts::labels::same_bits;
@@ -24,47 +24,48 @@ pub fn reproduces_call(
     model: RoundingModel,
 ) -> bool {
     let answer = &observation.answers[index];
-    match (lower(behaviour, &observation.sequence, index), answer) {
+    match (predict(behaviour, &observation.sequence, index), answer) {
         // Any answer, or a loud refusal; a crash or silence is something else.
         (Outcome::Anything, answer) => !matches!(answer, Err(NoAnswer::Failed(_))),
         (Outcome::Broken, answer) => answer.is_err(),
         (Outcome::BrokenOr(_), Err(_)) => true,
-        (Outcome::BrokenOr(lowering), Ok(answer)) => answered(&lowering, answer, model),
+        (Outcome::BrokenOr(prediction), Ok(answer)) => answered(&prediction, answer, model),
         (Outcome::Refused(_), Err(NoAnswer::Declined(_))) => true,
         (Outcome::Refused(errors), Err(NoAnswer::Refused(found))) => {
             errors.iter().any(|error| error.kind() == found.kind())
         }
-        (Outcome::Answered(lowering), Ok(answer)) => answered(&lowering, answer, model),
+        (Outcome::Answered(prediction), Ok(answer)) => answered(&prediction, answer, model),
         (Outcome::Refused(_) | Outcome::Answered(_), _) => false,
     }
 }
 
-fn answered(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
-    let dims = lowering.attending.dims();
-    if !answer.fits(&call_dims(lowering)) {
+fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+    let dims = prediction.attending.dims();
+    if !answer.fits(&call_dims(prediction)) {
         return false;
     }
-    let mask = match &lowering.ranked {
-        None => answer.mask == full_mask(lowering),
+    let mask = match &prediction.ranked {
+        None => answer.mask == full_mask(prediction),
         Some(ranked) => {
-            let scores = ScoreBounds::lowered(lowering, ranked, model);
-            let fits = dims.rows().all(|row| row_fits(lowering, ranked, &scores.row(row), &answer.mask, row));
-            fits && (ranked.heads == HeadMode::PerHead || heads_agree(lowering, &answer.mask))
+            let scores = ScoreBounds::predicted(prediction, ranked, model);
+            let fits =
+                dims.rows().all(|row| row_fits(prediction, ranked, &scores.row(row), &answer.mask, row));
+            fits && (ranked.heads == HeadMode::PerHead || heads_agree(prediction, &answer.mask))
         }
     };
-    mask && labels_fit(lowering, answer, model) && output_fits(lowering, answer, model)
+    mask && labels_fit(prediction, answer, model) && output_fits(prediction, answer, model)
 }
 
 /// Sizes as the call has them, whatever the attention reads.
-fn call_dims(lowering: &Lowering) -> crate::algorithm::Dims {
-    lowering.ranking.dims()
+fn call_dims(prediction: &Prediction) -> crate::algorithm::Dims {
+    prediction.ranking.dims()
 }
 
 /// A selected key has weight 1, any other the weight that it had before.
-fn row_fits(lowering: &Lowering, ranked: &Ranked, row: &[Candidacy], mask: &Mask, at: Row) -> bool {
+fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &Mask, at: Row) -> bool {
     let (b, head, i) = at;
-    let fills = lowering.behaviour.earlier == Earlier::FillsUp;
-    let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(lowering, candidacy)).collect();
+    let fills = prediction.behaviour.earlier == Earlier::FillsUp;
+    let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(prediction, candidacy)).collect();
     let (classes, fewest, most) = if ranked.count == 0 {
         let none = |candidacy: &Candidacy| match candidacy {
             Candidacy::Scored(_) => Class::Out,
@@ -79,7 +80,7 @@ fn row_fits(lowering: &Lowering, ranked: &Ranked, row: &[Candidacy], mask: &Mask
     let (mut certain, mut possible) = (0, 0);
     for (key, class) in classes.iter().enumerate() {
         let found = mask.weight(b, head, i, key);
-        let before = lowering.before.weight(b, head, i, key);
+        let before = prediction.before.weight(b, head, i, key);
         let selected = match class {
             Class::In => (found == 1.0).then_some((true, true)),
             Class::Out => (found == before).then_some((false, false)),
@@ -102,43 +103,43 @@ fn row_fits(lowering: &Lowering, ranked: &Ranked, row: &[Candidacy], mask: &Mask
 }
 
 /// The smallest score first, where the behaviour ranks so.
-fn reversed(lowering: &Lowering, candidacy: Candidacy) -> Candidacy {
+fn reversed(prediction: &Prediction, candidacy: Candidacy) -> Candidacy {
     match candidacy {
-        Candidacy::Scored(score) if lowering.behaviour.smallest => Candidacy::Scored(score.negated()),
+        Candidacy::Scored(score) if prediction.behaviour.smallest => Candidacy::Scored(score.negated()),
         candidacy => candidacy,
     }
 }
 
-fn heads_agree(lowering: &Lowering, mask: &Mask) -> bool {
-    let dims = call_dims(lowering);
+fn heads_agree(prediction: &Prediction, mask: &Mask) -> bool {
+    let dims = call_dims(prediction);
     let added = |head: usize, (b, i, key): (usize, usize, usize)| {
-        mask.attends(b, head, i, key) && !lowering.before.attends(b, head, i, key)
+        mask.attends(b, head, i, key) && !prediction.before.attends(b, head, i, key)
     };
-    let fresh = |(b, i, key)| (0..dims.heads).all(|head| !lowering.before.attends(b, head, i, key));
+    let fresh = |(b, i, key)| (0..dims.heads).all(|head| !prediction.before.attends(b, head, i, key));
     let positions = (0..dims.batch)
         .flat_map(|b| (0..dims.queries).flat_map(move |i| (0..dims.keys).map(move |key| (b, i, key))));
     positions.filter(|&at| fresh(at)).all(|at| (1..dims.heads).all(|head| added(head, at) == added(0, at)))
 }
 
-fn labels_fit(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
-    let (Some(shown), Some(ranked)) = (&answer.labels, &lowering.ranked) else {
+fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+    let (Some(shown), Some(ranked)) = (&answer.labels, &prediction.ranked) else {
         return true;
     };
     if model.labels == LabelRounding::Rounded {
         return true;
     }
-    let heads = call_dims(lowering).heads;
+    let heads = call_dims(prediction).heads;
     ranked.labels.iter().enumerate().all(|(index, labels)| {
         let at = ndarray::s![index / heads, index % heads, .., ..];
         same_bits(shown.q.slice(at), labels.q.view()) && same_bits(shown.k.slice(at), labels.k.view())
     })
 }
 
-fn output_fits(lowering: &Lowering, answer: &Answer, model: RoundingModel) -> bool {
+fn output_fits(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
     let Some(output) = &answer.output else {
         return true;
     };
-    let Ok(view) = AttentionView::new(lowering, &answer.mask) else {
+    let Ok(view) = AttentionView::new(prediction, &answer.mask) else {
         return false;
     };
     let shown = if view.has_nan_rows() {

@@ -88,7 +88,7 @@ impl LabelCache {
                 if let Err(error) = codes.push(key.to_slice().unwrap_or_default())
                     && refused.is_none()
                 {
-                    refused = Some(located(error, "k", [batch, cache, first + position]));
+                    refused = Some(error.at_label("k", [batch, cache, first + position]));
                 }
             }
             refused
@@ -129,7 +129,7 @@ impl LabelCache {
         let labels = dims.rows().map(|row @ (batch, head, i)| {
             self.codes(batch, head)
                 .labels(query.q(row))
-                .map_err(|error| located(error, "q", [batch, head, i]))
+                .map_err(|error| error.at_label("q", [batch, head, i]))
         });
         let labels = labels.collect::<Result<Vec<_>>>()?;
         if let Some(error) = &self.refused {
@@ -144,13 +144,6 @@ impl LabelCache {
         }
         Ok(keys)
     }
-}
-
-fn located(mut error: Error, name: &str, index: [usize; 3]) -> Error {
-    if let Error::LabelRange(detail) = &mut error {
-        detail.field = format!("label of {name}{index:?}");
-    }
-    error
 }
 
 /// Where a row is among all rows.

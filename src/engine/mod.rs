@@ -54,7 +54,7 @@ pub struct Layout {
 
 /// What adds keys to a row, in the order of a list (SPEC §2.10).
 #[derive(Debug, Clone, PartialEq)]
-pub enum Masker {
+pub enum EngineMasker {
     /// The first keys.
     Sink(Sink),
     /// The last keys up to the query.
@@ -84,7 +84,7 @@ pub struct Bytes {
 /// A masker with what it keeps.
 #[derive(Debug, Clone)]
 enum Stage {
-    Plain(Masker),
+    Plain(EngineMasker),
     Labels(LabelCache),
 }
 
@@ -128,7 +128,7 @@ impl Engine {
     ///
     /// Errors: [`Error::Shape`] for a size of 0 or heads that the KV heads do not divide; G not dividing d, channels that
     /// do not fit, `summed-labels` without shared channels.
-    pub fn new(layout: Layout, maskers: Vec<Masker>) -> Result<Self> {
+    pub fn new(layout: Layout, maskers: Vec<EngineMasker>) -> Result<Self> {
         let Layout { batch, heads, kv_heads, head_dim, value_dim, storage } = layout;
         let sizes = [batch, heads, kv_heads, head_dim, value_dim];
         if sizes.contains(&0) || !heads.is_multiple_of(kv_heads) {
@@ -136,8 +136,8 @@ impl Engine {
             return Err(Error::Shape(Detail::new("layout", format!("{layout:?}"), expected)));
         }
         let dims = Dims { batch, heads, kv_heads, queries: 1, keys: 0, head_dim, value_dim };
-        let stage = |masker: Masker| match masker {
-            Masker::DoubleSparsity { selection, channels } => {
+        let stage = |masker: EngineMasker| match masker {
+            EngineMasker::DoubleSparsity { selection, channels } => {
                 LabelCache::new(&dims, &channels, selection, storage).map(Stage::Labels)
             }
             masker => Ok(Stage::Plain(masker)),
@@ -236,15 +236,15 @@ impl Engine {
                 Stage::Plain(masker) => masker,
             };
             let rows: Vec<_> = dims.rows().zip(&mut attended).collect();
-            let work = if matches!(masker, Masker::Oracle(_)) { dims.operations() } else { 0 };
+            let work = if matches!(masker, EngineMasker::Oracle(_)) { dims.operations() } else { 0 };
             compute::map(rows, work, |(row, attended)| match masker {
-                Masker::Sink(sink) => attended.add(0..sink.size.resolve(dims.keys)),
-                Masker::Local(local) => {
+                EngineMasker::Sink(sink) => attended.add(0..sink.size.resolve(dims.keys)),
+                EngineMasker::Local(local) => {
                     let end = dims.position(row.2) + 1;
                     attended.add(end.saturating_sub(local.size.resolve(dims.keys))..end);
                 }
-                Masker::Oracle(oracle) => attended.add(self.best(query, row, *oracle, attended)),
-                Masker::Dense | Masker::DoubleSparsity { .. } => attended.add(0..dims.keys),
+                EngineMasker::Oracle(oracle) => attended.add(self.best(query, row, *oracle, attended)),
+                EngineMasker::Dense | EngineMasker::DoubleSparsity { .. } => attended.add(0..dims.keys),
             });
         }
         Ok(attended)

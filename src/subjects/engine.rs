@@ -8,7 +8,7 @@ use crate::algorithm::Error;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::maskers::{Local, Sink};
 use crate::cases::{Answer, Call, EarlierMasker, Instance, NoAnswer, RoundingModel};
-use crate::engine::{Engine as Cache, Layout, Masker, Query};
+use crate::engine::{Engine as Cache, EngineMasker, Layout, Query};
 
 /// Double Sparsity over a label cache.
 #[derive(Debug, Default)]
@@ -17,16 +17,16 @@ pub struct Engine {
 }
 
 /// The maskers of one layer. Errors: a layer missing from the channel file.
-fn maskers(instance: &Instance, layer: usize) -> Result<Vec<Masker>, Error> {
+fn maskers(instance: &Instance, layer: usize) -> Result<Vec<EngineMasker>, Error> {
     if instance.dense_layers.contains(&layer) {
-        return Ok(vec![Masker::Dense]);
+        return Ok(vec![EngineMasker::Dense]);
     }
     let earlier = instance.earlier_maskers.iter().map(|masker| match *masker {
-        EarlierMasker::Sink(WindowConfig { size }) => Masker::Sink(Sink { size }),
-        EarlierMasker::Local(WindowConfig { size }) => Masker::Local(Local { size }),
+        EarlierMasker::Sink(WindowConfig { size }) => EngineMasker::Sink(Sink { size }),
+        EarlierMasker::Local(WindowConfig { size }) => EngineMasker::Local(Local { size }),
     });
     let channels = instance.channels(layer)?.clone();
-    let double_sparsity = Masker::DoubleSparsity { selection: instance.selection, channels };
+    let double_sparsity = EngineMasker::DoubleSparsity { selection: instance.selection, channels };
     Ok(earlier.chain([double_sparsity]).collect())
 }
 

@@ -6,8 +6,8 @@ use ndarray::Array4;
 use super::{Subject, not_configured};
 use crate::algorithm::Mask;
 use crate::behaviours::answer::answer;
-use crate::behaviours::lowering::is_remembered;
-use crate::behaviours::{Behaviour, Fault, Outcome, lower};
+use crate::behaviours::prediction::is_remembered;
+use crate::behaviours::{Behaviour, Fault, Outcome, predict};
 use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel, Sequence};
 
 /// The reference with some faults.
@@ -46,7 +46,7 @@ impl Subject for Faulty {
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let seen = self.seen.as_mut().ok_or_else(not_configured)?;
         seen.calls.push(call.clone());
-        let outcome = lower(self.behaviour, seen, seen.calls.len() - 1);
+        let outcome = predict(self.behaviour, seen, seen.calls.len() - 1);
         if let Some((call, kept)) = seen.calls.split_last()
             && !is_remembered(self.behaviour, &seen.instance, kept, call)
         {
@@ -65,7 +65,7 @@ impl Subject for Faulty {
                     Array4::from_elem((dims.batch, dims.heads, dims.queries, dims.value_dim), f32::NAN);
                 Ok(Answer { mask: Mask::full(&dims), output: Some(output), labels: None })
             }
-            Outcome::Answered(lowering) | Outcome::BrokenOr(lowering) => Ok(answer(&lowering)?),
+            Outcome::Answered(prediction) | Outcome::BrokenOr(prediction) => Ok(answer(&prediction)?),
         }
     }
 }

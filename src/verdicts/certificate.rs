@@ -12,7 +12,7 @@ use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
-use crate::behaviours::{Earlier, HeadLabels, Lowering, Ranked};
+use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
 use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
@@ -167,10 +167,10 @@ impl<'a> ScoreBounds<'a> {
     }
 
     /// Scores as a behaviour has them.
-    pub fn lowered(lowering: &'a Lowering, ranked: &Ranked, model: RoundingModel) -> Self {
-        let inputs = &lowering.ranking;
+    pub fn predicted(prediction: &'a Prediction, ranked: &Ranked, model: RoundingModel) -> Self {
+        let inputs = &prediction.ranking;
         let mut arithmetic = Arithmetic::new(model, inputs.storage());
-        if lowering.behaviour.half_sums {
+        if prediction.behaviour.half_sums {
             arithmetic.accumulation = arithmetic.accumulation.max(Storage::F16.unit_roundoff());
             arithmetic.sum_range = (Storage::F16.largest(), Storage::F16.smallest_subnormal());
         }
@@ -187,9 +187,9 @@ impl<'a> ScoreBounds<'a> {
         }
         Self {
             inputs,
-            before: &lowering.before,
+            before: &prediction.before,
             heads: ranked.heads,
-            before_ranked: lowering.behaviour.earlier == Earlier::Candidates,
+            before_ranked: prediction.behaviour.earlier == Earlier::Candidates,
             arithmetic,
             label_channels: ranked.labels[0].q.ncols(),
             factor: 1.0 / ranked.divisor,

@@ -138,7 +138,7 @@ pub struct MaskDivergence {
     /// What is wrong.
     pub fault: MaskFault,
     /// Score, radius and thresholds of the key at fault, where it has a score.
-    pub evidence: Option<Evidence>,
+    pub evidence: Option<ScoreEvidence>,
 }
 
 /// What is wrong with a row.
@@ -202,7 +202,7 @@ pub enum MaskFault {
 
 /// Why a key must be in or out.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Evidence {
+pub struct ScoreEvidence {
     /// Recomputed in f64.
     pub score: f64,
     /// How far a conforming score may be from it.
@@ -237,7 +237,7 @@ impl std::fmt::Display for MaskDivergence {
             MaskFault::HeadsDiffer { key } => write!(f, "key {key} is selected differently than in head 0"),
         }?;
         match self.evidence {
-            Some(Evidence { score, radius, threshold }) => {
+            Some(ScoreEvidence { score, radius, threshold }) => {
                 write!(f, " (score {score:.9} ± {radius:.1e}, threshold {threshold:.9})")
             }
             None => Ok(()),
@@ -406,7 +406,7 @@ pub fn differs_from_head_0(before: &Mask, mask: &Mask, (b, head, query): Row, ke
     added(head) != added(0)
 }
 
-fn evidence(scores: &ScoreBounds, heavy_size: usize, divergence: &MaskDivergence) -> Option<Evidence> {
+fn evidence(scores: &ScoreBounds, heavy_size: usize, divergence: &MaskDivergence) -> Option<ScoreEvidence> {
     let row = scores.row(divergence.row);
     let limits = thresholds(&row, heavy_size);
     let (key, threshold) = match divergence.fault {
@@ -415,7 +415,9 @@ fn evidence(scores: &ScoreBounds, heavy_size: usize, divergence: &MaskDivergence
         _ => return None,
     };
     match row[key] {
-        Candidacy::Scored(score) => Some(Evidence { score: score.value, radius: score.radius, threshold }),
+        Candidacy::Scored(score) => {
+            Some(ScoreEvidence { score: score.value, radius: score.radius, threshold })
+        }
         _ => None,
     }
 }

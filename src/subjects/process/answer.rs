@@ -42,7 +42,8 @@ impl AnswerReader<'_> {
     /// their weight.
     fn weights(&self, view: &NamedView) -> Result<Mask, String> {
         let dtype = view.view.dtype();
-        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4).map_err(FileError::sentence)?;
+        view.check(&[Dtype::U8, Dtype::BOOL, Dtype::F32, Dtype::F16, Dtype::BF16], 4)
+            .map_err(FileError::sentence)?;
         let dims = self.call.inputs.dims();
         check_shape("mask", view, dims.mask_shape())?;
         if matches!(dtype, Dtype::U8 | Dtype::BOOL) {

@@ -100,11 +100,6 @@ impl Process {
         })
     }
 
-    /// The end of what the command wrote to standard error since it was last started, 8 KiB at most.
-    pub fn stderr_tail(&self) -> String {
-        self.tail.text()
-    }
-
     /// How often the command was started anew.
     pub fn restarts(&self) -> usize {
         self.restarts

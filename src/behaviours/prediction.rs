@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ndarray::{Array2, Array4, ArrayView2, Axis};
 
 use super::{
-    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, LabelCache, Order, Quantised, Quantiser,
+    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, KeyLabels, Order, Quantised, Quantiser,
     ShortContext,
 };
 use crate::algorithm::channels::half_split_to_interleaved;
@@ -27,16 +27,16 @@ pub enum Outcome {
     /// It breaks: an error, or worse.
     Broken,
     /// It breaks or is answered, as it checks before or after an early out.
-    BrokenOr(Box<Lowering>),
+    BrokenOr(Box<Prediction>),
     /// Nothing can be said of the answer.
     Anything,
     /// It is answered.
-    Answered(Box<Lowering>),
+    Answered(Box<Prediction>),
 }
 
 /// An answer up to rounding.
 #[derive(Debug, Clone)]
-pub struct Lowering {
+pub struct Prediction {
     /// The behaviour.
     pub behaviour: Behaviour,
     /// A as keys are ranked with it.
@@ -80,14 +80,15 @@ pub struct HeadLabels {
 }
 
 /// What a behaviour makes of call `index` of a sequence, given the calls before it.
-pub fn lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Outcome {
-    let outcome = try_lower(behaviour, sequence, index).unwrap_or_else(|error| Outcome::Refused(vec![error]));
+pub fn predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Outcome {
+    let outcome =
+        try_predict(behaviour, sequence, index).unwrap_or_else(|error| Outcome::Refused(vec![error]));
     if !(behaviour.only_rows_per_head && breaks_on_rows(behaviour, sequence, index)) {
         return outcome;
     }
     // It may check its rows before or after an early out; any other check comes too late or is an error as well.
     match outcome {
-        Outcome::Answered(lowering) if lowering.ranked.is_none() => Outcome::BrokenOr(lowering),
+        Outcome::Answered(prediction) if prediction.ranked.is_none() => Outcome::BrokenOr(prediction),
         _ => Outcome::Broken,
     }
 }
@@ -100,7 +101,7 @@ fn breaks_on_rows(behaviour: Behaviour, sequence: &Sequence, index: usize) -> bo
     !dense && rows.is_ok_and(|rows| rows != call.inputs.dims().heads)
 }
 
-fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<Outcome, Error> {
+fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<Outcome, Error> {
     let (instance, call) = (&sequence.instance, &sequence.calls[index]);
     let dims = call.inputs.dims();
     let wanted_keys = match instance.selection.heavy_size {
@@ -109,11 +110,11 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
     };
     let (before, full) = early_out(behaviour, instance, call)?;
     let attending = attending(behaviour, &call.inputs)?;
-    let mut lowering =
-        Lowering { behaviour, ranking: call.inputs.clone(), attending, before, wanted_keys, ranked: None };
+    let mut prediction =
+        Prediction { behaviour, ranking: call.inputs.clone(), attending, before, wanted_keys, ranked: None };
     let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
     if dense || (full && behaviour.checks == Checks::AfterEarlyOuts) {
-        return Ok(Outcome::Answered(lowering.into()));
+        return Ok(Outcome::Answered(prediction.into()));
     }
     let channels = channels_of(behaviour, sequence, index)?;
     let divided = instance.selection.group_factor.label_channels(dims.head_dim);
@@ -128,7 +129,7 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
     let label_channels =
         if behaviour.accepts_short_rows { label_channels.min(channels.width()) } else { label_channels };
     if label_channels == 0 {
-        return Ok(if full { Outcome::Answered(lowering.into()) } else { Outcome::Anything });
+        return Ok(if full { Outcome::Answered(prediction.into()) } else { Outcome::Anything });
     }
     let heads = heads(behaviour, instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
@@ -137,7 +138,7 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
         (fits, heads) => fits.and(heads)?,
     }
     if full {
-        return Ok(Outcome::Answered(lowering.into()));
+        return Ok(Outcome::Answered(prediction.into()));
     }
     let labels = match cached_labels(behaviour, sequence, index, &channels, label_channels) {
         Err(Error::LabelRange(_)) if behaviour.accepts_label_range => return Ok(Outcome::Anything),
@@ -145,16 +146,16 @@ fn try_lower(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<
     };
     let spec_labels = behaviour.quantiser == Quantiser::Spec
         && behaviour.quantised == Quantised::Both
-        && behaviour.label_cache == LabelCache::Fresh;
-    lowering.ranking = ranking(behaviour, &call.inputs)?;
-    lowering.ranked = Some(Ranked {
+        && behaviour.label_cache == KeyLabels::Fresh;
+    prediction.ranking = ranking(behaviour, &call.inputs)?;
+    prediction.ranked = Some(Ranked {
         labels,
         heads,
         count: count(behaviour, instance.selection.heavy_size, dims.keys),
         divisor: if behaviour.unscaled { 1.0 } else { (label_channels as f64).sqrt() },
         bits: spec_labels.then_some(instance.selection.label_bits),
     });
-    Ok(Outcome::Answered(lowering.into()))
+    Ok(Outcome::Answered(prediction.into()))
 }
 
 /// SPEC §2.2: the mask that Double Sparsity starts from, and whether it becomes full without being ranked.
@@ -206,7 +207,7 @@ fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
 /// Whether a call that is over matters to later ones, given that `kept` do.
 pub fn is_remembered(behaviour: Behaviour, instance: &Instance, kept: &[Call], call: &Call) -> bool {
     let first = behaviour.channels == Channels::FirstLayer && kept.is_empty();
-    behaviour.label_cache == LabelCache::SharedByLayers || (first && is_scored(behaviour, instance, call))
+    behaviour.label_cache == KeyLabels::SharedByLayers || (first && is_scored(behaviour, instance, call))
 }
 
 /// The rows of a call.
@@ -267,13 +268,13 @@ fn cached_labels(
     let (instance, call) = (&sequence.instance, &sequence.calls[index]);
     let mut labels = labels(behaviour, instance.selection.label_bits, call, channels, label_channels)?;
     match behaviour.label_cache {
-        LabelCache::Fresh => {}
-        LabelCache::NewestMissing => labels.iter_mut().for_each(|head| {
+        KeyLabels::Fresh => {}
+        KeyLabels::NewestMissing => labels.iter_mut().for_each(|head| {
             if let Some(mut newest) = head.k.outer_iter_mut().next_back() {
                 newest.fill(0.0);
             }
         }),
-        LabelCache::SharedByLayers => {
+        KeyLabels::SharedByLayers => {
             for earlier in (0..index).rev() {
                 let other = &sequence.calls[earlier];
                 let dims = other.inputs.dims();
