@@ -1,8 +1,9 @@
 //! What README, the pages of `docs/` and the files beside README say must be true: figures are those of the records, links lead somewhere,
-//! commands and options are those of `--help`, code and output are those of the files and runs they claim to be from.
+//! the folders import only what the drawing allows, commands and options are those of `--help`, code and output are those of the files and runs they claim to be from.
 
 mod commands;
 mod figures;
+mod layout;
 mod links;
 mod pages;
 mod report;
