@@ -36,15 +36,16 @@ class Failed(Exception):
 
 def frame(message, tensors=()):
     """The bytes of one frame; `tensors` are (name, type, array) with a type of safetensors."""
-    header, data, end = {"__metadata__": {"doublecheck": json.dumps(message, separators=(",", ":"))}}, [], 0
+    header: dict = {"__metadata__": {"doublecheck": json.dumps(message, separators=(",", ":"))}}
+    data, end = [], 0
     for name, kind, array in tensors:
         array = np.ascontiguousarray(array, TYPES[kind])
         header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
         data.append(array.tobytes())
         end += array.nbytes
-    header = json.dumps(header, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return b"".join([struct.pack("<QQ", 8 + len(header) + end, len(header)), header, *data])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<QQ", 8 + len(text) + end, len(text)), text, *data])
 
 
 def read_frame(stream):
@@ -99,13 +100,16 @@ class Instance:
         if layer not in self._channels:
             prefix = f"model.layers.{layer}.self_attn."
             if prefix + self.channel_selection not in self.channel_file:
-                kinds = [key[len(prefix):] for key in self.channel_file if key.startswith(prefix)]
+                kinds = [key[len(prefix) :] for key in self.channel_file if key.startswith(prefix)]
                 found, expected = kinds or "nothing", self.channel_selection
-                raise Refused("channel_kind" if kinds else "missing_layer",
-                              f"channel_file: layer {layer} found {found}, expected {expected}")
+                raise Refused(
+                    "channel_kind" if kinds else "missing_layer",
+                    f"channel_file: layer {layer} found {found}, expected {expected}",
+                )
             rows = self.channel_file[prefix + self.channel_selection]
-            whole = lambda row: isinstance(row, list) and set(map(type, row)) <= {int}
-            if not isinstance(rows, list) or not all(map(whole, rows)):
+            if not isinstance(rows, list) or not all(
+                isinstance(row, list) and set(map(type, row)) <= {int} for row in rows
+            ):
                 raise Refused("format", f"channel_file: layer {layer} found {rows!r:.60}, expected integer rows")
             if len(widths := set(map(len, rows))) != 1:
                 raise Refused("channel_rows", f"channel_file: layer {layer} found widths {widths}, expected equal rows")
@@ -114,7 +118,7 @@ class Instance:
 
     def write_channel_file(self):
         """The path of a file with the channel orders, for a subject that reads one; removed with the instance."""
-        self._file = tempfile.NamedTemporaryFile("w", prefix="doublecheck-", suffix=".json")
+        self._file = tempfile.NamedTemporaryFile("w", prefix="doublecheck-", suffix=".json")  # noqa: SIM115
         self._file.write(self.channel_file_text)
         self._file.flush()
         return self._file.name
@@ -232,8 +236,9 @@ def private_streams():
 STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
 
 
-def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=None, largest_keys=None, lacks=(),
-          refusals=()):
+def serve(
+    subject, *, name=None, version=None, model=None, dtypes=None, heads=None, largest_keys=None, lacks=(), refusals=()
+):
     """Answers questions until the suite says bye or its end of the input closes.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
@@ -241,8 +246,15 @@ def serve(subject, *, name=None, version=None, model=None, dtypes=None, heads=No
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
-    hello = {"name": name or getattr(subject, "__name__", type(subject).__name__), "version": version, "model": model,
-             "dtypes": dtypes, "heads": heads, "largest_keys": largest_keys, "lacks": list(lacks)}
+    hello = {
+        "name": name or getattr(subject, "__name__", type(subject).__name__),
+        "version": version,
+        "model": model,
+        "dtypes": dtypes,
+        "heads": heads,
+        "largest_keys": largest_keys,
+        "lacks": list(lacks),
+    }
     hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals)

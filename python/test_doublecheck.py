@@ -36,10 +36,14 @@ class Subject:
 
 doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], refusals=[ValueError])
 """
-CONFIGURE = {"type": "configure", "id": 1, "channel_selection": "q_proj", "dense_layers": [],
-             "settings": {"heavy_size": 1.0, "group_factor": 2, "label_bits": 4, "heads": "per-head",
-                          "dense_fallback": False},
-             "channel_file": '{"model.layers.0.self_attn.q_proj":[[1,0]],"model.layers.1.self_attn.k_proj":[[1,0]]}'}
+CONFIGURE: dict = {
+    "type": "configure",
+    "id": 1,
+    "channel_selection": "q_proj",
+    "dense_layers": [],
+    "settings": {"heavy_size": 1.0, "group_factor": 2, "label_bits": 4, "heads": "per-head", "dense_fallback": False},
+    "channel_file": '{"model.layers.0.self_attn.q_proj":[[1,0]],"model.layers.1.self_attn.k_proj":[[1,0]]}',
+}
 MASK = {"type": "mask", "id": 2, "layer": 0, "causal": True, "dtype": "f32", "scaling": 0.5}
 BYE = "4000000000000000 3800000000000000" + b'{"__metadata__":{"doublecheck":"{\\"type\\":\\"bye\\"}"}}   '.hex()
 
@@ -56,8 +60,12 @@ class Frames(unittest.TestCase):
 
 class Conversation(unittest.TestCase):
     def setUp(self):
-        self.process = subprocess.Popen([sys.executable, "-c", SUBJECT, str(HERE)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUBJECT, str(HERE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.hello = self.ask({"type": "hello", "protocol": 1, "version": "0"})[0]
 
     def tearDown(self):
@@ -66,15 +74,20 @@ class Conversation(unittest.TestCase):
         self.assertEqual((rest, self.process.returncode), (b"", 0), errors.decode())
         self.errors = errors.decode()
 
-    def ask(self, message, tensors=()):
+    def send(self, message, tensors=()):
+        assert self.process.stdin is not None
         self.process.stdin.write(doublecheck.frame(message, tensors))
         self.process.stdin.flush()
+
+    def ask(self, message, tensors=()):
+        self.send(message, tensors)
         return doublecheck.read_frame(self.process.stdout)
 
     def test_hello_leaves_out_what_is_not_declared(self):
-        self.assertEqual(self.hello, {"type": "hello", "protocol": 1, "name": "test", "dtypes": ["f32"],
-                                      "lacks": ["previous"]})
-        self.process.stdin.write(doublecheck.frame({"type": "bye"}))
+        self.assertEqual(
+            self.hello, {"type": "hello", "protocol": 1, "name": "test", "dtypes": ["f32"], "lacks": ["previous"]}
+        )
+        self.send({"type": "bye"})
 
     def test_values_of_every_type_arrive_whatever_else_is_printed(self):
         self.assertEqual(self.ask(CONFIGURE)[0], {"type": "configured", "id": 1})
@@ -82,8 +95,11 @@ class Conversation(unittest.TestCase):
         halves = np.array([0x3F80, 0x3F81, 0xC000, 0x0001], np.uint16).reshape(1, 1, 2, 2)
         normal = np.array([1, 1 / 3, -65504, 6e-8], np.float16).reshape(1, 1, 2, 2)
         widened = [1, 1 + 1 / 128, -2, 2.0**-133]
-        for kind, array, expected in (("BF16", halves, widened), ("F16", normal, normal.ravel()),
-                                      ("F32", normal.astype("f4"), normal.ravel())):
+        for kind, array, expected in (
+            ("BF16", halves, widened),
+            ("F16", normal, normal.ravel()),
+            ("F32", normal.astype("f4"), normal.ravel()),
+        ):
             reply, answer = self.ask(MASK, inputs(kind, array))
             self.assertEqual(reply, {"type": "answer", "id": 2})
             for name in ("output", "k_labels"):

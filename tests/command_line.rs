@@ -108,18 +108,20 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("broken.safetensors");
     std::fs::write(&file, b"not safetensors").unwrap();
-    for arguments in [
-        vec!["verify", text(&file), "--random-cases", "0"],
-        vec!["verify", "no/such/folder"],
-        vec!["verify", text(folder.path()), "--random-cases", "0"],
-        vec!["inspect", text(&file)],
-        vec!["inspect", "nothing.json"],
-        vec!["run", text(&file), "-o", "out.safetensors"],
-        vec!["calibrate", text(&file), "-o", "out.json"],
-        vec!["no-such-command"],
+    for (arguments, expected) in [
+        (&["verify", text(&file), "--random-cases", "0"][..], "not a case file"),
+        (&["verify", "no/such/folder"], "cannot access no/such/folder"),
+        (&["verify", text(folder.path()), "--random-cases", "0"], "not a case file"),
+        (&["inspect", text(&file)], "not a case file"),
+        (&["inspect", "nothing.json"], "nothing.json: not readable"),
+        (&["run", text(&file), "-o", "out.safetensors"], "not a case file"),
+        (&["calibrate", text(&file), "-o", "out.json"], "not a case file"),
+        (&["no-such-command"], "unrecognized subcommand 'no-such-command'"),
     ] {
-        let output = run(&arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let output = run(arguments);
+        let said = stdout(&output) + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
     }
     let empty = tempfile::tempdir().unwrap();
     let output = run(&["verify", text(empty.path())]);

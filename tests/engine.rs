@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use doublecheck::algorithm::config::WindowConfig;
 use doublecheck::algorithm::maskers::{ChannelSource, DoubleSparsity, Local, Oracle, Sink};
 use doublecheck::algorithm::quantize::quantize;
@@ -23,7 +25,7 @@ use ndarray::{Array4, s};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use rstest::rstest;
 
 fn layout(inputs: &Inputs) -> Layout {
@@ -86,7 +88,8 @@ fn prefix(case: &Case, queries: usize, keys: usize) -> Case {
 }
 
 /// The engine's step against the reference's answer: the same mask or the same refusal, certified once more by the verdicts.
-fn must_equal_reference(case: &Case, found: Result<Step, Error>) {
+/// Whether both answered.
+fn must_equal_reference(case: &Case, found: Result<Step, Error>) -> bool {
     match (found, Reference::default().answer(case)) {
         (Ok(step), Ok(expected)) => {
             let (mask, model) = (step.mask().unwrap(), subjects::Engine::default().rounding_model());
@@ -94,19 +97,21 @@ fn must_equal_reference(case: &Case, found: Result<Step, Error>) {
             let certificate = Certificate::derive(&case.instance, &case.call, model).unwrap();
             assert_eq!(judge_mask(&case.instance, &case.call, &certificate, &mask, model).divergences, []);
             assert_eq!(judge_output(&case.call.inputs, &mask, &step.output, model).divergences, []);
+            true
         }
         (Err(found), Err(NoAnswer::Refused(expected))) => {
-            assert!(same_kind(&found, &expected), "{found}, {expected}")
+            assert!(same_kind(&found, &expected), "{found}, {expected}");
+            false
         }
         (found, expected) => panic!("found {found:?}, expected {expected:?}"),
     }
 }
 
-/// Codes of at most 8 bits are those of SPEC §2.5.
-fn codes_must_equal_reference(case: &Case, engine: &Engine) {
-    let (dims, settings) = (case.dims(), case.instance.selection);
+/// Codes of at most 8 bits, those that the engine keeps, are those of SPEC §2.5. How many were compared.
+fn codes_must_equal_reference(case: &Case, engine: &Engine) -> usize {
+    let (dims, settings) = (case.call.inputs.dims(), case.instance.selection);
     if settings.label_bits.get() > 8 {
-        return;
+        return 0;
     }
     let label_channels = settings.group_factor.label_channels(dims.head_dim).unwrap();
     for (batch, head, key) in ndarray::indices((dims.batch, dims.heads, engine.keys())) {
@@ -124,6 +129,7 @@ fn codes_must_equal_reference(case: &Case, engine: &Engine) {
             "batch {batch}, head {head}, key {key}"
         );
     }
+    dims.batch * dims.heads * engine.keys()
 }
 
 /// A layer that grows through the keys of one random case.
@@ -141,10 +147,6 @@ enum Transition {
     Step(usize),
     /// Another layer: other batch, heads, type, settings and numbers.
     Reset(Box<Plan>),
-}
-
-fn valid_plans() -> impl Strategy<Value = Plan> {
-    plans().prop_filter("valid inputs", |plan| plan.case().is_ok())
 }
 
 struct Machine {
@@ -165,12 +167,12 @@ impl ReferenceStateMachine for Machine {
     type Transition = Transition;
 
     fn init_state() -> BoxedStrategy<Layer> {
-        valid_plans().prop_map(|plan| Layer { plan, keys: 0 }).boxed()
+        plans().prop_map(|plan| Layer { plan, keys: 0 }).boxed()
     }
 
     fn transitions(layer: &Layer) -> BoxedStrategy<Transition> {
         let (left, keys) = (layer.plan.keys - layer.keys, layer.keys);
-        let reset = valid_plans().prop_map(|plan| Transition::Reset(Box::new(plan)));
+        let reset = plans().prop_map(|plan| Transition::Reset(Box::new(plan)));
         let append = (1..=left.max(1)).prop_map(Transition::Append);
         let step = (1..=keys.min(layer.plan.queries).max(1)).prop_map(Transition::Step);
         prop_oneof![4 => append, 4 => step, 1 => reset].boxed()
@@ -207,10 +209,9 @@ impl StateMachineTest for Machine {
             Transition::Append(keys) => append(&mut machine.engine, &machine.case.call.inputs, keys),
             Transition::Step(queries) => {
                 let case = prefix(&machine.case, queries, layer.keys);
-                must_equal_reference(
-                    &case,
-                    step(&machine.engine, &case.call.inputs, case.call.previous.as_ref()),
-                );
+                let found = step(&machine.engine, &case.call.inputs, case.call.previous.as_ref());
+                let answered = must_equal_reference(&case, found);
+                if answered { &ANSWERED } else { &REFUSED }.fetch_add(1, Ordering::Relaxed);
             }
             Transition::Reset(plan) => machine = Self::new(&plan),
         }
@@ -219,15 +220,30 @@ impl StateMachineTest for Machine {
 
     fn check_invariants(machine: &Self, layer: &Layer) {
         assert_eq!(machine.engine.keys(), layer.keys);
-        codes_must_equal_reference(&machine.case, &machine.engine);
+        let codes = codes_must_equal_reference(&machine.case, &machine.engine);
+        CODES.fetch_add(codes, Ordering::Relaxed);
     }
 }
 
-prop_state_machine! {
-    #![proptest_config(support::proptest_config(400, "proptest-regressions/engine.txt"))]
+/// What machines did: steps that both answered or both refused, and codes compared.
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+static CODES: AtomicUsize = AtomicUsize::new(0);
 
-    #[test]
-    fn any_sequence_of_appends_steps_and_resets_equals_the_reference(sequential 1..20 => Machine);
+#[test]
+fn any_sequence_of_appends_steps_and_resets_equals_the_reference() {
+    const MACHINES: u32 = 400;
+    let config = support::proptest_config(MACHINES, "proptest-regressions/engine.txt");
+    let machines = Machine::sequential_strategy(1..20);
+    let outcome = TestRunner::new(config.clone()).run(&machines, |(layer, transitions, seen)| {
+        Machine::test_sequential(config.clone(), layer, transitions, seen);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+    let [answered, refused, codes] = [&ANSWERED, &REFUSED, &CODES].map(|count| count.load(Ordering::Relaxed));
+    let counts = format!("{answered} steps answered, {refused} refused, {codes} codes compared");
+    println!("{counts}");
+    assert!(answered > refused && refused > 0 && codes > 0, "{counts}");
 }
 
 proptest! {
@@ -249,17 +265,15 @@ proptest! {
             selection: Selection { heavy_size: HeavySize::fraction(share).unwrap(), ..plan.selection },
             ..plan
         };
-        let Ok(case) = plan.case() else { return Ok(()) };
+        let case = plan.case().unwrap();
+        prop_assume!(Reference::default().answer(&case).is_ok());
         let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
         for portion in [1, keys / 3, keys - keys / 3 - 1] {
             append(&mut engine, &case.call.inputs, portion);
         }
         codes_must_equal_reference(&case, &engine);
         let found = step(&engine, &case.call.inputs, case.call.previous.as_ref());
-        match (&found, Reference::default().answer(&case)) {
-            (Ok(found), Ok(expected)) => prop_assert_eq!(found.mask().unwrap(), expected.mask),
-            _ => must_equal_reference(&case, found),
-        }
+        prop_assert!(must_equal_reference(&case, found));
     }
 }
 
@@ -267,8 +281,9 @@ proptest! {
 #[test]
 fn lists_of_maskers_equal_the_reference() {
     let mut runner = TestRunner::deterministic();
+    let (mut answered, mut refused) = (0, 0);
     for index in 0..300 {
-        let plan = valid_plans().new_tree(&mut runner).unwrap().current();
+        let plan = plans().new_tree(&mut runner).unwrap().current();
         let case = plan.case().unwrap();
         let (sink, local) =
             (Sink { size: HeavySize::count(2).unwrap() }, Local { size: HeavySize::count(3).unwrap() });
@@ -309,8 +324,14 @@ fn lists_of_maskers_equal_the_reference() {
             step(&engine, &case.call.inputs, case.call.previous.as_ref()),
             reference.extend_mask(&case.call.inputs, 0, previous),
         ) {
-            (Ok(step), Ok(mask)) => assert_eq!(step.mask().unwrap(), mask, "{index}: {plan:?}"),
-            (Err(found), Err(expected)) => assert!(same_kind(&found, &expected), "{found}, {expected}"),
+            (Ok(step), Ok(mask)) => {
+                assert_eq!(step.mask().unwrap(), mask, "{index}: {plan:?}");
+                answered += 1;
+            }
+            (Err(found), Err(expected)) => {
+                assert!(same_kind(&found, &expected), "{found}, {expected}");
+                refused += 1;
+            }
             (found, expected) => panic!("{plan:?}: found {found:?}, expected {expected:?}"),
         }
         let mut dense = Engine::new(layout(&case.call.inputs), vec![EngineMasker::Dense]).unwrap();
@@ -319,6 +340,7 @@ fn lists_of_maskers_equal_the_reference() {
         let step = step(&dense, &case.call.inputs, case.call.previous.as_ref()).unwrap();
         assert_eq!(step.mask().unwrap(), reference.extend_mask(&case.call.inputs, 1, previous).unwrap());
     }
+    assert!(answered > refused && refused > 0, "{answered} answered, {refused} refused");
 }
 
 /// The grid of 81 cases by appending: the stored masks, bit for bit.
@@ -335,6 +357,11 @@ fn grid(
         let CaseFile::Attention(case) = reader.read(&path, &name).unwrap() else {
             panic!("{name} is no case of an attention layer");
         };
+        let dims = case.call.inputs.dims();
+        assert_eq!(
+            (dims.heads, dims.kv_heads, dims.queries, dims.keys, dims.head_dim),
+            (32, 8, 1, keys, 128)
+        );
         let mut engine = Engine::new(layout(&case.call.inputs), maskers(&case)).unwrap();
         for portion in [4097, keys - 4097 - 3, 1, 2] {
             append(&mut engine, &case.call.inputs, portion);

@@ -264,7 +264,7 @@ fn any_evaluation_can_be_told(#[case] evaluation: Evaluation) {
         let name =
             row.masker.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
         assert_holds(&drawing, &[&format!(">{name}</text>")]);
-        assert!(!heat_map(row).is_empty());
+        assert_heat_map_has_every_cell(row);
     }
     let drawing = drawing.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);
     let page = html::evaluation(&evaluation);
@@ -272,7 +272,36 @@ fn any_evaluation_can_be_told(#[case] evaluation: Evaluation) {
     assert_self_contained(&page);
     assert!(!page.contains("<script"));
     assert_holds(&page, &["id=\"summary\"", "id=\"plot\"", "id=\"table\"", "id=\"command\"", &drawing]);
-    assert!(!render(&evaluation, true).is_empty());
+    let text = render(&evaluation, true);
+    let lines: Vec<&str> = text.lines().collect();
+    let (head, _) = lines.iter().enumerate().find(|(_, line)| line.starts_with("masker")).expect("a table");
+    for (line, row) in
+        lines[head..].iter().skip_while(|line| !line.starts_with("dense")).zip(&evaluation.rows)
+    {
+        assert!(line.starts_with(&row.masker), "{line} is not of {}", row.masker);
+        assert!(line.ends_with(" 41.5"), "{line} does not end with the seconds");
+    }
+}
+
+/// Two blocks, with a line for each layer and a figure for each head of a sparse one.
+fn assert_heat_map_has_every_cell(row: &Row) {
+    let map = heat_map(row);
+    let Some(recall) = &row.recall else {
+        assert!(map.ends_with("no recall, as no keys are selected\n"), "{map}");
+        return;
+    };
+    let mut blocks = map.split("\nrecall of ").skip(1);
+    for cells in [&recall.keys, &recall.mass] {
+        // The title and the numbers of the heads come first.
+        let mut lines = blocks.next().expect("a block for keys and one for mass").trim_end().lines().skip(2);
+        for (layer, cells) in cells.iter().enumerate() {
+            let words: Vec<&str> = lines.next().expect("a line for each layer").split_whitespace().collect();
+            assert_eq!(words[0], layer.to_string(), "{map}");
+            assert_eq!(words.len(), 1 + cells.len().max(1), "{map}");
+        }
+        assert_eq!(lines.next(), None, "{map}");
+    }
+    assert_eq!(blocks.next(), None, "{map}");
 }
 
 /// Every attribute that places something holds finite numbers, and none is far outside the drawing.

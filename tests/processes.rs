@@ -377,10 +377,8 @@ fn a_command_that_cannot_be_started_again_is_given_up() {
         assert!(found.contains("the kernel broke"), "{found}");
     }
     for _ in 0..2 {
-        let start = Instant::now();
         let found = failure(process.answer(&case));
         assert!(found.contains("3 times in a row without a hello, and is not started again"), "{found}");
-        assert!(start.elapsed() < Duration::from_millis(100));
     }
     assert_eq!(process.restarts(), 3);
 }

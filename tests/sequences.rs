@@ -23,6 +23,7 @@ fn sequences(capabilities: &Capabilities, count: usize) -> Vec<Sequence> {
 
 #[test]
 fn the_lowered_form_of_the_spec_is_the_reference() {
+    let (mut answered, mut refused) = (0, 0);
     for sequence in sequences(&Capabilities::default(), 600) {
         let expected = ask(&mut Reference::default(), &sequence);
         let found = ask(&mut Faulty::new(&[]), &sequence);
@@ -31,6 +32,7 @@ fn the_lowered_form_of_the_spec_is_the_reference() {
                 (Ok(found), Ok(expected)) => {
                     assert_eq!(found.mask, expected.mask, "{}", sequence.name);
                     assert_eq!(found.output, expected.output, "{}", sequence.name);
+                    answered += 1;
                 }
                 (Err(NoAnswer::Refused(found)), Err(NoAnswer::Refused(expected))) => {
                     let faults = sequence.instance.faults(&sequence.calls[call]);
@@ -40,11 +42,13 @@ fn the_lowered_form_of_the_spec_is_the_reference() {
                             "{error}: {faults:?}"
                         );
                     }
+                    refused += 1;
                 }
                 _ => panic!("{}: found {found:?}, expected {expected:?}", sequence.name),
             }
         }
     }
+    assert!(answered > refused && refused > 0, "{answered} answered, {refused} refused");
 }
 
 /// Two ways to the same verdict: the judge of the SPEC, and reproduction by the SPEC's own behaviour.
@@ -100,15 +104,22 @@ fn random_sequences_visit_layers_grow_and_start_anew() {
 
 #[test]
 fn decode_steps_keep_the_keys_they_had() {
+    let (mut steps, mut others) = (0, 0);
     for sequence in sequences(&Capabilities::default(), 300) {
         for pair in sequence.calls.windows(2).filter(|pair| pair[0].layer == pair[1].layer) {
             let (before, after) = (pair[0].inputs.parts(), pair[1].inputs.parts());
             let (n, longer) = (before.k.dim().2, after.k.dim().2);
-            if longer == n + 1 {
-                assert_eq!(before.k, after.k.slice(ndarray::s![.., .., ..n, ..]), "{}", sequence.name);
+            if longer != n + 1 {
+                others += 1;
+                continue;
             }
+            steps += 1;
+            let kept = ndarray::s![.., .., ..n, ..];
+            assert_eq!(before.k, after.k.slice(kept), "{}", sequence.name);
+            assert_eq!(before.v, after.v.slice(kept), "{}", sequence.name);
         }
     }
+    assert!(steps > others && others > 0, "{steps} steps, {others} other pairs");
 }
 
 #[test]

@@ -67,14 +67,24 @@ class Author:
         attention.sorted_channel = torch.from_numpy(call.channels)
         attention.heavy_const, attention.group_factor = settings.heavy_size, settings.group_factor
         attention.label_bits = settings.label_bits
-        with export.observed(torch.Tensor, "masked_fill_") as drops, export.observed(torch, "matmul") as products, \
-                export.observed(self.author.module, "pseudo_quantize") as labels:
-            output, _, _ = attention(torch.empty(b, m, h * d, dtype=dtype), attention_mask=additive,
-                                     past_key_value=past, position_embeddings=(None, None))
+        with (
+            export.observed(torch.Tensor, "masked_fill_") as drops,
+            export.observed(torch, "matmul") as products,
+            export.observed(self.author.module, "pseudo_quantize") as labels,
+        ):
+            output, _, _ = attention(
+                torch.empty(b, m, h * d, dtype=dtype),
+                attention_mask=additive,
+                past_key_value=past,
+                position_embeddings=(None, None),
+            )
         (_, dropped, _), _, _ = drops[-1]
         # Where there are fewer candidates than H it keeps positions of score -inf, too, which weigh nothing.
         _, (_, _, scores), *_ = products
-        answer = {"mask": ~dropped & (scores + additive != -torch.inf), "output": output.reshape(b, m, h, d).transpose(1, 2)}
+        answer = {
+            "mask": ~dropped & (scores + additive != -torch.inf),
+            "output": output.reshape(b, m, h, d).transpose(1, 2),
+        }
         return answer | dict(zip(("q_labels", "k_labels"), (made for _, _, made in labels)))
 
 
@@ -85,10 +95,24 @@ def main():
     torch.set_num_threads(1)
     # Its channel files hold one row per query head: a shared row would reach the first head, the others stay dense.
     doublecheck.serve(
-        Author(checkout), name="andy-yang-1/DoubleSparse", version=export.commit_of(checkout), heads=["per-head"],
-        lacks=["previous", "weights", "earlier_maskers", "fractions", "dense_fallback", "dense_layers", "scaling",
-               "value_dim", "channels_per_kv_head", "channels_shared"],
-        refusals=(Exception,))  # any exception is loud
+        Author(checkout),
+        name="andy-yang-1/DoubleSparse",
+        version=export.commit_of(checkout),
+        heads=["per-head"],
+        lacks=[
+            "previous",
+            "weights",
+            "earlier_maskers",
+            "fractions",
+            "dense_fallback",
+            "dense_layers",
+            "scaling",
+            "value_dim",
+            "channels_per_kv_head",
+            "channels_shared",
+        ],
+        refusals=(Exception,),
+    )  # any exception is loud
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Serves sparse-attention-hub's attention with its Double Sparsity masker to `doublecheck check`.
 
 It runs ResearchAttention out of a checkout of xAlg-ai/sparse-attention-hub: one attention, and so one masker, for all
-layers and calls of a `configure`, as a model has it. Any exception counts as a refusal: it is loud. It has no setting for
-the dense fallback and no head modes. Needs what golden/export.py needs for it.
+layers and calls of a `configure`, as a model has it. Any exception counts as a refusal: it is loud. It has no setting
+for the dense fallback and no head modes. Needs what golden/export.py needs for it.
 """
 
 import argparse
@@ -29,7 +29,9 @@ class Hub:
         sys.path.insert(0, str(pathlib.Path(checkout).resolve()))
         from sparse_attention_hub.sparse_attention import research_attention
         from sparse_attention_hub.sparse_attention.research_attention.maskers.fixed.implementations import (
-            basic_fixed, double_sparsity_top_k)
+            basic_fixed,
+            double_sparsity_top_k,
+        )
         from sparse_attention_hub.sparse_attention.utils.mask import Mask
 
         self.research, self.basic, self.double_sparsity = research_attention, basic_fixed, double_sparsity_top_k
@@ -39,11 +41,18 @@ class Hub:
     def configure(self, instance):
         earlier = {"sink": self.basic.SinkMaskerConfig, "local": self.basic.LocalMaskerConfig}
         try:
-            configs = [earlier[kind](given["size"]) for masker in instance.earlier_maskers
-                       for kind, given in masker.items()]
-            configs.append(self.double_sparsity.DoubleSparsityTopKMaskerConfig(
-                heavy_size=instance.heavy_size, group_factor=instance.group_factor, label_bits=instance.label_bits,
-                channel_selection=instance.channel_selection, sorted_channel_file=instance.write_channel_file()))
+            configs = [
+                earlier[kind](given["size"]) for masker in instance.earlier_maskers for kind, given in masker.items()
+            ]
+            configs.append(
+                self.double_sparsity.DoubleSparsityTopKMaskerConfig(
+                    heavy_size=instance.heavy_size,
+                    group_factor=instance.group_factor,
+                    label_bits=instance.label_bits,
+                    channel_selection=instance.channel_selection,
+                    sorted_channel_file=instance.write_channel_file(),
+                )
+            )
             config = self.research.ResearchAttentionConfig(masker_configs=configs)
             self.attention = self.research.ResearchAttention.create_from_config(config)
         except ValueError as error:
@@ -74,8 +83,16 @@ class Hub:
         self.Mask.create_empty_mask = start  # it always begins with an empty mask
         with export.observed(self.double_sparsity, "pseudo_quantize") as labels:
             output, _ = self.attention.custom_attention(
-                module=self.module, queries=q, keys=k, values=v, attention_mask=additive, scaling=call.scaling,
-                dropout=0.0, sparse_meta_data={}, layer_idx=call.layer)
+                module=self.module,
+                queries=q,
+                keys=k,
+                values=v,
+                attention_mask=additive,
+                scaling=call.scaling,
+                dropout=0.0,
+                sparse_meta_data={},
+                layer_idx=call.layer,
+            )
         labels = dict(zip(("q_labels", "k_labels"), (made for _, _, made in labels)))
         return {"mask": self.made, "output": output.transpose(1, 2) if self.outputs else None, **labels}
 
@@ -88,10 +105,13 @@ def main():
     torch.set_num_threads(1)
     # Its channel files hold one row per head of the projection; a row for all heads is not among what it reads.
     doublecheck.serve(
-        Hub(arguments.checkout, not arguments.maskers_only), name="xAlg-ai/sparse-attention-hub",
-        version=export.commit_of(arguments.checkout), heads=["per-head"],
+        Hub(arguments.checkout, not arguments.maskers_only),
+        name="xAlg-ai/sparse-attention-hub",
+        version=export.commit_of(arguments.checkout),
+        heads=["per-head"],
         lacks=["dense_layers", "channels_shared", *(["output"] if arguments.maskers_only else [])],
-        refusals=(Exception,))  # any exception is loud
+        refusals=(Exception,),
+    )  # any exception is loud
 
 
 if __name__ == "__main__":

@@ -35,4 +35,4 @@ def mask(call):
 
 if __name__ == "__main__":
     doublecheck.serve(mask, name="numpy", dtypes=["f32"], heads=["per-head"],
-                      lacks=["earlier_maskers", "dense_fallback", "dense_layers", "refusals", "output"])
+                      lacks=["earlier_maskers", "dense_fallback", "dense_layers", "refusals", "output"])  # fmt: skip

@@ -94,18 +94,30 @@ mod tests {
         assert_eq!(quality(Measure::Accuracy, &items(&[0.0, 100.0, 100.0, 0.0])).value, 50.0);
     }
 
-    /// The standard error of a mean of n such units is 50 / √n, and 95 % lie within 1.96 of them.
+    /// The least k to which a share of the probability of a binomial variable (n, 1/2) belongs.
+    fn binomial_quantile(n: usize, share: f64) -> usize {
+        let mut log_probability = n as f64 * 0.5f64.ln();
+        let mut below = log_probability.exp();
+        let mut k = 0;
+        while below < share {
+            k += 1;
+            log_probability += ((n - k + 1) as f64 / k as f64).ln();
+            below += log_probability.exp();
+        }
+        k
+    }
+
+    /// A resample of n such units holds k right ones, k binomial (n, 1/2), so both ends follow exactly. The share of
+    /// resamples below an end is 2.5 % with a standard error of √(0.025 · 0.975 / 2000): 3 of them are allowed, which chance
+    /// exceeds once in 370 times.
     #[rstest]
-    #[case(100, 9.8)]
-    #[case(400, 4.9)]
-    #[case(1600, 2.45)]
-    fn the_interval_is_as_wide_as_the_normal_one_where_units_are_many(
-        #[case] units: usize,
-        #[case] half: f64,
-    ) {
+    fn both_ends_are_quantiles_of_the_binomial_distribution(#[values(100, 400, 1600)] units: usize) {
         let found = quality(Measure::Accuracy, &halves(units));
-        for side in [found.value - found.low, found.high - found.value] {
-            assert!((side / half - 1.0).abs() < 0.1, "{found:?}: {side} is not about {half}");
+        let allowed = 3.0 * (TAIL * (1.0 - TAIL) / RESAMPLES as f64).sqrt();
+        let [least, most] = [TAIL - allowed, TAIL + allowed]
+            .map(|share| 50.0 - 100.0 * binomial_quantile(units, share) as f64 / units as f64);
+        for half in [found.value - found.low, found.high - found.value] {
+            assert!(most <= half && half <= least, "{found:?}: {half} is not from {most} to {least}");
         }
     }
 
@@ -130,7 +142,10 @@ mod tests {
         let units = items(&[7.0, 87.0, 37.0, 72.0]);
         let found = against(Measure::F1, &units, &dense).unwrap();
         assert_eq!((found.value, found.low, found.high), (-3.0, -3.0, -3.0));
-        assert!(quality(Measure::F1, &units).high - quality(Measure::F1, &units).low > 20.0);
+        // Unpaired, both figures are uncertain.
+        for unpaired in [quality(Measure::F1, &units), quality(Measure::F1, &dense)] {
+            assert!(unpaired.low < unpaired.high, "{unpaired:?}");
+        }
     }
 
     #[test]
