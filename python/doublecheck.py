@@ -237,7 +237,17 @@ STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
 
 
 def serve(
-    subject, *, name=None, version=None, model=None, dtypes=None, heads=None, largest_keys=None, lacks=(), refusals=()
+    subject,
+    *,
+    name=None,
+    version=None,
+    model=None,
+    dtypes=None,
+    heads=None,
+    largest_keys=None,
+    domain=None,
+    lacks=(),
+    refusals=(),
 ):
     """Answers questions until the suite says bye or its end of the input closes.
 
@@ -253,6 +263,7 @@ def serve(
         "dtypes": dtypes,
         "heads": heads,
         "largest_keys": largest_keys,
+        "domain": domain,
         "lacks": list(lacks),
     }
     hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}

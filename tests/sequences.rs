@@ -1,10 +1,12 @@
-//! Sequences of calls: what random ones are like, that the lowered form of the SPEC is the SPEC, that each call is judged as
+//! Sequences of calls: what random ones are like, that the prediction of the SPEC is the SPEC, that each call is judged as
 //! the case it would be alone, and that sequences survive a round trip through a file.
 
 use std::collections::BTreeSet;
 
 use doublecheck::Subject;
+use doublecheck::algorithm::HeavySize;
 use doublecheck::behaviours::{Behaviour, CATALOGUE};
+use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::sequence_plan::sequence_plans;
 use doublecheck::cases::{Capabilities, CaseFile, Feature, NoAnswer, Reader, Sequence, file, profiles};
 use doublecheck::diagnosis::reproduction::reproduces;
@@ -22,7 +24,7 @@ fn sequences(capabilities: &Capabilities, count: usize) -> Vec<Sequence> {
 }
 
 #[test]
-fn the_lowered_form_of_the_spec_is_the_reference() {
+fn the_prediction_of_the_spec_is_the_reference() {
     let (mut answered, mut refused) = (0, 0);
     for sequence in sequences(&Capabilities::default(), 600) {
         let expected = ask(&mut Reference::default(), &sequence);
@@ -200,4 +202,51 @@ fn a_file_whose_calls_do_not_fit_together_is_refused() {
     let bytes = file::sequence_to_bytes(&sequence, "");
     let error = Reader::default().parse(&bytes, "uneven").unwrap_err().to_string();
     assert!(error.contains("as in call_0"), "{error}");
+}
+
+/// A kernel with fixed head dimensions and one query: nearly every draw can be asked, and all patterns that fit occur.
+#[test]
+fn draws_stay_inside_a_narrow_domain() {
+    let domain = serde_json::json!({
+        "head_dim": [128], "label_channels": [16], "queries": [1], "heavy_size": {"multiple_of": 64},
+        "keys": {"from": 64, "to": 131072}, "value_dim": "d",
+    });
+    let capabilities =
+        Capabilities { domains: domains_from_json(&domain).unwrap(), ..Capabilities::default() };
+    const DRAWS: usize = 400;
+    let mut runner = TestRunner::deterministic();
+    let plans = sequence_plans(&capabilities);
+    let drawn: Vec<Sequence> =
+        (0..DRAWS).map(|_| plans.new_tree(&mut runner).unwrap().current().sequence().unwrap()).collect();
+    let usable: Vec<&Sequence> = drawn.iter().filter(|sequence| capabilities.offers_all(sequence)).collect();
+    assert!(usable.len() * 100 >= 95 * DRAWS, "{} of {DRAWS}", usable.len());
+    for sequence in &usable {
+        assert!(capabilities.missing(sequence).is_empty());
+        let HeavySize::Count(heavy) = sequence.instance.selection.heavy_size else { panic!("a fraction") };
+        assert!(heavy.get().is_multiple_of(64));
+        for call in &sequence.calls {
+            let dims = call.inputs.dims();
+            assert_eq!((dims.head_dim, dims.value_dim, dims.queries), (128, 128, 1));
+        }
+    }
+    let several = usable.iter().filter(|sequence| sequence.calls.len() > 1).count();
+    let growing = |sequence: &&&Sequence| {
+        sequence.calls.windows(2).any(|pair| pair[0].inputs.dims().keys != pair[1].inputs.dims().keys)
+    };
+    let growing = usable.iter().filter(growing).count();
+    assert!(
+        several > DRAWS / 10 && growing > DRAWS / 40,
+        "{several} with several calls, {growing} of other lengths"
+    );
+}
+
+/// Alternatives: each of them is drawn, and a sequence fits one of them as a whole.
+#[test]
+fn alternatives_of_a_domain_are_all_drawn() {
+    let domain = serde_json::json!([{"head_dim": [64], "kv_heads": [1]}, {"head_dim": [8], "group": [1]}]);
+    let capabilities =
+        Capabilities { domains: domains_from_json(&domain).unwrap(), ..Capabilities::default() };
+    let drawn = sequences(&capabilities, 200);
+    let wide = drawn.iter().filter(|sequence| sequence.calls[0].inputs.dims().head_dim == 64).count();
+    assert!((40..=160).contains(&wide), "{wide} of 200");
 }

@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::sequence::{Call, Sequence};
+use super::domain::Domain;
+use super::sequence::{Call, Instance, Sequence};
 use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
+
+/// What [`Capabilities::missing`] calls a sequence that lies outside the domain.
+const OUTSIDE: &str = "outside the domain";
 
 /// A part of the contract that an implementation may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,6 +82,8 @@ pub struct Capabilities {
     pub first_layer: usize,
     /// What is left out.
     pub lacks: BTreeSet<Feature>,
+    /// Sizes and types that may be asked for: a call must fit one of these. Empty where everything may be.
+    pub domains: Vec<Domain>,
 }
 
 impl Default for Capabilities {
@@ -88,6 +94,7 @@ impl Default for Capabilities {
             largest_keys: None,
             first_layer: 0,
             lacks: BTreeSet::new(),
+            domains: Vec::new(),
         }
     }
 }
@@ -107,7 +114,28 @@ impl Capabilities {
             largest_keys: smaller(self.largest_keys, other.largest_keys),
             first_layer: self.first_layer.max(other.first_layer),
             lacks: self.lacks.union(&other.lacks).copied().collect(),
+            // Profiles restrict by what they lack; a domain is the subject's own.
+            domains: if self.domains.is_empty() { other.domains.clone() } else { self.domains.clone() },
         }
+    }
+
+    /// Whether everything that a sequence asks for is offered.
+    pub fn offers_all(&self, sequence: &Sequence) -> bool {
+        let calls = &sequence.calls;
+        self.heads.contains(&sequence.instance.selection.heads)
+            && calls.iter().all(|call| {
+                let keys = call.inputs.dims().keys;
+                self.dtypes.contains(&call.inputs.storage())
+                    && self.largest_keys.is_none_or(|largest| keys <= largest)
+                    && !self.is_outside(&sequence.instance, call)
+            })
+            && self.lacking(sequence).is_empty()
+    }
+
+    /// Whether a head dimension may come with a group factor, as far as the domain says.
+    pub fn allows_channels(&self, head_dim: usize, group_factor: usize) -> bool {
+        self.domains.is_empty()
+            || self.domains.iter().any(|domain| domain.allows_channels(head_dim, group_factor))
     }
 
     /// What a sequence asks for that is not offered, in words; empty where it may be asked.
@@ -125,8 +153,18 @@ impl Capabilities {
             if self.largest_keys.is_some_and(|largest| call.inputs.dims().keys > largest) {
                 missing.insert("largest_keys".into());
             }
+            if self.is_outside(instance, call) {
+                missing.insert(OUTSIDE.into());
+            }
         }
         missing.into_iter().collect()
+    }
+
+    /// Whether a call fits none of the domains. A call that must be refused has no number of label channels, and is judged by
+    /// the rest.
+    fn is_outside(&self, instance: &Instance, call: &Call) -> bool {
+        !self.domains.is_empty()
+            && !self.domains.iter().any(|domain| domain.outside(instance, call).is_empty())
     }
 
     fn lacking(&self, sequence: &Sequence) -> BTreeSet<Feature> {

@@ -4,6 +4,7 @@ pub mod activations;
 pub mod bundled;
 pub mod capabilities;
 pub mod case;
+pub mod domain;
 pub mod error;
 pub mod file;
 pub mod observation;
@@ -17,6 +18,7 @@ pub(crate) mod tensors;
 
 pub use capabilities::{Capabilities, Feature};
 pub use case::{Answer, AnsweredLabels, CalibrationCase, Case, Expectation, LabelCase, NoAnswer};
+pub use domain::{Constraint, Domain, Quantity};
 pub use error::Error;
 pub use file::{CaseFile, Reader, StoredSequence};
 pub use observation::Observation;

@@ -114,6 +114,19 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
         })
 }
 
+impl Pattern {
+    /// Queries and keys of each call, where the longest has `m` and `n`.
+    fn lengths(self, m: usize, n: usize) -> Vec<(usize, usize)> {
+        match self {
+            Self::Once => vec![(m, n)],
+            Self::Decode if n > 2 => vec![(m.min(n - 2), n - 2), (1, n - 1), (1, n)],
+            Self::LayersDecode if n > 1 => vec![(m.min(n - 1), n - 1), (1, n)],
+            Self::Restart => vec![(m, n), (m.min(n.div_ceil(2)), n.div_ceil(2))],
+            Self::Layers | Self::Decode | Self::LayersDecode => vec![(m, n)],
+        }
+    }
+}
+
 impl SequencePlan {
     /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
     fn restricted(mut self, capabilities: &Capabilities) -> Self {
@@ -175,6 +188,22 @@ impl SequencePlan {
         if !offered.contains(&plan.rows) && !offered.is_empty() {
             plan.rows = offered[pick(offered.len())];
         }
+        if !capabilities.domains.is_empty() {
+            let domain = &capabilities.domains[pick(capabilities.domains.len())];
+            plan.fit(domain);
+            if !self
+                .pattern
+                .lengths(plan.queries, plan.keys)
+                .iter()
+                .all(|&(m, n)| domain.allows_lengths(m, n))
+            {
+                self.pattern = if plan.seed.is_multiple_of(2) { Pattern::Layers } else { Pattern::Once };
+            }
+            // A group factor that does not divide d has no number of label channels that a domain could allow.
+            if self.flaw == Some(Flaw::GroupFactor) {
+                self.flaw = Some(Flaw::MissingLayer);
+            }
+        }
         if lacks(Feature::Sequences) {
             self.pattern = Pattern::Once;
         }
@@ -205,24 +234,23 @@ impl SequencePlan {
         let (m, n) = (self.plan.queries, self.plan.keys);
         let first = self.layers[0];
         let second = self.layers[1 % self.layers.len()];
-        let calls: Vec<(usize, u64, usize, usize)> = match self.pattern {
-            Pattern::Once => vec![(first, 0, m, n)],
-            Pattern::Layers => self.layers.iter().map(|&layer| (layer, 0, m, n)).collect(),
-            Pattern::Decode if n > 2 => {
-                vec![(first, 0, m.min(n - 2), n - 2), (first, 0, 1, n - 1), (first, 0, 1, n)]
+        let lengths = self.pattern.lengths(m, n);
+        let calls: Vec<(usize, u64, (usize, usize))> = match (self.pattern, lengths.len()) {
+            (Pattern::Layers, _) => self.layers.iter().map(|&layer| (layer, 0, lengths[0])).collect(),
+            (Pattern::Decode | Pattern::LayersDecode, 1) => {
+                vec![(first, 0, lengths[0]), (second, 0, lengths[0])]
             }
-            Pattern::LayersDecode if n > 1 => {
-                let before = |layer| (layer, 0, m.min(n - 1), n - 1);
-                vec![before(first), before(second), (first, 0, 1, n), (second, 0, 1, n)]
+            (Pattern::LayersDecode, _) => {
+                let visit = |length| [(first, 0, length), (second, 0, length)];
+                lengths.into_iter().flat_map(visit).collect()
             }
-            Pattern::Restart => {
-                let shorter = n.div_ceil(2);
-                vec![(first, 0, m, n), (first, 1, m.min(shorter), shorter)]
+            (Pattern::Restart, _) => vec![(first, 0, lengths[0]), (first, 1, lengths[1])],
+            (Pattern::Once | Pattern::Decode, _) => {
+                lengths.into_iter().map(|length| (first, 0, length)).collect()
             }
-            Pattern::Decode | Pattern::LayersDecode => vec![(first, 0, m, n), (second, 0, m, n)],
         };
         let calls = calls.into_iter().enumerate();
-        calls.map(|(step, (layer, text, m, n))| self.call(step, layer, text, m, n)).collect()
+        calls.map(|(step, (layer, text, (m, n)))| self.call(step, layer, text, m, n)).collect()
     }
 
     /// Keys and values of a layer and a text are the same however long the call; the rest is new each time.

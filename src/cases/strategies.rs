@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::case::Case;
+use super::domain::{Domain, Sizes};
 use super::recipe::Words;
 use super::sequence::{Call, EarlierMasker, Instance};
 use crate::algorithm::config::WindowConfig;
@@ -126,8 +127,11 @@ pub struct Plan {
     pub scaling: Option<f64>,
 }
 
+/// Domains may ask for more keys than this, but then rarely get more candidates than are selected.
+const MOST_HEAVY: usize = 1024;
+
 /// b, hk, g, m, n, r, G and dv.
-type Sizes = (usize, usize, usize, usize, usize, usize, GroupFactor, usize);
+type DrawnSizes = (usize, usize, usize, usize, usize, usize, GroupFactor, usize);
 
 /// Plans of every kind.
 pub fn plans() -> impl Strategy<Value = Plan> {
@@ -158,7 +162,7 @@ pub fn small_plans() -> impl Strategy<Value = Plan> {
     }))
 }
 
-fn plans_of(sizes: impl Strategy<Value = Sizes>) -> impl Strategy<Value = Plan> {
+fn plans_of(sizes: impl Strategy<Value = DrawnSizes>) -> impl Strategy<Value = Plan> {
     let selection = (
         prop_oneof![1..=16u64, select(vec![1u64, 2, 3, 4, 8, 15, 16, 16])]
             .prop_filter_map("1 to 16", |bits| LabelBits::new(bits).ok()),
@@ -327,6 +331,51 @@ impl Plan {
             return Ok(None);
         }
         Mask::from_weights(Array4::from_shape_fn(dims.mask_shape(), weight), dims).map(Some)
+    }
+
+    /// Moves sizes and type inside a domain.
+    pub(crate) fn fit(&mut self, domain: &Domain) {
+        let Sizes {
+            batch,
+            kv_heads,
+            group,
+            queries,
+            keys,
+            label_channels,
+            group_factor,
+            value_dim,
+            label_bits,
+        } = domain.fit(
+            Sizes {
+                batch: self.batch,
+                kv_heads: self.kv_heads,
+                group: self.group,
+                queries: self.queries,
+                keys: self.keys,
+                label_channels: self.label_channels,
+                group_factor: self.selection.group_factor.get(),
+                value_dim: self.value_dim,
+                label_bits: usize::from(self.selection.label_bits.get()),
+            },
+            self.seed,
+        );
+        (self.batch, self.kv_heads, self.group, self.queries, self.keys) =
+            (batch, kv_heads, group, queries, keys);
+        (self.label_channels, self.value_dim) = (label_channels, value_dim);
+        let Selection { group_factor: factor, label_bits: bits, .. } = self.selection;
+        self.selection.group_factor = GroupFactor::new(group_factor as u64).unwrap_or(factor);
+        self.selection.label_bits = LabelBits::new(label_bits as u64).unwrap_or(bits);
+        self.selection.heavy_size = domain.fit_heavy_size(self.selection.heavy_size, keys, self.seed);
+        // A domain with large heavy sizes only would rarely have more candidates than are selected.
+        if let HeavySize::Count(heavy) = self.selection.heavy_size
+            && heavy.get() >= self.keys
+            && !self.seed.is_multiple_of(4)
+            && heavy.get() <= MOST_HEAVY
+            && let Some(more) = domain.keys_above(heavy.get(), self.seed)
+        {
+            self.keys = more;
+        }
+        self.storage = domain.fit_dtype(self.storage, self.seed);
     }
 
     /// d = r · G.

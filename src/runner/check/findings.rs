@@ -45,9 +45,6 @@ impl Run<'_> {
         let (any_named, suspects) = (self.suspects.any_named(), self.suspects.all());
         let subject = &mut *self.subject;
         let mut fails = |candidate: &Sequence| {
-            if !capabilities.missing(candidate).is_empty() {
-                return false;
-            }
             let observation = ask(subject, candidate);
             let verdicts = judge_observation(&observation, model);
             let explained = |faults: &[&'static Fault]| {
@@ -57,7 +54,7 @@ impl Run<'_> {
                 && !declared.iter().any(|faults| explained(faults))
                 && !(any_named && explained(&suspects))
         };
-        shrink(sequence, self.shrinking, &mut fails)
+        shrink(sequence, self.shrinking, capabilities, &mut fails)
     }
 
     /// Names causes, and shows each by one finding.
@@ -144,16 +141,13 @@ impl Run<'_> {
             let must_show = shows_all(&finding.observation);
             let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
             let mut fails = |candidate: &Sequence| {
-                if !capabilities.missing(candidate).is_empty() {
-                    return false;
-                }
                 let observation = ask(subject, candidate);
                 judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
                     && reproduces(behaviour, &observation, model)
                     && (!must_show || shows_all(&observation))
             };
             let start = finding.observation.sequence.clone();
-            let shrunk = shrink(start, self.shrinking, &mut fails);
+            let shrunk = shrink(start, self.shrinking, capabilities, &mut fails);
             let observation = ask(self.subject, &shrunk.sequence);
             if first_failure(&judge_observation(&observation, model)).is_none() {
                 continue;

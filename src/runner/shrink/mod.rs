@@ -12,7 +12,7 @@ use self::reductions::{
     without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_value_dims,
 };
 use crate::algorithm::{HeavySize, LabelBits};
-use crate::cases::Sequence;
+use crate::cases::{Capabilities, Sequence};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
@@ -42,9 +42,15 @@ pub struct Shrunk {
     pub seconds: f64,
 }
 
-/// Shrinks a sequence for which `fails` is true.
-pub fn shrink(sequence: Sequence, limits: Limits, fails: &mut dyn FnMut(&Sequence) -> bool) -> Shrunk {
-    let mut search = Search { current: sequence, limits, start: Instant::now(), tries: 0, fails };
+/// Shrinks a sequence for which `fails` is true, to what a subject of these capabilities may be asked.
+pub fn shrink(
+    sequence: Sequence,
+    limits: Limits,
+    capabilities: &Capabilities,
+    fails: &mut dyn FnMut(&Sequence) -> bool,
+) -> Shrunk {
+    let mut search =
+        Search { current: sequence, limits, capabilities, start: Instant::now(), tries: 0, fails };
     while search.round() && !search.exhausted() {}
     let finished = !search.exhausted();
     Shrunk {
@@ -58,6 +64,7 @@ pub fn shrink(sequence: Sequence, limits: Limits, fails: &mut dyn FnMut(&Sequenc
 struct Search<'a> {
     current: Sequence,
     limits: Limits,
+    capabilities: &'a Capabilities,
     start: Instant,
     tries: usize,
     fails: &'a mut dyn FnMut(&Sequence) -> bool,
@@ -98,7 +105,7 @@ impl Search<'_> {
         let Some(candidate) = candidate else {
             return false;
         };
-        if self.exhausted() {
+        if self.exhausted() || !self.capabilities.offers_all(&candidate) {
             return false;
         }
         self.tries += 1;
@@ -205,7 +212,7 @@ impl Search<'_> {
             if self.exhausted() {
                 return false;
             }
-            if kept.is_empty() {
+            if kept.is_empty() || !self.capabilities.allows_channels(kept.len(), group_factor) {
                 continue;
             }
             kept.sort_unstable();

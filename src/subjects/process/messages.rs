@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Storage};
+use crate::cases::domain::domains_from_json;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
     Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Kept, LabelRounding,
@@ -235,6 +236,7 @@ struct HelloFields {
     heads: Option<Vec<HeadMode>>,
     largest_keys: Option<usize>,
     lacks: Option<Vec<Feature>>,
+    domain: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -269,6 +271,7 @@ impl HelloFields {
                 heads: not_empty("heads", self.heads, everything.heads)?,
                 largest_keys: self.largest_keys,
                 lacks: self.lacks.unwrap_or_default().into_iter().collect(),
+                domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
                 ..Capabilities::default()
             },
         })
