@@ -8,6 +8,7 @@ use ndarray::Array4;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::capabilities::{Capabilities, Feature};
 use super::case::{Case, EarlierMasker, Settings};
 use super::recipe::Words;
 use crate::algorithm::config::WindowConfig;
@@ -255,6 +256,68 @@ pub fn cases() -> impl Strategy<Value = Case> {
 }
 
 impl Plan {
+    /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
+    pub fn restricted(self, capabilities: &Capabilities) -> Self {
+        let lacks = |feature| !capabilities.offers(feature);
+        let seed = self.seed;
+        let mut plan = self;
+        let pick = |count: usize| seed as usize % count.max(1);
+        if !capabilities.dtypes.contains(&plan.storage) && !capabilities.dtypes.is_empty() {
+            plan.storage = capabilities.dtypes[pick(capabilities.dtypes.len())];
+        }
+        if !capabilities.heads.contains(&plan.heads) && !capabilities.heads.is_empty() {
+            plan.heads = capabilities.heads[pick(capabilities.heads.len())];
+        }
+        plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
+        plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
+        plan.batch = if lacks(Feature::Batch) { 1 } else { plan.batch };
+        plan.causal = plan.causal || lacks(Feature::NotCausal);
+        plan.dense_fallback = plan.dense_fallback && !lacks(Feature::DenseFallback);
+        if lacks(Feature::GroupedHeads) {
+            (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
+        }
+        if lacks(Feature::AttentionMask) {
+            plan.additive = Additive::Absent;
+        }
+        if lacks(Feature::EmptyRows) && plan.additive == Additive::ExcludingRows {
+            plan.additive = Additive::Finite;
+        }
+        plan.previous = match plan.previous {
+            _ if lacks(Feature::Previous) => Previous::Absent,
+            Previous::Weighted if lacks(Feature::Weights) => Previous::Some,
+            Previous::FullWeighted if lacks(Feature::Weights) => Previous::Full,
+            previous => previous,
+        };
+        if lacks(Feature::EarlierMaskers) {
+            plan.earlier_maskers.clear();
+        }
+        if let (HeavySize::Fraction(_), true) = (plan.heavy_size, lacks(Feature::Fractions)) {
+            plan.heavy_size = HeavySize::count(plan.heavy_size.resolve(plan.keys)).unwrap_or(plan.heavy_size);
+        }
+        if lacks(Feature::Scaling) {
+            plan.scaling = None;
+        }
+        if lacks(Feature::ValueDim) {
+            plan.value_dim = plan.label_channels * plan.group_factor;
+        }
+        if lacks(Feature::NotQuantised) && plan.label_bits == 16 {
+            plan.label_bits = 4;
+        }
+        if lacks(Feature::Quantised) {
+            plan.label_bits = 16;
+        }
+        let rows = [
+            (Rows::PerHead, Feature::ChannelsPerHead),
+            (Rows::PerKvHead, Feature::ChannelsPerKvHead),
+            (Rows::Shared, Feature::ChannelsShared),
+        ];
+        let offered: Vec<Rows> = rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
+        if !offered.contains(&plan.rows) && !offered.is_empty() {
+            plan.rows = offered[pick(offered.len())];
+        }
+        plan
+    }
+
     /// The case. Errors: none for plans made by [`plans`]; those of [`Inputs::new`] otherwise.
     pub fn case(&self) -> Result<Case, Error> {
         let heads = self.kv_heads * self.group;
