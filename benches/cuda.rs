@@ -14,7 +14,8 @@ use doublecheck::algorithm::{
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
-use doublecheck::runner::verify::{VerifyOptions, random_cases, verify};
+use doublecheck::runner::random::{VerifyOptions, random_cases};
+use doublecheck::runner::verify::verify;
 use doublecheck::subjects::Subject;
 use doublecheck::subjects::torch::masker::{Layer, Masker};
 use doublecheck::subjects::torch::{DeviceChoice, Torch, attention, device};

@@ -13,7 +13,8 @@ use doublecheck::cases::strategies::small_plans;
 use doublecheck::cases::{Answer, Call, Case, Instance, NoAnswer, Sequence};
 use doublecheck::runner::check::{self, check};
 use doublecheck::runner::faults::fault_result;
-use doublecheck::runner::verify::{VerifyOptions, small_cases, verify};
+use doublecheck::runner::random::{VerifyOptions, small_cases};
+use doublecheck::runner::verify::verify;
 use doublecheck::subjects::{Engine, Reference, Subject};
 use doublecheck::verdicts::judge::judge_call;
 use proptest::strategy::{Strategy, ValueTree};
@@ -29,7 +30,7 @@ fn random<S: Subject>(
     let random_cases = if testing() { 50 } else { cases };
     let report = small_cases(new_subject, VerifyOptions { random_cases, seed: 0 })?;
     if let Some(finding) = report.finding {
-        return Err(format!("{name} diverges: {}", finding.explanations.join("; ")).into());
+        return Err(format!("{name} diverges: {}", finding.join("; ")).into());
     }
     figure(&format!("small random cases, {name}"), report.cases as f64 / report.seconds, "cases/s");
     Ok(())

@@ -8,7 +8,7 @@ use doublecheck::behaviours::Fault;
 use doublecheck::cases::Case;
 use doublecheck::cases::RoundingModel;
 use doublecheck::cases::strategies::{cases, small_plans};
-use doublecheck::runner::verify::{VerifyOptions, small_cases};
+use doublecheck::runner::random::{VerifyOptions, small_cases};
 use doublecheck::subjects::{Faulty, Reference};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
@@ -172,6 +172,6 @@ fn small_cases_pass_the_reference_and_catch_a_fault() {
 
     let faults = Fault::find_all("fills-up");
     let report = small_cases(|| Ok::<_, Infallible>(Faulty::new(&faults)), options).unwrap();
-    let smallest = report.finding.unwrap().explanations[1].clone();
+    let smallest = report.finding.unwrap()[1].clone();
     assert!(smallest.contains("smallest plan"), "{smallest}");
 }

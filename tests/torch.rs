@@ -13,7 +13,8 @@ use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Case, Kept, NoAnswer, RoundingModel};
 use doublecheck::reports::verify as text;
-use doublecheck::runner::verify::{VerifyOptions, random_cases, verify};
+use doublecheck::runner::random::{VerifyOptions, random_cases};
+use doublecheck::runner::verify::verify;
 use doublecheck::subjects::torch::cache::LabelCache;
 use doublecheck::subjects::torch::{DeviceChoice, Torch, TorchCache, device};
 use doublecheck::subjects::{Reference, Subject};
@@ -81,7 +82,7 @@ fn random(torch: &mut dyn Subject) -> Outcome {
     let report = random_cases(torch, VerifyOptions { random_cases: cases(2000), seed: 1 });
     match report.finding {
         None => Ok(()),
-        Some(finding) => Err(finding.explanations.join("\n").into()),
+        Some(finding) => Err(finding.join("\n").into()),
     }
 }
 

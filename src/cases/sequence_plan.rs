@@ -13,8 +13,7 @@ use super::recipe::mix;
 use super::sequence::{Call, Instance, Sequence};
 use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, plans};
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs,
-    LabelBits,
+    ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, InputParts, Inputs,
 };
 
 /// Which calls are made.
@@ -130,74 +129,12 @@ impl Pattern {
 impl SequencePlan {
     /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
     fn restricted(mut self, capabilities: &Capabilities) -> Self {
+        self.plan = self.plan.restricted(capabilities);
         let lacks = |feature| !capabilities.offers(feature);
-        let plan = &mut self.plan;
-        let pick = |count: usize| plan.seed as usize % count.max(1);
-        if !capabilities.dtypes.contains(&plan.storage) && !capabilities.dtypes.is_empty() {
-            plan.storage = capabilities.dtypes[pick(capabilities.dtypes.len())];
-        }
-        if !capabilities.heads.contains(&plan.selection.heads) && !capabilities.heads.is_empty() {
-            plan.selection.heads = capabilities.heads[pick(capabilities.heads.len())];
-        }
-        plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
-        plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
-        plan.batch = if lacks(Feature::Batch) { 1 } else { plan.batch };
-        plan.causal = plan.causal || lacks(Feature::NotCausal);
-        plan.selection.dense_fallback = plan.selection.dense_fallback && !lacks(Feature::DenseFallback);
-        if lacks(Feature::GroupedHeads) {
-            (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
-        }
-        if lacks(Feature::AttentionMask) {
-            plan.additive = AdditiveMask::Absent;
-        }
-        if lacks(Feature::EmptyRows) && plan.additive == AdditiveMask::ExcludingRows {
-            plan.additive = AdditiveMask::Finite;
-        }
-        plan.previous = match plan.previous {
-            _ if lacks(Feature::Previous) => Previous::Absent,
-            Previous::Weighted if lacks(Feature::Weights) => Previous::Some,
-            Previous::FullWeighted if lacks(Feature::Weights) => Previous::Full,
-            previous => previous,
-        };
-        if lacks(Feature::EarlierMaskers) {
-            plan.earlier_maskers.clear();
-        }
-        if let (HeavySize::Fraction(_), true) = (plan.selection.heavy_size, lacks(Feature::Fractions)) {
-            plan.selection.heavy_size = HeavySize::count(plan.selection.heavy_size.resolve(plan.keys))
-                .unwrap_or(plan.selection.heavy_size);
-        }
-        if lacks(Feature::Scaling) {
-            plan.scaling = None;
-        }
-        if lacks(Feature::ValueDim) {
-            plan.value_dim = plan.head_dim();
-        }
-        if lacks(Feature::NotQuantised) && !plan.selection.label_bits.quantises() {
-            plan.selection.label_bits = LabelBits::default();
-        }
-        if lacks(Feature::Quantised) {
-            plan.selection.label_bits = LabelBits::UNQUANTISED;
-        }
-        let rows = [
-            (ChannelRows::PerHead, Feature::ChannelsPerHead),
-            (ChannelRows::PerKvHead, Feature::ChannelsPerKvHead),
-            (ChannelRows::Shared, Feature::ChannelsShared),
-        ];
-        let offered: Vec<ChannelRows> =
-            rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
-        if !offered.contains(&plan.rows) && !offered.is_empty() {
-            plan.rows = offered[pick(offered.len())];
-        }
-        if !capabilities.domains.is_empty() {
-            let domain = &capabilities.domains[pick(capabilities.domains.len())];
-            plan.fit(domain);
-            if !self
-                .pattern
-                .lengths(plan.queries, plan.keys)
-                .iter()
-                .all(|&(m, n)| domain.allows_lengths(m, n))
-            {
-                self.pattern = if plan.seed.is_multiple_of(2) { Pattern::Layers } else { Pattern::Once };
+        if let Some(domain) = self.plan.domain_of(capabilities) {
+            let lengths = self.pattern.lengths(self.plan.queries, self.plan.keys);
+            if !lengths.iter().all(|&(m, n)| domain.allows_lengths(m, n)) {
+                self.pattern = if self.plan.seed.is_multiple_of(2) { Pattern::Layers } else { Pattern::Once };
             }
             // A group factor that does not divide d has no number of label channels that a domain could allow.
             if self.flaw == Some(Flaw::GroupFactor) {

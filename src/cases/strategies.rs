@@ -8,6 +8,7 @@ use ndarray::Array4;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::capabilities::{Capabilities, Feature};
 use super::case::Case;
 use super::domain::{Domain, Sizes};
 use super::recipe::Words;
@@ -253,6 +254,80 @@ pub fn cases() -> impl Strategy<Value = Case> {
 }
 
 impl Plan {
+    /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
+    pub fn restricted(self, capabilities: &Capabilities) -> Self {
+        let lacks = |feature| !capabilities.offers(feature);
+        let seed = self.seed;
+        let mut plan = self;
+        let pick = |count: usize| seed as usize % count.max(1);
+        if !capabilities.dtypes.contains(&plan.storage) && !capabilities.dtypes.is_empty() {
+            plan.storage = capabilities.dtypes[pick(capabilities.dtypes.len())];
+        }
+        if !capabilities.heads.contains(&plan.selection.heads) && !capabilities.heads.is_empty() {
+            plan.selection.heads = capabilities.heads[pick(capabilities.heads.len())];
+        }
+        plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
+        plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
+        plan.batch = if lacks(Feature::Batch) { 1 } else { plan.batch };
+        plan.causal = plan.causal || lacks(Feature::NotCausal);
+        plan.selection.dense_fallback = plan.selection.dense_fallback && !lacks(Feature::DenseFallback);
+        if lacks(Feature::GroupedHeads) {
+            (plan.kv_heads, plan.group) = (plan.kv_heads * plan.group, 1);
+        }
+        if lacks(Feature::AttentionMask) {
+            plan.additive = AdditiveMask::Absent;
+        }
+        if lacks(Feature::EmptyRows) && plan.additive == AdditiveMask::ExcludingRows {
+            plan.additive = AdditiveMask::Finite;
+        }
+        plan.previous = match plan.previous {
+            _ if lacks(Feature::Previous) => Previous::Absent,
+            Previous::Weighted if lacks(Feature::Weights) => Previous::Some,
+            Previous::FullWeighted if lacks(Feature::Weights) => Previous::Full,
+            previous => previous,
+        };
+        if lacks(Feature::EarlierMaskers) {
+            plan.earlier_maskers.clear();
+        }
+        if let (HeavySize::Fraction(_), true) = (plan.selection.heavy_size, lacks(Feature::Fractions)) {
+            plan.selection.heavy_size = HeavySize::count(plan.selection.heavy_size.resolve(plan.keys))
+                .unwrap_or(plan.selection.heavy_size);
+        }
+        if lacks(Feature::Scaling) {
+            plan.scaling = None;
+        }
+        if lacks(Feature::ValueDim) {
+            plan.value_dim = plan.head_dim();
+        }
+        if lacks(Feature::NotQuantised) && !plan.selection.label_bits.quantises() {
+            plan.selection.label_bits = LabelBits::default();
+        }
+        if lacks(Feature::Quantised) {
+            plan.selection.label_bits = LabelBits::UNQUANTISED;
+        }
+        let rows = [
+            (ChannelRows::PerHead, Feature::ChannelsPerHead),
+            (ChannelRows::PerKvHead, Feature::ChannelsPerKvHead),
+            (ChannelRows::Shared, Feature::ChannelsShared),
+        ];
+        let offered: Vec<ChannelRows> =
+            rows.into_iter().filter(|(_, f)| !lacks(*f)).map(|(rows, _)| rows).collect();
+        if !offered.contains(&plan.rows) && !offered.is_empty() {
+            plan.rows = offered[pick(offered.len())];
+        }
+        if let Some(domain) = plan.domain_of(capabilities) {
+            let domain = domain.clone();
+            plan.fit(&domain);
+        }
+        plan
+    }
+
+    /// The alternative of the domain that this plan has to fit.
+    pub(crate) fn domain_of<'a>(&self, capabilities: &'a Capabilities) -> Option<&'a Domain> {
+        let domains = &capabilities.domains;
+        domains.get(self.seed as usize % domains.len().max(1))
+    }
+
     /// The case. Errors: none for plans made by [`plans`]; those of [`Inputs::new`] otherwise.
     pub fn case(&self) -> Result<Case, Error> {
         let heads = self.kv_heads * self.group;

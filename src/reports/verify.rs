@@ -8,12 +8,19 @@ use crate::verdicts::Sharpness;
 
 const FINDINGS_SHOWN: usize = 8;
 
+impl std::fmt::Display for VerifyReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&render(self, false))
+    }
+}
+
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &VerifyReport, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n\n", report.subject, report.rounding_model);
     if !report.groups.is_empty() {
         text += &groups(report, with_times);
         text += "Figures in pairs: stored expectation | subject.\n";
+        text += &left_out(report);
     }
     if !report.invariants.is_empty() {
         text += "\n";
@@ -33,24 +40,29 @@ pub fn render(report: &VerifyReport, with_times: bool) -> String {
     text
 }
 
+fn left_out(report: &VerifyReport) -> String {
+    if report.left_out.is_empty() {
+        return String::new();
+    }
+    let part = |(name, cases): (&String, &usize)| format!("{name} ({cases})");
+    let parts: Vec<_> = report.left_out.iter().map(part).collect();
+    format!("Not offered by the subject, with the number of cases that need it: {}.\n", parts.join(", "))
+}
+
 fn groups(report: &VerifyReport, with_times: bool) -> String {
-    let mut header = vec![
-        "group",
-        "cases",
-        "bit-exact",
-        "conforming",
-        "diverged",
-        "open keys/row",
-        "worst error/bound",
-        "widest bound",
-    ];
+    let mut header = vec!["group", "cases", "bit-exact", "conforming", "diverged"];
+    let not_offered = report.total().not_offered > 0;
+    if not_offered {
+        header.push("not offered");
+    }
+    header.extend(["open keys/row", "worst error/bound", "widest bound"]);
     if with_times {
         header.push("seconds");
     }
     let mut table = table(&header, 1);
     let total = report.total();
     for group in report.groups.iter().chain([&total]) {
-        table.add_row(group_row(group, with_times));
+        table.add_row(group_row(group, not_offered, with_times));
     }
     finished(&table)
 }
@@ -66,7 +78,7 @@ fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String 
     }
 }
 
-fn group_row(group: &Group, with_times: bool) -> Vec<String> {
+fn group_row(group: &Group, not_offered: bool, with_times: bool) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let mut row = vec![
         group.name.clone(),
@@ -74,10 +86,15 @@ fn group_row(group: &Group, with_times: bool) -> Vec<String> {
         group.bit_exact.to_string(),
         group.conforming.to_string(),
         group.diverged.to_string(),
+    ];
+    if not_offered {
+        row.push(group.not_offered.to_string());
+    }
+    row.extend([
         both(group, |sharpness| sharpness.open_per_row().map(|open| format!("{open:.3}"))),
         both(group, |sharpness| sharpness.worst_output_error.map(percent)),
         both(group, |sharpness| sharpness.widest_output_bound.map(|bound| format!("{bound:.0e}"))),
-    ];
+    ]);
     if with_times {
         row.push(format!("{:.2}", group.seconds));
     }
@@ -122,10 +139,10 @@ fn summary(report: &VerifyReport, with_times: bool) -> String {
     if total.not_offered > 0 {
         let _ = write!(text, "; {} not offered by the subject", total.not_offered);
     }
-    let random: usize = report.invariants.iter().map(|result| result.held).sum();
-    if random > 0 {
+    if !report.invariants.is_empty() {
         let failed = report.invariants.iter().filter(|result| result.failed).count();
-        let _ = write!(text, "; invariants held on {random} random cases, {failed} failed");
+        let (cases, checks) = (report.random_cases, report.checks());
+        let _ = write!(text, "; invariants: {cases} distinct random cases, {checks} checks, {failed} failed");
     }
     if with_times {
         let _ = write!(text, "; {:.1} s", report.seconds);

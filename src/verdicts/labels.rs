@@ -49,7 +49,8 @@ impl AllowedLabels {
 /// With u the unit roundoff, t = (x − lo)·(2^B − 1)/range carries the roundings of the subtraction, the range, the quotient or
 /// the reciprocal and product, and the final product: at most five, so |t̃ − t| ≤ γ_5·t, and a code c is possible where
 /// |c − t| ≤ 1/2 + γ_5·t. The label c·range/(2^B − 1) + lo carries four more on the product and one on the sum. The reciprocal
-/// of a large range may be subnormal and is then off by up to η absolutely, η·range relatively.
+/// of a large range may be subnormal and is then off by up to η absolutely, η·range relatively. What is rounded here in f64 is
+/// less than what γ_k exceeds (1 + u)^k − 1 by.
 fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approximate> {
     let lo = f64::from(row.iter().copied().fold(f32::INFINITY, f32::min));
     let hi = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
@@ -58,7 +59,8 @@ fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approxi
     let step = range / f64::from(bits.largest_code());
     let u = storage.unit_roundoff().max(U32);
     let reciprocal = underflow(storage) * range;
-    // Relative errors of scale and of its inverse; where the reciprocal may vanish, nothing is known of the codes.
+    // Relative errors of scale and of its inverse: 1 / (1 − x) ≤ 1 + 2x for x ≤ 1/2. Beyond, the reciprocal may vanish and
+    // nothing is known of the codes.
     let (scale_error, step_error) = if reciprocal < 0.5 {
         (gamma(5, u) + 2.0 * reciprocal, gamma(4, u) + 2.0 * reciprocal)
     } else {
@@ -76,7 +78,7 @@ fn rounded_labels(row: &[f32], bits: LabelBits, storage: Storage) -> Vec<Approxi
         };
         let low = lowest * step + lo - error(lowest);
         let high = highest * step + lo + error(highest);
-        Approximate::new((low + high) / 2.0, (high - low) / 2.0 * (1.0 + 1e-15))
+        Approximate::hull(low, high)
     };
     row.iter().map(label).collect()
 }

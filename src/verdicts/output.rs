@@ -8,8 +8,8 @@
 //! * differences w − max rounded, which moves the exponent by at most u·|w − max| for each of three roundings (the others
 //!   cover exp computed as exp2 of a product with a rounded constant); its max may be taken over all keys or over the attended
 //!   ones;
-//! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions), the division by the weight,
-//!   and in the storage model three roundings to the storage type: together a relative error ρ;
+//! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions), the division by the weight or
+//!   the product with its reciprocal, 2 units, and in the storage model three roundings to the storage type: together a relative error ρ;
 //! * underflow: an absolute error η/weight_j in e_j, where exp is taken relative to the largest logit of all keys.
 //!
 //! So its e_j is e_j(1 + ε_j) + a_j with |ε_j| ≤ r_j = e^δ_j(1 + ρ) − 1 and |a_j| ≤ η·s/weight_j, s = exp(max over all −
@@ -26,11 +26,13 @@
 //! that may have the storage type: one rounding.
 //!
 //! Nothing can be said of a row where a logit may be +∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
-//! largest number of the kept type.
+//! largest number of the kept type. Its exponentials are Σe·(1 + Q)·e^D in all at most, where D is how far its max may be off,
+//! and none is above 1/weight_j, as no logit of its own is above its max: Σe ≤ min(Σe·(1 + Q)·e^D, Σ 1/weight_j)·(1 + ρ)·(1 + σ),
+//! with σ the roundings of a sum from above; and so for Σe|v|, with S in the first and |v_j| in the second.
 
 use ndarray::{Array4, ArrayView2};
 
-use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, underflow};
+use super::bounds::{Approximate, Arithmetic, U32, gamma, recomputed_mean, underflow};
 use crate::algorithm::{Inputs, Mask, Row, Storage};
 use crate::cases::{Kept, RoundingModel};
 use crate::compute;
@@ -199,8 +201,15 @@ pub fn expected_row(
     if vanishing >= 1.0 {
         return unbounded();
     }
-    let own = gamma(n + q.len() + 16, U64) * (1.0 + over_all.abs() + max.abs());
+    let own = recomputed_mean(n);
     let sums = gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own;
+    // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.
+    let shifted = total * (1.0 + moved_sum) * widest.exp();
+    let largest_sum = arithmetic.kept.largest() / ((1.0 + rho) * (1.0 + sums));
+    let overflows = |size: f64, most: &dyn Fn() -> f64| shifted * size > largest_sum && most() > largest_sum;
+    if overflows(1.0, &|| (0..n).map(|j| 1.0 / weight(j)).sum()) {
+        return unbounded();
+    }
     let output_type = match model.kept {
         Kept::F32 => inputs.storage(),
         Kept::Storage => arithmetic.kept,
@@ -225,7 +234,7 @@ pub fn expected_row(
             } else {
                 (farthest, largest)
             };
-            if 1.01 * total * size.max(1.0) * (1.0 + moved_sum) > arithmetic.kept.largest() {
+            if overflows(size, &|| (0..n).map(|j| v(j).abs() / weight(j)).sum()) {
                 return Approximate::new(value, f64::INFINITY);
             }
             let rounded = sums * size + eta * plain + scale * (1.0 + value.abs());

@@ -38,12 +38,20 @@ fn summary(report: &VerifyReport) -> Markup {
         ));
     }
     if total.not_offered > 0 {
-        lines.push(("Not offered by the subject", html! { (counted(total.not_offered, "case", "cases")) }));
+        let parts = report.left_out.iter().map(|(name, cases)| format!("{name} ({cases})"));
+        let parts = parts.collect::<Vec<_>>().join(", ");
+        lines.push((
+            "Not offered by the subject",
+            html! { (counted(total.not_offered, "case", "cases")) ": " (parts) },
+        ));
     }
-    let held: usize = report.invariants.iter().map(|result| result.held).sum();
     let failed = report.invariants.iter().filter(|result| result.failed).count();
-    if held > 0 {
-        lines.push(("Invariants", html! { "held on " (held) " random cases, " (failed) " failed" }));
+    if !report.invariants.is_empty() {
+        let (cases, checks) = (report.random_cases, report.checks());
+        lines.push((
+            "Invariants",
+            html! { (cases) " distinct random cases, " (checks) " checks, " (failed) " failed" },
+        ));
     }
     lines.push(("Time", html! { (format!("{:.1} s", report.seconds)) }));
     html! { section #summary { h2 { "Summary" } (facts(&lines)) } }
@@ -90,6 +98,7 @@ fn groups(report: &VerifyReport) -> Markup {
         "bit-exact",
         "conforming",
         "diverged",
+        "not offered",
         "open keys/row",
         "worst error/bound",
         "widest bound",
@@ -120,6 +129,7 @@ fn group_row(group: &Group) -> Markup {
             th.text scope="row" { (group.name) }
             td { (group.cases) } td { (group.bit_exact) } td { (group.conforming) }
             @if group.diverged > 0 { td.wrong { "✗ " (group.diverged) } } @else { td { "0" } }
+            td { (group.not_offered) }
             td { (both(group, |sharpness| sharpness.open_per_row().map(|open| format!("{open:.3}")))) }
             td { (both(group, |sharpness| sharpness.worst_output_error.map(percent))) }
             td { (both(group, |sharpness| sharpness.widest_output_bound.map(|bound| format!("{bound:.0e}")))) }

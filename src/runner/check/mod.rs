@@ -8,10 +8,10 @@ mod run;
 mod suspects;
 
 use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 pub use self::report::{Finding, Report, Size};
 use self::run::Run;
+use super::random::test_runner;
 use super::shrink::Limits;
 use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
@@ -112,11 +112,4 @@ pub fn check_with_progress(
 /// ```
 pub fn check(subject: &mut dyn Subject, options: &Options) -> Report {
     check_with_progress(subject, options, &mut |_, _, _| {})
-}
-
-fn test_runner(seed: u64) -> TestRunner {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    TestRunner::new_with_rng(Config { failure_persistence: None, ..Config::default() }, rng)
 }

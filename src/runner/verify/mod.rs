@@ -4,40 +4,29 @@
 mod report;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
-use proptest::strategy::Strategy;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use rayon::prelude::*;
-
 pub use self::report::{Group, InvariantResult, VerifyFinding, VerifyReport};
+pub use super::random::VerifyOptions;
+use super::random::{answer, for_each_case};
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
 use crate::cases::recipe::mix;
-use crate::cases::strategies::{Plan, plans, small_plans};
+use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
-    Answer, CalibrationCase, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding, NoAnswer, Reader,
-    RoundingModel, Sequence,
+    Answer, CalibrationCase, Capabilities, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding,
+    NoAnswer, Reader, RoundingModel, Sequence,
 };
-use crate::subjects::ask;
-use crate::subjects::{Reference, Subject};
+use crate::subjects::{Subject, ask};
 use crate::verdicts::calibration::judge_order;
-use crate::verdicts::invariants::{INVARIANTS, Implementation, Invariant, Outcome};
+use crate::verdicts::invariants::{Held, INVARIANTS, Implementation, Invariant};
 use crate::verdicts::judge::judge_observation;
-use crate::verdicts::judge::same_kind;
 use crate::verdicts::labels::judge_labels;
 use crate::verdicts::{Certificate, Sharpness, Verdict, judge};
-
-/// What to verify besides the files.
-#[derive(Debug, Clone, Copy)]
-pub struct VerifyOptions {
-    /// How many random cases each invariant gets; 0 leaves the invariants out.
-    pub random_cases: u32,
-    /// Of the random cases.
-    pub seed: u64,
-}
 
 /// Judges the files and the invariants. `progress` is called with the name of each step, of which there are as many as
 /// files, and one for each invariant.
@@ -57,10 +46,16 @@ pub fn verify(
     drop(reader);
     let mut invariants = Vec::new();
     if options.random_cases > 0 {
-        for invariant in INVARIANTS {
+        for (index, invariant) in (1..).zip(INVARIANTS) {
             progress(invariant.name);
-            invariants.push(run.invariant(invariant, options));
+            // Each has cases of its own.
+            let seed = mix(options.seed.wrapping_add(index));
+            invariants.push(run.invariant(invariant, VerifyOptions { seed, ..options }));
         }
+    }
+    let checks: usize = invariants.iter().map(InvariantResult::checks).sum();
+    if run.asked == 0 && checks == 0 && run.bad_inputs.is_empty() {
+        run.bad_inputs.push("cases: found none that the subject offers, expected at least one".into());
     }
     VerifyReport {
         version: env!("CARGO_PKG_VERSION"),
@@ -68,6 +63,8 @@ pub fn verify(
         rounding_model: run.subject.rounding_model().to_string(),
         groups: run.groups.into_values().collect(),
         invariants,
+        random_cases: run.random_cases.len(),
+        left_out: run.left_out,
         findings: run.findings,
         bad_inputs: run.bad_inputs,
         notes: run.notes,
@@ -75,161 +72,15 @@ pub fn verify(
     }
 }
 
-/// How a subject fared on random cases.
-#[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct RandomReport {
-    /// How many cases were judged.
-    pub cases: usize,
-    /// How many of them had to be refused, and were.
-    pub refused: usize,
-    /// In how many the mask equals the reference's.
-    pub masks_equal: usize,
-    /// How many rows of labels were compared bit for bit with the reference's.
-    pub label_rows: usize,
-    /// How sharp the verdicts were.
-    pub sharpness: Sharpness,
-    /// The first case that falls outside, shrunk.
-    pub finding: Option<VerifyFinding>,
-    /// Wall-clock time.
-    pub seconds: f64,
-}
-
-/// Judges a subject on random cases: its mask and output under its rounding model, what it refuses, and some labels of each
-/// case bit for bit. Stops at the first divergence and shrinks it.
-pub fn random_cases(subject: &mut dyn Subject, options: VerifyOptions) -> RandomReport {
-    random_cases_of(&plans(), subject, options, random_case)
-}
-
-/// Judges a subject on small random cases, on all cores: each has a subject of its own. Only mask and output are judged, as
-/// in `check`; nothing is compared with the reference beyond that. Each core stops at its first divergence and shrinks it. The
-/// same seed makes the same cases on as many cores.
-///
-/// Errors: those of `new_subject`.
-pub fn small_cases<S: Subject, E: Send>(
-    new_subject: impl Fn() -> Result<S, E> + Sync,
-    options: VerifyOptions,
-) -> Result<RandomReport, E> {
-    let start = Instant::now();
-    let cores = u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX);
-    let share = |core: u32| -> Result<RandomReport, E> {
-        let random_cases = options.random_cases / cores + u32::from(core < options.random_cases % cores);
-        let options = VerifyOptions { random_cases, seed: mix(options.seed.wrapping_add(u64::from(core))) };
-        Ok(random_cases_of(&small_plans(), &mut new_subject()?, options, |case, subject, report| {
-            judged(case, subject, report).map(drop)
-        }))
-    };
-    let reports = (0..cores).into_par_iter().map(share).collect::<Result<Vec<_>, E>>()?;
-    let mut whole = RandomReport { seconds: start.elapsed().as_secs_f64(), ..RandomReport::default() };
-    for report in reports {
-        whole.cases += report.cases;
-        whole.refused += report.refused;
-        whole.sharpness.add(&report.sharpness);
-        whole.finding = whole.finding.or(report.finding);
-    }
-    Ok(whole)
-}
-
-fn random_cases_of(
-    plans: &impl Strategy<Value = Plan>,
-    subject: &mut dyn Subject,
-    options: VerifyOptions,
-    judge_case: impl Fn(&Case, &mut dyn Subject, &mut RandomReport) -> Result<(), String>,
-) -> RandomReport {
-    let start = Instant::now();
-    let name = subject.name();
-    let report = RefCell::new(RandomReport::default());
-    let subject = RefCell::new(subject);
-    let outcome = test_runner(options).run(plans, |plan| {
-        let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
-        judge_case(&case, *subject.borrow_mut(), &mut report.borrow_mut()).map_err(TestCaseError::fail)
-    });
-    let mut report = report.into_inner();
-    report.finding = failure(outcome).map(|explanations| VerifyFinding {
-        case: "random case".into(),
-        who: format!("the answer of {name}"),
-        explanations,
-    });
-    report.seconds = start.elapsed().as_secs_f64();
-    report
-}
-
-/// The answer to one case, where it conforms.
-fn judged(
-    case: &Case,
-    subject: &mut dyn Subject,
-    report: &mut RandomReport,
-) -> Result<Result<Answer, NoAnswer>, String> {
-    let model = subject.rounding_model();
-    let certificate = Certificate::derive(&case.instance, &case.call, model);
-    let answer = subject.answer(case);
-    let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
-    if let Some(wrong) = verdict.explanations().into_iter().next() {
-        return Err(wrong);
-    }
-    report.cases += 1;
-    report.refused += usize::from(answer.is_err());
-    report.sharpness.add(&Sharpness::of(&verdict));
-    Ok(answer)
-}
-
-fn random_case(case: &Case, subject: &mut dyn Subject, report: &mut RandomReport) -> Result<(), String> {
-    let answer = judged(case, subject, report)?;
-    if let (Ok(answer), Ok(reference)) = (&answer, Reference::default().answer(case)) {
-        report.masks_equal += usize::from(answer.mask == reference.mask);
-    }
-    let dims = case.call.inputs.dims();
-    let Ok(label_channels) = case.instance.selection.group_factor.label_channels(dims.head_dim) else {
-        return Ok(());
-    };
-    let Ok(channels) = case.channels() else { return Ok(()) };
-    let channels = &channels.row(0, &dims)[..label_channels];
-    let (queries, keys) = (case.call.inputs.queries(0, 0), case.call.inputs.keys(0, 0));
-    for x in [queries.row(0), keys.row(0), keys.row(dims.keys - 1)] {
-        let row: Vec<f32> = channels.iter().map(|&channel| x[channel]).collect();
-        let (bits, storage) = (case.instance.selection.label_bits, case.call.inputs.storage());
-        if !bits.quantises() {
-            continue;
-        }
-        let (Some(found), Some(expected)) =
-            (subject.labels(&row, bits, storage), Reference::default().labels(&row, bits, storage))
-        else {
-            return Ok(());
-        };
-        report.label_rows += 1;
-        let of_bits = |labels: &[f32]| labels.iter().map(|label| label.to_bits()).collect::<Vec<_>>();
-        let equal = match (&found, &expected) {
-            (Ok(found), Ok(expected)) => of_bits(found) == of_bits(expected),
-            (Err(NoAnswer::Refused(found)), Err(NoAnswer::Refused(expected))) => same_kind(found, expected),
-            _ => false,
-        };
-        if !equal {
-            return Err(format!("labels of {row:?}: found {found:?}, expected {expected:?}"));
-        }
-    }
-    Ok(())
-}
-
-fn test_runner(options: VerifyOptions) -> TestRunner {
-    let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&options.seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let config = Config { cases: options.random_cases, failure_persistence: None, ..Config::default() };
-    TestRunner::new_with_rng(config, rng)
-}
-
-/// What failed, and the smallest plan that shows it.
-fn failure(outcome: Result<(), TestError<Plan>>) -> Option<Vec<String>> {
-    match outcome {
-        Ok(()) => None,
-        Err(TestError::Fail(reason, plan)) => {
-            Some(vec![reason.to_string(), format!("smallest plan: {plan:?}")])
-        }
-        Err(TestError::Abort(reason)) => Some(vec![format!("no random cases could be made: {reason}")]),
-    }
-}
-
 struct Run<'a> {
     subject: &'a mut dyn Subject,
+    capabilities: Capabilities,
+    /// Cases from files that the subject was asked.
+    asked: usize,
+    /// What kept the others from being asked, and how many.
+    left_out: BTreeMap<String, usize>,
+    /// Hashes of the plans that some invariant was checked on.
+    random_cases: HashSet<u64>,
     groups: BTreeMap<String, Group>,
     findings: Vec<VerifyFinding>,
     bad_inputs: Vec<String>,
@@ -244,7 +95,8 @@ struct Tally {
     recorded: bool,
     subject: Vec<String>,
     bit_exact: bool,
-    not_offered: bool,
+    /// What the case asks for and the subject does not offer; it was not asked then.
+    not_offered: Vec<String>,
     stored_sharpness: Sharpness,
     subject_sharpness: Sharpness,
 }
@@ -252,7 +104,11 @@ struct Tally {
 impl<'a> Run<'a> {
     fn new(subject: &'a mut dyn Subject) -> Self {
         Self {
+            capabilities: subject.capabilities(),
             subject,
+            asked: 0,
+            left_out: BTreeMap::new(),
+            random_cases: HashSet::new(),
             groups: BTreeMap::new(),
             findings: Vec::new(),
             bad_inputs: Vec::new(),
@@ -311,13 +167,18 @@ impl<'a> Run<'a> {
 
     fn count(&mut self, group: &str, case: &str, tally: Tally) {
         let conforms = tally.expectation.is_empty() && tally.subject.is_empty();
+        let asked = tally.not_offered.is_empty();
+        self.asked += usize::from(asked);
+        for missing in tally.not_offered {
+            *self.left_out.entry(missing).or_default() += 1;
+        }
         let group = self.group(group);
         group.cases += 1;
         group.bit_exact += usize::from(tally.bit_exact);
-        group.conforming += usize::from(conforms);
+        group.conforming += usize::from(conforms && asked);
         group.diverged += usize::from(!conforms);
         group.recorded += usize::from(tally.recorded);
-        group.not_offered += usize::from(tally.not_offered);
+        group.not_offered += usize::from(!asked);
         group.stored.add(&tally.stored_sharpness);
         group.subject.add(&tally.subject_sharpness);
         let subject = format!("the answer of {}", self.subject.name());
@@ -339,26 +200,43 @@ impl<'a> Run<'a> {
             ));
         }
         let mut tally = Tally::default();
-        let model = self.subject.rounding_model();
-        let certificate = Certificate::derive(&case.instance, &case.call, model);
         let stored = case.expectation.as_ref().map(|expectation| {
             let model = expectation.model.unwrap_or_default();
             judge_expectation(case, expectation, model, &mut tally)
         });
-        let answer = self.subject.answer(case);
-        if let (Some(Ok(stored)), Ok(answer)) = (&stored, &answer) {
+        let sequence = case.sequence().on_layers_from(self.capabilities.first_layer);
+        tally.not_offered = self.capabilities.missing(&sequence);
+        if !tally.not_offered.is_empty() {
+            return tally;
+        }
+        let model = self.subject.rounding_model();
+        let observation = ask(self.subject, &sequence);
+        let [answer] = &observation.answers[..] else {
+            return tally;
+        };
+        if let (Some(Ok(stored)), Ok(answer)) = (&stored, answer) {
             tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
         }
-        let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
+        let verdict = judge(
+            &case.instance,
+            &case.call,
+            answer,
+            model,
+            &Certificate::derive(&case.instance, &case.call, model),
+        );
         tally.subject_sharpness = Sharpness::of(&verdict);
         tally.subject = verdict.explanations();
         tally
     }
 
     fn stored_sequence(&mut self, sequence: &Sequence) -> Tally {
-        let observation = ask(self.subject, sequence);
+        let sequence = sequence.clone().on_layers_from(self.capabilities.first_layer);
+        let mut tally = Tally { not_offered: self.capabilities.missing(&sequence), ..Tally::default() };
+        if !tally.not_offered.is_empty() {
+            return tally;
+        }
+        let observation = ask(self.subject, &sequence);
         let verdicts = judge_observation(&observation, self.subject.rounding_model());
-        let mut tally = Tally::default();
         for (call, verdict) in verdicts.iter().enumerate() {
             tally.subject_sharpness.add(&Sharpness::of(verdict));
             tally.subject.extend(verdict.explanations().iter().map(|line| format!("call {call}: {line}")));
@@ -380,7 +258,7 @@ impl<'a> Run<'a> {
         for row in case.rows.outer_iter() {
             match self.subject.labels(&row.to_vec(), case.bits, case.storage) {
                 None => {
-                    tally.not_offered = true;
+                    tally.not_offered.push("labels".into());
                     return tally;
                 }
                 Some(labels) => answers.push(labels.ok()),
@@ -403,7 +281,7 @@ impl<'a> Run<'a> {
         let stored = lines(&Ok(case.channels.clone()));
         (tally.expectation, tally.recorded) = recorded(stored, case.known_divergence.as_deref());
         match self.subject.calibrate(case) {
-            None => tally.not_offered = true,
+            None => tally.not_offered.push("calibration".into()),
             Some(order) => {
                 tally.bit_exact = !tally.recorded && order.as_ref() == Ok(&case.channels);
                 tally.subject = lines(&order);
@@ -413,34 +291,37 @@ impl<'a> Run<'a> {
     }
 
     fn invariant(&mut self, invariant: &Invariant, options: VerifyOptions) -> InvariantResult {
-        let (held, not_applicable) = (RefCell::new(0), RefCell::new(0));
-        let model = self.subject.rounding_model();
+        let mut result = InvariantResult::new(invariant.name, invariant.source);
+        let (model, capabilities) = (self.subject.rounding_model(), &self.capabilities);
         let subject = RefCell::new(&mut *self.subject);
-        let outcome = test_runner(options).run(&plans(), |plan| {
-            let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
+        let check = |case: &Case| {
             let mut subject = subject.borrow_mut();
-            let mut answer = |case: &Case| subject.answer(case);
-            match (invariant.check)(&case, &mut Implementation { model, answer: &mut answer }) {
-                Ok(Outcome::Held) => *held.borrow_mut() += 1,
-                Ok(Outcome::NotApplicable) => *not_applicable.borrow_mut() += 1,
-                Err(wrong) => return Err(TestCaseError::fail(wrong)),
+            let mut answer = |case: &Case| answer(*subject, capabilities, case);
+            invariant.check(case, &mut Implementation { model, answer: &mut answer })
+        };
+        let count = |plan: &Plan, held: Option<Held>| {
+            match held {
+                Some(Held::NotApplicable) => return result.not_applicable += 1,
+                Some(Held::Yes) => result.held += 1,
+                None => result.failed = true,
             }
-            Ok(())
-        });
-        let failure = failure(outcome);
-        let failed = failure.is_some();
-        if let Some(explanations) = failure {
+            let mut hasher = DefaultHasher::new();
+            format!("{plan:?}").hash(&mut hasher);
+            self.random_cases.insert(hasher.finish());
+        };
+        let asked = for_each_case(plans(), capabilities, options, check, count);
+        if let Some(explanations) = asked.failure {
+            result.failed = true;
             let who = format!("an answer of {}", self.subject.name());
             let case = format!("invariant \"{}\" ({})", invariant.name, invariant.source);
             self.findings.push(VerifyFinding { case, who, explanations });
+        } else if asked.cases < options.random_cases {
+            self.bad_inputs.push(format!(
+                "random cases for \"{}\": found {} that the subject offers, expected {}",
+                invariant.name, asked.cases, options.random_cases
+            ));
         }
-        InvariantResult {
-            name: invariant.name.into(),
-            source: invariant.source.into(),
-            held: held.into_inner(),
-            not_applicable: not_applicable.into_inner(),
-            failed,
-        }
+        result
     }
 }
 

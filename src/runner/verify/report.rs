@@ -1,5 +1,7 @@
 //! What a verification found: cases by folder, random cases by invariant, and everything that falls outside.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::verdicts::Sharpness;
@@ -17,6 +19,10 @@ pub struct VerifyReport {
     pub groups: Vec<Group>,
     /// Random cases by invariant.
     pub invariants: Vec<InvariantResult>,
+    /// How many distinct random cases the invariants were checked on.
+    pub random_cases: usize,
+    /// Parts of the contract that the subject does not offer, and how many cases from files ask for each.
+    pub left_out: BTreeMap<String, usize>,
     /// Everything that falls outside.
     pub findings: Vec<VerifyFinding>,
     /// Files that could not be used.
@@ -35,6 +41,16 @@ impl VerifyReport {
             (true, false) => 1,
             (true, true) => 0,
         }
+    }
+
+    /// Whether everything conforms.
+    pub fn conforms(&self) -> bool {
+        self.exit_code() == 0
+    }
+
+    /// How often an invariant was checked on a random case that says something about it.
+    pub fn checks(&self) -> usize {
+        self.invariants.iter().map(InvariantResult::checks).sum()
     }
 
     /// The groups added up.
@@ -64,13 +80,14 @@ pub struct Group {
     pub cases: usize,
     /// In how many the subject's mask, labels or order equal the stored ones.
     pub bit_exact: usize,
-    /// In how many both the stored expectation and the subject conform.
+    /// In how many the subject was asked, and both it and the stored expectation conform.
     pub conforming: usize,
     /// In how many one of them does not.
     pub diverged: usize,
     /// How many stored expectations fall outside by a recorded row of SPEC §3, as they must.
     pub recorded: usize,
-    /// How many cases the subject has no function for.
+    /// How many cases the subject was not asked, as it does not offer what they ask for; their stored expectations are judged
+    /// all the same.
     pub not_offered: usize,
     /// How sharp the verdicts on stored expectations were.
     pub stored: Sharpness,
@@ -93,6 +110,17 @@ pub struct InvariantResult {
     pub not_applicable: usize,
     /// Whether it failed on some case.
     pub failed: bool,
+}
+
+impl InvariantResult {
+    pub(super) fn new(name: &str, source: &str) -> Self {
+        Self { name: name.into(), source: source.into(), held: 0, not_applicable: 0, failed: false }
+    }
+
+    /// On how many cases it was checked; the one on which it failed is the last.
+    pub fn checks(&self) -> usize {
+        self.held + usize::from(self.failed)
+    }
 }
 
 /// Something that falls outside.

@@ -1,0 +1,207 @@
+//! Single bounds from both sides: what is right stays inside, and an error of a few times the true rounding does not.
+
+use doublecheck::algorithm::quantize::quantize_in_place;
+use doublecheck::algorithm::{InputParts, Inputs, LabelBits, Mask, Storage};
+use doublecheck::cases::recipe::Words;
+use doublecheck::cases::{Accumulation, Kept, LabelRounding, RoundingModel};
+use doublecheck::verdicts::bounds::{Approximate, U32, U64, recomputed_mean};
+use doublecheck::verdicts::labels::rounded_rows;
+use doublecheck::verdicts::output::judge_output;
+use ndarray::{Array2, Array4};
+
+/// The whole interval is inside, and it is wider by no more than a few units of f64.
+#[test]
+fn a_hull_holds_its_ends_and_little_more() {
+    let words = Words::new(1, 0);
+    for i in 0..100_000 {
+        let exponent = |word: u64| 2.0f64.powi((word % 80) as i32 - 40);
+        let low = f64::from(words.value(4 * i)) * exponent(words.word(4 * i + 1));
+        let high = low + f64::from(words.value(4 * i + 2)).abs() * exponent(words.word(4 * i + 3));
+        let hull = Approximate::hull(low, high);
+        assert!(hull.low() <= low && hull.high() >= high, "{low:e} {high:e}");
+        let slack = 8.0 * U64 * low.abs().max(high.abs());
+        assert!(hull.low() >= low - slack && hull.high() <= high + slack, "{low:e} {high:e}");
+    }
+}
+
+/// A range so large that its reciprocal may vanish: the smallest number has code 0 all the same, the others have any.
+#[test]
+fn an_infinite_hull_is_any_number() {
+    for hull in [Approximate::hull(f64::NEG_INFINITY, f64::INFINITY), Approximate::hull(0.0, f64::INFINITY)] {
+        assert_eq!((hull.low(), hull.high()), (f64::NEG_INFINITY, f64::INFINITY));
+    }
+    let row = Array2::from_shape_vec((1, 3), vec![-1e38f32, 0.5e38, 1e38]).unwrap();
+    let allowed = rounded_rows(row.view(), LabelBits::new(4).unwrap(), Storage::F32);
+    assert!(allowed.at(0, 0).1 < 1e32);
+    for channel in 1..3 {
+        let (value, radius) = allowed.at(channel, 0);
+        assert!(value.is_finite() && radius == f64::INFINITY, "{value} ± {radius}");
+    }
+}
+
+/// Labels as SPEC §2.5 has them are inside; moved by a few roundings more than the bound's ten, they are outside.
+#[test]
+fn rounded_labels_hold_the_right_ones_and_no_others() {
+    let words = Words::new(2, 0);
+    let mut checked = 0;
+    for i in 0..2000 {
+        let storage = Storage::ALL[i as usize % Storage::ALL.len()];
+        let bits = LabelBits::new(1 + words.word(100_000 + i) % 4).unwrap();
+        let row: Vec<f32> = (0..8).map(|c| storage.round(words.value(8 * i + c))).collect();
+        let source = Array2::from_shape_vec((1, 8), row.clone()).unwrap();
+        let mut right = row.clone();
+        quantize_in_place(&mut right, bits, storage).unwrap();
+        let allowed = rounded_rows(source.view(), bits, storage);
+        let (low, high) = row.iter().fold((f32::MAX, f32::MIN), |(low, high), &x| (low.min(x), high.max(x)));
+        let step = f64::from(high - low) / f64::from(bits.largest_code());
+        for (channel, &label) in right.iter().enumerate() {
+            let (value, radius) = allowed.at(channel, 0);
+            assert!((f64::from(label) - value).abs() <= radius, "{label} outside {value} ± {radius}");
+            // Half way between two codes either is right.
+            if radius < step / 4.0 {
+                let size = f64::from(high - low) + f64::from(low.abs()).max(f64::from(high.abs()));
+                let error = 30.0 * storage.unit_roundoff().max(U32) * size;
+                assert!((f64::from(label) + error - value).abs() > radius, "{label} + {error} is let pass");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 8000, "{checked}");
+}
+
+/// n keys that all weigh 1, with values x, kept in f16: Σe·|v| = n·x.
+fn equal_keys(keys: usize, value: f32) -> (Inputs, Mask) {
+    let inputs = Inputs::new(InputParts {
+        q: Array4::zeros((1, 1, 1, 1)),
+        k: Array4::zeros((1, 1, keys, 1)),
+        v: Array4::from_elem((1, 1, keys, 1), value),
+        attention_mask: None,
+        causal: false,
+        storage: Storage::F16,
+        scaling: None,
+    })
+    .unwrap();
+    let mask = Mask::full(&inputs.dims());
+    (inputs, mask)
+}
+
+fn conforms(inputs: &Inputs, mask: &Mask, output: f32) -> bool {
+    let model =
+        RoundingModel { labels: LabelRounding::Exact, kept: Kept::Storage, accumulation: Accumulation::F32 };
+    let output = Array4::from_elem(inputs.dims().output_shape(), output);
+    judge_output(inputs, mask, &output, model).divergences.is_empty()
+}
+
+/// A numerator that cannot overflow in f16 must not be an infinity; one that may, may. The roundings that may carry it there are
+/// five of f16 and three of an exponential, 2^-11 each, and less than 2^-13 of the sum.
+#[test]
+fn a_sum_may_overflow_within_its_roundings_of_the_largest_number() {
+    let largest = Storage::F16.largest();
+    let keys = 1000;
+    let mut overflowed = 0;
+    for step in 0..200 {
+        let value = Storage::F16.round(62.0 + 0.03125 * step as f32);
+        let (inputs, mask) = equal_keys(keys, value);
+        let sum = keys as f64 * f64::from(value);
+        assert!(conforms(&inputs, &mask, value), "{value}");
+        let may_overflow = conforms(&inputs, &mask, f32::INFINITY);
+        // As an f16 kernel has it: the sum is rounded once.
+        if f64::from(Storage::F16.round(sum as f32)) > largest {
+            overflowed += 1;
+            assert!(may_overflow, "{value}");
+        }
+        if sum * (1.0 + 10.0 / 2048.0) < largest {
+            assert!(!may_overflow, "{value}");
+            assert!(!conforms(&inputs, &mask, value * (1.0 + 20.0 / 2048.0)), "{value}");
+        }
+    }
+    assert!(overflowed > 50, "{overflowed}");
+    // Σe alone overflows, whatever the values.
+    let (inputs, mask) = equal_keys(66_000, 0.0);
+    assert!(conforms(&inputs, &mask, f32::NAN));
+    let (inputs, mask) = equal_keys(64_000, 0.0);
+    assert!(!conforms(&inputs, &mask, f32::NAN));
+}
+
+/// Weights below 1 make larger exponentials.
+#[test]
+fn a_denominator_of_small_weights_may_overflow() {
+    let (inputs, _) = equal_keys(1000, 0.0);
+    for (weight, may_overflow) in [(1.0f32 / 64.0, false), (1.0 / 70.0, true)] {
+        let mask = Mask::from_weights(Array4::from_elem((1, 1, 1, 1000), weight), &inputs.dims()).unwrap();
+        assert_eq!(conforms(&inputs, &mask, f32::NAN), may_overflow, "{weight}");
+    }
+}
+
+/// A number in two parts, exact to about 2^-104.
+#[derive(Clone, Copy)]
+struct Double(f64, f64);
+
+impl Double {
+    fn sum(a: f64, b: f64) -> Self {
+        let sum = a + b;
+        let part = sum - a;
+        Self(sum, (a - (sum - part)) + (b - part))
+    }
+
+    fn plus(self, other: Self) -> Self {
+        let Self(high, low) = Self::sum(self.0, other.0);
+        Self::sum(high, low + self.1 + other.1)
+    }
+
+    fn times(self, other: Self) -> Self {
+        let product = self.0 * other.0;
+        let rest = self.0.mul_add(other.0, -product) + self.0 * other.1 + self.1 * other.0;
+        Self::sum(product, rest)
+    }
+
+    fn over(self, other: Self) -> Self {
+        let first = self.0 / other.0;
+        let rest = self.plus(other.times(Self(-first, 0.0)));
+        Self::sum(first, rest.0 / other.0)
+    }
+
+    /// By its series at x / 2^12, squared twelve times.
+    fn exp(self) -> Self {
+        let small = Self(self.0 / 4096.0, self.1 / 4096.0);
+        let mut sum = Self(1.0, 0.0);
+        for n in (1..=20).rev() {
+            sum = Self(1.0, 0.0).plus(small.times(sum).over(Self(f64::from(n), 0.0)));
+        }
+        for _ in 0..12 {
+            sum = sum.times(sum);
+        }
+        sum
+    }
+}
+
+/// Means in f64 as the verdict computes them, against the same in twice the precision.
+#[test]
+fn a_recomputed_mean_is_within_its_bound_and_the_bound_is_small() {
+    let words = Words::new(3, 0);
+    for terms in [1usize, 2, 7, 100, 1000] {
+        for round in 0..20u64 {
+            let at = |stream: u64, j: usize| f64::from(words.value(((round * 2 + stream) << 20) + j as u64));
+            let factor = [1.0, 30.0, 170.0][round as usize % 3];
+            let logits: Vec<f64> = (0..terms).map(|j| at(0, j) * factor).collect();
+            let values: Vec<f64> = (0..terms).map(|j| at(1, j)).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let e: Vec<f64> = logits.iter().map(|w| (w - max).exp()).collect();
+            let total: f64 = e.iter().sum();
+            let found: f64 = e.iter().zip(&values).map(|(e, v)| e / total * v).sum();
+            let (mut numerator, mut denominator, mut size) = (Double(0.0, 0.0), Double(0.0, 0.0), 0.0);
+            for (w, &v) in logits.iter().zip(&values) {
+                let e = Double::sum(*w, -max).exp();
+                numerator = numerator.plus(e.times(Double(v, 0.0)));
+                denominator = denominator.plus(e);
+                size += e.0 * v.abs();
+            }
+            let exact = numerator.over(denominator);
+            let error = ((found - exact.0) - exact.1).abs();
+            let bound = recomputed_mean(terms) * size / denominator.0;
+            assert!(error <= bound, "{terms} terms: {error:e}, bound {bound:e}");
+        }
+        // Far below one rounding of f32, which any output carries.
+        assert!(recomputed_mean(terms) < 1e-4 * U32 * terms.max(100) as f64);
+    }
+}
