@@ -13,6 +13,7 @@ pub mod cases;
 mod compute;
 pub mod diagnosis;
 pub mod engine;
+#[cfg(feature = "cli")]
 pub mod evaluation;
 #[cfg(feature = "torch")]
 pub mod model;

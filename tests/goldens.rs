@@ -17,7 +17,7 @@ const NO_RANDOM_CASES: VerifyOptions = VerifyOptions { random_cases: 0, seed: 0 
 
 #[test]
 fn every_bundled_case_conforms() {
-    let files = bundled::find(&bundled::folder()).unwrap();
+    let files = bundled::cases().unwrap();
     let report = verify(&files, &mut Reference::default(), NO_RANDOM_CASES, &mut |_| {});
     assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
 }
@@ -31,8 +31,8 @@ fn grid(
     #[values(128, 512, 1024)] heavy_size: usize,
 ) {
     let name = format!("n{keys}-g{group_factor}-b{label_bits}-h{heavy_size}.safetensors");
-    let path = bundled::folder().join("grid").join(&name);
-    let CaseFile::Attention(case) = Reader::default().read(&path, &name).unwrap() else {
+    let bytes = bundled::read(&format!("grid/{name}")).unwrap();
+    let CaseFile::Attention(case) = Reader::default().parse(&bytes, &name).unwrap() else {
         panic!("{name} is no case of an attention layer");
     };
     let dims = case.inputs.dims();
@@ -77,9 +77,9 @@ fn sequence_lines(sequence: &Sequence) -> String {
 fn what_the_reference_computes() {
     let mut reader = Reader::default();
     let mut groups = std::collections::BTreeMap::<String, String>::new();
-    for found in bundled::find(&bundled::folder()).unwrap() {
+    for found in bundled::cases().unwrap() {
         let text = groups.entry(found.group().to_owned()).or_default();
-        match reader.read(&found.path(), &found.name).unwrap() {
+        match reader.read_found(&found).unwrap() {
             CaseFile::Attention(case) => *text += &line(&case),
             CaseFile::Sequence(stored) => *text += &sequence_lines(&stored.sequence),
             CaseFile::Calibration(case) => {

@@ -1,12 +1,17 @@
 //! How results are told: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
+#[cfg(feature = "cli")]
 pub mod evaluation;
+#[cfg(feature = "cli")]
 pub mod faults;
+#[cfg(feature = "cli")]
 pub mod html;
 pub mod inspect;
 pub mod sequence;
+#[cfg(feature = "cli")]
 mod table;
+#[cfg(feature = "cli")]
 pub mod verify;
 
 /// A word for a shell, in quotes where it needs them.
