@@ -12,6 +12,7 @@ pub mod behaviours;
 pub mod cases;
 mod compute;
 pub mod diagnosis;
+#[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "cli")]
 pub mod evaluation;
