@@ -43,7 +43,7 @@ fn main() -> Result<(), Failure> {
         "torch": std::env::var("DOUBLECHECK_TORCH_VERSION").unwrap_or_else(|_| "not known".into()),
         "arithmetic": device::arithmetic(torch.device()),
         "doublecheck": env!("CARGO_PKG_VERSION"),
-        "goldens_sha256": sha256(&std::fs::read(bundled::folder().join("SHA256SUMS"))?),
+        "goldens_sha256": sha256(&bundled::read("SHA256SUMS")?),
         "speed": speed,
         "goldens": goldens(&mut torch)?,
         "repeats": repeats(&mut torch)?,
@@ -55,7 +55,7 @@ fn main() -> Result<(), Failure> {
 }
 
 fn goldens(torch: &mut Torch) -> Result<Value, Failure> {
-    let files = bundled::find(&bundled::folder())?;
+    let files = bundled::cases()?;
     let report = verify(&files, torch, VerifyOptions { random_cases: 0, seed: 0 }, &mut |_| {});
     Ok(json!({
         "exit_code": report.exit_code(),

@@ -44,7 +44,7 @@ fn sequences() {
 
 /// As the command does it.
 fn bundled_cases() -> Result<(), Failure> {
-    let mut files = bundled::find(&bundled::folder())?;
+    let mut files = bundled::cases()?;
     let mut options = VerifyOptions { random_cases: 200, seed: 0 };
     if testing() {
         files.retain(|file| file.group() == "counterexamples");

@@ -14,10 +14,13 @@ pub fn map<T: Send, R: Send>(items: Vec<T>, operations: usize, f: impl Fn(T) -> 
     }
 }
 
-/// What `f` makes, with the vector instructions that the processor has, found at run time: without them the compiler may
-/// only use those that every processor of its kind has. Elementwise arithmetic gives the same bits whatever the width, as
+/// What `f` makes, with the vector instructions that the processor has, found at run time (feature `engine`): without them
+/// the compiler may only use those that every processor of its kind has. Elementwise arithmetic gives the same bits whatever the width, as
 /// nothing is reordered or fused. Functions that `f` calls must be inlined into it.
 #[inline]
 pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    #[cfg(feature = "engine")]
+    return pulp::Arch::new().dispatch(f);
+    #[cfg(not(feature = "engine"))]
+    f()
 }

@@ -51,8 +51,10 @@ pub mod cases;
 mod compute;
 #[doc(hidden)]
 pub mod diagnosis;
+#[cfg(feature = "engine")]
 pub mod engine;
 #[doc(hidden)]
+#[cfg(feature = "cli")]
 pub mod evaluation;
 #[cfg(feature = "torch")]
 #[doc(hidden)]

@@ -353,8 +353,8 @@ fn grid(
     let mut reader = Reader::default();
     for heavy_size in [128, 512, 1024] {
         let name = format!("n{keys}-g{group_factor}-b{label_bits}-h{heavy_size}.safetensors");
-        let path = bundled::folder().join("grid").join(&name);
-        let CaseFile::Attention(case) = reader.read(&path, &name).unwrap() else {
+        let bytes = bundled::read(&format!("grid/{name}")).unwrap();
+        let CaseFile::Attention(case) = reader.parse(&bytes, &name).unwrap() else {
             panic!("{name} is no case of an attention layer");
         };
         let dims = case.call.inputs.dims();
@@ -380,7 +380,7 @@ fn grid(
 #[test]
 fn bundled_cases_conform() {
     use doublecheck::runner::verify::{VerifyOptions, verify};
-    let mut files = bundled::find(&bundled::folder()).unwrap();
+    let mut files = bundled::cases().unwrap();
     files.retain(|file| file.group() != "grid");
     let options = VerifyOptions { random_cases: 50, seed: 3 };
     let report = verify(&files, &mut subjects::Engine::default(), options, &mut |_| {});

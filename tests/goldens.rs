@@ -15,7 +15,7 @@ const NO_RANDOM_CASES: VerifyOptions = VerifyOptions { random_cases: 0, seed: 0 
 /// [`what_the_reference_computes`], and in `tests/engine.rs` the stored masks are found once more.
 #[test]
 fn every_bundled_case_conforms() {
-    let mut files = bundled::find(&bundled::folder()).unwrap();
+    let mut files = bundled::cases().unwrap();
     files.retain(|file| file.group() != "grid");
     let report = verify(&files, &mut Reference::default(), NO_RANDOM_CASES, &mut |_| {});
     assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
@@ -51,9 +51,9 @@ fn sequence_lines(sequence: &Sequence) -> String {
 fn what_the_reference_computes() {
     let mut reader = Reader::default();
     let mut groups = std::collections::BTreeMap::<String, String>::new();
-    for found in bundled::find(&bundled::folder()).unwrap() {
+    for found in bundled::cases().unwrap() {
         let text = groups.entry(found.group().to_owned()).or_default();
-        match reader.read(&found.path(), &found.name).unwrap() {
+        match reader.read_found(&found).unwrap() {
             CaseFile::Attention(case) => *text += &line(&case),
             CaseFile::Sequence(stored) => *text += &sequence_lines(&stored.sequence),
             CaseFile::Calibration(case) => {

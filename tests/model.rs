@@ -10,7 +10,7 @@ use doublecheck::algorithm::{
     Storage,
 };
 use doublecheck::behaviours::Fault;
-use doublecheck::cases::{Call, Instance, Sequence, bundled};
+use doublecheck::cases::{Call, Instance, Sequence};
 use doublecheck::evaluation::attention::{Selector, Sparse, Stage};
 use doublecheck::evaluation::results::{Measure, Recall, Row, Setup};
 use doublecheck::evaluation::run::{Contender, Progress, Work, rows, run};
@@ -289,7 +289,7 @@ impl Attention for Capture {
 
 /// The channel file for this model that is bundled.
 fn channels() -> Result<Arc<ChannelFile>, Failed> {
-    let folder = bundled::folder().join("channels");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/channels");
     let file = std::fs::read_dir(folder)?.next().ok_or("no channel file")??;
     Ok(Arc::new(ChannelFile::read(&file.path())?))
 }

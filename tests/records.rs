@@ -1,16 +1,15 @@
 //! The records of runs on machines that tests cannot use must belong to the current goldens: a stale record shows.
 
-use doublecheck::cases::bundled::{folder, sha256};
+use doublecheck::cases::bundled::{read, sha256};
 use serde_json::Value;
 
 fn cuda() -> Value {
-    let text = std::fs::read_to_string(folder().join("records/cuda.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_str(include_str!("../golden/records/cuda.json")).unwrap()
 }
 
 #[test]
 fn the_cuda_record_belongs_to_the_current_goldens() {
-    let sums = std::fs::read(folder().join("SHA256SUMS")).unwrap();
+    let sums = read("SHA256SUMS").unwrap();
     assert_eq!(
         cuda()["goldens_sha256"],
         sha256(&sums),
@@ -21,7 +20,7 @@ fn the_cuda_record_belongs_to_the_current_goldens() {
 #[test]
 fn the_cuda_record_has_no_divergence() {
     let record = cuda();
-    let cases = std::fs::read_to_string(folder().join("SHA256SUMS")).unwrap().lines().count();
+    let cases = String::from_utf8(read("SHA256SUMS").unwrap()).unwrap().lines().count();
     assert_eq!(record["goldens"]["exit_code"], 0);
     assert!(record["goldens"]["total"]["cases"].as_u64().unwrap() as usize >= cases);
     assert_eq!(record["random_cases"]["finding"], Value::Null);

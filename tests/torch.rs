@@ -73,7 +73,7 @@ fn cases(default: u32) -> u32 {
 }
 
 fn bundled_cases(torch: &mut dyn Subject) -> Outcome {
-    let files = bundled::find(&bundled::folder())?;
+    let files = bundled::cases()?;
     let report = verify(&files, torch, VerifyOptions { random_cases: 20, seed: 0 }, &mut |_| {});
     if report.exit_code() == 0 { Ok(()) } else { Err(text::render(&report, false).into()) }
 }

@@ -1,5 +1,9 @@
-//! Finding case files: the ones bundled with the crate, and those in folders that the user names. The bundled files carry
-//! a list of checksums, so that any accidental change to a file is noticed.
+//! Finding case files: the ones bundled with the crate, and those in folders a person names. Both carry a list of
+//! checksums, so that a file that was changed by accident is noticed whatever byte it was.
+//!
+//! The bundled files are part of the compiled library (feature `bundled`), so that an installed command has them wherever it
+//! runs: `golden/bundled.tar.zst`, which `ci/bundle` packs, holds what `golden/SHA256SUMS` lists. They are unpacked in memory
+//! when they are first asked for.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,36 +11,141 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, Result};
+use crate::algorithm::Detail;
 
-/// The folder of bundled cases: `DOUBLECHECK_GOLDEN` where that is set, or `golden` beside the crate's manifest.
-pub fn folder() -> PathBuf {
-    std::env::var_os("DOUBLECHECK_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
-}
+/// The name of the list of checksums in a folder.
+const SUMS: &str = "SHA256SUMS";
 
 /// A case file that was found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Found {
-    /// The folder below which it was found, or its own folder.
-    pub root: PathBuf,
-    /// The path below that folder, with `/`.
+    place: Place,
+    /// The path below the folder in which it was found, with `/`.
     pub name: String,
 }
 
+/// Where a file is found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Below this folder.
+    Folder(PathBuf),
+    /// In the library itself.
+    #[cfg(feature = "bundled")]
+    Library,
+}
+
 impl Found {
-    /// Where the file is.
-    pub fn path(&self) -> PathBuf {
-        self.root.join(&self.name)
+    fn below(folder: &Path, name: String) -> Self {
+        Self { place: Place::Folder(folder.to_owned()), name }
     }
 
-    /// The folder that holds the file, below the root where it is below it; reports group files by it.
-    pub fn group(&self) -> String {
-        match self.name.rsplit_once('/') {
-            Some((group, _)) => group.to_owned(),
-            None => {
-                self.root.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned())
-            }
+    /// Where the file is, for messages: of a file in the library its name after `bundled`.
+    pub fn path(&self) -> PathBuf {
+        match &self.place {
+            Place::Folder(folder) => folder.join(&self.name),
+            #[cfg(feature = "bundled")]
+            Place::Library => Path::new("bundled").join(&self.name),
         }
+    }
+
+    /// The content. Errors: [`Error::Access`]; [`Error::Format`] where the library lacks it.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        match &self.place {
+            Place::Folder(_) => {
+                let path = self.path();
+                std::fs::read(&path).map_err(|source| Error::Access { path, source })
+            }
+            #[cfg(feature = "bundled")]
+            Place::Library => archive::read(&self.name).map(<[u8]>::to_vec),
+        }
+    }
+
+    /// The folder that holds the file, below the folder in which it was found; reports group files by it.
+    pub fn group(&self) -> String {
+        match (self.name.rsplit_once('/'), &self.place) {
+            (Some((group, _)), _) => group.to_owned(),
+            (None, Place::Folder(folder)) => {
+                folder.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned())
+            }
+            #[cfg(feature = "bundled")]
+            (None, Place::Library) => ".".into(),
+        }
+    }
+}
+
+/// The bundled case files, sorted by name: those of the folder `DOUBLECHECK_GOLDEN` where that is set, otherwise those in the
+/// library. Errors: as of [`find`].
+#[cfg(feature = "bundled")]
+pub fn cases() -> Result<Vec<Found>> {
+    if let Some(folder) = std::env::var_os("DOUBLECHECK_GOLDEN") {
+        return find(Path::new(&folder));
+    }
+    let names = archive::names()?.filter(|name| name.ends_with(".safetensors"));
+    let found = names.map(|name| Found { place: Place::Library, name: name.to_owned() }).collect();
+    complete(found, &parse_checksums(&archive::checksums()?), Path::new("bundled"))
+}
+
+/// A file beside the bundled cases, `SHA256SUMS` or one of them, from where [`cases`] finds them. Errors: as of
+/// [`Found::read`].
+#[cfg(feature = "bundled")]
+pub fn read(name: &str) -> Result<Vec<u8>> {
+    let place =
+        std::env::var_os("DOUBLECHECK_GOLDEN").map_or(Place::Library, |folder| Place::Folder(folder.into()));
+    Found { place, name: name.to_owned() }.read()
+}
+
+/// The files that are part of the library.
+#[cfg(feature = "bundled")]
+mod archive {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+    use std::sync::OnceLock;
+
+    use ruzstd::decoding::StreamingDecoder;
+
+    use super::SUMS;
+    use crate::algorithm::Detail;
+    use crate::cases::error::{Error, Result};
+
+    static PACKED: &[u8] = include_bytes!("../../golden/bundled.tar.zst");
+
+    /// The content of each file by name, or what is wrong with the archive.
+    static FILES: OnceLock<std::result::Result<BTreeMap<String, Vec<u8>>, String>> = OnceLock::new();
+
+    fn files() -> Result<&'static BTreeMap<String, Vec<u8>>> {
+        let files = FILES.get_or_init(|| unpack().map_err(|error| error.to_string()));
+        files.as_ref().map_err(|wrong| {
+            Error::Format(Detail::new("bundled cases", wrong, "the archive that ci/bundle packs"))
+        })
+    }
+
+    fn unpack() -> std::result::Result<BTreeMap<String, Vec<u8>>, Box<dyn std::error::Error>> {
+        let mut archive = tar::Archive::new(StreamingDecoder::new(PACKED)?);
+        let mut files = BTreeMap::new();
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let name = entry.path()?.to_string_lossy().into_owned();
+            let mut content = Vec::with_capacity(usize::try_from(entry.size())?);
+            entry.read_to_end(&mut content)?;
+            files.insert(name, content);
+        }
+        Ok(files)
+    }
+
+    pub fn names() -> Result<impl Iterator<Item = &'static str>> {
+        Ok(files()?.keys().map(String::as_str))
+    }
+
+    pub fn read(name: &str) -> Result<&'static [u8]> {
+        let content = files()?.get(name).map(Vec::as_slice);
+        content.ok_or_else(|| {
+            Error::Format(Detail::new("bundled cases", format!("no {name}"), "a file of that name"))
+        })
+    }
+
+    /// The text of the list of checksums.
+    pub fn checksums() -> Result<String> {
+        read(SUMS).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 }
 
@@ -46,29 +155,26 @@ impl Found {
 pub fn find(path: &Path) -> Result<Vec<Found>> {
     let access = |source| Error::Access { path: path.to_owned(), source };
     if !std::fs::metadata(path).map_err(access)?.is_dir() {
-        let root = path.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(vec![Found { root, name }]);
+        return Ok(vec![Found::below(folder, name)]);
     }
     let mut found = Vec::new();
     collect(path, path, &mut found)?;
+    complete(found, &read_checksums(path)?, path)
+}
+
+/// Files that were found in a place, sorted, where none is missing that its checksums name.
+fn complete(mut found: Vec<Found>, sums: &BTreeMap<String, String>, place: &Path) -> Result<Vec<Found>> {
     found.sort();
     let missing = |name: &&String| !found.iter().any(|found| found.name == **name);
-    if let Some(name) = read_checksums(path)?.keys().find(missing) {
-        let field = format!("{} of {}", name, path.join("SHA256SUMS").display());
-        return Err(Error::Format(crate::algorithm::Detail::new(
-            field,
-            "no such file",
-            "every file listed there",
-        )));
+    if let Some(name) = sums.keys().find(missing) {
+        let field = format!("{} of {}", name, place.join(SUMS).display());
+        return Err(Error::Format(Detail::new(field, "no such file", "every file listed there")));
     }
     if found.is_empty() {
-        let detail = crate::algorithm::Detail::new(
-            format!("folder {}", path.display()),
-            "no case file",
-            "at least one *.safetensors",
-        );
-        return Err(Error::Format(detail));
+        let field = format!("folder {}", place.display());
+        return Err(Error::Format(Detail::new(field, "no case file", "at least one *.safetensors")));
     }
     Ok(found)
 }
@@ -82,7 +188,7 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Found>) -> Result<()> {
         if entry.file_type().map_err(access)?.is_dir() {
             collect(root, &path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(Found { root: root.to_owned(), name: name_below(root, &path) });
+            found.push(Found::below(root, name_below(root, &path)));
         }
     }
     Ok(())
@@ -104,12 +210,27 @@ pub fn sha256(bytes: &[u8]) -> String {
 #[derive(Debug, Default)]
 pub struct Checksums {
     folders: BTreeMap<PathBuf, BTreeMap<String, String>>,
+    #[cfg(feature = "bundled")]
+    library: Option<BTreeMap<String, String>>,
 }
 
 impl Checksums {
     /// The checksum recorded for a file in its own folder or one of the three above it, so that naming a single file or a
-    /// group finds it too. Errors: [`Error::Access`].
-    pub fn recorded(&mut self, path: &Path) -> Result<Option<String>> {
+    /// group finds it too; for a file in the library the one recorded there. Errors: [`Error::Access`].
+    pub fn recorded(&mut self, found: &Found) -> Result<Option<String>> {
+        match &found.place {
+            Place::Folder(_) => self.recorded_near(&found.path()),
+            #[cfg(feature = "bundled")]
+            Place::Library => {
+                if self.library.is_none() {
+                    self.library = Some(parse_checksums(&archive::checksums()?));
+                }
+                Ok(self.library.as_ref().and_then(|sums| sums.get(&found.name)).cloned())
+            }
+        }
+    }
+
+    fn recorded_near(&mut self, path: &Path) -> Result<Option<String>> {
         let path =
             std::path::absolute(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
         for folder in path.ancestors().skip(1).take(4) {
@@ -126,15 +247,18 @@ impl Checksums {
 
 /// `SHA256SUMS` of a folder, by file name; empty where there is none.
 fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>> {
-    let path = folder.join("SHA256SUMS");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(source) => return Err(Error::Access { path, source }),
-    };
+    let path = folder.join(SUMS);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(parse_checksums(&text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(source) => Err(Error::Access { path, source }),
+    }
+}
+
+fn parse_checksums(text: &str) -> BTreeMap<String, String> {
     let entry = |line: &str| {
         let (sum, name) = line.split_once("  ")?;
         Some((name.trim().to_owned(), sum.to_owned()))
     };
-    Ok(text.lines().filter_map(entry).collect())
+    text.lines().filter_map(entry).collect()
 }

@@ -25,6 +25,7 @@ use ndarray::{Array2, Array4};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
+use super::bundled::Found;
 use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
@@ -133,6 +134,11 @@ impl Reader {
     pub fn read(&mut self, path: &Path, name: &str) -> Result<CaseFile> {
         let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
         self.parse(&bytes, name).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads a file that was found.
+    pub fn read_found(&mut self, found: &Found) -> Result<CaseFile> {
+        self.parse(&found.read()?, &found.name).map_err(|error| error.in_file(&found.path()))
     }
 
     /// Reads the bytes of one file.

@@ -54,13 +54,10 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let profile = profile(&arguments.profile)?;
     let known = subject::faults(&arguments.known, "--known")?;
     let mut goldens = Vec::new();
-    let default = [bundled::folder()];
-    let paths: &[PathBuf] = match (arguments.no_goldens, arguments.goldens.is_empty()) {
-        (true, _) => &[],
-        (false, true) => &default,
-        (false, false) => &arguments.goldens,
-    };
-    for path in paths {
+    if !arguments.no_goldens && arguments.goldens.is_empty() {
+        goldens = bundled::cases()?;
+    }
+    for path in &arguments.goldens {
         goldens.extend(bundled::find(path)?);
     }
     let mut subject = arguments.subject.open()?;

@@ -39,7 +39,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut subject = arguments.subject.open()?;
     let mut files = Vec::new();
     if arguments.paths.is_empty() {
-        files = bundled::find(&bundled::folder())?;
+        files = bundled::cases()?;
     }
     for path in &arguments.paths {
         files.extend(bundled::find(path)?);

@@ -1,13 +1,18 @@
 //! How results are told: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
+#[cfg(feature = "cli")]
 pub mod evaluation;
+#[cfg(feature = "cli")]
 pub mod faults;
+#[cfg(feature = "cli")]
 pub mod html;
 pub mod inspect;
 pub mod sequence;
+#[cfg(feature = "cli")]
 mod table;
 mod tensors;
+#[cfg(feature = "cli")]
 pub mod verify;
 
 /// A word for a shell, in quotes where it needs them.

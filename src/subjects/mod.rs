@@ -1,6 +1,7 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+#[cfg(feature = "engine")]
 pub mod engine;
 pub mod faulty;
 pub mod process;
@@ -14,6 +15,7 @@ use crate::cases::{
     RoundingModel, Sequence,
 };
 
+#[cfg(feature = "engine")]
 pub use engine::Engine;
 pub use faulty::Faulty;
 pub use process::Process;

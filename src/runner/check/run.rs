@@ -61,7 +61,7 @@ impl<'a> Run<'a> {
         let mut reader = Reader::default();
         let mut sequences = Vec::new();
         for found in &options.goldens {
-            let sequence = match reader.read(&found.path(), &found.name) {
+            let sequence = match reader.read_found(found) {
                 Ok(CaseFile::Attention(case)) => case.sequence(),
                 Ok(CaseFile::Sequence(stored)) => stored.sequence,
                 Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,

@@ -145,9 +145,8 @@ impl<'a> Run<'a> {
 
     /// The content of a file, and a sentence where its checksum is not the one recorded beside it.
     fn read(&mut self, found: &Found, reader: &mut Reader) -> Result<(CaseFile, Option<String>), Error> {
-        let path = found.path();
-        let bytes = std::fs::read(&path).map_err(|source| Error::Access { path: path.clone(), source })?;
-        let recorded = self.checksums.recorded(&path)?;
+        let bytes = found.read()?;
+        let recorded = self.checksums.recorded(found)?;
         let sum = sha256(&bytes);
         let changed = recorded.filter(|recorded| *recorded != sum).map(|recorded| {
             format!(
@@ -156,7 +155,7 @@ impl<'a> Run<'a> {
         });
         match reader.parse(&bytes, &found.name) {
             Ok(content) => Ok((content, changed)),
-            Err(error) => Err(error.in_file(&path)),
+            Err(error) => Err(error.in_file(&found.path())),
         }
     }
 
