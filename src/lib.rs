@@ -3,13 +3,14 @@
 //!
 //! Data flows one way: [`cases`] are given to [`subjects`], [`verdicts`] judge the answers, [`reports`] tell the result;
 //! [`runner`] joins them. [`algorithm`] is the only place that knows what Double Sparsity is; [`engine`] computes
-//! the same over a cache that grows. "SPEC" in the documentation is `docs/SPEC.md`, the contract that every implementation is checked against.
+//! the same over a cache that grows, `torch` (a feature) in libtorch operations. "SPEC" in the documentation is `docs/SPEC.md`, the contract that every implementation is checked against.
 
 #![deny(unsafe_code)]
 
 pub mod algorithm;
 pub mod behaviours;
 pub mod cases;
+mod checksum;
 mod compute;
 pub mod diagnosis;
 pub mod engine;
@@ -19,6 +20,8 @@ pub mod model;
 pub mod reports;
 pub mod runner;
 pub mod subjects;
+#[cfg(feature = "torch")]
+pub mod torch;
 pub mod verdicts;
 
 pub use runner::check::{Options, Report, check};

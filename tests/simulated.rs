@@ -9,7 +9,7 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, LabelBits, Mask, Row, Storage};
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, NoAnswer, RoundingModel};
+use doublecheck::cases::{Accumulation, Answer, Case, Precision, LabelRounding, NoAnswer, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{INVARIANTS, Implementation};
 use doublecheck::verdicts::labels::rounded_rows;
@@ -23,7 +23,7 @@ const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regress
 /// An implementation that rounds to a type after each operation.
 #[derive(Debug, Clone, Copy)]
 struct Simulated {
-    kept: Kept,
+    kept: Precision,
     max_over_all: bool,
     output_in_storage: bool,
 }
@@ -35,8 +35,8 @@ impl Simulated {
 
     fn answer(self, case: &Case) -> Result<Answer, NoAnswer> {
         let kept = match self.kept {
-            Kept::F32 => Storage::F32,
-            Kept::Storage => case.inputs.storage(),
+            Precision::F32 => Storage::F32,
+            Precision::Storage => case.inputs.storage(),
         };
         // What must be refused and what must be full are not a matter of rounding.
         let reference = Reference::default().answer(case)?;
@@ -160,7 +160,7 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 }
 
 fn simulated() -> impl Strategy<Value = Simulated> {
-    (select(vec![Kept::F32, Kept::Storage]), any::<bool>(), any::<bool>()).prop_map(
+    (select(vec![Precision::F32, Precision::Storage]), any::<bool>(), any::<bool>()).prop_map(
         |(kept, max_over_all, output_in_storage)| Simulated { kept, max_over_all, output_in_storage },
     )
 }

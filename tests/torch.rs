@@ -11,7 +11,7 @@ use doublecheck::algorithm::{
 };
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Case, Kept, NoAnswer, RoundingModel};
+use doublecheck::cases::{Case, Precision, NoAnswer, RoundingModel};
 use doublecheck::reports::verify as text;
 use doublecheck::runner::verify::{VerifyOptions, random_cases, verify};
 use doublecheck::subjects::torch::cache::LabelCache;
@@ -56,7 +56,7 @@ fn main() {
             ("what_does_not_fit_is_refused", refusals_of_the_cache),
         ];
         for (test, check) in tests {
-            for (kept, scores) in [(Kept::F32, "f32"), (Kept::Storage, "storage")] {
+            for (kept, scores) in [(Precision::F32, "f32"), (Precision::Storage, "storage")] {
                 let run = move || check(&mut TorchCache::new(choice, kept)?);
                 let name = format!("{name}::cache_in_{scores}::{test}");
                 trials.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
@@ -193,7 +193,7 @@ fn arithmetic(torch: &mut Torch) -> Outcome {
 }
 
 /// An empty cache of small sizes: 2 batch entries, 4 heads over 2 KV heads, d = 16, dv = 12, r = 4, H = 40, 4 bits, bf16.
-fn small_cache(kept: Kept, heads: HeadMode, device: Device) -> Result<LabelCache, NoAnswer> {
+fn small_cache(kept: Precision, heads: HeadMode, device: Device) -> Result<LabelCache, NoAnswer> {
     let dims = Dims { batch: 2, heads: 4, kv_heads: 2, queries: 1, keys: 0, head_dim: 16, value_dim: 12 };
     let channels = ChannelOrder::new(vec![(0..16).rev().collect()])?;
     let selection = Selection {

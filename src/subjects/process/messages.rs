@@ -11,7 +11,7 @@ use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Storage};
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Kept, LabelRounding,
+    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Precision, LabelRounding,
     NoAnswer, RoundingModel,
 };
 
@@ -252,7 +252,7 @@ struct HelloFields {
 #[serde(deny_unknown_fields)]
 struct ModelFields {
     labels: Option<LabelRounding>,
-    kept: Option<Kept>,
+    kept: Option<Precision>,
     accumulation: Option<Accumulation>,
 }
 

@@ -17,7 +17,7 @@ use super::masker::{
     self, Selected, check, failed, is_finite, kind, label_channels, largest, product, quantize_,
 };
 use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Selection, Storage};
-use crate::cases::{Kept, NoAnswer};
+use crate::cases::{Precision, NoAnswer};
 
 type Result<T> = std::result::Result<T, TchError>;
 
@@ -30,7 +30,7 @@ pub struct LabelCache {
     dims: Dims,
     selection: Selection,
     storage: Storage,
-    kept: Kept,
+    kept: Precision,
     scaling: f64,
     /// The label channels of each head: [1, hk, g, 1, r].
     channels: Tensor,
@@ -77,7 +77,7 @@ impl LabelCache {
         channels: &ChannelOrder,
         selection: &Selection,
         storage: Storage,
-        kept: Kept,
+        kept: Precision,
         scaling: f64,
         device: Device,
     ) -> std::result::Result<Self, NoAnswer> {
@@ -325,7 +325,7 @@ impl LabelCache {
 
     /// A product that is summed in f32, in the type that scores are kept in.
     fn kept_product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let in_storage = self.kept == Kept::Storage && self.selection.heads == HeadMode::PerHead;
+        let in_storage = self.kept == Precision::Storage && self.selection.heads == HeadMode::PerHead;
         if in_storage && self.device().is_cuda() {
             a.f_bmm(b)
         } else if in_storage {
@@ -376,7 +376,7 @@ impl LabelCache {
         let (k, v) = (read.f_narrow(3, 0, d)?, read.f_narrow(3, d, dv)?);
         let q = rows(q)?;
         let everything = additive.is_none() && selected.valid.is_none();
-        if everything && self.kept == Kept::Storage {
+        if everything && self.kept == Precision::Storage {
             // Query heads that share keys read them once.
             let q = q.f_reshape([b, selections * m * sharing, 1, d])?;
             let (none, grouped): (Option<&Tensor>, bool) = (None, sharing > 1);

@@ -8,19 +8,19 @@ use super::cache::{LabelCache, Scores};
 use super::masker::{self, Layer, failed};
 use super::{DeviceChoice, DeviceError, Torch, to_host};
 use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, AnsweredLabels, Call, Case, Instance, Kept, NoAnswer, RoundingModel};
+use crate::cases::{Answer, AnsweredLabels, Call, Case, Instance, Precision, NoAnswer, RoundingModel};
 use crate::subjects::{Subject, not_configured};
 
 /// Double Sparsity through a [`LabelCache`].
 #[derive(Debug)]
 pub struct TorchCache {
     torch: Torch,
-    kept: Kept,
+    kept: Precision,
 }
 
 impl TorchCache {
     /// On a device; `kept` is what scores and weights are kept in. Errors: those of [`Torch::new`].
-    pub fn new(choice: DeviceChoice, kept: Kept) -> Result<Self, DeviceError> {
+    pub fn new(choice: DeviceChoice, kept: Precision) -> Result<Self, DeviceError> {
         Ok(Self { torch: Torch::new(choice)?, kept })
     }
 
@@ -91,8 +91,8 @@ fn fill(cache: &mut LabelCache, layer: &Layer) -> Result<(), NoAnswer> {
 impl Subject for TorchCache {
     fn name(&self) -> String {
         let kept = match self.kept {
-            Kept::F32 => "f32",
-            Kept::Storage => "the storage type",
+            Precision::F32 => "f32",
+            Precision::Storage => "the storage type",
         };
         format!(
             "label cache, scores in {kept}, of {} (dense layers, early outs and attention over earlier masks without it)",
