@@ -17,9 +17,8 @@ use doublecheck::algorithm::{
 };
 use doublecheck::cases::Precision;
 use doublecheck::cases::recipe::Words;
-use doublecheck::subjects::torch::cache::LabelCache;
-use doublecheck::subjects::torch::masker::kind;
-use doublecheck::subjects::torch::{DeviceChoice, device};
+use doublecheck::torch::layer::kind;
+use doublecheck::torch::{DeviceChoice, LabelledKvCache, device};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 use timing::{Failure, median_ms};
@@ -182,7 +181,7 @@ fn channels(rows: usize) -> Result<ChannelOrder, Failure> {
 }
 
 /// The row's cache, filled in pieces.
-fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Result<LabelCache, Failure> {
+fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Result<LabelledKvCache, Failure> {
     let d = HEAD_DIM as usize;
     let dims = Dims {
         batch: 1,
@@ -203,7 +202,8 @@ fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Resu
     let rows = if heads == HeadMode::SummedLabels { 1 } else { row.heads };
     let scaling = 1.0 / (HEAD_DIM as f64).sqrt();
     let device = tensors.q.device();
-    let mut cache = LabelCache::new(&dims, &channels(rows)?, &selection, row.storage, kept, scaling, device)?;
+    let mut cache =
+        LabelledKvCache::new(&dims, &channels(rows)?, &selection, row.storage, kept, scaling, device)?;
     let (mut held, keys) = (0, row.keys as i64);
     while held < keys {
         let count = 8191.min(keys - held);
@@ -214,7 +214,13 @@ fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Resu
 }
 
 /// One step in one head mode and one type of scores.
-fn step(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision, dense: f64) -> Result<Value, Failure> {
+fn step(
+    row: &Row,
+    tensors: &Tensors,
+    heads: HeadMode,
+    kept: Precision,
+    dense: f64,
+) -> Result<Value, Failure> {
     let q = &tensors.q;
     let mut cache = cache(row, tensors, heads, kept)?;
     let answer = cache.step(q, None)?;

@@ -7,7 +7,7 @@ use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, Mask};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Accumulation, Answer, Case, Precision, LabelRounding, RoundingModel};
+use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, Precision, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::Class;

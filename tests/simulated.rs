@@ -9,7 +9,7 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, LabelBits, Mask, Row, Storage};
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Accumulation, Answer, Case, Precision, LabelRounding, NoAnswer, RoundingModel};
+use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, NoAnswer, Precision, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{INVARIANTS, Implementation};
 use doublecheck::verdicts::labels::rounded_rows;

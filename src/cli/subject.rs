@@ -105,7 +105,8 @@ impl Choice {
 /// The masker, or the label cache with what its scores are kept in.
 #[cfg(feature = "torch")]
 fn torch(device: &str, cache: Option<Precision>) -> Result<Box<dyn Subject>, Failure> {
-    use doublecheck::subjects::torch::{Torch, TorchCache, device};
+    use doublecheck::subjects::{Torch, TorchCache};
+    use doublecheck::torch::device;
     let choice = device.parse()?;
     let torch = Torch::new(choice)?;
     eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));

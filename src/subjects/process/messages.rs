@@ -11,8 +11,8 @@ use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Storage};
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Precision, LabelRounding,
-    NoAnswer, RoundingModel,
+    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, LabelRounding, NoAnswer,
+    Precision, RoundingModel,
 };
 
 /// The version of the protocol.

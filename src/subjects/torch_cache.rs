@@ -2,16 +2,17 @@
 //! labels, mask and output (SPEC §2.3 to §2.11). What a cache does not do is done as [`Torch`] does it: layers that are dense, the
 //! early outs of §2.2, and the attention over an earlier mask together with what was selected.
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Tensor};
 
-use super::cache::{LabelCache, Scores};
-use super::masker::{self, Layer, failed};
-use super::{DeviceChoice, DeviceError, Torch, to_host};
+use super::Subject;
+use super::torch::{Torch, attend};
 use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, AnsweredLabels, Call, Case, Instance, Precision, NoAnswer, RoundingModel};
-use crate::subjects::{Subject, not_configured};
+use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer, Precision, RoundingModel};
+use crate::torch::cache::{LabelScores, LabelledKvCache};
+use crate::torch::masker::early_out;
+use crate::torch::{self, DeviceChoice, DeviceError, Layer, to_host};
 
-/// Double Sparsity through a [`LabelCache`].
+/// Double Sparsity through a [`LabelledKvCache`].
 #[derive(Debug)]
 pub struct TorchCache {
     torch: Torch,
@@ -26,63 +27,57 @@ impl TorchCache {
 
     /// The device.
     pub fn device(&self) -> Device {
-        self.torch.device
+        self.torch.device()
     }
 
-    fn sparse(&self, case: &Case) -> Result<Answer, NoAnswer> {
-        let (dims, device) = (case.inputs.dims(), self.torch.device);
-        let (selection, storage) = (case.settings.selection(), case.inputs.storage());
-        let scaling = case.inputs.scaling();
+    fn sparse(&self, instance: &Instance, call: &Call) -> Result<Answer, NoAnswer> {
+        let (inputs, selection) = (&call.inputs, &instance.selection);
+        let (dims, device) = (inputs.dims(), self.device());
+        let channels = instance.channels(call.layer)?;
+        let (storage, scaling) = (inputs.storage(), inputs.scaling());
         let mut cache =
-            LabelCache::new(&dims, &case.channels, &selection, storage, self.kept, scaling, device)?;
-        let layer = Layer::new(&case.inputs, device).map_err(failed)?;
+            LabelledKvCache::new(&dims, channels, selection, storage, self.kept, scaling, device)?;
+        let layer = Layer::of_inputs(inputs, device)?;
         layer.check(selection.heads)?;
-        let before = self.torch.mask_before(case, &layer).map_err(failed)?;
-        let full = match &before {
-            Some(before) => masker::is_full(before).map_err(failed)?,
-            None => false,
-        };
-        let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
-        if full || (selection.dense_fallback && short) {
-            let mask = masker::filled(&layer, before.as_ref()).map_err(failed)?;
-            return self.torch.attend(&layer, &case.inputs, &mask);
+        let before = self.torch.mask_before(instance, call, &layer)?;
+        if let Some(full) = early_out(&layer, selection, before.as_ref())? {
+            return attend(&layer, &full);
         }
         fill(&mut cache, &layer)?;
-        let (q, additive) = (queries(&layer).map_err(failed)?, layer.additive.as_ref());
-        let Scores { query_labels, scores } = cache.score(&q, additive)?;
+        let (q, additive) = (queries(&layer)?, layer.additive.as_ref());
+        let LabelScores { query_labels, scores } = cache.score(&q, additive)?;
         let selected = cache.select(&scores, additive, before.as_ref())?;
         cache.check(&query_labels)?;
-        let mask = selected.mask(&layer, before.as_ref()).map_err(failed)?;
+        let mask = selected.mask(&layer, before.as_ref())?;
         let mut answer = match before {
-            Some(_) => self.torch.attend(&layer, &case.inputs, &mask)?,
+            Some(_) => attend(&layer, &mask)?,
             None => Answer {
-                mask: Mask::from_weights(to_host(&mask).map_err(failed)?, &dims)?,
-                output: Some(to_host(&cache.attend(&q, &selected, additive)?).map_err(failed)?),
+                mask: Mask::from_weights(to_host(&mask)?, &dims)?,
+                output: Some(to_host(&cache.attend(&q, &selected, additive)?)?),
                 labels: None,
             },
         };
         if let Some(key_labels) = cache.labels()? {
-            let labels = |labels: &Tensor| to_host(labels).map_err(failed);
-            answer.labels = Some(AnsweredLabels { q: labels(&query_labels)?, k: labels(&key_labels)? });
+            answer.labels = Some(AnsweredLabels { q: to_host(&query_labels)?, k: to_host(&key_labels)? });
         }
         Ok(answer)
     }
 }
 
 /// q as [b, h, m, d].
-fn queries(layer: &Layer) -> Result<Tensor, TchError> {
+fn queries(layer: &Layer) -> torch::Result<Tensor> {
     let [b, h, m, _] = layer.mask_shape();
-    layer.q.f_reshape([b, h, m, -1])
+    Ok(layer.q.f_reshape([b, h, m, -1])?)
 }
 
 /// Appends all keys and values: one at first, then pieces that grow and are seldom even.
-fn fill(cache: &mut LabelCache, layer: &Layer) -> Result<(), NoAnswer> {
+fn fill(cache: &mut LabelledKvCache, layer: &Layer) -> torch::Result<()> {
     let (b, hk, n) = (layer.dims.batch as i64, layer.dims.kv_heads as i64, layer.dims.keys as i64);
     let mut held = 0;
     while held < n {
         let count = (1 + held / 2 + held % 3).min(n - held);
         let piece = |x: &Tensor| x.f_narrow(1, held, count)?.f_reshape([b, hk, count, -1]);
-        cache.append(&piece(&layer.k).map_err(failed)?, &piece(&layer.v).map_err(failed)?)?;
+        cache.append(&piece(&layer.k)?, &piece(&layer.v)?)?;
         held += count;
     }
     Ok(())
@@ -109,11 +104,11 @@ impl Subject for TorchCache {
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        let instance = self.torch.instance.as_ref().ok_or_else(not_configured)?;
+        let instance = self.torch.instance()?;
         if instance.dense_layers.contains(&call.layer) {
             return self.torch.dense(call);
         }
-        self.sparse(&instance.case(call)?)
+        self.sparse(instance, call)
     }
 
     fn labels(
