@@ -8,17 +8,14 @@
 #[path = "support/timing.rs"]
 mod timing;
 
-use doublecheck::algorithm::{
-    ChannelOrder, Dims, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage,
-};
+use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage};
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
 use doublecheck::runner::random::{VerifyOptions, random_cases};
 use doublecheck::runner::verify::verify;
-use doublecheck::subjects::Subject;
-use doublecheck::subjects::torch::masker::{Layer, Masker};
-use doublecheck::subjects::torch::{DeviceChoice, Torch, attention, device};
+use doublecheck::subjects::{Subject, Torch};
+use doublecheck::torch::{DeviceChoice, Layer, TorchMasker, attention, device};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
@@ -81,7 +78,8 @@ fn repeats(torch: &mut Torch) -> Result<Value, Failure> {
     // Large rows take another path through top-k: many keys, few different scores.
     let layer = layer(131_072, torch.device(), true)?;
     let settings = selection(2048, 16, 4)?;
-    let masker = Masker::new(&layer.dims, &channels(HEAD_DIM), &settings, Storage::Bf16, torch.device())?;
+    let masker =
+        TorchMasker::new(&layer.dims, &channels(HEAD_DIM), &settings, Storage::Bf16, torch.device())?;
     let mask = || -> Result<Tensor, Failure> { Ok(masker.select(&layer, None)?.mask(&layer, None)?) };
     let first = mask()?;
     let mut large_differ = 0;
@@ -106,27 +104,11 @@ fn layer(keys: usize, device: Device, tied: bool) -> Result<Layer, Failure> {
         normal.f_to_kind(Kind::BFloat16)
     };
     tch::manual_seed(1);
-    let dims = Dims {
-        batch: 1,
-        heads: HEADS,
-        kv_heads: KV_HEADS,
-        queries: 1,
-        keys,
-        head_dim: HEAD_DIM,
-        value_dim: HEAD_DIM,
-    };
-    let (hk, n, d) = (KV_HEADS as i64, keys as i64, HEAD_DIM as i64);
-    Ok(Layer {
-        dims,
-        q: tensor(&[1, hk, (HEADS / KV_HEADS) as i64, 1, d])?,
-        k: tensor(&[hk, n, d])?,
-        v: tensor(&[hk, n, d])?,
-        additive: None,
-        additive_differs: false,
-        // Normal numbers.
-        labels_may_overflow: false,
-        scaling: 1.0 / (HEAD_DIM as f64).sqrt(),
-    })
+    let (h, hk, n, d) = (HEADS as i64, KV_HEADS as i64, keys as i64, HEAD_DIM as i64);
+    let (q, k, v) = (tensor(&[1, h, 1, d])?, tensor(&[1, hk, n, d])?, tensor(&[1, hk, n, d])?);
+    let layer = Layer::new(&q, &k, &v, None, 1.0 / (HEAD_DIM as f64).sqrt())?;
+    // Normal numbers.
+    Ok(Layer { labels_may_overflow: false, ..layer })
 }
 
 fn selection(heavy_size: usize, group_factor: u64, label_bits: u64) -> Result<Selection, Failure> {
@@ -159,7 +141,7 @@ fn speed(device: Device) -> Result<Value, Failure> {
         let layer = layer(keys, device, false)?;
         let channels = channels(HEAD_DIM);
         let settings = selection(heavy_size, group_factor, label_bits)?;
-        let masker = Masker::new(&layer.dims, &channels, &settings, Storage::Bf16, device)?;
+        let masker = TorchMasker::new(&layer.dims, &channels, &settings, Storage::Bf16, device)?;
         let alone = median_ms(WARM_UP, || Ok(masker.select(&layer, None)?.mask(&layer, None)?))?;
         let whole = median_ms(WARM_UP, || {
             let selected = masker.select(&layer, None)?;

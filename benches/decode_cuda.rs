@@ -15,11 +15,10 @@ use std::time::Duration;
 use doublecheck::algorithm::{
     ChannelOrder, Dims, GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage,
 };
-use doublecheck::cases::Kept;
+use doublecheck::cases::Precision;
 use doublecheck::cases::recipe::Words;
-use doublecheck::subjects::torch::cache::LabelCache;
-use doublecheck::subjects::torch::masker::kind;
-use doublecheck::subjects::torch::{DeviceChoice, device};
+use doublecheck::torch::layer::kind;
+use doublecheck::torch::{DeviceChoice, LabelledKvCache, device};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 use timing::{Failure, median_ms};
@@ -148,7 +147,7 @@ fn measure(row: &Row, device: Device) -> Result<Value, Failure> {
     let mut steps = Vec::new();
     for heads in HeadMode::ALL {
         if grouped || heads == HeadMode::PerHead {
-            for kept in [Kept::Storage, Kept::F32] {
+            for kept in [Precision::Storage, Precision::F32] {
                 steps.push(step(row, &tensors, heads, kept, dense)?);
             }
         }
@@ -182,7 +181,7 @@ fn channels(rows: usize) -> Result<ChannelOrder, Failure> {
 }
 
 /// The row's cache, filled in pieces.
-fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Kept) -> Result<LabelCache, Failure> {
+fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Result<LabelledKvCache, Failure> {
     let d = HEAD_DIM as usize;
     let dims = Dims {
         batch: 1,
@@ -203,7 +202,8 @@ fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Kept) -> Result<La
     let rows = if heads == HeadMode::SummedLabels { 1 } else { row.heads };
     let scaling = 1.0 / (HEAD_DIM as f64).sqrt();
     let device = tensors.q.device();
-    let mut cache = LabelCache::new(&dims, &channels(rows)?, &selection, row.storage, kept, scaling, device)?;
+    let mut cache =
+        LabelledKvCache::new(&dims, &channels(rows)?, &selection, row.storage, kept, scaling, device)?;
     let (mut held, keys) = (0, row.keys as i64);
     while held < keys {
         let count = 8191.min(keys - held);
@@ -214,7 +214,13 @@ fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Kept) -> Result<La
 }
 
 /// One step in one head mode and one type of scores.
-fn step(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Kept, dense: f64) -> Result<Value, Failure> {
+fn step(
+    row: &Row,
+    tensors: &Tensors,
+    heads: HeadMode,
+    kept: Precision,
+    dense: f64,
+) -> Result<Value, Failure> {
     let q = &tensors.q;
     let mut cache = cache(row, tensors, heads, kept)?;
     let answer = cache.step(q, None)?;
@@ -240,7 +246,7 @@ fn step(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Kept, dense: f64) -
     let parts: Map<String, Value> = parts.iter().map(part).collect();
     Ok(json!({
         "heads": heads.name(),
-        "scores_in": if kept == Kept::F32 { "f32" } else { "storage" },
+        "scores_in": if kept == Precision::F32 { "f32" } else { "storage" },
         "step_ms": whole, "parts": parts, "longest_part": longest, "append_ms": append,
         "label_bytes": label_bytes, "selected_bytes": selected_bytes,
         "bytes_at_3_TB_s_ms": bytes as f64 / BYTES_PER_MS,
@@ -260,7 +266,7 @@ impl Row {
 
 /// The share of selected keys that scores in f32 select too.
 fn agreement(row: &Row, tensors: &Tensors, heads: HeadMode, keys: &Tensor) -> Result<f64, Failure> {
-    let expected = cache(row, tensors, heads, Kept::F32)?.step(&tensors.q, None)?.selected.keys;
+    let expected = cache(row, tensors, heads, Precision::F32)?.step(&tensors.q, None)?.selected.keys;
     let size = keys.size();
     let mask = |keys: &Tensor| -> Result<Tensor, Failure> {
         let none = Tensor::f_zeros([size[1], row.keys as i64], (Kind::Bool, keys.device()))?;

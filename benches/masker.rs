@@ -24,7 +24,7 @@ fn maskers(criterion: &mut Criterion, queries: usize, keys: usize) -> Result<(),
     #[cfg(feature = "torch")]
     let layer = {
         tch::set_num_threads(i32::try_from(rayon::current_num_threads())?);
-        doublecheck::subjects::torch::masker::Layer::new(&inputs, tch::Device::Cpu)?
+        doublecheck::torch::Layer::of_inputs(&inputs, tch::Device::Cpu)?
     };
     let mut group = criterion.benchmark_group(format!("masker m={queries}"));
     for label_bits in LABEL_BITS {
@@ -46,9 +46,9 @@ fn maskers(criterion: &mut Criterion, queries: usize, keys: usize) -> Result<(),
         });
         #[cfg(feature = "torch")]
         {
-            use doublecheck::subjects::torch::masker::Masker;
+            use doublecheck::torch::TorchMasker;
             let channels = &tensors.channels;
-            let masker = Masker::new(&layer.dims, channels, &selection, Storage::F32, tch::Device::Cpu)
+            let masker = TorchMasker::new(&layer.dims, channels, &selection, Storage::F32, tch::Device::Cpu)
                 .map_err(|refusal| refusal.to_string())?;
             group.bench_function(id("torch"), |bencher| {
                 bencher.iter(|| masker.select(&layer, None).unwrap().mask(&layer, None).unwrap());

@@ -123,7 +123,7 @@ fn main() -> Result<(), Failure> {
     #[cfg(feature = "torch")]
     random("torch", 5000, || {
         use doublecheck::subjects::Torch;
-        use doublecheck::subjects::torch::DeviceChoice;
+        use doublecheck::torch::DeviceChoice;
         Ok(Torch::new(DeviceChoice::Cpu)?)
     })?;
     sequences();

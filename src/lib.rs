@@ -48,6 +48,7 @@ pub mod algorithm;
 #[doc(hidden)]
 pub mod behaviours;
 pub mod cases;
+mod checksum;
 mod compute;
 #[doc(hidden)]
 pub mod diagnosis;
@@ -65,6 +66,8 @@ pub mod reports;
 #[doc(hidden)]
 pub mod runner;
 pub mod subjects;
+#[cfg(feature = "torch")]
+pub mod torch;
 pub mod verdicts;
 
 pub use runner::check::{Finding, Options, Report, Size, check};

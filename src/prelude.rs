@@ -5,8 +5,8 @@ pub use crate::algorithm::{
     Selection, Storage,
 };
 pub use crate::cases::{
-    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance, Kept,
-    LabelRounding, NoAnswer, RoundingModel, Sequence,
+    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance,
+    LabelRounding, NoAnswer, Precision, RoundingModel, Sequence,
 };
 pub use crate::subjects::{Process, Reference, Subject};
 pub use crate::{Finding, Limits, Options, Report, check};

@@ -3,7 +3,7 @@
 use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::{InputParts, Inputs, LabelBits, Mask, Storage};
 use doublecheck::cases::recipe::Words;
-use doublecheck::cases::{Accumulation, Kept, LabelRounding, RoundingModel};
+use doublecheck::cases::{Accumulation, LabelRounding, Precision, RoundingModel};
 use doublecheck::verdicts::bounds::{Approximate, U32, U64, recomputed_mean};
 use doublecheck::verdicts::labels::rounded_rows;
 use doublecheck::verdicts::output::judge_output;
@@ -86,8 +86,11 @@ fn equal_keys(keys: usize, value: f32) -> (Inputs, Mask) {
 }
 
 fn conforms(inputs: &Inputs, mask: &Mask, output: f32) -> bool {
-    let model =
-        RoundingModel { labels: LabelRounding::Exact, kept: Kept::Storage, accumulation: Accumulation::F32 };
+    let model = RoundingModel {
+        labels: LabelRounding::Exact,
+        kept: Precision::Storage,
+        accumulation: Accumulation::F32,
+    };
     let output = Array4::from_elem(inputs.dims().output_shape(), output);
     judge_output(inputs, mask, &output, model).divergences.is_empty()
 }

@@ -7,7 +7,7 @@ use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, Mask};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::{Plan, plans};
-use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, RoundingModel};
+use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, Precision, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::Class;
@@ -23,7 +23,7 @@ const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regress
 fn models() -> impl Strategy<Value = RoundingModel> {
     (
         select(vec![LabelRounding::Exact, LabelRounding::Rounded]),
-        select(vec![Kept::F32, Kept::Storage]),
+        select(vec![Precision::F32, Precision::Storage]),
         select(vec![Accumulation::F32, Accumulation::F64]),
     )
         .prop_map(|(labels, kept, accumulation)| RoundingModel { labels, kept, accumulation })

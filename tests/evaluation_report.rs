@@ -2,7 +2,7 @@
 
 mod support;
 
-use doublecheck::evaluation::results::{Evaluation, Interval, Measure, Recall, Row, Setup, Unit};
+use doublecheck::evaluation::results::{ContenderResult, Evaluation, Interval, Measure, Recall, Setup, Unit};
 use doublecheck::reports::evaluation::{heat_map, plot, render};
 use doublecheck::reports::html;
 use rstest::rstest;
@@ -55,9 +55,9 @@ fn recall(whole: f64) -> Recall {
     Recall { keys, mass }
 }
 
-fn row(masker: &str, labels: Labels, heavy_size: usize, (share, perplexity): (f64, f64)) -> Row {
+fn row(masker: &str, labels: Labels, heavy_size: usize, (share, perplexity): (f64, f64)) -> ContenderResult {
     let spread = 0.02 + 0.04 * (perplexity / DENSE).ln();
-    Row {
+    ContenderResult {
         masker: masker.into(),
         subject: "torch".into(),
         heavy_size: Some(heavy_size),
@@ -74,8 +74,8 @@ fn row(masker: &str, labels: Labels, heavy_size: usize, (share, perplexity): (f6
     }
 }
 
-fn dense() -> Row {
-    Row {
+fn dense() -> ContenderResult {
+    ContenderResult {
         masker: "dense".into(),
         heavy_size: None,
         keys_read: HELD,

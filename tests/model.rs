@@ -12,14 +12,17 @@ use doublecheck::algorithm::{
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Call, Instance, Sequence};
 use doublecheck::evaluation::attention::{Selector, Sparse, Stage};
-use doublecheck::evaluation::results::{Measure, Recall, Row, Setup};
-use doublecheck::evaluation::run::{Contender, Progress, Work, rows, run};
-use doublecheck::model::calibrate::Calibration;
+use doublecheck::evaluation::contenders::Contender;
+use doublecheck::evaluation::progress::Progress;
+use doublecheck::evaluation::results::{ContenderResult, Measure, Recall, Setup};
+use doublecheck::evaluation::run::{results, run};
+use doublecheck::evaluation::work::Work;
+use doublecheck::model::calibrate::Calibrator;
 use doublecheck::model::llama::{Attention, Dense};
 use doublecheck::model::{Cache, Error, Gguf, Llama, Model, Tokenizer};
 use doublecheck::subjects::ask;
-use doublecheck::subjects::torch::{DeviceChoice, Torch, to_host};
-use doublecheck::subjects::{Engine, Faulty, Reference, Subject};
+use doublecheck::subjects::{Engine, Faulty, Reference, Subject, Torch};
+use doublecheck::torch::{DeviceChoice, to_host};
 use doublecheck::verdicts::judge::judge_observation;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde::Deserialize;
@@ -244,7 +247,7 @@ fn licence(model: &Model) -> Result<Vec<u32>, Error> {
 fn calibration() -> Outcome {
     let (model, golden) = (read(Kind::Float)?, golden().calibration);
     let theirs = ChannelFile::from_json(&golden.orders.to_string())?;
-    let mut calibration = Calibration::new(&model.llama);
+    let mut calibration = Calibrator::new(&model.llama);
     for block in licence(&model)?.chunks_exact(golden.block).take(2) {
         calibration.add(&model.llama, block)?;
     }
@@ -366,7 +369,7 @@ fn perplexity() -> Outcome {
     let mut contenders: Vec<_> = selectors.into_iter().map(contender).collect();
     let mut progress = Progress::unwritten();
     run(&model, &work, Setup::Context, &mut contenders, &mut progress, &mut |_| {})?;
-    let (rows, notes) = rows(&model, Measure::Perplexity, 1, &contenders, &progress)?;
+    let (rows, notes) = results(&model, Measure::Perplexity, 1, &contenders, &progress)?;
     assert!(notes.is_empty(), "{notes:?}");
     for row in &rows {
         eprintln!(
@@ -374,7 +377,7 @@ fn perplexity() -> Outcome {
             row.masker, row.quality.value, row.keys_read, row.keys_held
         );
     }
-    let sum = |row: &Row| row.units.iter().map(|unit| unit.sum).sum::<f64>();
+    let sum = |row: &ContenderResult| row.units.iter().map(|unit| unit.sum).sum::<f64>();
     let [dense, oracle, torch, reference, engine, fault] = rows.as_slice() else {
         return Err(format!("found {} rows", rows.len()).into());
     };
@@ -396,7 +399,7 @@ fn perplexity() -> Outcome {
     for row in [oracle, torch, reference, engine, fault] {
         assert_eq!(row.keys_read, 24.0, "{}", row.masker);
     }
-    let kept = |row: &Row| row.recall.as_ref().and_then(|recall| Recall::mean(&recall.keys));
+    let kept = |row: &ContenderResult| row.recall.as_ref().and_then(|recall| Recall::mean(&recall.keys));
     assert_eq!(kept(oracle), Some(1.0));
     assert!(kept(torch) > kept(fault));
     // In each block of tokens, whoever does it rightly.

@@ -11,7 +11,7 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, LabelBits, Mask, Row, Storage};
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Accumulation, Answer, Case, Kept, LabelRounding, NoAnswer, RoundingModel};
+use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, NoAnswer, Precision, RoundingModel};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
 use doublecheck::verdicts::labels::rounded_rows;
@@ -26,7 +26,7 @@ const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regress
 /// An implementation that rounds to a type after each operation.
 #[derive(Debug, Clone, Copy)]
 struct Simulated {
-    kept: Kept,
+    kept: Precision,
     max_over_all: bool,
     output_in_storage: bool,
     /// NaN, as in +∞ + −∞, ranks above all numbers, as in PyTorch's topk, or below.
@@ -40,8 +40,8 @@ impl Simulated {
 
     fn answer(self, case: &Case) -> Result<Answer, NoAnswer> {
         let kept = match self.kept {
-            Kept::F32 => Storage::F32,
-            Kept::Storage => case.call.inputs.storage(),
+            Precision::F32 => Storage::F32,
+            Precision::Storage => case.call.inputs.storage(),
         };
         // What must be refused and what must be full are not a matter of rounding.
         let reference = Reference::default().answer(case)?;
@@ -169,7 +169,7 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 }
 
 fn simulated() -> impl Strategy<Value = Simulated> {
-    (select(vec![Kept::F32, Kept::Storage]), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+    (select(vec![Precision::F32, Precision::Storage]), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
         |(kept, max_over_all, output_in_storage, nan_first)| Simulated {
             kept,
             max_over_all,

@@ -6,20 +6,19 @@
 use doublecheck::algorithm::config::LabelBits;
 use doublecheck::algorithm::maskers::{Oracle, Sink};
 use doublecheck::algorithm::{
-    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Masker, Selection,
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Mask, Masker, Selection,
     Storage,
 };
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Case, Kept, NoAnswer, RoundingModel};
+use doublecheck::cases::{Case, Precision, RoundingModel};
 use doublecheck::reports::verify as text;
 use doublecheck::runner::random::{VerifyOptions, random_cases};
 use doublecheck::runner::verify::verify;
-use doublecheck::subjects::torch::cache::LabelCache;
-use doublecheck::subjects::torch::{DeviceChoice, Torch, TorchCache, device};
-use doublecheck::subjects::{Reference, Subject};
+use doublecheck::subjects::{Reference, Subject, Torch, TorchCache};
+use doublecheck::torch::{self, DeviceChoice, LabelledKvCache, Layer, device, masker, to_device, to_host};
 use doublecheck::verdicts::Certificate;
-use doublecheck::verdicts::judge::judge_mask;
+use doublecheck::verdicts::judge::{judge_call, judge_mask};
 use libtest_mimic::{Arguments, Failed, Trial};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -57,7 +56,7 @@ fn main() {
             ("what_does_not_fit_is_refused", refusals_of_the_cache),
         ];
         for (test, check) in tests {
-            for (kept, scores) in [(Kept::F32, "f32"), (Kept::Storage, "storage")] {
+            for (kept, scores) in [(Precision::F32, "f32"), (Precision::Storage, "storage")] {
                 let run = move || check(&mut TorchCache::new(choice, kept)?);
                 let name = format!("{name}::cache_in_{scores}::{test}");
                 trials.push(Trial::test(name, run).with_ignored_flag(missing.is_some()));
@@ -125,7 +124,7 @@ fn oracle(torch: &mut Torch) -> Outcome {
         let before = sink.add_mask(&exact.call.inputs, 0, &case.before()?)?;
         exact.call.previous = Some(before.clone());
         let heavy_size = exact.instance.selection.heavy_size;
-        let mask = torch.oracle(&exact.call.inputs, heavy_size, &before)?;
+        let mask = exact_top_k(torch, &exact.call.inputs, heavy_size, &before)?;
         must_conform(&exact, &mask, torch.rounding_model())?;
         must_conform(
             &exact,
@@ -133,15 +132,11 @@ fn oracle(torch: &mut Torch) -> Outcome {
             RoundingModel::REFERENCE,
         )?;
         // The oracle's mask is what Double Sparsity then starts from.
-        let composed = Case {
-            previous: Some(mask),
-            settings: case.settings.clone(),
-            channels: case.channels.clone(),
-            ..exact
-        };
-        let certificate = Certificate::derive(&composed, torch.rounding_model());
+        let mut call = exact.call.clone();
+        call.previous = Some(mask);
+        let composed = Case { instance: case.instance.clone(), call, ..exact };
         let answer = torch.answer(&composed);
-        let verdict = doublecheck::verdicts::judge(&composed, &answer, torch.rounding_model(), &certificate);
+        let verdict = judge_call(&composed.instance, &composed.call, &answer, torch.rounding_model());
         if let Some(wrong) = verdict.explanations().first() {
             return Err(format!("{wrong}\n{plan:?}").into());
         }
@@ -149,18 +144,25 @@ fn oracle(torch: &mut Torch) -> Outcome {
     Ok(())
 }
 
+fn exact_top_k(torch: &Torch, inputs: &Inputs, heavy_size: HeavySize, before: &Mask) -> Result<Mask, Failed> {
+    let layer = Layer::of_inputs(inputs, torch.device())?;
+    let before = to_device(before.weights(), torch.device())?;
+    let mask = masker::oracle(&layer, heavy_size, Some(&before))?.mask(&layer, Some(&before))?;
+    Ok(Mask::from_weights(to_host(&mask)?, &inputs.dims())?)
+}
+
 fn without_scaling(case: &Case) -> Result<Case, Failed> {
     let inputs = Inputs::new(InputParts { scaling: None, ..case.call.inputs.parts().clone() })?;
-    let mut exact = case.with_inputs(inputs);
+    let order = ChannelOrder::new(vec![(0..case.dims().head_dim).collect()])?;
+    let mut exact = case.with_inputs(inputs).with_channels(order);
     exact.instance.selection.heads = HeadMode::PerHead;
     exact.instance.selection.dense_fallback = false;
     exact.instance.selection.label_bits = LabelBits::UNQUANTISED;
     exact.instance.selection.group_factor = GroupFactor::new(1)?;
-    exact.channels = ChannelOrder::new(vec![(0..case.call.inputs.dims().head_dim).collect()])?;
     Ok(exact)
 }
 
-fn must_conform(case: &Case, mask: &doublecheck::algorithm::Mask, model: RoundingModel) -> Outcome {
+fn must_conform(case: &Case, mask: &Mask, model: RoundingModel) -> Outcome {
     let certificate = Certificate::derive(&case.instance, &case.call, model)?;
     match judge_mask(&case.instance, &case.call, &certificate, mask, model).divergences.first() {
         None => Ok(()),
@@ -193,7 +195,7 @@ fn arithmetic(torch: &mut Torch) -> Outcome {
 }
 
 /// An empty cache of small sizes: 2 batch entries, 4 heads over 2 KV heads, d = 16, dv = 12, r = 4, H = 40, 4 bits, bf16.
-fn small_cache(kept: Kept, heads: HeadMode, device: Device) -> Result<LabelCache, NoAnswer> {
+fn small_cache(kept: Precision, heads: HeadMode, device: Device) -> torch::Result<LabelledKvCache> {
     let dims = Dims { batch: 2, heads: 4, kv_heads: 2, queries: 1, keys: 0, head_dim: 16, value_dim: 12 };
     let channels = ChannelOrder::new(vec![(0..16).rev().collect()])?;
     let selection = Selection {
@@ -203,7 +205,7 @@ fn small_cache(kept: Kept, heads: HeadMode, device: Device) -> Result<LabelCache
         heads,
         dense_fallback: false,
     };
-    LabelCache::new(&dims, &channels, &selection, Storage::Bf16, kept, 0.25, device)
+    LabelledKvCache::new(&dims, &channels, &selection, Storage::Bf16, kept, 0.25, device)
 }
 
 /// Storage grows several times, one step follows each piece, and each answers as a cache that was filled at once.
@@ -225,7 +227,7 @@ fn growing_cache(subject: &mut TorchCache) -> Outcome {
             grown.check(&step.query_labels)?;
             let ascending = |keys: &Tensor| keys.sort(-1, false).0;
             // Top-k may give the same keys in another order, which moves sums: both attend to one list.
-            let attended = |cache: &LabelCache| cache.attend(&q, &step.selected, None);
+            let attended = |cache: &LabelledKvCache| cache.attend(&q, &step.selected, None);
             let equal = ascending(&step.selected.keys) == ascending(&expected.selected.keys)
                 && attended(&grown)? == attended(&filled)?
                 && grown.labels()? == filled.labels()?
@@ -246,8 +248,8 @@ fn refusals_of_the_cache(subject: &mut TorchCache) -> Outcome {
     let mut cache = small_cache(subject.rounding_model().kept, HeadMode::PerHead, device)?;
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::BFloat16, device));
     let (k, v, q) = (zeros(&[2, 2, 3, 16]), zeros(&[2, 2, 3, 12]), zeros(&[2, 4, 1, 16]));
-    let shape = |outcome: Result<(), NoAnswer>, field: &str| match outcome {
-        Err(NoAnswer::Refused(Error::Shape(detail))) if detail.field == field => Ok(()),
+    let shape = |outcome: torch::Result<()>, field: &str| match outcome {
+        Err(torch::Error::Refused(Error::Shape(detail))) if detail.field == field => Ok(()),
         other => Err(Failed::from(format!("expected {field} to be refused, found {other:?}"))),
     };
     shape(cache.step(&q, None).map(drop), "q and cache")?;
@@ -262,7 +264,7 @@ fn refusals_of_the_cache(subject: &mut TorchCache) -> Outcome {
     cache.check(&labels)?;
     cache.append(&k, &v.full_like(f64::NAN))?;
     match cache.check(&labels) {
-        Err(NoAnswer::Refused(Error::NotFinite(_))) => Ok(()),
+        Err(torch::Error::Refused(Error::NotFinite(_))) => Ok(()),
         other => Err(format!("expected a NaN to be refused, found {other:?}").into()),
     }
 }

@@ -2,7 +2,7 @@
 //! `scaled_dot_product_attention` can be asked in several ways for the same numbers. All are measured; the fastest counts.
 
 use doublecheck::cases::recipe::Generated;
-use doublecheck::subjects::torch::masker::to_device;
+use doublecheck::torch::to_device;
 use ndarray::{Array4, s};
 use tch::{Device, TchError, Tensor};
 

@@ -35,4 +35,4 @@ pub use heavy_size::HeavySize;
 pub use inputs::{Dims, InputParts, Inputs, Row};
 pub use mask::Mask;
 pub use maskers::{Masker, SparseAttention};
-pub use storage::Storage;
+pub use storage::{Precision, Storage};

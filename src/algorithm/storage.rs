@@ -21,6 +21,16 @@ pub enum Storage {
     Bf16,
 }
 
+/// The type of scores and weights between operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 or wider.
+    F32,
+    /// Rounded to the storage type after each operation.
+    Storage,
+}
+
 impl Storage {
     /// All three, narrowest significand last.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];

@@ -8,10 +8,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::error::{Error, Result};
 use crate::algorithm::Detail;
+pub use crate::checksum::sha256;
 
 /// The name of the list of checksums in a folder.
 const SUMS: &str = "SHA256SUMS";
@@ -199,11 +198,6 @@ fn name_below(folder: &Path, path: &Path) -> String {
     let below = path.strip_prefix(folder).unwrap_or(path);
     let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
     parts.join("/")
-}
-
-/// The SHA-256 of some bytes, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The checksums recorded in `SHA256SUMS` files, read once each.

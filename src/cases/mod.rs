@@ -23,5 +23,5 @@ pub use error::Error;
 pub use file::{CaseFile, Reader, StoredSequence};
 pub use observation::Observation;
 pub use recipe::Recipe;
-pub use rounding_model::{Accumulation, Kept, LabelRounding, RoundingModel};
+pub use rounding_model::{Accumulation, LabelRounding, Precision, RoundingModel};
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::algorithm::Precision;
+
 /// What an implementation declares about its arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -9,7 +11,7 @@ pub struct RoundingModel {
     /// How labels are quantised.
     pub labels: LabelRounding,
     /// What scores and attention weights are kept in after each operation.
-    pub kept: Kept,
+    pub kept: Precision,
     /// What sums of products are accumulated in.
     pub accumulation: Accumulation,
 }
@@ -22,16 +24,6 @@ pub enum LabelRounding {
     Exact,
     /// Within rounding of a half step both codes are allowed.
     Rounded,
-}
-
-/// The type of scores and weights between operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kept {
-    /// f32 or wider.
-    F32,
-    /// Rounded to the storage type after each operation.
-    Storage,
 }
 
 /// The type of a sum of products.
@@ -47,15 +39,15 @@ pub enum Accumulation {
 impl RoundingModel {
     /// The author's code and sparse-attention-hub: labels exact, scores kept in storage, f32 sums.
     pub const PYTORCH: Self =
-        Self { labels: LabelRounding::Exact, kept: Kept::Storage, accumulation: Accumulation::F32 };
+        Self { labels: LabelRounding::Exact, kept: Precision::Storage, accumulation: Accumulation::F32 };
 
     /// Kernels that keep everything in f32: labels exact, scores kept in f32, f32 sums.
     pub const F32: Self =
-        Self { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F32 };
+        Self { labels: LabelRounding::Exact, kept: Precision::F32, accumulation: Accumulation::F32 };
 
     /// The reference of this crate: labels exact, scores kept in f32 or wider, f64 sums.
     pub const REFERENCE: Self =
-        Self { labels: LabelRounding::Exact, kept: Kept::F32, accumulation: Accumulation::F64 };
+        Self { labels: LabelRounding::Exact, kept: Precision::F32, accumulation: Accumulation::F64 };
 }
 
 impl Default for RoundingModel {
@@ -71,8 +63,8 @@ impl std::fmt::Display for RoundingModel {
             LabelRounding::Rounded => "rounded",
         };
         let kept = match self.kept {
-            Kept::F32 => "f32",
-            Kept::Storage => "storage",
+            Precision::F32 => "f32",
+            Precision::Storage => "storage",
         };
         let accumulation = match self.accumulation {
             Accumulation::F32 => "f32",

@@ -66,78 +66,21 @@ fn of_model(_model: &std::path::Path, _arguments: &Arguments) -> Result<(Channel
 #[cfg(feature = "torch")]
 fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFile, String), Failure> {
     use doublecheck::algorithm::GroupFactor;
-    use doublecheck::model::{Model, calibrate::Calibration, text};
-    use doublecheck::subjects::torch::device;
+    use doublecheck::model::{Model, calibrate::Calibrator};
+    use doublecheck::torch::device;
 
     let model = Model::read(path, device::open(arguments.device.parse()?)?, tch::Kind::Float)?;
-    let mut tokens = Vec::new();
-    for file in &arguments.text {
-        tokens.extend(model.tokenizer.encode(&text::read(file)?)?);
-    }
-    let (blocks, length) = (arguments.blocks, arguments.block_tokens);
-    let needed = blocks.saturating_mul(length);
-    if needed == 0 || tokens.len() < needed {
-        let found = tokens.len();
-        return Err(format!(
-            "--text: found {found} tokens, expected {blocks} blocks of {length}, at least one"
-        )
-        .into());
-    }
-    let channels = GroupFactor::new(arguments.group_factor)?.label_channels(model.llama.config().head_dim)?;
+    let config = model.llama.config();
+    let channels = GroupFactor::new(arguments.group_factor)?.label_channels(config.head_dim)?;
     let other = arguments.compare.as_deref().map(ChannelFile::read).transpose()?;
+    let (blocks, length) = (arguments.blocks, arguments.block_tokens);
     let bar = indicatif::ProgressBar::new(blocks as u64);
-    let mut calibration = Calibration::new(&model.llama);
-    for block in 0..blocks {
-        // Spread evenly from the text's beginning to its end.
-        let start = block * (tokens.len() - length) / (blocks - 1).max(1);
-        calibration.add(&model.llama, &tokens[start..start + length])?;
-        bar.inc(1);
-    }
+    let calibrator = Calibrator::of_texts(&model, &arguments.text, [blocks, length], &mut || bar.inc(1))?;
     bar.finish_and_clear();
-    let summary = agreements(&calibration, other.as_ref(), channels)?;
-    let layers = model.llama.config().layers;
     let head = format!(
-        "{}: {layers} layers, {blocks} blocks of {length} tokens; the leading {channels} channels of each row:",
-        model.name
+        "{}: {} layers, {blocks} blocks of {length} tokens; the leading {channels} channels of each row:",
+        model.name, config.layers
     );
-    Ok((calibration.channel_file(arguments.shared)?, [head, summary].join("\n")))
-}
-
-/// How the sums agree with the last block alone, and with another file.
-#[cfg(feature = "torch")]
-fn agreements(
-    calibration: &doublecheck::model::calibrate::Calibration,
-    other: Option<&ChannelFile>,
-    channels: usize,
-) -> Result<String, Failure> {
-    use doublecheck::algorithm::ChannelKind;
-    use doublecheck::model::calibrate::Agreement;
-
-    let told = |found: &Agreement| {
-        let (rows, same, order) = (found.rows, found.same_channels, found.same_order);
-        let share = 100.0 * found.shared as f64 / found.channels.max(1) as f64;
-        let gap = match same == rows {
-            true => String::new(),
-            false => {
-                format!("; where they differ, importance does by up to {:.1} %", 100.0 * found.widest_gap)
-            }
-        };
-        format!(
-            "{same} of {rows} rows lead with the same channels ({order} in the same order), {share:.1} % of channels in common{gap}"
-        )
-    };
-    let mut lines = Vec::new();
-    let several = calibration.blocks() > 1;
-    for kind in ChannelKind::ALL.into_iter().filter(|_| several) {
-        let last = calibration.last_block_only(kind, channels)?;
-        lines.push(format!("{}, last block only (D10): {}", kind.name(), told(&last)));
-    }
-    if let Some(file) = other {
-        for kind in ChannelKind::ALL {
-            let found = calibration.compare(file, kind, channels)?;
-            let found = found.map_or("it holds no such rows".into(), |found| told(&found));
-            lines.push(format!("{}, the other file: {found}", kind.name()));
-        }
-    }
-    Ok(lines.join("\n"))
+    let summary = calibrator.summary(other.as_ref(), channels)?;
+    Ok((calibrator.channel_file(arguments.shared)?, [head, summary].join("\n")))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use doublecheck::behaviours::{CATALOGUE, Fault};
-use doublecheck::cases::Kept;
+use doublecheck::cases::Precision;
 use doublecheck::diagnosis::independent;
 use doublecheck::reports::quoted;
 use doublecheck::subjects::process::end_all;
@@ -96,16 +96,17 @@ impl Choice {
             Kind::Reference => Ok(Box::new(Reference::default())),
             Kind::Engine => Ok(Box::new(Engine::default())),
             Kind::Torch => torch(&self.device, None),
-            Kind::TorchCache => torch(&self.device, Some(Kept::F32)),
-            Kind::TorchCacheStorage => torch(&self.device, Some(Kept::Storage)),
+            Kind::TorchCache => torch(&self.device, Some(Precision::F32)),
+            Kind::TorchCacheStorage => torch(&self.device, Some(Precision::Storage)),
         }
     }
 }
 
 /// The masker, or the label cache with what its scores are kept in.
 #[cfg(feature = "torch")]
-fn torch(device: &str, cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure> {
-    use doublecheck::subjects::torch::{Torch, TorchCache, device};
+fn torch(device: &str, cache: Option<Precision>) -> Result<Box<dyn Subject>, Failure> {
+    use doublecheck::subjects::{Torch, TorchCache};
+    use doublecheck::torch::device;
     let choice = device.parse()?;
     let torch = Torch::new(choice)?;
     eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));
@@ -116,7 +117,7 @@ fn torch(device: &str, cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure>
 }
 
 #[cfg(not(feature = "torch"))]
-fn torch(_device: &str, _cache: Option<Kept>) -> Result<Box<dyn Subject>, Failure> {
+fn torch(_device: &str, _cache: Option<Precision>) -> Result<Box<dyn Subject>, Failure> {
     Err(format!("--subject torch: {}", super::WITHOUT_TORCH).into())
 }
 

@@ -10,13 +10,13 @@ use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
     ChannelFile, ChannelKind, Dims, HeadMode, HeavySize, InputParts, Inputs, Selection, Storage,
 };
-use crate::cases::{Call, Instance, NoAnswer};
-use crate::model::llama::{Attention, Dense, causal};
+use crate::cases::{Call, EarlierMasker, Instance, NoAnswer};
+use crate::model::llama::{Attention, Dense};
 use crate::model::{Error, Result};
 use crate::subjects::Subject;
-use crate::subjects::torch::attention::{attention, dense};
-use crate::subjects::torch::masker::{self, Layer, Masker};
-use crate::subjects::torch::to_host;
+use crate::torch::attention::{attention, dense};
+use crate::torch::layer::causal;
+use crate::torch::{self, Layer, TorchMasker, masker, to_device, to_host};
 
 /// What adds keys, in the order of a list (SPEC §2.10).
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ pub struct Sparse {
     selector: Selector,
     dense_layers: Vec<usize>,
     /// The maskers of layers seen so far, by layer and place in the list.
-    maskers: HashMap<(usize, usize), Masker>,
+    maskers: HashMap<(usize, usize), TorchMasker>,
     tally: Tally,
 }
 
@@ -79,7 +79,7 @@ impl Sparse {
         tch::manual_seed(seed);
         match &mut self.selector {
             Selector::Subject(instance, subject) => {
-                subject.configure(instance).map_err(|problem| Error::Attention { layer: 0, problem })
+                subject.configure(instance).map_err(|problem| refused(0, &problem))
             }
             _ => Ok(()),
         }
@@ -101,22 +101,23 @@ impl Sparse {
     }
 }
 
-/// The mask [1, h, m, n] in f32, and the output where the selector computes it.
-type Selected = std::result::Result<(Tensor, Option<Tensor>), NoAnswer>;
+fn refused(layer: usize, problem: &NoAnswer) -> Error {
+    Error::Attention { layer, problem: problem.to_string() }
+}
 
-/// What a list of maskers selects.
+/// The mask of what a list of maskers selects: [1, h, m, n] in f32.
 fn listed(
     stages: &[Stage],
     index: usize,
     layer: &Layer,
-    maskers: &mut HashMap<(usize, usize), Masker>,
-) -> Selected {
+    maskers: &mut HashMap<(usize, usize), TorchMasker>,
+) -> torch::Result<Tensor> {
     let mut mask: Option<Tensor> = None;
     for (place, stage) in stages.iter().enumerate() {
         mask = Some(add(stage, (index, place), layer, mask, maskers)?);
     }
-    let empty = || Tensor::f_zeros(layer.mask_shape(), (Kind::Float, layer.q.device()));
-    Ok((mask.map_or_else(empty, Ok).map_err(masker::failed)?, None))
+    let empty = || Tensor::f_zeros(layer.mask_shape(), (Kind::Float, layer.device()));
+    Ok(mask.map_or_else(empty, Ok)?)
 }
 
 /// The mask with what one masker adds.
@@ -125,49 +126,50 @@ fn add(
     place: (usize, usize),
     layer: &Layer,
     before: Option<Tensor>,
-    maskers: &mut HashMap<(usize, usize), Masker>,
-) -> std::result::Result<Tensor, NoAnswer> {
-    let device = layer.q.device();
+    maskers: &mut HashMap<(usize, usize), TorchMasker>,
+) -> torch::Result<Tensor> {
+    let device = layer.device();
     let start = || match &before {
         Some(mask) => Ok(mask.shallow_clone()),
         None => Tensor::f_zeros(layer.mask_shape(), (Kind::Float, device)),
     };
-    let added = match stage {
-        Stage::Sink(size) => start().and_then(|mask| masker::sink(layer, *size, &mask)),
-        Stage::Local(size) => start().and_then(|mask| masker::local(layer, *size, &mask)),
-        Stage::Oracle(size) => masker::oracle(layer, *size, before.as_ref())
-            .and_then(|selected| selected.mask(layer, before.as_ref())),
-        Stage::Random(size) => masker::random(layer, *size, before.as_ref())
-            .and_then(|selected| selected.mask(layer, before.as_ref())),
+    match stage {
+        Stage::Sink(size) => masker::sink(layer, *size, &start()?),
+        Stage::Local(size) => masker::local(layer, *size, &start()?),
+        Stage::Oracle(size) => masker::oracle(layer, *size, before.as_ref())?.mask(layer, before.as_ref()),
+        Stage::Random(size) => masker::random(layer, *size, before.as_ref())?.mask(layer, before.as_ref()),
         Stage::DoubleSparsity(selection, file, kind) => {
             let masker = match maskers.entry(place) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     let order = file.order(*kind, place.0)?;
-                    entry.insert(Masker::new(&layer.dims, order, selection, Storage::F32, device)?)
+                    entry.insert(TorchMasker::new(&layer.dims, order, selection, Storage::F32, device)?)
                 }
             };
-            return masker.add_mask(layer, before.as_ref());
+            masker.add_mask(layer, before.as_ref())
         }
-    };
-    added.map_err(masker::failed)
+    }
 }
 
-/// What a subject answers.
-fn ask(subject: &mut dyn Subject, layer: usize, [q, k, v]: [&Tensor; 3], device: Device) -> Selected {
-    let host = |x: &Tensor| to_host(x).map_err(masker::failed);
+/// What a subject answers: the mask [1, h, m, n] in f32, and the output where it computes one.
+fn ask(
+    subject: &mut dyn Subject,
+    layer: usize,
+    [q, k, v]: [&Tensor; 3],
+    device: Device,
+) -> std::result::Result<(Tensor, Option<Tensor>), NoAnswer> {
     let inputs = Inputs::new(InputParts {
-        q: host(q)?,
-        k: host(k)?,
-        v: host(v)?,
+        q: to_host(q)?,
+        k: to_host(k)?,
+        v: to_host(v)?,
         attention_mask: None,
         causal: true,
         storage: Storage::F32,
         scaling: None,
     })?;
     let answer = subject.call(&Call { layer, inputs: Arc::new(inputs), previous: None })?;
-    let place = |x| masker::to_device(x, device).map_err(masker::failed);
-    Ok((place(answer.mask.weights())?, answer.output.as_ref().map(place).transpose()?))
+    let output = answer.output.as_ref().map(|output| to_device(output, device)).transpose()?;
+    Ok((to_device(answer.mask.weights(), device)?, output))
 }
 
 impl Attention for Sparse {
@@ -189,10 +191,13 @@ impl Attention for Sparse {
                 self.tally.rows += rows;
                 return Dense.attend(index, q, k, v);
             }
-            Selector::Maskers(stages) => listed(stages, index, &layer, &mut self.maskers),
+            Selector::Maskers(stages) => {
+                let mask = listed(stages, index, &layer, &mut self.maskers);
+                mask.map(|mask| (mask, None)).map_err(NoAnswer::from)
+            }
             Selector::Subject(_, subject) => ask(subject.as_mut(), index, [q, k, v], q.device()),
         };
-        let (mask, output) = selected.map_err(|problem| Error::Attention { layer: index, problem })?;
+        let (mask, output) = selected.map_err(|problem| refused(index, &problem))?;
         let seen = match &layer.additive {
             Some(additive) => additive.f_eq(0.0)?.f_sum(Kind::Double)?.f_double_value(&[])? * h as f64,
             None => (h * n) as f64,
@@ -221,29 +226,10 @@ impl Attention for Sparse {
 /// q, k and v as the maskers take them, in f32.
 fn layer(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Layer> {
     let (q, k, v) = (q.f_to_kind(Kind::Float)?, k.f_to_kind(Kind::Float)?, v.f_to_kind(Kind::Float)?);
-    let (queries, keys) = (q.size(), k.size());
-    let [h, m, d] = [queries[1], queries[2], queries[3]];
-    let (hk, n) = (keys[1], keys[2]);
-    let dims = Dims {
-        batch: 1,
-        heads: h as usize,
-        kv_heads: hk as usize,
-        queries: m as usize,
-        keys: n as usize,
-        head_dim: d as usize,
-        value_dim: d as usize,
-    };
-    Ok(Layer {
-        dims,
-        additive: if m > 1 { Some(causal(m, n, Kind::Float, q.device())?) } else { None },
-        additive_differs: false,
-        // Checked by the sum of all label products, whatever the numbers.
-        labels_may_overflow: true,
-        scaling: 1.0 / (d as f64).sqrt(),
-        q: q.f_reshape([1, hk, h / hk, m, d])?,
-        k: k.f_reshape([hk, n, d])?,
-        v: v.f_reshape([hk, n, d])?,
-    })
+    let (m, n, d) = (q.size()[2], k.size()[2], q.size()[3]);
+    // One query sees all keys.
+    let additive = if m > 1 { Some(causal(m, n, Kind::Float, q.device())?) } else { None };
+    Ok(Layer::new(&q, &k, &v, additive, 1.0 / (d as f64).sqrt())?)
 }
 
 /// Heads that need labels of their own: query heads, or KV heads where those that share one have the same channels.
@@ -306,7 +292,6 @@ impl Selector {
 
     /// The maskers of an instance, on libtorch.
     pub fn of_instance(instance: &Instance) -> Self {
-        use crate::cases::EarlierMasker;
         let earlier = instance.earlier_maskers.iter().map(|masker| match *masker {
             EarlierMasker::Sink(WindowConfig { size }) => Stage::Sink(size),
             EarlierMasker::Local(WindowConfig { size }) => Stage::Local(size),

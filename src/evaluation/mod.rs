@@ -1,12 +1,31 @@
-//! What a selection of keys does to the answers of a language model. [`tasks`] asks questions of a model, [`results`] holds what
-//! came out, [`bootstrap`] says how sure it is.
+//! What a selection of keys does to the answers of a language model.
+//!
+//! | what | file |
+//! |---|---|
+//! | questions, and how answers are scored | `tasks` |
+//! | what a model is given, in tokens | `work` |
+//! | who selects keys | `contenders` |
+//! | the attention that the model is given | `attention` |
+//! | what is kept of exact top-k | `recall` |
+//! | what is done so far | `progress` |
+//! | the evaluation itself | `run` |
+//! | what was found | `results` |
+//! | how sure a figure is | `bootstrap` |
+//!
+//! All but `tasks`, `results` and `bootstrap` need the feature `torch`.
 
 #[cfg(feature = "torch")]
 pub mod attention;
 pub mod bootstrap;
+#[cfg(feature = "torch")]
+pub mod contenders;
+#[cfg(feature = "torch")]
+pub mod progress;
 #[cfg(feature = "torch")]
 pub mod recall;
 pub mod results;
 #[cfg(feature = "torch")]
 pub mod run;
 pub mod tasks;
+#[cfg(feature = "torch")]
+pub mod work;

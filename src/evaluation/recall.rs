@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::results::Recall;
 use crate::model::Result;
-use crate::subjects::torch::attention::logits;
-use crate::subjects::torch::masker::Layer;
+use crate::torch::Layer;
+use crate::torch::attention::logits;
 
 /// Queries of a call that are looked at, evenly spaced.
 const QUERIES: i64 = 64;
@@ -31,26 +31,13 @@ pub struct RecallSums {
 /// Shares of exact top-k's keys and of its attention mass that are attended to: `attended` is [1, h, m, n]. Top-k has as many
 /// keys as the call's largest row attends to. Errors: those of libtorch.
 pub fn recall(layer: &Layer, attended: &Tensor) -> Result<HeadSums> {
-    let size = layer.q.size();
-    let (hk, group, m, d) = (size[1], size[2], size[3], size[4]);
+    let m = layer.dims.queries as i64;
     let count = m.min(QUERIES);
     // The last query is always one of them.
-    let rows = Tensor::f_arange_start(1, count + 1, (Kind::Int64, layer.q.device()))?;
+    let rows = Tensor::f_arange_start(1, count + 1, (Kind::Int64, layer.device()))?;
     let rows = rows.f_mul_scalar(m)?.f_floor_divide_scalar(count)?.f_sub_scalar(1)?;
-    let additive = match &layer.additive {
-        Some(additive) => Some(additive.f_index_select(2, &rows)?),
-        None => None,
-    };
-    let chosen = Layer {
-        dims: crate::algorithm::Dims { queries: count as usize, ..layer.dims },
-        q: layer.q.f_index_select(3, &rows)?.f_reshape([1, hk, group, count, d])?,
-        k: layer.k.shallow_clone(),
-        v: layer.v.shallow_clone(),
-        additive,
-        ..*layer
-    };
     let attended = attended.f_index_select(2, &rows)?;
-    let logits = logits(&chosen)?;
+    let logits = logits(&layer.with_queries(&rows)?)?;
     let probabilities = logits.f_softmax(-1, Kind::Float)?;
     let widest = attended.f_sum_dim_intlist(-1, false, Kind::Int64)?.f_max()?.f_int64_value(&[])?;
     let per_head = |share: Tensor| -> Result<Vec<f64>> {

@@ -54,8 +54,8 @@ pub struct Evaluation {
     /// Layers that stay dense.
     pub dense_layers: Vec<usize>,
     /// One for each masker and heavy size; the first is dense attention.
-    pub rows: Vec<Row>,
-    /// What a person should know besides.
+    pub rows: Vec<ContenderResult>,
+    /// What a reader should know.
     pub notes: Vec<String>,
     /// The command line.
     pub command: String,
@@ -65,7 +65,7 @@ pub struct Evaluation {
 
 /// What one masker did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct ContenderResult {
     /// `dense`, `oracle`, `per-head`, `summed-scores`, `summed-labels`, `random keys`, or a fault: `first-layers-channels (D4)`.
     /// Rows of one name differ in H and make one curve.
     pub masker: String,

@@ -1,17 +1,18 @@
 //! Channel orders from a model's own activations on a text (SPEC §4): all three kinds, summed over blocks of tokens.
 
-use ndarray::Array4;
+use std::path::PathBuf;
+
 use tch::Tensor;
 
 use super::llama::{Attention, Dense, Llama};
-use super::{Error, Result};
+use super::{Error, Model, Result, text};
 use crate::algorithm::calibrate::{BlockActivations, Importance};
 use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Detail};
-use crate::subjects::torch::to_host;
+use crate::torch::to_host;
 
 /// Importance of every layer's channels, summed over blocks.
 #[derive(Debug)]
-pub struct Calibration {
+pub struct Calibrator {
     /// q_proj, k_proj, qk_proj of each layer.
     sums: Vec<[Importance; 3]>,
     /// The same of the last block alone, which is what the author's code keeps (SPEC D10).
@@ -53,25 +54,48 @@ impl Capture<'_> {
 
 impl Attention for Capture<'_> {
     fn projected(&mut self, layer: usize, q: &Tensor, k: &Tensor) -> Result<()> {
-        self.add(layer, 0, &BlockActivations::One(host(q)?))?;
-        self.add(layer, 1, &BlockActivations::One(host(k)?))
+        self.add(layer, 0, &BlockActivations::One(to_host(q)?))?;
+        self.add(layer, 1, &BlockActivations::One(to_host(k)?))
     }
 
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        self.add(layer, 2, &BlockActivations::Pair { q: host(q)?, k: host(k)? })?;
+        self.add(layer, 2, &BlockActivations::Pair { q: to_host(q)?, k: to_host(k)? })?;
         Dense.attend(layer, q, k, v)
     }
 }
 
-fn host(x: &Tensor) -> Result<Array4<f32>> {
-    Ok(to_host(x)?)
-}
-
-impl Calibration {
+impl Calibrator {
     /// Nothing summed yet.
     pub fn new(model: &Llama) -> Self {
         let layers = model.config().layers;
         Self { sums: nothing(layers), last: nothing(layers), blocks: 0 }
+    }
+
+    /// Runs the model on blocks of tokens that are spread evenly over texts, from beginning to end. `tick` hears of each.
+    ///
+    /// Errors: [`Error::Tokens`] for no blocks, and for texts that are too short; those of the texts and of the model.
+    pub fn of_texts(
+        model: &Model,
+        files: &[PathBuf],
+        [blocks, length]: [usize; 2],
+        tick: &mut dyn FnMut(),
+    ) -> Result<Self> {
+        let mut tokens = Vec::new();
+        for file in files {
+            tokens.extend(model.tokenizer.encode(&text::read(file)?)?);
+        }
+        let needed = blocks.saturating_mul(length);
+        if needed == 0 || tokens.len() < needed {
+            let expected = format!("{blocks} blocks of {length}, at least one");
+            return Err(Error::Tokens(Detail::new("--text", format!("{} tokens", tokens.len()), expected)));
+        }
+        let mut calibrator = Self::new(&model.llama);
+        for block in 0..blocks {
+            let start = block * (tokens.len() - length) / (blocks - 1).max(1);
+            calibrator.add(&model.llama, &tokens[start..start + length])?;
+            tick();
+        }
+        Ok(calibrator)
     }
 
     /// Runs the model on one block of tokens and adds what its channels show. Errors: those of the model.
@@ -138,6 +162,28 @@ impl Calibration {
         Ok((agreement.rows > 0).then_some(agreement))
     }
 
+    /// How the sums agree with the last block alone, where there are several, and with another file, in the leading `label_channels`:
+    /// a line for each kind.
+    ///
+    /// Errors: those of [`Calibrator::compare`].
+    pub fn summary(&self, file: Option<&ChannelFile>, label_channels: usize) -> Result<String> {
+        let mut lines = Vec::new();
+        if self.blocks > 1 {
+            for kind in ChannelKind::ALL {
+                let last = self.last_block_only(kind, label_channels)?;
+                lines.push(format!("{}, last block only (D10): {last}", kind.name()));
+            }
+        }
+        if let Some(file) = file {
+            for kind in ChannelKind::ALL {
+                let found = self.compare(file, kind, label_channels)?;
+                let found = found.map_or("it holds no such rows".into(), |found| found.to_string());
+                lines.push(format!("{}, the other file: {found}", kind.name()));
+            }
+        }
+        Ok(lines.join("\n"))
+    }
+
     /// The channel orders, one row per head, or one for all heads where `shared`. Errors: [`Error::Tokens`] before the first block.
     pub fn channel_file(&self, shared: bool) -> Result<ChannelFile> {
         if self.blocks == 0 {
@@ -155,6 +201,23 @@ impl Calibration {
 
 fn nothing(layers: usize) -> Vec<[Importance; 3]> {
     (0..layers).map(|_| ChannelKind::ALL.map(Importance::new)).collect()
+}
+
+impl std::fmt::Display for Agreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rows, same_channels, same_order, .. } = *self;
+        let share = 100.0 * self.shared as f64 / self.channels.max(1) as f64;
+        write!(
+            f,
+            "{same_channels} of {rows} rows lead with the same channels ({same_order} in the same order), {share:.1} % of channels \
+             in common"
+        )?;
+        if same_channels < rows {
+            let gap = 100.0 * self.widest_gap;
+            write!(f, "; where they differ, importance does by up to {gap:.1} %")?;
+        }
+        Ok(())
+    }
 }
 
 impl Agreement {

@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::{Error, Result};
 use crate::algorithm::Detail;
-use crate::cases::bundled::sha256;
+use crate::checksum::sha256;
 
 /// An open file.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::gguf::Gguf;
 use super::{Error, Result};
 use crate::algorithm::{Detail, Dims};
+use crate::torch::layer::causal;
 
 /// Sizes and constants of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,12 +121,6 @@ impl Attention for Dense {
     }
 }
 
-/// −∞ after each query's position: [1, 1, m, n].
-pub fn causal(queries: i64, keys: i64, kind: Kind, device: Device) -> Result<Tensor> {
-    let later = Tensor::f_full([1, 1, queries, keys], f64::NEG_INFINITY, (kind, device))?;
-    Ok(later.f_triu(keys - queries + 1)?)
-}
-
 /// Keys and values of all layers, for up to a given number of tokens.
 #[derive(Debug)]
 pub struct Cache {
@@ -158,8 +153,9 @@ impl Cache {
     }
 }
 
+/// The weights of one layer.
 #[derive(Debug)]
-struct Layer {
+struct LayerWeights {
     attention_norm: Tensor,
     q: Tensor,
     k: Tensor,
@@ -179,7 +175,7 @@ pub struct Llama {
     kind: Kind,
     /// [vocabulary, hidden]
     embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<LayerWeights>,
     norm: Tensor,
     /// [vocabulary, hidden]; the embedding where the file has none of its own.
     output: Tensor,
@@ -205,7 +201,7 @@ impl Llama {
         for layer in 0..config.layers {
             let mut read =
                 |name: &str, shape: &[usize]| file.tensor(&format!("blk.{layer}.{name}.weight"), shape);
-            layers.push(Layer {
+            layers.push(LayerWeights {
                 attention_norm: place(read("attn_norm", &[hidden])?)?,
                 q: place(half_split(&read("attn_q", &[queries, hidden])?, heads)?)?,
                 k: place(half_split(&read("attn_k", &[keys, hidden])?, kv_heads)?)?,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError};
 
 use crate::algorithm::Detail;
-use crate::cases::NoAnswer;
+use crate::torch;
 pub use gguf::Gguf;
 pub use llama::{Attention, Cache, Config, Llama};
 pub use tokenizer::Tokenizer;
@@ -54,8 +54,8 @@ pub enum Error {
     Attention {
         /// The layer.
         layer: usize,
-        /// What it said.
-        problem: NoAnswer,
+        /// What it said, in a sentence.
+        problem: String,
     },
     /// Logits that say nothing.
     #[error("not a finite number: {0}")]
@@ -63,14 +63,14 @@ pub enum Error {
     /// The reference's own errors: channels, shapes.
     #[error(transparent)]
     Algorithm(#[from] crate::algorithm::Error),
-    /// libtorch failed.
-    #[error("libtorch: {0}")]
-    Torch(String),
+    /// libtorch failed, or what runs on it refused its input.
+    #[error(transparent)]
+    Torch(#[from] torch::Error),
 }
 
 impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
-        Self::Torch(error.to_string().lines().next().unwrap_or_default().to_owned())
+        Self::Torch(error.into())
     }
 }
 

@@ -8,6 +8,8 @@ pub mod process;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
+#[cfg(feature = "torch")]
+pub mod torch_cache;
 
 use crate::algorithm::{ChannelOrder, LabelBits, Storage};
 use crate::cases::{
@@ -22,6 +24,8 @@ pub use process::Process;
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;
+#[cfg(feature = "torch")]
+pub use torch_cache::TorchCache;
 
 /// An implementation of Double Sparsity. It is configured once for each instance and then called, for several layers and
 /// lengths; nothing of an earlier call may show in a later one.

@@ -21,7 +21,7 @@
 //! may be NaN after it, and rank anywhere.
 
 use crate::algorithm::Storage;
-use crate::cases::{Accumulation, Kept, RoundingModel};
+use crate::cases::{Accumulation, Precision, RoundingModel};
 
 /// u of f32.
 pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
@@ -149,8 +149,8 @@ impl Arithmetic {
             Accumulation::F64 => U64,
         };
         let kept = match model.kept {
-            Kept::F32 => Storage::F32,
-            Kept::Storage => storage,
+            Precision::F32 => Storage::F32,
+            Precision::Storage => storage,
         };
         let largest = match model.accumulation {
             Accumulation::F32 => Storage::F32.largest(),

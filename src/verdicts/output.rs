@@ -34,7 +34,7 @@ use ndarray::{Array4, ArrayView2};
 
 use super::bounds::{Approximate, Arithmetic, U32, gamma, recomputed_mean, underflow};
 use crate::algorithm::{Inputs, Mask, Row, Storage};
-use crate::cases::{Kept, RoundingModel};
+use crate::cases::{Precision, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -174,8 +174,8 @@ pub fn expected_row(
     let widest = logits.iter().filter(|w| !w.may_be_minus_infinity).map(|w| w.radius).fold(0.0, f64::max);
 
     let (u, eta) = match model.kept {
-        Kept::F32 => (0.0, underflow(Storage::F32)),
-        Kept::Storage => (arithmetic.u(), arithmetic.underflow()),
+        Precision::F32 => (0.0, underflow(Storage::F32)),
+        Precision::Storage => (arithmetic.u(), arithmetic.underflow()),
     };
     let rho = gamma(6, U32) + gamma(3, u);
     let weight = |j: usize| f64::from(attended[j].1);
@@ -211,8 +211,8 @@ pub fn expected_row(
         return unbounded();
     }
     let output_type = match model.kept {
-        Kept::F32 => inputs.storage(),
-        Kept::Storage => arithmetic.kept,
+        Precision::F32 => inputs.storage(),
+        Precision::Storage => arithmetic.kept,
     };
     (0..values.ncols())
         .map(|dim| {

@@ -14,7 +14,7 @@ impl Subject for Adapter {
     }
 
     fn rounding_model(&self) -> RoundingModel {
-        let (labels, kept, accumulation) = (LabelRounding::Exact, Kept::F32, Accumulation::F32);
+        let (labels, kept, accumulation) = (LabelRounding::Exact, Precision::F32, Accumulation::F32);
         RoundingModel { labels, kept, accumulation }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::algorithm::channels::ranges;
-use crate::evaluation::results::{Evaluation, Interval, Measure, Recall, Row, Setup};
+use crate::evaluation::results::{ContenderResult, Evaluation, Interval, Measure, Recall, Setup};
 
 /// Stands where there is no figure.
 const NONE: &str = "–";
@@ -49,7 +49,7 @@ impl Difference {
     }
 
     /// Of a row; None for dense attention.
-    pub fn of_row(row: &Row, measure: Measure) -> Option<Self> {
+    pub fn of_row(row: &ContenderResult, measure: Measure) -> Option<Self> {
         let found = row.against_dense.as_ref().map(|against| Self::of(against, measure))?;
         Some(if row.units.len() < FEWEST_UNITS { Self::Open } else { found })
     }
@@ -135,7 +135,7 @@ pub fn header(evaluation: &Evaluation, times: bool) -> Vec<&'static str> {
 }
 
 /// A row of the table, in the order of [`header`].
-pub fn cells(evaluation: &Evaluation, row: &Row, times: bool) -> Vec<String> {
+pub fn cells(evaluation: &Evaluation, row: &ContenderResult, times: bool) -> Vec<String> {
     let measure = evaluation.measure;
     let mut cells = vec![row.masker.clone()];
     if subjects(evaluation).len() > 1 {
@@ -165,7 +165,7 @@ fn or_none(value: Option<impl ToString>) -> String {
 }
 
 /// A masker with its settings: `per-head, H 64, G 4, B 4`.
-pub fn settings(row: &Row) -> String {
+pub fn settings(row: &ContenderResult) -> String {
     let mut text = row.masker.clone();
     let label_bits = row.label_bits.map(usize::from);
     for (name, value) in [("H", row.heavy_size), ("G", row.group_factor), ("B", label_bits)] {
@@ -177,7 +177,7 @@ pub fn settings(row: &Row) -> String {
 }
 
 /// Mean recall of keys and of mass.
-pub fn recalls(row: &Row) -> [Option<f64>; 2] {
+pub fn recalls(row: &ContenderResult) -> [Option<f64>; 2] {
     let mean = |cells: fn(&Recall) -> &Vec<Vec<f64>>| {
         row.recall.as_ref().and_then(|recall| Recall::mean(cells(recall)))
     };
@@ -185,7 +185,7 @@ pub fn recalls(row: &Row) -> [Option<f64>; 2] {
 }
 
 /// Bytes of a row over those of dense attention; None where dense attention reads none.
-pub fn share_of_dense(evaluation: &Evaluation, row: &Row) -> Option<f64> {
+pub fn share_of_dense(evaluation: &Evaluation, row: &ContenderResult) -> Option<f64> {
     share(row.bytes, evaluation.rows.first()?.bytes)
 }
 

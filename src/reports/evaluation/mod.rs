@@ -7,7 +7,7 @@ mod plot;
 use std::fmt::Write;
 
 use super::table::{finished, table};
-use crate::evaluation::results::{Evaluation, Recall, Row};
+use crate::evaluation::results::{ContenderResult, Evaluation, Recall};
 
 pub(super) use plot::inline;
 pub use plot::plot;
@@ -44,7 +44,7 @@ fn rows(evaluation: &Evaluation, times: bool) -> String {
 }
 
 /// What the selections of a row keep of exact top-k's, in percent: a line for each layer, a column for each query head.
-pub fn heat_map(evaluation_row: &Row) -> String {
+pub fn heat_map(evaluation_row: &ContenderResult) -> String {
     let name = figures::settings(evaluation_row);
     let Some(recall) = &evaluation_row.recall else {
         return format!("{name}: no recall, as no keys are selected\n");

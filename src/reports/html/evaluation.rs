@@ -4,7 +4,7 @@
 use maud::{Markup, html};
 
 use super::{Status, counted, facts, page, scroll};
-use crate::evaluation::results::{Evaluation, Measure, Row};
+use crate::evaluation::results::{ContenderResult, Evaluation, Measure};
 use crate::reports::evaluation::figures::{self, Difference, whole_percent};
 use crate::reports::evaluation::inline;
 
@@ -88,7 +88,7 @@ fn table(evaluation: &Evaluation) -> Markup {
 }
 
 /// Whether each row is the last of its masker.
-fn ends(rows: &[Row]) -> Vec<bool> {
+fn ends(rows: &[ContenderResult]) -> Vec<bool> {
     let names = || rows.iter().map(|row| &row.masker);
     let next = names().skip(1).map(Some).chain([None]);
     names().zip(next).map(|(name, next)| next.is_some_and(|next| next != name)).collect()
@@ -127,7 +127,7 @@ fn recalls(evaluation: &Evaluation) -> Markup {
 }
 
 /// A row's maps, folded.
-fn recall(row: &Row) -> Option<Markup> {
+fn recall(row: &ContenderResult) -> Option<Markup> {
     let recall = row.recall.as_ref()?;
     let [keys, mass] = figures::recalls(row).map(|mean| mean.map_or("–".into(), figures::recall_percent));
     Some(html! {

@@ -12,8 +12,8 @@ use crate::algorithm::{Detail, Error, HeadMode, Storage};
 use crate::cases::domain::domains_from_json;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, Kept, LabelRounding,
-    NoAnswer, RoundingModel,
+    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, LabelRounding, NoAnswer,
+    Precision, RoundingModel,
 };
 
 /// The version of the protocol.
@@ -243,7 +243,7 @@ struct HelloFields {
 #[serde(deny_unknown_fields)]
 struct ModelFields {
     labels: Option<LabelRounding>,
-    kept: Option<Kept>,
+    kept: Option<Precision>,
     accumulation: Option<Accumulation>,
 }
 

@@ -1,6 +1,6 @@
 //! What is drawn: a line for each masker, told apart by colour, dashes and marker.
 
-use crate::evaluation::results::{Evaluation, Interval, Measure, Row};
+use crate::evaluation::results::{ContenderResult, Evaluation, Interval, Measure};
 use crate::reports::evaluation::figures;
 
 /// A place on a line.
@@ -65,7 +65,7 @@ fn styled(name: &str, index: usize) -> Curve<'_> {
 }
 
 /// None where there is no figure to draw.
-fn point(evaluation: &Evaluation, row: &Row) -> Option<Point> {
+fn point(evaluation: &Evaluation, row: &ContenderResult) -> Option<Point> {
     let percent = 100.0 * figures::share_of_dense(evaluation, row)?;
     let quality = compared(evaluation, row);
     let title = format!(
@@ -80,7 +80,7 @@ fn point(evaluation: &Evaluation, row: &Row) -> Option<Point> {
 
 /// The comparison with dense attention on the same tokens or items, put on the scale of the measure: much sharper than the
 /// measure's own interval, which is mostly about the tokens.
-fn compared(evaluation: &Evaluation, row: &Row) -> Interval {
+fn compared(evaluation: &Evaluation, row: &ContenderResult) -> Interval {
     let own = row.quality;
     let (Some(dense), Some(against)) = (evaluation.rows.first(), row.against_dense) else {
         return own;

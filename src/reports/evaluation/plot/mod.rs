@@ -11,7 +11,7 @@ use self::axis::Axis;
 use self::curve::{Curve, Point, curves};
 use self::place::{Area, Taken};
 use super::figures;
-use crate::evaluation::results::{Evaluation, Measure, Row};
+use crate::evaluation::results::{ContenderResult, Evaluation, Measure};
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 66.0;
@@ -63,7 +63,7 @@ impl Panel {
     }
 
     /// Pixels of dense attention's figure, where it has one.
-    fn dense_line(&self, dense: &Row) -> Option<f64> {
+    fn dense_line(&self, dense: &ContenderResult) -> Option<f64> {
         let value = dense.quality.value;
         value.is_finite().then(|| self.y_of(value))
     }
@@ -72,7 +72,7 @@ impl Panel {
 /// All that is drawn.
 struct Drawing<'a> {
     measure: Measure,
-    dense: &'a Row,
+    dense: &'a ContenderResult,
     curves: Vec<Curve<'a>>,
     x: Axis,
     panels: Vec<Panel>,
@@ -103,7 +103,7 @@ fn drawing(evaluation: &Evaluation, name_space: Option<&str>) -> Markup {
 }
 
 impl<'a> Drawing<'a> {
-    fn new(evaluation: &'a Evaluation, dense: &'a Row) -> Self {
+    fn new(evaluation: &'a Evaluation, dense: &'a ContenderResult) -> Self {
         let curves = curves(evaluation);
         let percents = curves.iter().flat_map(|curve| &curve.points).map(|point| point.percent);
         let x = Axis::logarithmic(&percents.chain([100.0]).collect::<Vec<_>>(), LEFT, WIDTH - RIGHT);

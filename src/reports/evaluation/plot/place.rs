@@ -3,7 +3,7 @@
 /// Of a label's text.
 const CHARACTER: f64 = 6.6;
 const HEIGHT: f64 = 10.0;
-/// Kept free around a label.
+/// Precision free around a label.
 const ROOM: f64 = 3.0;
 /// Lines are avoided at places this far apart.
 const STEP: f64 = 3.0;

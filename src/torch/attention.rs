@@ -1,11 +1,10 @@
 //! Masked attention in libtorch operations (SPEC §2.11), in f32. Where every row attends to few keys, only those are read.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Kind, Tensor};
 
-use super::masker::{Layer, product};
+use super::error::Result;
+use super::layer::{Layer, product};
 use crate::algorithm::Dims;
-
-type Result<T> = std::result::Result<T, TchError>;
 
 /// q·k·scaling + A for every key: [b, h, m, n] in f32.
 pub fn logits(layer: &Layer) -> Result<Tensor> {
@@ -15,7 +14,7 @@ pub fn logits(layer: &Layer) -> Result<Tensor> {
     let dots = product(&q, &layer.k.f_transpose(1, 2)?)?.f_reshape(shape)?.f_mul_scalar(layer.scaling)?;
     match &layer.additive {
         None => Ok(dots),
-        Some(additive) => dots.f_add(additive),
+        Some(additive) => Ok(dots.f_add(additive)?),
     }
 }
 
@@ -30,7 +29,7 @@ pub fn attention(layer: &Layer, weights: &Tensor) -> Result<Tensor> {
     if widest == 0 {
         let (b, h, m, dv) = layer.dims.output_shape();
         let shape = [b as i64, h as i64, m as i64, dv as i64];
-        return Tensor::f_zeros(shape, (Kind::Float, weights.device()));
+        return Ok(Tensor::f_zeros(shape, (Kind::Float, weights.device()))?);
     }
     // Attended keys come first; rows with fewer of them are filled up with weight 0.
     let (_, keys) = attended.f_to_kind(Kind::Float)?.f_topk(widest, -1, true, false)?;
@@ -43,10 +42,10 @@ pub fn sparse(layer: &Layer, keys: &Tensor, weights: &Tensor) -> Result<Tensor> 
     let Dims { batch, heads, kv_heads, queries, head_dim, value_dim, .. } = layer.dims;
     let (b, h, hk, m) = (batch as i64, heads as i64, kv_heads as i64, queries as i64);
     let width = keys.size()[3];
-    let read = |x: &Tensor, size: usize| {
+    let read = |x: &Tensor, size: usize| -> Result<Tensor> {
         let size = size as i64;
         let index = keys.f_reshape([b * hk, -1, 1])?.f_expand([b * hk, -1, size], false)?;
-        x.f_gather(1, &index, false)?.f_reshape([b * h * m, width, size])
+        Ok(x.f_gather(1, &index, false)?.f_reshape([b * h * m, width, size])?)
     };
     let q = layer.q.f_reshape([b * h * m, 1, head_dim as i64])?;
     let k = read(&layer.k, head_dim)?;
@@ -80,10 +79,10 @@ pub(super) fn exponentials(logits: &Tensor, weights: &Tensor) -> Result<Tensor> 
     let logits = logits.f_masked_fill(&not_attended, f64::NEG_INFINITY)?;
     let max = logits.f_amax(-1, true)?;
     let max = max.f_masked_fill(&max.f_eq(f64::NEG_INFINITY)?, 0.0)?;
-    logits.f_sub(&max)?.f_exp()?.f_div(&weights.f_masked_fill(&not_attended, 1.0)?)
+    Ok(logits.f_sub(&max)?.f_exp()?.f_div(&weights.f_masked_fill(&not_attended, 1.0)?)?)
 }
 
 /// Rows that attend to nothing have no total, and yield zeros.
 pub(super) fn divided(sum: &Tensor, total: &Tensor) -> Result<Tensor> {
-    sum.f_div(&total.f_masked_fill(&total.f_eq(0.0)?, 1.0)?)
+    Ok(sum.f_div(&total.f_masked_fill(&total.f_eq(0.0)?, 1.0)?)?)
 }

@@ -10,27 +10,24 @@
 //! tch 0.24 wraps neither CUDA graphs nor streams, so that a step cannot be captured: its operations are launched one by one,
 //! and on a slow processor their launches take longer than the device does.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::attention::{divided, exponentials};
-use super::masker::{
-    self, Selected, check, failed, is_finite, kind, label_channels, largest, product, quantize_,
-};
-use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Selection, Storage};
-use crate::cases::{Kept, NoAnswer};
-
-type Result<T> = std::result::Result<T, TchError>;
+use super::error::Result;
+use super::layer::{kind, product};
+use super::masker::{Selected, check, is_finite, label_channels, label_range, largest, quantize_};
+use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Precision, Selection, Storage};
 
 /// Storage is made for a multiple of this many keys, so that every packing divides it.
 const KEYS_MULTIPLE: i64 = 128;
 
 /// Keys, values and labels of one layer, and what selects from them.
-pub struct LabelCache {
+pub struct LabelledKvCache {
     /// Sizes; `keys` is how many are held, `queries` is not used.
     dims: Dims,
     selection: Selection,
     storage: Storage,
-    kept: Kept,
+    kept: Precision,
     scaling: f64,
     /// The label channels of each head: [1, hk, g, 1, r].
     channels: Tensor,
@@ -38,7 +35,7 @@ pub struct LabelCache {
     capacity: i64,
     /// [b·hk, capacity, d + dv] in the storage type: each key beside its value.
     keys_values: Tensor,
-    /// [rows, capacity, width], see [`LabelCache::rows_and_width`]; 0 where no key is held yet.
+    /// [rows, capacity, width], see [`LabelledKvCache::rows_and_width`]; 0 where no key is held yet.
     labels: Tensor,
     /// Block-diagonal query labels [rows, pack · width, pack], 0 outside the blocks.
     packed_query: Tensor,
@@ -49,7 +46,7 @@ pub struct LabelCache {
 }
 
 /// Label scores of one step.
-pub struct Scores {
+pub struct LabelScores {
     /// Labels of the queries, [b, h, m, r] in the storage type.
     pub query_labels: Tensor,
     /// [b, h, m, n], or [b, 1, m, n] in the summed modes; larger is better.
@@ -57,7 +54,7 @@ pub struct Scores {
 }
 
 /// What a step answers.
-pub struct Step {
+pub struct DecodeStep {
     /// Labels of the queries, [b, h, m, r] in the storage type.
     pub query_labels: Tensor,
     /// The selected keys.
@@ -66,47 +63,44 @@ pub struct Step {
     pub output: Tensor,
 }
 
-impl LabelCache {
+impl LabelledKvCache {
     /// An empty cache. `dims` gives b, h, hk, d and dv; its n and m are not used. `kept` says what scores and attention weights
     /// are kept in: f32, or as the author's code does the storage type, in which top-k takes half the passes and attention
     /// is libtorch's own; scores that are summed over heads are f32 in any case. `scaling` is the factor of q·k.
     ///
-    /// Errors: those of [`masker::check`]; those of libtorch.
+    /// Errors: those of [`check`]; those of libtorch.
     pub fn new(
         dims: &Dims,
         channels: &ChannelOrder,
         selection: &Selection,
         storage: Storage,
-        kept: Kept,
+        kept: Precision,
         scaling: f64,
         device: Device,
-    ) -> std::result::Result<Self, NoAnswer> {
+    ) -> Result<Self> {
         let r = check(dims, channels, selection)?;
-        let new = || -> Result<Self> {
-            let channels = label_channels(dims, channels, r, device)?.f_unsqueeze(0)?.f_unsqueeze(3)?;
-            let nothing = Tensor::f_zeros([1], (Kind::Float, device))?;
-            let mut cache = Self {
-                dims: Dims { keys: 0, ..*dims },
-                selection: *selection,
-                storage,
-                kept,
-                scaling,
-                channels,
-                capacity: 0,
-                keys_values: nothing.shallow_clone(),
-                labels: nothing.shallow_clone(),
-                packed_query: nothing.shallow_clone(),
-                inputs_probe: nothing.f_zeros_like()?,
-                labels_probe: nothing.f_zeros_like()?,
-            };
-            let (rows, width) = cache.rows_and_width();
-            let pack = cache.pack();
-            let options = (cache.labels_kind(), device);
-            cache.packed_query = Tensor::f_zeros([rows, pack * width, pack], options)?;
-            cache.reserve(KEYS_MULTIPLE)?;
-            Ok(cache)
+        let channels = label_channels(dims, channels, r, device)?.f_unsqueeze(0)?.f_unsqueeze(3)?;
+        let nothing = Tensor::f_zeros([1], (Kind::Float, device))?;
+        let mut cache = Self {
+            dims: Dims { keys: 0, ..*dims },
+            selection: *selection,
+            storage,
+            kept,
+            scaling,
+            channels,
+            capacity: 0,
+            keys_values: nothing.shallow_clone(),
+            labels: nothing.shallow_clone(),
+            packed_query: nothing.shallow_clone(),
+            inputs_probe: nothing.f_zeros_like()?,
+            labels_probe: nothing.f_zeros_like()?,
         };
-        new().map_err(failed)
+        let (rows, width) = cache.rows_and_width();
+        let pack = cache.pack();
+        let options = (cache.labels_kind(), device);
+        cache.packed_query = Tensor::f_zeros([rows, pack * width, pack], options)?;
+        cache.reserve(KEYS_MULTIPLE)?;
+        Ok(cache)
     }
 
     /// How many keys are held.
@@ -182,21 +176,16 @@ impl LabelCache {
 
     /// Adds c keys and values, [b, hk, c, d] and [b, hk, c, dv] in the storage type on the cache's device.
     ///
-    /// Numbers that are not finite, here or in the labels made of them, show in [`LabelCache::check`]: to refuse them here would
+    /// Numbers that are not finite, here or in the labels made of them, show in [`LabelledKvCache::check`]: to refuse them here would
     /// wait for the device. Errors: [`Error::Shape`] for other shapes, types or devices; those of libtorch.
-    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> std::result::Result<(), NoAnswer> {
-        let Dims { batch, kv_heads, head_dim, value_dim, .. } = self.dims;
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
+        let Dims { batch, kv_heads, keys, head_dim, value_dim, .. } = self.dims;
         let added = k.size().get(2).copied().unwrap_or_default();
         self.check_tensor("k", k, [batch as i64, kv_heads as i64, added, head_dim as i64])?;
         self.check_tensor("v", v, [batch as i64, kv_heads as i64, added, value_dim as i64])?;
         if added == 0 {
             return Ok(());
         }
-        self.append_checked(k, v, added).map_err(failed)
-    }
-
-    fn append_checked(&mut self, k: &Tensor, v: &Tensor, added: i64) -> Result<()> {
-        let Dims { batch, kv_heads, keys, head_dim, value_dim, .. } = self.dims;
         let (b, hk, held) = (batch as i64, kv_heads as i64, keys as i64);
         let (d, dv) = (head_dim as i64, value_dim as i64);
         self.reserve(held + added)?;
@@ -214,13 +203,13 @@ impl LabelCache {
         Ok(())
     }
 
-    fn check_tensor(&self, name: &str, found: &Tensor, shape: [i64; 4]) -> std::result::Result<(), Error> {
+    fn check_tensor(&self, name: &str, found: &Tensor, shape: [i64; 4]) -> Result<()> {
         let (size, kind, device) = (found.size(), kind(self.storage), self.device());
         if size == shape && found.kind() == kind && found.device() == device {
             return Ok(());
         }
         let found = format!("{size:?} {:?} on {:?}", found.kind(), found.device());
-        Err(Error::Shape(Detail::new(name, found, format!("{shape:?} {kind:?} on {device:?}"))))
+        Err(Error::Shape(Detail::new(name, found, format!("{shape:?} {kind:?} on {device:?}"))).into())
     }
 
     /// SPEC §2.4 and §2.5: labels [b, h, c, r] of positions [b, hk, g, c, d].
@@ -238,62 +227,53 @@ impl LabelCache {
     /// Labels [b, h, c, r] as rows that are multiplied: [rows, c, width] (SPEC §2.7).
     fn arranged(&self, labels: &Tensor) -> Result<Tensor> {
         let (rows, width) = self.rows_and_width();
-        match self.selection.heads {
-            HeadMode::PerHead => labels.f_reshape([rows, -1, width]),
-            HeadMode::SummedScores => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width]),
-            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float),
-        }
+        Ok(match self.selection.heads {
+            HeadMode::PerHead => labels.f_reshape([rows, -1, width])?,
+            HeadMode::SummedScores => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width])?,
+            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
+        })
     }
 
     /// The labels of all keys, [b, h, n, r] in the storage type; `None` in `summed-labels`, where only their sum is kept.
     ///
     /// Errors: those of libtorch.
-    pub fn labels(&self) -> std::result::Result<Option<Tensor>, NoAnswer> {
+    pub fn labels(&self) -> Result<Option<Tensor>> {
         let (b, h, n) = (self.dims.batch as i64, self.dims.heads as i64, self.dims.keys as i64);
-        let labels = || -> Result<Option<Tensor>> {
-            let held = self.labels.f_narrow(1, 0, n)?;
-            Ok(match self.selection.heads {
-                HeadMode::PerHead => Some(held.f_reshape([b, h, n, -1])?),
-                HeadMode::SummedScores => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
-                HeadMode::SummedLabels => None,
-            })
-        };
-        labels().map_err(failed)
+        let held = self.labels.f_narrow(1, 0, n)?;
+        Ok(match self.selection.heads {
+            HeadMode::PerHead => Some(held.f_reshape([b, h, n, -1])?),
+            HeadMode::SummedScores => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
+            HeadMode::SummedLabels => None,
+        })
     }
 
     /// One decode step: label scores, the H best keys, and attention over them. q is [b, h, m, d] in the storage type; `additive`
     /// is A in f32, broadcastable to [b, h, m, n], `None` where it is 0 everywhere, as for one query that sees all keys held.
     ///
-    /// Errors: those of [`LabelCache::score`].
-    pub fn step(&mut self, q: &Tensor, additive: Option<&Tensor>) -> std::result::Result<Step, NoAnswer> {
-        let Scores { query_labels, scores } = self.score(q, additive)?;
+    /// Errors: those of [`LabelledKvCache::score`].
+    pub fn step(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<DecodeStep> {
+        let LabelScores { query_labels, scores } = self.score(q, additive)?;
         let selected = self.select(&scores, additive, None)?;
         let output = self.attend(q, &selected, additive)?;
-        Ok(Step { query_labels, selected, output })
+        Ok(DecodeStep { query_labels, selected, output })
     }
 
     /// SPEC §2.6 and §2.7: label scores of all keys held. Without A they are not divided by √r, which changes no ranking.
     ///
     /// Errors: [`Error::Shape`] for a q that does not fit and for a cache without keys; those of libtorch.
-    pub fn score(&mut self, q: &Tensor, additive: Option<&Tensor>) -> std::result::Result<Scores, NoAnswer> {
-        let Dims { batch, heads, keys, head_dim, .. } = self.dims;
+    pub fn score(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<LabelScores> {
+        let Dims { batch, heads, kv_heads, keys, head_dim, .. } = self.dims;
         let queries = q.size().get(2).copied().unwrap_or_default();
         self.check_tensor("q", q, [batch as i64, heads as i64, queries, head_dim as i64])?;
         if keys == 0 || queries == 0 {
             let found = format!("{queries} queries and {keys} keys");
             return Err(Error::Shape(Detail::new("q and cache", found, "at least one of each")).into());
         }
-        self.score_checked(q, additive).map_err(failed)
-    }
-
-    fn score_checked(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<Scores> {
-        let Dims { batch, heads, kv_heads, keys, head_dim, .. } = self.dims;
-        let (b, hk, n, d) = (batch as i64, kv_heads as i64, keys as i64, head_dim as i64);
-        let m = q.size()[2];
+        let (b, hk, m, n, d) = (batch as i64, kv_heads as i64, queries, keys as i64, head_dim as i64);
         let query_labels = self.labels_of(&q.f_reshape([b, hk, -1, m, d])?)?;
         let dots = self.dots(&self.arranged(&query_labels)?)?.f_view([b, -1, m, n])?;
         let Some(additive) = additive else {
-            return Ok(Scores { query_labels, scores: dots });
+            return Ok(LabelScores { query_labels, scores: dots });
         };
         let r = query_labels.size()[3];
         let additive = match self.selection.heads {
@@ -304,7 +284,7 @@ impl LabelCache {
             HeadMode::SummedLabels => additive.f_narrow(1, 0, 1)?,
         };
         let scores = dots.f_to_kind(Kind::Float)?.f_div_scalar((r as f64).sqrt())?.f_add(&additive)?;
-        Ok(Scores { query_labels, scores })
+        Ok(LabelScores { query_labels, scores })
     }
 
     /// Products of query labels [rows, m, width] with the labels of all keys held: [rows, m, n].
@@ -320,44 +300,35 @@ impl LabelCache {
         let positions =
             self.labels.f_view([rows, self.capacity / pack, pack * width])?.f_narrow(1, 0, count)?;
         let dots = self.kept_product(&positions, &self.packed_query)?;
-        dots.f_view([rows, 1, count * pack])?.f_narrow(2, 0, n)?.f_contiguous()
+        Ok(dots.f_view([rows, 1, count * pack])?.f_narrow(2, 0, n)?.f_contiguous()?)
     }
 
     /// A product that is summed in f32, in the type that scores are kept in.
     fn kept_product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let in_storage = self.kept == Kept::Storage && self.selection.heads == HeadMode::PerHead;
+        let in_storage = self.kept == Precision::Storage && self.selection.heads == HeadMode::PerHead;
         if in_storage && self.device().is_cuda() {
-            a.f_bmm(b)
+            Ok(a.f_bmm(b)?)
         } else if in_storage {
-            product(a, b)?.f_to_kind(kind(self.storage))
+            Ok(product(a, b)?.f_to_kind(kind(self.storage))?)
         } else {
             product(a, b)
         }
     }
 
-    /// SPEC §2.8 and §2.9: the H best keys, from [`LabelCache::score`] with the same A. Keys attended `before`, a mask of weights
+    /// SPEC §2.8 and §2.9: the H best keys, from [`LabelledKvCache::score`] with the same A. Keys attended `before`, a mask of weights
     /// [b, h, m, n] in f32, are no candidates. Errors: those of libtorch.
     pub fn select(
         &self,
         scores: &Tensor,
         additive: Option<&Tensor>,
         before: Option<&Tensor>,
-    ) -> std::result::Result<Selected, NoAnswer> {
+    ) -> Result<Selected> {
         let heavy_size = self.selection.heavy_size.resolve(self.dims.keys);
-        largest(scores, before, heavy_size, additive.is_none()).map_err(failed)
+        largest(scores, before, heavy_size, additive.is_none())
     }
 
     /// SPEC §2.11 over the selected keys alone: [b, h, m, dv], in f32 or in the storage type. Errors: those of libtorch.
-    pub fn attend(
-        &self,
-        q: &Tensor,
-        selected: &Selected,
-        additive: Option<&Tensor>,
-    ) -> std::result::Result<Tensor, NoAnswer> {
-        self.attention(q, selected, additive).map_err(failed)
-    }
-
-    fn attention(&self, q: &Tensor, selected: &Selected, additive: Option<&Tensor>) -> Result<Tensor> {
+    pub fn attend(&self, q: &Tensor, selected: &Selected, additive: Option<&Tensor>) -> Result<Tensor> {
         let Dims { batch, heads, head_dim, value_dim, .. } = self.dims;
         let (b, h, d, dv) = (batch as i64, heads as i64, head_dim as i64, value_dim as i64);
         let (selections, sharing) = self.selections();
@@ -366,17 +337,17 @@ impl LabelCache {
         // Query heads that share a selection become queries of one product: [b, h, m, ·] and [b, selections · m, sharing, ·].
         let rows = |x: &Tensor| -> Result<Tensor> {
             let grouped = x.f_reshape([b, selections, sharing, m, -1])?;
-            grouped.f_transpose(2, 3)?.f_reshape([b, selections * m, sharing, -1])
+            Ok(grouped.f_transpose(2, 3)?.f_reshape([b, selections * m, sharing, -1])?)
         };
         let heads = |x: &Tensor| -> Result<Tensor> {
             let grouped = x.f_reshape([b, selections, m, sharing, -1])?;
-            grouped.f_transpose(2, 3)?.f_reshape([b, h, m, -1])
+            Ok(grouped.f_transpose(2, 3)?.f_reshape([b, h, m, -1])?)
         };
         let read = self.read(&selected.keys)?.f_view([b, selections * m, width, d + dv])?;
         let (k, v) = (read.f_narrow(3, 0, d)?, read.f_narrow(3, d, dv)?);
         let q = rows(q)?;
         let everything = additive.is_none() && selected.valid.is_none();
-        if everything && self.kept == Kept::Storage {
+        if everything && self.kept == Precision::Storage {
             // Query heads that share keys read them once.
             let q = q.f_reshape([b, selections * m * sharing, 1, d])?;
             let (none, grouped): (Option<&Tensor>, bool) = (None, sharing > 1);
@@ -416,27 +387,24 @@ impl LabelCache {
             _ => keys.f_view([b, 1, -1, 1])?,
         };
         let index = keys.f_expand([b, hk, -1, rows.size()[3]], false)?;
-        rows.f_gather(2, &index, false)?.f_view_dtype(self.keys_values.kind())
+        Ok(rows.f_gather(2, &index, false)?.f_view_dtype(self.keys_values.kind())?)
     }
 
     /// Refuses numbers that are not finite in anything appended, and labels that leave the storage type (SPEC D9), of queries too;
     /// waits for the device. Errors: [`Error::NotFinite`], [`Error::LabelRange`].
-    pub fn check(&self, query_labels: &Tensor) -> std::result::Result<(), NoAnswer> {
-        if !is_finite(&self.inputs_probe).map_err(failed)? {
+    pub fn check(&self, query_labels: &Tensor) -> Result<()> {
+        if !is_finite(&self.inputs_probe)? {
             let detail = Detail::new("k or v", "a NaN or infinity", "finite numbers");
             return Err(Error::NotFinite(detail).into());
         }
-        if is_finite(&self.labels_probe)
-            .and_then(|keys| Ok(keys && is_finite(query_labels)?))
-            .map_err(failed)?
-        {
+        if is_finite(&self.labels_probe)? && is_finite(query_labels)? {
             return Ok(());
         }
-        Err(masker::label_range())
+        Err(label_range().into())
     }
 }
 
 /// [1]: 0, or NaN where a number is not finite; waits for nothing.
 fn zero_if_finite(x: &Tensor) -> Result<Tensor> {
-    x.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_reshape([1])
+    Ok(x.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_reshape([1])?)
 }

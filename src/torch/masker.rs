@@ -1,123 +1,18 @@
-//! Double Sparsity in libtorch operations, written from SPEC §2 and not from the reference, so that the two can disagree.
-//! Everything is batched: there is no loop over heads or rows, and KV heads are never repeated. Query heads are kept as
-//! [hk, g] beside the KV heads they read.
+//! The mask of SPEC §2.2 to §2.10 from raw keys, and exact top-k and windows beside it. Everything is batched: there is no loop
+//! over heads or rows.
 //!
 //! Gathering label channels is a product with a 0/1 matrix: it is exact in every type, because each sum has one term that is
 //! not zero, and it reads keys at the speed of a matrix product. Where labels are not quantised, k̂ is not needed at all: with
 //! the channels that are no label set to 0, q·k is the label score.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::attention::logits;
+use super::error::Result;
+use super::layer::{Layer, kind, product};
 use crate::algorithm::{
-    ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, Inputs, LabelBits, Selection, Storage,
+    ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, LabelBits, Selection, Storage,
 };
-use crate::cases::NoAnswer;
-
-type Result<T> = std::result::Result<T, TchError>;
-
-/// q, k and v on a device, in the storage type, and A.
-pub struct Layer {
-    /// The sizes.
-    pub dims: Dims,
-    /// [b, hk, g, m, d]: query heads beside the KV head they read.
-    pub q: Tensor,
-    /// [b·hk, n, d]
-    pub k: Tensor,
-    /// [b·hk, n, dv]
-    pub v: Tensor,
-    /// A in f32, broadcastable to [b, h, m, n]; `None` where it is 0 everywhere.
-    pub additive: Option<Tensor>,
-    /// Whether A differs between heads.
-    pub additive_differs: bool,
-    /// Whether numbers are so large that labels may be infinite; otherwise labels that are not finite are NaN.
-    pub labels_may_overflow: bool,
-    /// Factor of q·k in the attention.
-    pub scaling: f64,
-}
-
-/// The libtorch type of a storage type.
-pub fn kind(storage: Storage) -> Kind {
-    match storage {
-        Storage::F32 => Kind::Float,
-        Storage::F16 => Kind::Half,
-        Storage::Bf16 => Kind::BFloat16,
-    }
-}
-
-/// A tensor of f32 numbers from the host.
-pub fn to_device(values: &ndarray::Array4<f32>, device: Device) -> Result<Tensor> {
-    let shape: Vec<i64> = values.shape().iter().map(|&size| size as i64).collect();
-    let values = values.as_standard_layout();
-    let flat = values.as_slice().unwrap_or_default();
-    Tensor::f_from_slice(flat)?.f_reshape(shape)?.f_to_device(device)
-}
-
-impl Layer {
-    /// Moves inputs to a device.
-    pub fn new(inputs: &Inputs, device: Device) -> Result<Self> {
-        let (dims, parts) = (inputs.dims(), inputs.parts());
-        let storage = kind(inputs.storage());
-        let tensor = |values| -> Result<Tensor> { to_device(values, device)?.f_to_kind(storage) };
-        let grouped = [dims.batch, dims.kv_heads, dims.group_size(), dims.queries, dims.head_dim];
-        let keys = (dims.batch * dims.kv_heads, dims.keys);
-        let mut additive = match &parts.attention_mask {
-            Some(mask) => Some(to_device(mask, device)?),
-            None => None,
-        };
-        let additive_differs = inputs.attention_mask_differs_between_heads();
-        let largest = parts.q.iter().chain(&parts.k).fold(0.0f32, |largest, x| largest.max(x.abs()));
-        // A label is off by less than a factor of 2 from a difference of two numbers, plus a third one.
-        let labels_may_overflow = f64::from(largest) > inputs.storage().largest() / 16.0;
-        // The last query sees every key, so that a single query needs no causal mask.
-        if parts.causal && dims.queries > 1 {
-            let causal = causal(&dims, device)?;
-            additive = Some(match additive {
-                Some(mask) => mask.f_add(&causal)?,
-                None => causal,
-            });
-        }
-        Ok(Self {
-            dims,
-            q: tensor(&parts.q)?.f_reshape(sizes(&grouped))?,
-            k: tensor(&parts.k)?.f_reshape(sizes(&[keys.0, keys.1, dims.head_dim]))?,
-            v: tensor(&parts.v)?.f_reshape(sizes(&[keys.0, keys.1, dims.value_dim]))?,
-            additive,
-            additive_differs,
-            labels_may_overflow,
-            scaling: inputs.scaling(),
-        })
-    }
-
-    /// Refuses `summed-labels` with an additive mask that differs between heads.
-    pub fn check(&self, heads: HeadMode) -> std::result::Result<(), Error> {
-        if heads == HeadMode::SummedLabels && self.additive_differs {
-            let expected = "an attention_mask shared by all heads";
-            return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)));
-        }
-        Ok(())
-    }
-
-    fn device(&self) -> Device {
-        self.q.device()
-    }
-
-    /// Shape of scores and masks, [b, h, m, n].
-    pub fn mask_shape(&self) -> [i64; 4] {
-        let (b, h, m, n) = self.dims.mask_shape();
-        [b as i64, h as i64, m as i64, n as i64]
-    }
-}
-
-fn sizes(sizes: &[usize]) -> Vec<i64> {
-    sizes.iter().map(|&size| size as i64).collect()
-}
-
-/// −∞ after each query's absolute position: [1, 1, m, n].
-fn causal(dims: &Dims, device: Device) -> Result<Tensor> {
-    let shape = [1, 1, dims.queries as i64, dims.keys as i64];
-    let later = Tensor::f_full(shape, f64::NEG_INFINITY, (Kind::Float, device))?;
-    later.f_triu((dims.keys - dims.queries + 1) as i64)
-}
 
 /// Key and query positions, to compare: [n] and [m, 1].
 fn positions(dims: &Dims, device: Device) -> Result<(Tensor, Tensor)> {
@@ -127,22 +22,11 @@ fn positions(dims: &Dims, device: Device) -> Result<(Tensor, Tensor)> {
     Ok((keys, queries.f_unsqueeze(1)?))
 }
 
-/// A matrix product of [b, i, j] and [b, j, k] that is summed and returned in f32 whatever the inputs' type.
-pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.kind() == Kind::Float {
-        a.f_bmm(b)
-    } else if a.device().is_cuda() {
-        a.f_bmm_dtype(b, Kind::Float)
-    } else {
-        a.f_to_kind(Kind::Float)?.f_bmm(&b.f_to_kind(Kind::Float)?)
-    }
-}
-
 /// [.., a, b] with leading dimensions folded into one.
 fn folded(x: &Tensor) -> Result<Tensor> {
     let shape = x.size();
     let (a, b) = (shape[shape.len() - 2], shape[shape.len() - 1]);
-    x.f_reshape([-1, a, b])
+    Ok(x.f_reshape([-1, a, b])?)
 }
 
 /// What shows labels that are not finite, at no or little cost.
@@ -180,30 +64,40 @@ impl Selected {
         }
         match before {
             None => Ok(added),
-            Some(before) => before.f_where_self(&added.f_eq(0.0)?, &added),
+            Some(before) => Ok(before.f_where_self(&added.f_eq(0.0)?, &added)?),
         }
     }
 
     /// Weights of the selected keys, [b, h, m, H] in f32: 1, or 0 where there were fewer candidates.
     pub fn weights(&self) -> Result<Tensor> {
-        match &self.valid {
-            None => self.keys.f_ones_like()?.f_to_kind(Kind::Float),
-            Some(valid) => valid.f_to_kind(Kind::Float),
-        }
+        Ok(match &self.valid {
+            None => self.keys.f_ones_like()?.f_to_kind(Kind::Float)?,
+            Some(valid) => valid.f_to_kind(Kind::Float)?,
+        })
     }
 }
 
-/// Whether there is nothing to select because every key is attended already (SPEC §2.2).
-pub fn is_full(before: &Tensor) -> Result<bool> {
-    Ok(before.f_ne(0.0)?.f_all()?.f_int64_value(&[])? != 0)
+/// The full mask of SPEC §2.2, where every key is attended before or the settings keep short contexts dense; `None` where keys are
+/// selected. Waits for the device.
+pub fn early_out(layer: &Layer, selection: &Selection, before: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let dims = &layer.dims;
+    let full = match before {
+        Some(before) => before.f_ne(0.0)?.f_all()?.f_int64_value(&[])? != 0,
+        None => false,
+    };
+    let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
+    if full || (selection.dense_fallback && short) {
+        return Ok(Some(filled(layer, before)?));
+    }
+    Ok(None)
 }
 
 /// Every key attended: those attended before keep their weight, the others get weight 1.
 pub fn filled(layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
-    match before {
-        Some(before) => before.f_masked_fill(&before.f_eq(0.0)?, 1.0),
-        None => Tensor::f_ones(layer.mask_shape(), (Kind::Float, layer.device())),
-    }
+    Ok(match before {
+        Some(before) => before.f_masked_fill(&before.f_eq(0.0)?, 1.0)?,
+        None => Tensor::f_ones(layer.mask_shape(), (Kind::Float, layer.device()))?,
+    })
 }
 
 /// What the settings and channels of a layer must satisfy: G, the channels, and for `summed-labels` channels shared by all heads.
@@ -233,6 +127,20 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
     Ok(label_channels as i64)
 }
 
+/// Labels of one row of numbers (SPEC §2.5). Errors: [`Error::LabelRange`]; those of libtorch.
+pub fn labels_of_row(row: &[f32], bits: LabelBits, storage: Storage, device: Device) -> Result<Vec<f32>> {
+    let row = Tensor::f_from_slice(row)?.f_to_device(device)?;
+    let mut labels = row.f_to_kind(kind(storage))?.f_unsqueeze(1)?.f_contiguous()?;
+    quantize_(&mut labels, bits, storage)?;
+    if !is_finite(&labels)? {
+        return Err(label_range().into());
+    }
+    let labels = labels.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
+    let mut values = vec![0.0f32; labels.numel()];
+    labels.f_contiguous()?.f_copy_data(&mut values, row.numel())?;
+    Ok(values)
+}
+
 /// SPEC §2.5 over the channels in dimension −2, in place; each operation rounds to the type of `x`.
 pub fn quantize_(x: &mut Tensor, bits: LabelBits, storage: Storage) -> Result<()> {
     let largest = f64::from(bits.largest_code());
@@ -253,7 +161,7 @@ pub fn quantize_(x: &mut Tensor, bits: LabelBits, storage: Storage) -> Result<()
 }
 
 /// The Double Sparsity masker of one layer's channels, configured once and used for every step.
-pub struct Masker {
+pub struct TorchMasker {
     selection: Selection,
     storage: Storage,
     /// r
@@ -266,7 +174,7 @@ pub struct Masker {
     is_label: Tensor,
 }
 
-impl Masker {
+impl TorchMasker {
     /// Refuses what does not fit ([`check`]).
     pub fn new(
         dims: &Dims,
@@ -274,77 +182,63 @@ impl Masker {
         selection: &Selection,
         storage: Storage,
         device: Device,
-    ) -> std::result::Result<Self, NoAnswer> {
+    ) -> Result<Self> {
         let r = check(dims, channels, selection)?;
-        let new = || -> Result<Self> {
-            let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
-            let channels = label_channels(dims, channels, r, device)?;
-            let mut pick = Tensor::f_zeros([hk, group, r, d], (kind(storage), device))?;
-            let _ = pick.f_scatter_value_(3, &channels.f_unsqueeze(-1)?, 1.0)?;
-            let is_label = pick.f_sum_dim_intlist(-2, false, pick.kind())?.f_reshape([1, hk, group, 1, d])?;
-            Ok(Self {
-                selection: *selection,
-                storage,
-                label_channels: r,
-                channels: channels.f_reshape([1, hk, group, r, 1])?,
-                pick_keys: pick.f_reshape([hk, group * r, d])?,
-                is_label,
-            })
-        };
-        new().map_err(failed)
+        let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
+        let channels = label_channels(dims, channels, r, device)?;
+        let mut pick = Tensor::f_zeros([hk, group, r, d], (kind(storage), device))?;
+        let _ = pick.f_scatter_value_(3, &channels.f_unsqueeze(-1)?, 1.0)?;
+        let is_label = pick.f_sum_dim_intlist(-2, false, pick.kind())?.f_reshape([1, hk, group, 1, d])?;
+        Ok(Self {
+            selection: *selection,
+            storage,
+            label_channels: r,
+            channels: channels.f_reshape([1, hk, group, r, 1])?,
+            pick_keys: pick.f_reshape([hk, group * r, d])?,
+            is_label,
+        })
     }
 
-    /// SPEC §2.3 to §2.9, for a layer that fits ([`Layer::check`]). Labels that leave the storage type (D9) show in [`Masker::check_labels`], for which the caller waits when it reads the answer.
-    pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Selected, NoAnswer> {
-        let select = || -> Result<Selected> {
-            // Keys attended before are masked out, and with them what top-k would show.
-            let sum = layer.labels_may_overflow || before.is_some();
-            let (scores, sum) = self.scores(layer, sum)?;
-            let all_candidates = layer.additive.is_none();
-            let heavy_size = self.selection.heavy_size.resolve(layer.dims.keys);
-            let selected = largest(&scores, before, heavy_size, all_candidates)?;
-            let quantises = self.selection.label_bits.quantises();
-            Ok(match sum {
-                Some(sum) => Selected { probe: Probe::Sum(sum), ..selected },
-                None if quantises => selected,
-                None => Selected { probe: Probe::None, ..selected },
-            })
-        };
-        select().map_err(failed)
+    /// SPEC §2.3 to §2.9, for a layer that fits ([`Layer::check`]). Labels that leave the storage type (D9) show in
+    /// [`TorchMasker::check_labels`], for which the caller waits when it reads the answer.
+    pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Selected> {
+        // Keys attended before are masked out, and with them what top-k would show.
+        let sum = layer.labels_may_overflow || before.is_some();
+        let (scores, sum) = self.scores(layer, sum)?;
+        let all_candidates = layer.additive.is_none();
+        let heavy_size = self.selection.heavy_size.resolve(layer.dims.keys);
+        let selected = largest(&scores, before, heavy_size, all_candidates)?;
+        let quantises = self.selection.label_bits.quantises();
+        Ok(match sum {
+            Some(sum) => Selected { probe: Probe::Sum(sum), ..selected },
+            None if quantises => selected,
+            None => Selected { probe: Probe::None, ..selected },
+        })
     }
 
     /// The mask before with what Double Sparsity adds: [b, h, m, n] in f32 (SPEC §2.2 to §2.10). Waits for the device.
-    pub fn add_mask(&self, layer: &Layer, before: Option<&Tensor>) -> std::result::Result<Tensor, NoAnswer> {
-        let dims = &layer.dims;
-        let full = match before {
-            Some(before) => is_full(before).map_err(failed)?,
-            None => false,
-        };
-        let short = dims.keys - dims.queries <= self.selection.heavy_size.resolve(dims.keys);
-        if full || (self.selection.dense_fallback && short) {
-            return filled(layer, before).map_err(failed);
+    pub fn add_mask(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(full) = early_out(layer, &self.selection, before)? {
+            return Ok(full);
         }
         let selected = self.select(layer, before)?;
         self.check_labels(layer, &selected)?;
-        selected.mask(layer, before).map_err(failed)
+        selected.mask(layer, before)
     }
 
     /// Refuses labels that leave the storage type (SPEC D9); waits for the device.
-    pub fn check_labels(&self, layer: &Layer, selected: &Selected) -> std::result::Result<(), NoAnswer> {
-        let finite = || -> Result<bool> {
-            let suspicious = match &selected.probe {
-                Probe::None => false,
-                Probe::Scores(scores) => scores.f_isnan()?.f_any()?.f_int64_value(&[])? != 0,
-                Probe::Sum(sum) => !is_finite(sum)?,
-            };
-            // Scores may overflow although labels are finite.
-            let positions = (layer.dims.keys + layer.dims.queries) as i64;
-            Ok(!suspicious || is_finite(&self.labels(layer)?.f_narrow(3, 0, positions)?)?)
+    pub fn check_labels(&self, layer: &Layer, selected: &Selected) -> Result<()> {
+        let suspicious = match &selected.probe {
+            Probe::None => false,
+            Probe::Scores(scores) => scores.f_isnan()?.f_any()?.f_int64_value(&[])? != 0,
+            Probe::Sum(sum) => !is_finite(sum)?,
         };
-        if finite().map_err(failed)? {
-            return Ok(());
+        // Scores may overflow although labels are finite.
+        let positions = (layer.dims.keys + layer.dims.queries) as i64;
+        if suspicious && !is_finite(&self.labels(layer)?.f_narrow(3, 0, positions)?)? {
+            return Err(label_range().into());
         }
-        Err(label_range())
+        Ok(())
     }
 
     /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both
@@ -413,9 +307,9 @@ impl Masker {
 }
 
 /// Labels that leave the storage type (SPEC D9).
-pub(super) fn label_range() -> NoAnswer {
+pub(super) fn label_range() -> Error {
     let expected = "labels that are finite in the storage type";
-    Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected)).into()
+    Error::LabelRange(Detail::new("labels", "a NaN or infinity", expected))
 }
 
 /// The label channels of each head: [hk, g, r].
@@ -430,7 +324,7 @@ pub(super) fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, devic
         _ => (hk, 1),
     };
     let index = Tensor::f_from_slice(&flat)?.f_to_device(device)?.f_reshape([outer, inner, r])?;
-    index.f_expand([hk, group, r], false)?.f_contiguous()
+    Ok(index.f_expand([hk, group, r], false)?.f_contiguous()?)
 }
 
 pub(super) fn is_finite(x: &Tensor) -> Result<bool> {
@@ -467,16 +361,9 @@ pub(super) fn largest(
     Ok(Selected { keys, valid, probe: Probe::Scores(values) })
 }
 
-/// An error of libtorch, first line only: the rest is a stack of its own functions.
-pub fn failed(error: TchError) -> NoAnswer {
-    let text = error.to_string();
-    NoAnswer::Failed(text.lines().next().unwrap_or_default().to_owned())
-}
-
 /// Exact top-k: the H largest q·k·scaling + A, each head alone.
 pub fn oracle(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> Result<Selected> {
-    let logits = super::attention::logits(layer)?;
-    largest(&logits, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
+    largest(&logits(layer)?, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
 }
 
 /// Keys drawn at random among those that A leaves, each head and query alone, by libtorch's generator.
@@ -507,5 +394,5 @@ pub fn local(layer: &Layer, size: HeavySize, before: &Tensor) -> Result<Tensor> 
 
 fn add_window(window: &Tensor, before: &Tensor) -> Result<Tensor> {
     let new = before.f_eq(0.0)?.f_logical_and(window)?;
-    before.f_masked_fill(&new, 1.0)
+    Ok(before.f_masked_fill(&new, 1.0)?)
 }

@@ -81,7 +81,7 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
         return Err(missing(format!("{devices} CUDA devices")));
     }
     let device = Device::Cuda(number);
-    check_arithmetic(device).map_err(|detail| detail.unwrap_or_else(|error| missing(error.to_string())))?;
+    check_arithmetic(probes(device).map_err(|error| missing(error.to_string()))?)?;
     Ok(device)
 }
 
@@ -97,14 +97,11 @@ pub fn describe(device: Device) -> String {
     format!("cuda:{number} ({})", name.unwrap_or_else(|| "name not known".into()))
 }
 
-type Probe = Result<(), Result<DeviceError, tch::TchError>>;
-
 /// Proves that f32 products are not rounded to TF32 and that sums of half-precision products are accumulated in f32.
-fn check_arithmetic(device: Device) -> Probe {
-    let (tf32, sum) = probes(device).map_err(Err)?;
+fn check_arithmetic((tf32, sum): (f64, f64)) -> Result<(), DeviceError> {
     let wrong = |field: &str, found: f64, expected: f64| {
         let expected = format!("{expected}, as f32 arithmetic gives");
-        Err(Ok(DeviceError::Arithmetic(Detail::new(field, found, expected))))
+        Err(DeviceError::Arithmetic(Detail::new(field, found, expected)))
     };
     if tf32 != TF32_EXPECTED {
         return wrong("f32 product of 1 + 2^-12 and 1, kept by f32 but not by TF32", tf32, TF32_EXPECTED);
@@ -119,13 +116,13 @@ const TF32_EXPECTED: f64 = 1.0 + 1.0 / 4096.0;
 const SUM_EXPECTED: f64 = 4096.5;
 
 /// An f32 product that TF32 would round, and an f16 sum that f16 accumulation would round.
-fn probes(device: Device) -> Result<(f64, f64), tch::TchError> {
+fn probes(device: Device) -> super::error::Result<(f64, f64)> {
     let a = Tensor::f_full([1, 64, 64], TF32_EXPECTED, (Kind::Float, device))?;
     let identity = Tensor::f_eye(64, (Kind::Float, device))?.f_unsqueeze(0)?;
     let tf32 = a.f_bmm(&identity)?.f_double_value(&[0, 63, 63])?;
     let ones = Tensor::f_ones([1, 8, 4097], (Kind::Half, device))?;
     let _ = ones.f_narrow(2, 4096, 1)?.f_fill_(0.5)?;
-    let sum = super::masker::product(&ones, &Tensor::f_ones([1, 4097, 8], (Kind::Half, device))?)?;
+    let sum = super::layer::product(&ones, &Tensor::f_ones([1, 4097, 8], (Kind::Half, device))?)?;
     Ok((tf32, sum.f_double_value(&[0, 7, 7])?))
 }
 
