@@ -284,7 +284,7 @@ fn any_evaluation_can_be_told(#[case] evaluation: Evaluation) {
 }
 
 /// Two blocks, with a line for each layer and a figure for each head of a sparse one.
-fn assert_heat_map_has_every_cell(row: &Row) {
+fn assert_heat_map_has_every_cell(row: &ContenderResult) {
     let map = heat_map(row);
     let Some(recall) = &row.recall else {
         assert!(map.ends_with("no recall, as no keys are selected\n"), "{map}");

@@ -332,7 +332,7 @@ fn two_layers() -> Outcome {
     for subject in &mut right {
         assert_eq!(conforms(subject.as_mut()), [true, true], "{}", subject.name());
     }
-    let fault = Fault::find("D4").ok_or("no D4")?;
+    let fault = Fault::find_all("D4")[0];
     assert_eq!(conforms(&mut Faulty::new(&[fault])), [true, false]);
     Ok(())
 }
@@ -349,7 +349,7 @@ fn perplexity() -> Outcome {
     let size = HeavySize::count(24)?;
     let instance = instance(24)?;
     let subject = |subject: Box<dyn Subject>| Selector::Subject(Box::new(instance.clone()), subject);
-    let fault = Fault::find("D4").ok_or("no D4")?;
+    let fault = Fault::find_all("D4")[0];
     let selectors = [
         ("dense", Selector::Dense),
         ("oracle", Selector::Maskers(vec![Stage::Oracle(size)])),
