@@ -1,4 +1,4 @@
-//! Checksums, by which files and settings are told apart.
+//! Checksums, by which files and settings are recognised.
 
 use sha2::{Digest, Sha256};
 

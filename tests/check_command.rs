@@ -83,7 +83,7 @@ fn what_is_not_asked_is_said() {
     let output = run(&["check", "--profile", "author", "--cases", "20", "--goldens", golden]);
     assert_eq!(output.status.code(), Some(0));
     let text = stdout(&output);
-    assert!(text.contains("not asked, as not offered: ") && text.contains("fractions (5 goldens)"), "{text}");
+    assert!(text.contains("not offered, skipped: ") && text.contains("fractions (5 goldens)"), "{text}");
 }
 
 #[test]

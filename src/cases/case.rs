@@ -219,7 +219,7 @@ impl Answer {
 /// Rows to be quantised and the labels some source gives for them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelCase {
-    /// For people.
+    /// Display name.
     pub name: String,
     /// The type of rows and labels.
     pub storage: Storage,
@@ -236,7 +236,7 @@ pub struct LabelCase {
 /// Activations and the channel order some source gives for them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CalibrationCase {
-    /// For people.
+    /// Display name.
     pub name: String,
     /// Which importance.
     pub kind: ChannelKind,

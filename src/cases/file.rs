@@ -1,4 +1,4 @@
-//! Case files: one safetensors file per case (SPEC §6). Four kinds, told apart by a metadata key that holds JSON:
+//! Case files: one safetensors file per case (SPEC §6). Four kinds, distinguished by a metadata key that holds JSON:
 //!
 //! * `case`: an attention layer. Settings as in [`CaseSettings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a

@@ -52,7 +52,7 @@ pub struct Call {
 /// An instance and its calls, at least one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
-    /// For people.
+    /// Display name.
     pub name: String,
     /// What is configured.
     pub instance: Instance,

@@ -27,7 +27,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
             goldens => format!("{name} ({goldens} goldens)"),
         };
         let parts: Vec<_> = report.left_out.iter().map(part).collect();
-        let _ = writeln!(text, "not asked, as not offered: {}", parts.join(", "));
+        let _ = writeln!(text, "not offered, skipped: {}", parts.join(", "));
     }
     if !report.declared.is_empty() {
         let _ = writeln!(text, "declared divergences: {}", report.declared.join(", "));
@@ -79,7 +79,7 @@ fn headline(index: usize, finding: &Finding) -> String {
         finding.sequences
     );
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
-    let unfinished = if finding.shrunk { "" } else { ", not to the end" };
+    let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
     let _ = writeln!(text, "  shrunk in {} tries to {}{unfinished}", finding.tries, finding.size);
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
@@ -119,7 +119,7 @@ fn summary(report: &Report, with_times: bool) -> String {
     let asked = report.sequences + report.goldens;
     let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
     if report.refused > 0 {
-        let _ = write!(text, " ({} calls refused, as they must be)", report.refused);
+        let _ = write!(text, " ({} calls refused, as expected)", report.refused);
     }
     if report.known > 0 {
         let _ = write!(text, "; {} diverge as declared", report.known);

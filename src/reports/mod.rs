@@ -1,4 +1,4 @@
-//! How results are told: as text for a terminal, as JSON, and as one HTML file.
+//! How results are presented: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
 #[cfg(feature = "cli")]

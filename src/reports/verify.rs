@@ -134,7 +134,7 @@ fn summary(report: &VerifyReport, with_times: bool) -> String {
     let total = report.total();
     let mut text = format!("\n{} of {} cases conform", total.conforming, total.cases);
     if total.recorded > 0 {
-        let _ = write!(text, "; {} recorded faults of others fall outside, as they must", total.recorded);
+        let _ = write!(text, "; {} recorded third-party bugs diverge, as expected", total.recorded);
     }
     if total.not_offered > 0 {
         let _ = write!(text, "; {} not offered by the subject", total.not_offered);

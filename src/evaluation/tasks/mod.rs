@@ -10,7 +10,7 @@ pub use error::{Error, Result};
 /// One question to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// For people: `hotpotqa 17`, `passkey 3`.
+    /// Display name: `hotpotqa 17`, `passkey 3`.
     pub name: String,
     /// The prompt up to the end of the context.
     pub context: String,

@@ -17,7 +17,7 @@ pub const LEGEND: [&str; 4] = [
     "kept: recall, the share of the keys and of the attention mass that exact top-k of the same H selects.",
 ];
 
-/// Units below which no difference is told: five that all fall on one side by chance do so once in 16 times, six once in 32.
+/// Units below which no difference is reported: five that all fall on one side by chance do so once in 16 times, six once in 32.
 const FEWEST_UNITS: usize = 6;
 
 /// How a masker compares with dense attention.

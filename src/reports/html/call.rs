@@ -16,7 +16,7 @@ use crate::verdicts::bounds::Approximate;
 /// How much is pointed at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Marks {
-    /// A call that is shown besides.
+    /// A call that does not fail.
     None,
     /// The call that fails: with scores and a legend.
     Failure,

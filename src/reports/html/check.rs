@@ -34,7 +34,7 @@ fn summary(report: &Report) -> Markup {
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
         ("Answered", answered),
-        ("Not asked, as not offered", left_out(report)),
+        ("Not offered, skipped", left_out(report)),
     ];
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
@@ -80,7 +80,7 @@ fn outcome(report: &Report) -> Markup {
                         strong { (count) } " " (name)
                         @if class == "conforming" && report.refused > 0 {
                             span.aside {
-                                "with " (counted(report.refused, "call", "calls")) " refused, as they must be"
+                                "with " (counted(report.refused, "call", "calls")) " refused, as expected"
                             }
                         }
                     }

@@ -45,13 +45,13 @@ fn seen(finding: &Finding) -> Markup {
     let shrunk = html! {
         (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
         (format!("{:.1} s", finding.shrinking_seconds))
-        @if !finding.shrunk { ", not to the end" }
+        @if !finding.shrunk { " (stopped at the shrinking limit)" }
         ")"
     };
     facts(&[
         ("First seen in", html! { (finding.first_seen) }),
         ("After", html! { (counted(finding.after, "sequence", "sequences")) }),
-        ("Shown by", html! { (counted(finding.sequences, "sequence", "sequences")) " of all" }),
+        ("Seen in", html! { (counted(finding.sequences, "sequence", "sequences")) }),
         ("Shrunk to", shrunk),
     ])
 }

@@ -1,5 +1,5 @@
 //! Masks as grids, one for each (batch, head): rows are queries, columns keys. A cell shows what is expected of the key in
-//! its corner and what was answered in its middle; a cell that is wrong is marked besides.
+//! its corner and what was answered in its middle; a cell that is wrong is also marked.
 
 use maud::{Markup, html};
 

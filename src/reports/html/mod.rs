@@ -28,7 +28,7 @@ struct Status {
     text: String,
 }
 
-/// Conforms, diverges, or could not be told.
+/// Conforms, diverges, or could not be judged.
 fn status(exit_code: u8, findings: usize, bad_inputs: usize) -> Status {
     let (class, glyph, text) = match exit_code {
         0 => ("good", "✓", "conforms".to_owned()),

@@ -1,4 +1,4 @@
-//! Small tensors and channel rows as tables; of larger tensors only the shape is told.
+//! Small tensors and channel rows as tables; of larger tensors only the shape is printed.
 
 use maud::{Markup, html};
 use ndarray::{Array4, s};

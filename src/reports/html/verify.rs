@@ -34,7 +34,7 @@ fn summary(report: &VerifyReport) -> Markup {
     if total.recorded > 0 {
         lines.push((
             "Recorded faults of others",
-            html! { (total.recorded) ", which fall outside as they must" },
+            html! { (total.recorded) " recorded third-party bugs diverge, as expected" },
         ));
     }
     if total.not_offered > 0 {

@@ -26,7 +26,7 @@ pub struct Options {
     pub cases: usize,
     /// Of the random sequences.
     pub seed: u64,
-    /// Restricts what is asked besides the subject's own capabilities.
+    /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
     pub known: Faults,

@@ -27,7 +27,7 @@ pub struct VerifyReport {
     pub findings: Vec<VerifyFinding>,
     /// Files that could not be used.
     pub bad_inputs: Vec<String>,
-    /// What a person should know besides.
+    /// Remarks that a reader should know.
     pub notes: Vec<String>,
     /// Wall-clock time of all of it.
     pub seconds: f64,
@@ -84,7 +84,7 @@ pub struct Group {
     pub conforming: usize,
     /// In how many one of them does not.
     pub diverged: usize,
-    /// How many stored expectations fall outside by a recorded row of SPEC §3, as they must.
+    /// How many stored expectations are recorded bugs that diverge by their row of SPEC §3, as expected.
     pub recorded: usize,
     /// How many cases the subject was not asked, as it does not offer what they ask for; their stored expectations are judged
     /// all the same.

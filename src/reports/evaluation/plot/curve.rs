@@ -1,4 +1,4 @@
-//! What is drawn: a line for each masker, told apart by colour, dashes and marker.
+//! What is drawn: a line for each masker, distinguished by colour, dashes and marker.
 
 use crate::evaluation::results::{ContenderResult, Evaluation, Interval, Measure};
 use crate::reports::evaluation::figures;
@@ -42,7 +42,7 @@ const MARKERS: [&str; 8] = [
     "m-5,-2h10v4h-10z",
 ];
 
-/// One for each masker but dense attention, in the order in which they are told.
+/// One for each masker but dense attention, in the order of the table.
 pub fn curves(evaluation: &Evaluation) -> Vec<Curve<'_>> {
     let mut curves: Vec<Curve<'_>> = Vec::new();
     for row in evaluation.rows.iter().skip(1) {
