@@ -118,6 +118,7 @@ fn selection(heavy_size: usize, group_factor: u64, label_bits: u64) -> Result<Se
         label_bits: LabelBits::new(label_bits)?,
         heads: HeadMode::PerHead,
         dense_fallback: false,
+        rules: doublecheck::algorithm::Rules::default(),
     })
 }
 

@@ -198,6 +198,7 @@ fn cache(row: &Row, tensors: &Tensors, heads: HeadMode, kept: Precision) -> Resu
         label_bits: LabelBits::new(row.label_bits)?,
         heads,
         dense_fallback: false,
+        rules: doublecheck::algorithm::Rules::default(),
     };
     let rows = if heads == HeadMode::SummedLabels { 1 } else { row.heads };
     let scaling = 1.0 / (HEAD_DIM as f64).sqrt();

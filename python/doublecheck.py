@@ -82,6 +82,7 @@ class Instance:
         self.settings = message["settings"]
         for name in ("heavy_size", "group_factor", "label_bits", "heads", "dense_fallback"):
             setattr(self, name, self.settings.get(name))  # heavy_size: 1 is one key, 1.0 is every key
+        self.rules = self.settings.get("rules", {})  # what is left out has its default (SPEC 2.12)
         self.earlier_maskers = self.settings.get("earlier_maskers", [])
         self.channel_selection = message.get("channel_selection", "qk_proj")
         self.dense_layers = message.get("dense_layers", [])
@@ -132,6 +133,7 @@ class Call:
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
         self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
+        self.head_weights = tensors.get("head_weights")  # [b, h, m] for the rule relu, or None: 1 everywhere
 
     @property
     def channels(self):
@@ -244,6 +246,7 @@ def serve(
     model=None,
     dtypes=None,
     heads=None,
+    rules=None,
     largest_keys=None,
     domain=None,
     lacks=(),
@@ -262,6 +265,7 @@ def serve(
         "model": model,
         "dtypes": dtypes,
         "heads": heads,
+        "rules": rules,
         "largest_keys": largest_keys,
         "domain": domain,
         "lacks": list(lacks),

@@ -503,6 +503,7 @@ fn memory_of_a_cached_key() {
         label_bits: LabelBits::new(4).unwrap(),
         heads: HeadMode::PerHead,
         dense_fallback: false,
+        rules: doublecheck::algorithm::Rules::default(),
     };
     let channels = ChannelOrder::new(rows).unwrap();
     let mut engine = Engine::new(layout, vec![EngineMasker::DoubleSparsity { selection, channels }]).unwrap();

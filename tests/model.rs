@@ -305,6 +305,7 @@ fn instance(heavy_size: usize) -> Result<Instance, Failed> {
             label_bits: LabelBits::new(4)?,
             heads: HeadMode::PerHead,
             dense_fallback: false,
+            rules: doublecheck::algorithm::Rules::default(),
         },
         earlier_maskers: Vec::new(),
         dense_layers: Vec::new(),

@@ -204,6 +204,7 @@ fn small_cache(kept: Precision, heads: HeadMode, device: Device) -> torch::Resul
         label_bits: LabelBits::new(4)?,
         heads,
         dense_fallback: false,
+        rules: doublecheck::algorithm::Rules::default(),
     };
     LabelledKvCache::new(&dims, &channels, &selection, Storage::Bf16, kept, 0.25, device)
 }

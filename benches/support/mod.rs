@@ -86,6 +86,7 @@ pub fn selection(label_bits: u64) -> Result<Selection, Failure> {
         label_bits: LabelBits::new(label_bits)?,
         heads: HeadMode::PerHead,
         dense_fallback: false,
+        rules: doublecheck::algorithm::Rules::default(),
     })
 }
 

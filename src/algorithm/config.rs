@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Detail, Error, Result};
 use super::heavy_size::HeavySize;
+use super::inputs::Dims;
+use super::rules::{Rules, is_default};
 
 /// How heads share a selection (SPEC §2.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -21,11 +23,62 @@ pub enum HeadMode {
     SummedScores,
     /// Labels are summed over all heads and scored once; needs one channel row shared by all heads.
     SummedLabels,
+    /// As `summed-scores`, divided by the number of heads.
+    Mean,
+    /// The largest score of all heads; every head gets the same selection.
+    Max,
+    /// Scores are summed over the heads that read one KV head, which get the same selection.
+    GroupSum,
+    /// The largest score of the heads that read one KV head, which get the same selection.
+    GroupMax,
+    /// As `group-sum`, divided by the number of these heads.
+    GroupMean,
+}
+
+/// How the scores of the heads that share a selection become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combined {
+    /// Their sum.
+    Sum,
+    /// Their sum, divided by how many they are.
+    Mean,
+    /// The largest.
+    Max,
 }
 
 impl HeadMode {
-    /// All three.
+    /// Those of a subject that declares nothing else.
     pub const ALL: [Self; 3] = [Self::PerHead, Self::SummedScores, Self::SummedLabels];
+
+    /// All there are.
+    pub const EVERY: [Self; 8] = [
+        Self::PerHead,
+        Self::SummedScores,
+        Self::SummedLabels,
+        Self::Mean,
+        Self::Max,
+        Self::GroupSum,
+        Self::GroupMax,
+        Self::GroupMean,
+    ];
+
+    /// How many heads in a row share a selection.
+    pub fn sharing(self, dims: &Dims) -> usize {
+        match self {
+            Self::PerHead => 1,
+            Self::GroupSum | Self::GroupMax | Self::GroupMean => dims.group_size(),
+            Self::SummedScores | Self::SummedLabels | Self::Mean | Self::Max => dims.heads,
+        }
+    }
+
+    /// How scores of heads become one. `summed-labels` has one score to begin with.
+    pub fn combined(self) -> Combined {
+        match self {
+            Self::PerHead | Self::SummedScores | Self::SummedLabels | Self::GroupSum => Combined::Sum,
+            Self::Mean | Self::GroupMean => Combined::Mean,
+            Self::Max | Self::GroupMax => Combined::Max,
+        }
+    }
 
     /// The name used in JSON.
     pub fn name(self) -> &'static str {
@@ -33,6 +86,11 @@ impl HeadMode {
             Self::PerHead => "per-head",
             Self::SummedScores => "summed-scores",
             Self::SummedLabels => "summed-labels",
+            Self::Mean => "mean",
+            Self::Max => "max",
+            Self::GroupSum => "group-sum",
+            Self::GroupMax => "group-max",
+            Self::GroupMean => "group-mean",
         }
     }
 }
@@ -41,9 +99,9 @@ impl std::str::FromStr for HeadMode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        let found = Self::EVERY.into_iter().find(|mode| mode.name() == text);
         found.ok_or_else(|| {
-            let expected = "per-head, summed-scores or summed-labels";
+            let expected = Self::EVERY.map(Self::name).join(", ");
             Error::HeadMode(Detail::new("heads", format!("{text:?}"), expected))
         })
     }
@@ -207,9 +265,32 @@ pub struct Selection {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
+    /// What is computed otherwise than in the published algorithm.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rules: Rules,
 }
 
 impl Selection {
+    /// Whether this is the published algorithm, with one of the head modes of [`HeadMode::ALL`].
+    pub fn is_plain(&self) -> bool {
+        is_default(&self.rules) && HeadMode::ALL.contains(&self.heads)
+    }
+
+    /// Errors: [`Error::HeadMode`] where this is not [`Self::is_plain`], for implementations that compute nothing else.
+    pub fn check_plain(&self) -> Result<()> {
+        if self.is_plain() {
+            return Ok(());
+        }
+        let found = format!("{} with rules {}", self.heads.name(), serde_json::json!(self.rules));
+        let expected = format!("{} with no other rules", HeadMode::ALL.map(HeadMode::name).join(", "));
+        Err(Error::HeadMode(Detail::new("heads", found, expected)))
+    }
+
+    /// The bits of the labels of queries and of keys.
+    pub fn bits(&self) -> [LabelBits; 2] {
+        self.rules.bits(self.label_bits)
+    }
+
     /// Each head ranks alone, and no call is short enough for a full mask. Errors: [`Error::GroupFactor`] for 0,
     /// [`Error::LabelBits`] outside 1..=16.
     pub fn new(heavy_size: HeavySize, group_factor: u64, label_bits: u64) -> Result<Self> {
@@ -219,6 +300,7 @@ impl Selection {
             label_bits: LabelBits::new(label_bits)?,
             heads: HeadMode::PerHead,
             dense_fallback: false,
+            rules: Rules::default(),
         })
     }
 }
@@ -246,6 +328,9 @@ pub struct DoubleSparsityConfig {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
+    /// What is computed otherwise than in the published algorithm.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rules: Rules,
 }
 
 impl DoubleSparsityConfig {
@@ -257,6 +342,7 @@ impl DoubleSparsityConfig {
             label_bits: self.label_bits,
             heads: self.heads,
             dense_fallback: self.dense_fallback,
+            rules: self.rules,
         }
     }
 }

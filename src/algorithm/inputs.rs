@@ -1,7 +1,7 @@
 //! What an attention layer is given (SPEC §1): q, k, v, the optional additive mask A and the scaling, checked
 //! once so that every step after it may rely on them.
 
-use ndarray::{Array4, ArrayView2, Axis, s};
+use ndarray::{Array3, Array4, ArrayView2, Axis, s};
 
 use super::error::{Detail, Error, Result};
 use super::storage::Storage;
@@ -91,6 +91,8 @@ pub struct InputParts {
 pub struct Inputs {
     parts: InputParts,
     dims: Dims,
+    /// w of the rule `relu`, [b, h, m].
+    head_weights: Option<Array3<f32>>,
 }
 
 impl Inputs {
@@ -121,7 +123,36 @@ impl Inputs {
             let found = format!("{scaling:?}");
             return Err(Error::NotFinite(Detail::new("scaling", found, "a number that is finite in f32")));
         }
-        Ok(Self { parts, dims })
+        Ok(Self { parts, dims, head_weights: None })
+    }
+
+    /// The inputs with head weights [b, h, m], which the rule `relu` reads; without them every weight is 1.
+    ///
+    /// Errors: [`Error::Shape`] for another shape, [`Error::NotFinite`] for NaN or ±∞.
+    pub fn with_head_weights(mut self, weights: Option<Array3<f32>>) -> Result<Self> {
+        if let Some(weights) = &weights {
+            let (b, h, m, _) = self.dims.mask_shape();
+            if weights.dim() != (b, h, m) {
+                let found = format!("{:?}", weights.shape());
+                return Err(Error::Shape(Detail::new("head_weights", found, format!("[{b}, {h}, {m}]"))));
+            }
+            if let Some(((b, h, i), x)) = weights.indexed_iter().find(|(_, x)| !x.is_finite()) {
+                let (field, found) = (format!("head_weights[{b}, {h}, {i}]"), format!("{x:?}"));
+                return Err(Error::NotFinite(Detail::new(field, found, "finite numbers")));
+            }
+        }
+        self.head_weights = weights;
+        Ok(self)
+    }
+
+    /// w of the rule `relu`, [b, h, m], where it was given.
+    pub fn head_weights(&self) -> Option<&Array3<f32>> {
+        self.head_weights.as_ref()
+    }
+
+    /// w of one row.
+    pub fn head_weight(&self, (batch, head, query): Row) -> f32 {
+        self.head_weights.as_ref().map_or(1.0, |weights| weights[[batch, head, query]])
     }
 
     /// The sizes.
@@ -166,6 +197,16 @@ impl Inputs {
             return false;
         };
         let mut heads = mask.axis_iter(Axis(1));
+        let first = heads.next();
+        heads.any(|head| Some(head) != first)
+    }
+
+    /// Whether the head weights hold different values for different heads.
+    pub fn head_weights_differ_between_heads(&self) -> bool {
+        let Some(weights) = &self.head_weights else {
+            return false;
+        };
+        let mut heads = weights.axis_iter(Axis(1));
         let first = heads.next();
         heads.any(|head| Some(head) != first)
     }

@@ -63,10 +63,22 @@ pub fn labels(
     channels: &ChannelOrder,
     label_channels: usize,
     bits: LabelBits,
+    heads: (usize, Range<usize>),
+) -> Result<Labels> {
+    labels_of(inputs, channels, label_channels, [bits; 2], heads)
+}
+
+/// As [`labels`], with the bits of queries and of keys.
+pub fn labels_of(
+    inputs: &Inputs,
+    channels: &ChannelOrder,
+    label_channels: usize,
+    [query_bits, key_bits]: [LabelBits; 2],
     (batch, heads): (usize, Range<usize>),
 ) -> Result<Labels> {
     let (dims, storage) = (inputs.dims(), inputs.storage());
     let of_tensor = |name: &str, positions: usize, is_query: bool| {
+        let bits = if is_query { query_bits } else { key_bits };
         let mut labels = Array3::zeros((heads.len(), label_channels, positions));
         let parts: Vec<_> = labels.axis_chunks_iter_mut(Axis(2), TOGETHER).enumerate().collect();
         // All heads of some positions at once: those that read one KV head then find its keys in the cache.

@@ -14,10 +14,11 @@ use super::config::{AttentionConfig, ChannelKind, HeadMode, MaskerConfig, Select
 use super::error::Result;
 use super::heavy_size::HeavySize;
 use super::inputs::{Dims, Inputs, Row};
-use super::labels::labels;
+use super::labels::labels_of;
 use super::mask::Mask;
+use super::rules::is_default;
 use super::scores::{Scores, check_head_mode};
-use super::select::select;
+use super::select::{select, select_with};
 use crate::compute;
 
 /// Something that adds attended keys to a mask.
@@ -147,30 +148,32 @@ pub fn double_sparsity(
     let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
     channels.check(&dims, label_channels)?;
     check_head_mode(inputs, channels, label_channels, selection.heads)?;
+    let heavy_size = selection.heavy_size.resolve(dims.keys);
+    selection.rules.forced.check(&dims, heavy_size)?;
     if previous.is_full() {
         return Ok(previous.clone());
     }
-    let heavy_size = selection.heavy_size.resolve(dims.keys);
     if selection.dense_fallback && dims.keys - dims.queries <= heavy_size {
         return Ok(previous.filled());
     }
+    let sharing = selection.heads.sharing(&dims);
     // What is ranked together: the heads that read one KV head, or all heads.
-    let together = if selection.heads == HeadMode::PerHead { dims.group_size() } else { dims.heads };
+    let together = sharing.max(dims.group_size());
     let groups = (0..dims.batch)
         .flat_map(|b| (0..dims.heads).step_by(together).map(move |first| (b, first..first + together)));
     let selected = compute::map(groups.collect(), dims.operations(), |group: (usize, Range<usize>)| {
-        let labels = labels(inputs, channels, label_channels, selection.label_bits, group.clone())?;
-        let scores = Scores::new(inputs, group.0, &labels, selection.heads);
+        let labels = labels_of(inputs, channels, label_channels, selection.bits(), group.clone())?;
+        let scores = Scores::new(inputs, group.0, &labels, selection);
         Ok(select_group(&scores, &dims, selection, previous, group))
     });
     let mut selected: Vec<_> = selected.into_iter().collect::<Result<Vec<_>>>()?.concat();
-    if selection.heads != HeadMode::PerHead {
-        selected = for_every_head(selected, dims.heads);
+    if sharing > 1 {
+        selected = for_every_head(selected, sharing);
     }
     Ok(with_rows(previous, selected))
 }
 
-/// What each row of some heads selects; in the two summed modes only head 0, for all of them.
+/// What each row of some heads selects; where they share a selection only the first, for all of them.
 fn select_group(
     scores: &Scores,
     dims: &Dims,
@@ -181,21 +184,28 @@ fn select_group(
     let heavy_size = selection.heavy_size.resolve(dims.keys);
     let (ranked, excluding) = match selection.heads {
         HeadMode::PerHead => (heads, 1),
-        _ => (0..1, dims.heads),
+        _ => (heads.start..heads.start + 1, heads.len()),
     };
+    let forced = selection.rules.forced;
     let rows: Vec<_> = ranked.flat_map(|head| (0..dims.queries).map(move |i| (head, i))).collect();
     compute::map(rows, dims.operations(), |(head, i)| {
         let earlier: Vec<_> =
             (head..head + excluding).map(|head| previous.row_weights((batch, head, i))).collect();
         let excluded = |key: usize| earlier.iter().any(|row| row[key] != 0.0);
-        ((batch, head, i), select(&scores.row(head, i), excluded, heavy_size))
+        let scores = scores.row(head, i);
+        if is_default(&forced) {
+            return ((batch, head, i), select(&scores, excluded, heavy_size));
+        }
+        let forced = |key: usize| forced.holds(key, dims.position(i));
+        ((batch, head, i), select_with(&scores, excluded, forced, heavy_size))
     })
 }
 
-/// The keys of head 0, for every head.
-fn for_every_head(selected: Vec<(Row, Vec<usize>)>, heads: usize) -> Vec<(Row, Vec<usize>)> {
-    let copies =
-        |((b, _, i), keys): (Row, Vec<usize>)| (0..heads).map(move |head| ((b, head, i), keys.clone()));
+/// The keys of the first of some heads that share a selection, for each of them.
+fn for_every_head(selected: Vec<(Row, Vec<usize>)>, sharing: usize) -> Vec<(Row, Vec<usize>)> {
+    let copies = |((b, first, i), keys): (Row, Vec<usize>)| {
+        (first..first + sharing).map(move |head| ((b, head, i), keys.clone()))
+    };
     selected.into_iter().flat_map(copies).collect()
 }
 

@@ -8,6 +8,7 @@
 //! | 3, 4 KV heads, labels | `labels` (rows of channels: `channels`) |
 //! | 5 quantisation | `quantize` |
 //! | 6, 7 scores, heads | `scores` |
+//! | other rules of 5, 6, 9 | `rules` |
 //! | 8, 9 exclusions, selection | `select` |
 //! | 10 mask | `mask` |
 //! | 11 attention | `attention` |
@@ -24,6 +25,7 @@ pub mod labels;
 pub mod mask;
 pub mod maskers;
 pub mod quantize;
+pub mod rules;
 pub mod scores;
 pub mod select;
 pub mod storage;
@@ -35,4 +37,5 @@ pub use heavy_size::HeavySize;
 pub use inputs::{Dims, InputParts, Inputs, Row};
 pub use mask::Mask;
 pub use maskers::{Masker, SparseAttention};
+pub use rules::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
 pub use storage::{Precision, Storage};

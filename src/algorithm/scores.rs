@@ -1,13 +1,14 @@
-//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, and how heads are taken together. Scores are sums in f64 of the
+//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, or by another rule, and how heads are taken together. Scores are sums in f64 of the
 //! labels, which hold values of the storage type.
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use super::channels::ChannelOrder;
-use super::config::HeadMode;
+use super::config::{Combined, HeadMode, Selection};
 use super::error::{Detail, Error, Result};
-use super::inputs::Inputs;
+use super::inputs::{Inputs, Row};
 use super::labels::Labels;
+use super::rules::{Rules, ScoreRule};
 use crate::compute::vectorised;
 
 /// Scores of every key for one query, ready to be ranked.
@@ -16,6 +17,7 @@ pub struct Scores<'a> {
     batch: usize,
     labels: &'a Labels,
     mode: HeadMode,
+    rules: Rules,
     /// Labels of q [r, m] and k [r, n] summed over heads, in `summed-labels`.
     summed: Option<(Array2<f64>, Array2<f64>)>,
 }
@@ -24,25 +26,36 @@ pub struct Scores<'a> {
 const TOGETHER: usize = 512;
 
 impl<'a> Scores<'a> {
-    /// Of one batch entry. In the two summed modes the labels must be those of all heads, and the head mode must fit
+    /// Of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
     /// ([`check_head_mode`]).
-    pub fn new(inputs: &'a Inputs, batch: usize, labels: &'a Labels, mode: HeadMode) -> Self {
+    pub fn new(inputs: &'a Inputs, batch: usize, labels: &'a Labels, selection: &Selection) -> Self {
+        let mode = selection.heads;
         let summed = (mode == HeadMode::SummedLabels).then(|| labels.summed_over_heads());
-        Self { inputs, batch, labels, mode, summed }
+        Self { inputs, batch, labels, mode, rules: selection.rules, summed }
     }
 
-    /// Scores of one row; in the two summed modes they are the same for every head. −∞ marks keys that A excludes.
+    /// Scores of one row; they are the same for every head that shares its selection. −∞ marks keys that A excludes.
     pub fn row(&self, head: usize, query: usize) -> Vec<f64> {
         match &self.summed {
             Some((q, k)) => self.scored(q.column(query), k.view(), 0, query),
             None if self.mode == HeadMode::PerHead => self.head_row(head, query),
             None => {
-                let rows = self.labels.heads().map(|head| self.head_row(head, query));
-                rows.reduce(|mut sum, row| {
-                    sum.iter_mut().zip(row).for_each(|(sum, score)| *sum += score);
-                    sum
-                })
-                .unwrap_or_default()
+                let heads = self.labels.heads();
+                let count = heads.len() as f64;
+                let rows = heads.map(|head| self.head_row(head, query));
+                let combine = |a: f64, b: f64| match self.mode.combined() {
+                    Combined::Sum | Combined::Mean => a + b,
+                    Combined::Max => a.max(b),
+                };
+                let combined = rows.reduce(|mut all, row| {
+                    all.iter_mut().zip(row).for_each(|(all, score)| *all = combine(*all, score));
+                    all
+                });
+                let mut combined = combined.unwrap_or_default();
+                if self.mode.combined() == Combined::Mean {
+                    combined.iter_mut().for_each(|score| *score /= count);
+                }
+                combined
             }
         }
     }
@@ -61,7 +74,7 @@ impl<'a> Scores<'a> {
     ) -> Vec<f64> {
         // What a sum starts from, for the sign of a sum of zeros.
         let mut scores = vec![-0.0; k.ncols()];
-        let root = (q.len() as f64).sqrt();
+        let (label_channels, head_dim) = (q.len(), self.inputs.dims().head_dim);
         vectorised(
             #[inline(always)]
             || {
@@ -69,13 +82,49 @@ impl<'a> Scores<'a> {
                     for (&q, k) in q.iter().zip(k.outer_iter()) {
                         add_products(scores, q.into(), k.to_slice().expect("channels are contiguous"));
                     }
-                    scores.iter_mut().for_each(|score| *score /= root);
                 }
             },
         );
+        self.apply_rule(&mut scores, q, k, (self.batch, head, query));
+        let factor = self.rules.factor;
+        scores.iter_mut().for_each(|score| *score = factor.apply(*score, label_channels, head_dim));
         self.inputs.additive(self.batch, head, query).add_to(&mut scores);
         scores
     }
+}
+
+impl Scores<'_> {
+    /// Dot products become scores of the rule, the factor apart.
+    fn apply_rule<T: Copy + Into<f64>>(
+        &self,
+        scores: &mut [f64],
+        q: ArrayView1<T>,
+        k: ArrayView2<T>,
+        row: Row,
+    ) {
+        match self.rules.score {
+            ScoreRule::Dot => {}
+            ScoreRule::Cosine => {
+                let epsilon = self.rules.epsilon.get();
+                let q_norm = norm(q);
+                for (score, k) in scores.iter_mut().zip(k.columns()) {
+                    *score /= q_norm * norm(k) + epsilon;
+                }
+            }
+            ScoreRule::Relu => {
+                let weight = f64::from(self.inputs.head_weight(row));
+                scores.iter_mut().for_each(|score| *score = weight * score.max(0.0));
+            }
+        }
+    }
+}
+
+fn norm<T: Copy + Into<f64>>(label: ArrayView1<T>) -> f64 {
+    let square = |&x: &T| {
+        let x: f64 = x.into();
+        x * x
+    };
+    label.iter().map(square).sum::<f64>().sqrt()
 }
 
 #[inline(always)]
@@ -85,7 +134,8 @@ fn add_products<T: Copy + Into<f64>>(scores: &mut [f64], q: f64, k: &[T]) {
     }
 }
 
-/// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive mask that does.
+/// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive mask or head
+/// weights that do.
 pub fn check_head_mode(
     inputs: &Inputs,
     channels: &ChannelOrder,
@@ -107,6 +157,13 @@ pub fn check_head_mode(
             "heads",
             "summed-labels with an attention_mask that differs between heads",
             "one attention_mask for all heads, as labels are scored once",
+        )));
+    }
+    if inputs.head_weights_differ_between_heads() {
+        return Err(Error::HeadMode(Detail::new(
+            "heads",
+            "summed-labels with head_weights that differ between heads",
+            "the same head_weights for all heads, as labels are scored once",
         )));
     }
     Ok(())

@@ -96,7 +96,8 @@ fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Vec<f6
             }
             sum
         }
-        HeadMode::SummedLabels => {
+        // Other modes than these three are not predicted.
+        _ => {
             let additive = prediction.ranking.additive(b, 0, i);
             let channels = labels(0).q.ncols();
             let summed = |label: &dyn Fn(&HeadLabels) -> f32| -> f64 {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::domain::Domain;
 use super::sequence::{Call, Instance, Sequence};
-use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
+use crate::algorithm::{HeadMode, HeavySize, LabelBits, Rules, Storage};
 
 /// What [`Capabilities::missing`] calls a sequence that lies outside the domain.
 const OUTSIDE: &str = "outside the domain";
@@ -76,6 +76,8 @@ pub struct Capabilities {
     pub dtypes: Vec<Storage>,
     /// Head modes, at least one.
     pub heads: Vec<HeadMode>,
+    /// The rules that may be asked for, at least one.
+    pub rules: Vec<Rules>,
     /// The most keys of one call.
     pub largest_keys: Option<usize>,
     /// The first layer that may be asked for.
@@ -91,6 +93,7 @@ impl Default for Capabilities {
         Self {
             dtypes: Storage::ALL.to_vec(),
             heads: HeadMode::ALL.to_vec(),
+            rules: vec![Rules::default()],
             largest_keys: None,
             first_layer: 0,
             lacks: BTreeSet::new(),
@@ -110,7 +113,14 @@ impl Capabilities {
         let smaller = |a: Option<usize>, b: Option<usize>| a.map_or(b, |a| Some(b.map_or(a, |b| a.min(b))));
         Self {
             dtypes: self.dtypes.iter().copied().filter(|dtype| other.dtypes.contains(dtype)).collect(),
-            heads: self.heads.iter().copied().filter(|heads| other.heads.contains(heads)).collect(),
+            // The three of the published algorithm restrict nothing.
+            heads: if other.heads == HeadMode::ALL {
+                self.heads.clone()
+            } else {
+                self.heads.iter().copied().filter(|heads| other.heads.contains(heads)).collect()
+            },
+            // Those of the published algorithm restrict nothing: any other rules are chosen on purpose.
+            rules: if other.rules == [Rules::default()] { self.rules.clone() } else { other.rules.clone() },
             largest_keys: smaller(self.largest_keys, other.largest_keys),
             first_layer: self.first_layer.max(other.first_layer),
             lacks: self.lacks.union(&other.lacks).copied().collect(),
@@ -123,6 +133,7 @@ impl Capabilities {
     pub fn offers_all(&self, sequence: &Sequence) -> bool {
         let calls = &sequence.calls;
         self.heads.contains(&sequence.instance.selection.heads)
+            && self.rules.contains(&sequence.instance.selection.rules)
             && calls.iter().all(|call| {
                 let keys = call.inputs.dims().keys;
                 self.dtypes.contains(&call.inputs.storage())
@@ -145,6 +156,9 @@ impl Capabilities {
             self.lacking(sequence).iter().map(|feature| feature.name()).collect();
         if !self.heads.contains(&instance.selection.heads) {
             missing.insert(instance.selection.heads.name().to_owned());
+        }
+        if !self.rules.contains(&instance.selection.rules) {
+            missing.insert("rules".into());
         }
         for call in &sequence.calls {
             if !self.dtypes.contains(&call.inputs.storage()) {

@@ -21,7 +21,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ndarray::{Array2, Array4};
+use ndarray::{Array2, Array4, Axis};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +185,7 @@ impl Reader {
                 (made, channels(&file.required("channels")?)?)
             }
         };
+        let inputs = weighted(inputs, file, "head_weights")?;
         let dims = inputs.dims();
         let previous = match file.optional("previous")? {
             None => None,
@@ -218,6 +219,13 @@ impl Reader {
         self.last = Some((wanted, inputs.clone(), made.channels.clone()));
         Ok((inputs, made.channels))
     }
+}
+
+/// The inputs with the head weights of a tensor, where there is one.
+fn weighted(inputs: Arc<Inputs>, file: &Tensors, name: &str) -> Result<Arc<Inputs>> {
+    let Some(view) = file.optional(name)? else { return Ok(inputs) };
+    let weights = broadcastable(&view)?.index_axis_move(Axis(0), 0);
+    Ok(Arc::new(Inputs::clone(&inputs).with_head_weights(Some(weights))?))
 }
 
 fn inputs(
@@ -304,7 +312,8 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
             None => None,
             Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &inputs.dims())?),
         };
-        Ok(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
+        let inputs = weighted(Arc::new(inputs), file, &tensor("head_weights"))?;
+        Ok(Call { layer: call.layer, inputs, previous })
     };
     let calls = calls.into_iter().enumerate().map(call).collect::<Result<Vec<_>>>()?;
     check_calls_alike(&calls)?;
@@ -354,6 +363,9 @@ pub fn sequence_to_bytes(sequence: &Sequence, source: &str) -> Vec<u8> {
         if let Some(previous) = &call.previous {
             let weights = previous.weights().view().into_dyn();
             writer.floats(&format!("call_{index}.previous"), Storage::F32, weights);
+        }
+        if let Some(weights) = call.inputs.head_weights() {
+            writer.floats(&format!("call_{index}.head_weights"), Storage::F32, weights.view().into_dyn());
         }
     }
     writer.finish()
@@ -458,6 +470,9 @@ pub fn to_bytes(case: &Case) -> Vec<u8> {
     }
     if let Some(previous) = &case.call.previous {
         writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
+    }
+    if let Some(weights) = case.call.inputs.head_weights() {
+        writer.floats("head_weights", Storage::F32, weights.view().into_dyn());
     }
     if let Some(expectation) = &case.expectation {
         writer.metadata("source", expectation.source.clone());

@@ -11,6 +11,7 @@ pub mod observation;
 pub mod profiles;
 pub mod recipe;
 pub mod rounding_model;
+pub mod rule_names;
 pub mod sequence;
 pub mod sequence_plan;
 pub mod strategies;

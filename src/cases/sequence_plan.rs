@@ -207,7 +207,8 @@ impl SequencePlan {
             k: first_keys(&whole.call.inputs.parts().k),
             v: first_keys(&whole.call.inputs.parts().v),
             ..own.call.inputs.parts().clone()
-        })?;
+        })?
+        .with_head_weights(own.call.inputs.head_weights().cloned())?;
         Ok(Call { layer, inputs: Arc::new(inputs), previous: own.call.previous })
     }
 

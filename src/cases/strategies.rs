@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ndarray::Array4;
+use ndarray::{Array3, Array4};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -15,8 +15,8 @@ use super::recipe::Words;
 use super::sequence::{Call, EarlierMasker, Instance};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
-    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
-    Selection, Storage,
+    ChannelOrder, Dims, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Rules,
+    ScoreRule, Selection, Storage,
 };
 
 /// How the numbers of a tensor are drawn.
@@ -212,7 +212,14 @@ fn plans_of(sizes: impl Strategy<Value = DrawnSizes>) -> impl Strategy<Value = P
             keys,
             label_channels,
             value_dim,
-            selection: Selection { heavy_size, group_factor, label_bits, heads, dense_fallback },
+            selection: Selection {
+                heavy_size,
+                group_factor,
+                label_bits,
+                heads,
+                dense_fallback,
+                rules: Rules::default(),
+            },
             storage,
             causal,
             additive,
@@ -265,6 +272,10 @@ impl Plan {
         }
         if !capabilities.heads.contains(&plan.selection.heads) && !capabilities.heads.is_empty() {
             plan.selection.heads = capabilities.heads[pick(capabilities.heads.len())];
+        }
+        if !capabilities.rules.contains(&plan.selection.rules) && !capabilities.rules.is_empty() {
+            // Not in step with what is picked above.
+            plan.selection.rules = capabilities.rules[(seed >> 8) as usize % capabilities.rules.len()];
         }
         plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
         plan.queries = if lacks(Feature::ManyQueries) { 1 } else { plan.queries.min(plan.keys) };
@@ -319,7 +330,24 @@ impl Plan {
             let domain = domain.clone();
             plan.fit(&domain);
         }
+        plan.make_room_for_forced_keys();
         plan
+    }
+
+    /// H holds the forced keys, mostly: with more of them a call must be refused.
+    fn make_room_for_forced_keys(&mut self) {
+        let forced = self.selection.rules.forced;
+        let most = forced.first + forced.last;
+        let refused = self.seed.is_multiple_of(32);
+        if most == 0 || refused {
+            return;
+        }
+        // A share of a shorter call's keys may be less.
+        let wanted = match self.selection.heavy_size {
+            HeavySize::Count(count) => count.get().max(most),
+            size @ HeavySize::Fraction(_) => size.resolve(self.keys).max(most),
+        };
+        self.selection.heavy_size = HeavySize::count(wanted).unwrap_or(self.selection.heavy_size);
     }
 
     /// The alternative of the domain that this plan has to fit.
@@ -350,7 +378,8 @@ impl Plan {
             causal: self.causal,
             storage: self.storage,
             scaling: self.scaling,
-        })?;
+        })?
+        .with_head_weights(self.head_weights(&dims))?;
         let mut instance =
             Instance::of_layer(self.selection, self.channels_of(self.seed, self.rows_used())?, &dims);
         instance.earlier_maskers = self.earlier_maskers.clone();
@@ -362,6 +391,22 @@ impl Plan {
             expectation: None,
             unknown: serde_json::Map::new(),
         })
+    }
+
+    /// w of the rule `relu`: some 0, some negative; without them in one of four plans, and the same for all heads where these
+    /// are scored once.
+    fn head_weights(&self, dims: &Dims) -> Option<Array3<f32>> {
+        if self.selection.rules.score != ScoreRule::Relu || self.seed % 4 == 1 {
+            return None;
+        }
+        let words = Words::new(self.seed, 7);
+        let (b, h, m, _) = dims.mask_shape();
+        let shared = self.selection.heads == HeadMode::SummedLabels;
+        Some(Array3::from_shape_fn((b, h, m), |(b, head, i)| {
+            let head = if shared { 0 } else { head };
+            let index = ((b * h + head) * m + i) as u64;
+            if words.word(index).is_multiple_of(7) { 0.0 } else { words.value(index) }
+        }))
     }
 
     fn attention_mask(&self, dims: &Dims) -> Option<Array4<f32>> {

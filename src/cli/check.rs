@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use doublecheck::Options;
-use doublecheck::cases::{Capabilities, bundled, profiles};
+use doublecheck::algorithm::Rules;
+use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
 use doublecheck::reports::check::write_counterexamples;
 use doublecheck::reports::html;
@@ -27,6 +28,10 @@ pub struct Arguments {
     /// Ask only what this kind of implementation supports: everything, author or hub
     #[arg(long, value_name = "NAME", default_value = "everything")]
     profile: String,
+    /// Rules to ask for, by name: double-sparsity, sglang-v1, sglang-v2, sglang-v2-cosine, twilight or dsa-indexer, separated by
+    /// commas [default: those the subject declares]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    rules: Vec<String>,
     /// Divergences that are known: names or rows of SPEC §3, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     known: Vec<String>,
@@ -51,7 +56,10 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let profile = profile(&arguments.profile)?;
+    let mut profile = profile(&arguments.profile)?;
+    if !arguments.rules.is_empty() {
+        profile.rules = arguments.rules.iter().map(|name| rules(name)).collect::<Result<_, _>>()?;
+    }
     let known = subject::faults(&arguments.known, "--known")?;
     let mut goldens = Vec::new();
     if !arguments.no_goldens && arguments.goldens.is_empty() {
@@ -92,6 +100,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     print(&render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))
+}
+
+fn rules(name: &str) -> Result<Rules, Failure> {
+    rule_names::find(name).ok_or_else(|| {
+        let expected = rule_names::NAMES.join(", ");
+        format!("--rules: found {name:?}, expected {expected}").into()
+    })
 }
 
 fn profile(name: &str) -> Result<Capabilities, Failure> {

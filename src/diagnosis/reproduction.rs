@@ -23,6 +23,10 @@ pub fn reproduces_call(
     index: usize,
     model: RoundingModel,
 ) -> bool {
+    // Behaviours are those of the published algorithm.
+    if !observation.sequence.instance.selection.is_plain() {
+        return false;
+    }
     let answer = &observation.answers[index];
     match (predict(behaviour, &observation.sequence, index), answer) {
         // Any answer, or a loud refusal; a crash or silence is something else.

@@ -54,6 +54,7 @@ impl LabelCache {
     pub fn new(dims: &Dims, channels: &ChannelOrder, selection: Selection, storage: Storage) -> Result<Self> {
         let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
         channels.check(dims, label_channels)?;
+        selection.check_plain()?;
         if selection.heads == HeadMode::SummedLabels && !channels.is_shared(label_channels) {
             let found = "summed-labels with channel rows that differ between heads";
             let expected = "one channel row shared by all heads";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::attention::{Selector, Sparse, Stage};
 use super::work::{Error, Result, file_name, wrong};
+use crate::algorithm::rules::Rules;
 use crate::algorithm::{
     AttentionConfig, ChannelFile, ChannelKind, Detail, GroupFactor, HeadMode, HeavySize, LabelBits,
     MaskerConfig, Selection,
@@ -176,6 +177,7 @@ impl ContenderSettings {
                 label_bits: self.label_bits,
                 heads,
                 dense_fallback: false,
+                rules: Rules::default(),
             },
             earlier_maskers: Vec::new(),
             dense_layers: self.dense_layers.clone(),

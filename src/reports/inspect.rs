@@ -96,6 +96,9 @@ fn attention_case(case: &Case) -> String {
     line("group factor", format!("{}", settings.group_factor.get()));
     line("label bits", format!("{}", settings.label_bits.get()));
     line("heads", settings.heads.name().to_owned());
+    if !settings.is_plain() {
+        line("rules", serde_json::json!(settings.rules).to_string());
+    }
     line("dense fallback", settings.dense_fallback.to_string());
     line("causal", case.call.inputs.parts().causal.to_string());
     line("dtype", case.call.inputs.storage().to_string());

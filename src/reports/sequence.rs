@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use ndarray::Axis;
+
 use super::tensors::{mask, numbers};
 use crate::algorithm::channels::ranges;
 use crate::cases::{Answer, Call, NoAnswer, Sequence};
@@ -30,6 +32,9 @@ fn instance(sequence: &Sequence) -> String {
     line("group factor", selection.group_factor.get().to_string());
     line("label bits", selection.label_bits.get().to_string());
     line("heads", selection.heads.name().to_owned());
+    if !selection.is_plain() {
+        line("rules", serde_json::json!(selection.rules).to_string());
+    }
     if selection.dense_fallback {
         line("dense fallback", "on".into());
     }
@@ -55,6 +60,9 @@ pub fn render_call(index: usize, call: &Call) -> String {
     let mut text = format!("\ncall {index}: layer {}, {}{causal}\n", call.layer, parts.storage);
     if let Some(scaling) = parts.scaling {
         let _ = writeln!(text, "  scaling {scaling}");
+    }
+    if let Some(weights) = call.inputs.head_weights() {
+        text += &numbers("head_weights", &weights.clone().insert_axis(Axis(3)));
     }
     for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
         text += &numbers(name, tensor);

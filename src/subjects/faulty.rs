@@ -38,6 +38,7 @@ impl Subject for Faulty {
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        instance.selection.check_plain()?;
         let (name, instance) = (self.name.clone(), instance.clone());
         self.seen = Some(Sequence { name, instance, calls: Vec::new() });
         Ok(())

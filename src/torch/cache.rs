@@ -122,7 +122,7 @@ impl LabelledKvCache {
         match self.selection.heads {
             HeadMode::PerHead => (b * h, r),
             HeadMode::SummedScores => (b, h * r),
-            HeadMode::SummedLabels => (b, r),
+            _ => (b, r),
         }
     }
 
@@ -230,7 +230,7 @@ impl LabelledKvCache {
         Ok(match self.selection.heads {
             HeadMode::PerHead => labels.f_reshape([rows, -1, width])?,
             HeadMode::SummedScores => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width])?,
-            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
+            _ => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
         })
     }
 
@@ -243,7 +243,7 @@ impl LabelledKvCache {
         Ok(match self.selection.heads {
             HeadMode::PerHead => Some(held.f_reshape([b, h, n, -1])?),
             HeadMode::SummedScores => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
-            HeadMode::SummedLabels => None,
+            _ => None,
         })
     }
 
@@ -281,7 +281,7 @@ impl LabelledKvCache {
             HeadMode::SummedScores if additive.size()[1] == 1 => additive.f_mul_scalar(heads as f64)?,
             HeadMode::SummedScores => additive.f_sum_dim_intlist(1, true, Kind::Float)?,
             // All heads have the same A.
-            HeadMode::SummedLabels => additive.f_narrow(1, 0, 1)?,
+            _ => additive.f_narrow(1, 0, 1)?,
         };
         let scores = dots.f_to_kind(Kind::Float)?.f_div_scalar((r as f64).sqrt())?.f_add(&additive)?;
         Ok(LabelScores { query_labels, scores })

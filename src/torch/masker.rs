@@ -118,6 +118,7 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
     if let Some(&channel) = rows.iter().flatten().find(|&&channel| channel >= d) {
         return Err(Error::ChannelRange(Detail::new("channels", channel, format!("below {d}"))));
     }
+    selection.check_plain()?;
     let first = &rows[0][..label_channels];
     let shared = rows.iter().all(|row| row[..label_channels] == *first);
     if selection.heads == HeadMode::SummedLabels && !shared {

@@ -13,7 +13,15 @@
 //!   to the kept type, the addition, rounding. Where A is 0 nothing is added.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
 //! * **head sum** (SPEC §2.7): sums of h terms in f32 at least under γ_{h+2} (the two more allow a mean), rounded to the
-//!   kept type.
+//!   kept type. A mean multiplies that by 1/h, as a factor. A maximum rounds nothing: its smallest value is the largest of the
+//!   smallest, its largest the largest of the largest.
+//! * **norm** (of the rule `cosine`): the sum of r squares as a sum of products, where a label off by ρ moves its square by
+//!   2|x|ρ + ρ² at most; its square root under γ_4 of f32, as roots on GPUs are within 2 units, rounded to the kept type.
+//! * **cosine**: the product of two norms, rounded; ε rounded to the kept type, the addition, rounding; the quotient under γ_4
+//!   of f32, rounded. Each is monotone in each operand, so that its extremes lie at the ends of the operands' intervals. A
+//!   denominator that may be 0, or a dot product that may overflow, leaves nothing to say.
+//! * **relu**: max(x, 0) rounds nothing. The head weight is rounded to the kept type, the product rounded. Where w · factor is
+//!   computed first, the same roundings occur, γ_3 of f32 among them, and its underflow is multiplied by the dot product.
 //!
 //! A value that can lie beyond the largest number of the kept type may be an infinity of that sign, which leaves the other
 //! side of its interval as it is: a mask of the most negative number does not make a key a candidate for the largest score.
@@ -21,6 +29,7 @@
 //! may be NaN after it, and rank anywhere.
 
 use crate::algorithm::Storage;
+use crate::algorithm::config::Combined;
 use crate::cases::{Accumulation, RoundingModel};
 
 /// u of f32.
@@ -215,6 +224,113 @@ impl Arithmetic {
         self.round(sum.open(cast_opens.0, cast_opens.1))
     }
 
+    /// ‖x‖ of a label of values with radii: at least 0, and +∞ where the sum of squares may overflow.
+    pub fn norm(&self, label: impl Iterator<Item = (f64, f64)>) -> Approximate {
+        let (mut terms, mut squares, mut carried) = (0, 0.0, 0.0);
+        for (x, radius) in label {
+            terms += 1;
+            squares += x * x;
+            carried += 2.0 * x.abs() * radius + radius * radius;
+        }
+        if !carried.is_finite() {
+            return Approximate::UNDETERMINED;
+        }
+        let sum = self.sum_of_products(terms, squares, squares, carried);
+        let (low, high) = ((sum.value - sum.radius).max(0.0).sqrt(), (sum.value + sum.radius).sqrt());
+        let root = squares.sqrt();
+        let radius = (high - root).max(root - low) + gamma(2, U64) * high;
+        let rooted = Approximate::new(root, radius).open(false, sum.may_be_plus_infinity);
+        self.round(rooted.widen(gamma(4, U32) * high))
+    }
+
+    /// dot / (‖q̂‖ · ‖k̂‖ + ε).
+    pub fn cosine(&self, dot: Approximate, q: Approximate, k: Approximate, epsilon: f64) -> Approximate {
+        let infinite = |x: Approximate| x.may_be_minus_infinity || x.may_be_plus_infinity;
+        let unbounded = |x: Approximate| !x.radius.is_finite();
+        if infinite(dot) || [dot, q, k].into_iter().any(unbounded) {
+            return Approximate::UNDETERMINED;
+        }
+        let low = |x: Approximate| (x.value - x.radius).max(0.0);
+        let high = |x: Approximate| x.value + x.radius;
+        // 0 · ∞ is NaN.
+        let vanishes = |x: Approximate| low(x) == 0.0;
+        if (q.may_be_plus_infinity && vanishes(k)) || (k.may_be_plus_infinity && vanishes(q)) {
+            return Approximate::UNDETERMINED;
+        }
+        let between = |value: f64, low: f64, high: f64| {
+            Approximate::new(
+                value,
+                (high - value).max(value - low) + gamma(4, U64) * high.abs().max(low.abs()),
+            )
+        };
+        let product = between(q.value * k.value, low(q) * low(k), high(q) * high(k));
+        let product = self.round(product.open(false, infinite(q) || infinite(k)));
+        let stored = epsilon * self.u() + self.underflow();
+        let sum = Approximate { value: product.value + epsilon, radius: product.radius + stored, ..product };
+        let divisor = self.round(sum);
+        // A rounding of x ≥ 0 leaves x(1 − u) − η at least, and f64 takes less than γ_4 of what is left.
+        let rounded_down = |x: f64| (x * (1.0 - self.u()) - self.underflow()).max(0.0);
+        let shares = rounded_down(low(q) * low(k)) + rounded_down(epsilon);
+        let least = rounded_down(shares * (1.0 - gamma(4, U64)));
+        let most = divisor.value + divisor.radius;
+        if least <= 0.0 {
+            return Approximate::UNDETERMINED;
+        }
+        let (a, b) = (dot.value - dot.radius, dot.value + dot.radius);
+        // Divided by ∞ it is 0.
+        let ends = [a / least, a / most, b / least, b / most, 0.0];
+        let ends = if divisor.may_be_plus_infinity { &ends[..] } else { &ends[..4] };
+        let smallest = ends.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let quotient = between(dot.value / divisor.value, smallest, largest);
+        self.round(quotient.widen(gamma(4, U32) * quotient.magnitude()))
+    }
+
+    /// w · max(x, 0), where x is a dot product multiplied by `factor`.
+    pub fn relu(&self, x: Approximate, weight: f32, factor: f64) -> Approximate {
+        let positive = |bound: f64| bound.max(0.0);
+        let (low, high) = (positive(x.value - x.radius), positive(x.value + x.radius));
+        let value = positive(x.value);
+        let x = Approximate {
+            value,
+            radius: (high - value).max(value - low),
+            // −∞ becomes 0.
+            may_be_minus_infinity: false,
+            may_be_plus_infinity: x.may_be_plus_infinity,
+        };
+        let weight = f64::from(weight);
+        let overflows =
+            weight.abs().max(weight.abs() * factor) * (1.0 + 4.0 * self.u()) > self.kept.largest();
+        if overflows || !x.radius.is_finite() || (x.may_be_plus_infinity && weight == 0.0) {
+            return Approximate::UNDETERMINED;
+        }
+        let size = x.magnitude();
+        let cast =
+            (self.u() + gamma(3, U32)) * weight.abs() * size + self.underflow() * (size + size / factor);
+        let product = Approximate {
+            value: x.value * weight,
+            radius: x.radius * weight.abs() + cast,
+            may_be_minus_infinity: weight < 0.0 && x.may_be_plus_infinity,
+            may_be_plus_infinity: weight > 0.0 && x.may_be_plus_infinity,
+        };
+        self.round(product)
+    }
+
+    /// The scores of heads that share a selection as one.
+    pub fn combine(&self, combined: Combined, parts: &[Approximate]) -> Approximate {
+        match combined {
+            Combined::Sum => self.sum_over_heads(parts),
+            Combined::Mean => {
+                let sum = self.sum_over_heads(parts);
+                if sum == Approximate::EXCLUDED || sum == Approximate::UNDETERMINED {
+                    return sum;
+                }
+                self.scale(sum, 1.0 / parts.len() as f64)
+            }
+            Combined::Max => largest(parts),
+        }
+    }
+
     /// A sum over heads, in f32 at least.
     pub fn sum_over_heads(&self, parts: &[Approximate]) -> Approximate {
         if parts.iter().any(|part| part.value == f64::NEG_INFINITY) {
@@ -231,4 +347,23 @@ impl Arithmetic {
         // Infinities of both signs add to NaN, which may rank anywhere.
         self.round(Approximate::new(value, carried + rounding).open(minus, plus))
     }
+}
+
+/// The largest of some scores. What may be NaN may rank anywhere, and so may a maximum over it.
+fn largest(parts: &[Approximate]) -> Approximate {
+    if parts.iter().any(|part| !part.radius.is_finite()) {
+        return Approximate::UNDETERMINED;
+    }
+    let scored = || parts.iter().filter(|part| **part != Approximate::EXCLUDED);
+    if scored().next().is_none() {
+        return Approximate::EXCLUDED;
+    }
+    let most = |of: fn(&Approximate) -> f64| scored().map(of).fold(f64::NEG_INFINITY, f64::max);
+    let (value, high) = (most(|part| part.value), most(|part| part.value + part.radius));
+    let low = most(|part| part.low());
+    let bounded = if low == f64::NEG_INFINITY { most(|part| part.value - part.radius) } else { low };
+    // The differences are rounded by u of the larger operand each.
+    let rounding = gamma(2, U64) * value.abs().max(high.abs()).max(bounded.abs());
+    Approximate::new(value, (high - value).max(value - bounded) + rounding)
+        .open(low == f64::NEG_INFINITY, scored().any(|part| part.may_be_plus_infinity))
 }

@@ -5,13 +5,16 @@
 //! at least as high, that is if its low exceeds the (H+1)-th largest high; it is certainly out if at least H others must
 //! score higher, that is if its high is below the H-th largest low. Ties are open: the SPEC's tie rule binds the
 //! reference; other implementations may break ties differently.
+//!
+//! Forced keys are in wherever they are candidates for certain. With f of them H − f keys are left to the others, where f is as
+//! large as it may be for what is certainly in, and as small as it may be for what is certainly out.
 
 use ndarray::Array2;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use crate::algorithm::scores::check_head_mode;
-use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Storage};
+use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
 use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
@@ -100,6 +103,8 @@ pub enum Candidacy {
     Excluded,
     /// Ranked by this score.
     Scored(Approximate),
+    /// Selected whatever its score, unless that is −∞.
+    Forced(Approximate),
 }
 
 /// Scores of a call with their radii.
@@ -107,6 +112,7 @@ pub struct ScoreBounds<'a> {
     inputs: &'a Inputs,
     before: &'a Mask,
     heads: HeadMode,
+    rules: Rules,
     /// Whether keys attended before are ranked too, which the SPEC does not allow.
     before_ranked: bool,
     arithmetic: Arithmetic,
@@ -135,6 +141,7 @@ impl<'a> ScoreBounds<'a> {
         channels.check(&dims, label_channels)?;
         check_head_mode(inputs, channels, label_channels, settings.heads)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
+        settings.rules.forced.check(&dims, heavy_size)?;
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
@@ -144,7 +151,7 @@ impl<'a> ScoreBounds<'a> {
         let groups: Vec<_> = (0..dims.batch * dims.kv_heads).collect();
         let labels = compute::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
             let (batch, first) = (index / dims.kv_heads, index % dims.kv_heads * group);
-            let (bits, heads) = (settings.label_bits, (batch, first..first + group));
+            let (bits, heads) = (settings.bits(), (batch, first..first + group));
             head_labels(inputs, channels, label_channels, bits, model.labels, heads)
         });
         let mut labels: Vec<_> =
@@ -152,12 +159,13 @@ impl<'a> ScoreBounds<'a> {
         if settings.heads == HeadMode::SummedLabels {
             labels = sum_over_heads(&labels, dims.heads, arithmetic);
         }
-        let factor = 1.0 / (label_channels as f64).sqrt();
-        let heads = settings.heads;
+        let factor = settings.rules.factor.get(label_channels, dims.head_dim);
+        let (heads, rules) = (settings.heads, settings.rules);
         Ok(Some(Self {
             inputs,
             before,
             heads,
+            rules,
             before_ranked: false,
             arithmetic,
             label_channels,
@@ -189,6 +197,7 @@ impl<'a> ScoreBounds<'a> {
             inputs,
             before: &prediction.before,
             heads: ranked.heads,
+            rules: Rules::default(),
             before_ranked: prediction.behaviour.earlier == Earlier::Candidates,
             arithmetic,
             label_channels: ranked.labels[0].q.ncols(),
@@ -200,21 +209,23 @@ impl<'a> ScoreBounds<'a> {
     /// Every key of one row.
     pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
         let dims = self.inputs.dims();
-        let heads = 0..dims.heads;
+        let sharing = self.heads.sharing(&dims);
+        let first = head / sharing * sharing;
+        let heads = first..first + sharing;
         let scores: Vec<Approximate> = match self.heads {
             HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
             HeadMode::SummedLabels => self.scores(batch, row),
-            HeadMode::SummedScores => {
+            mode => {
                 let of_head = |head| self.scores(batch * dims.heads + head, (batch, head, query));
                 let per_head: Vec<_> = heads.clone().map(of_head).collect();
-                let sum = |key: usize| {
+                let combine = |key: usize| {
                     let parts: Vec<_> = per_head.iter().map(|scores| scores[key]).collect();
-                    self.arithmetic.sum_over_heads(&parts)
+                    self.arithmetic.combine(mode.combined(), &parts)
                 };
-                (0..dims.keys).map(sum).collect()
+                (0..dims.keys).map(combine).collect()
             }
         };
-        let summed = self.heads != HeadMode::PerHead;
+        let forced = (self.rules.forced, dims.position(query));
         let before = self.before.row_weights(row);
         let candidacy = |(key, score): (usize, Approximate)| {
             if self.before_ranked {
@@ -227,9 +238,11 @@ impl<'a> ScoreBounds<'a> {
             if before[key] != 0.0 {
                 Candidacy::Before
             } else if score == Approximate::EXCLUDED
-                || (summed && heads.clone().any(|head| self.before.attends(batch, head, query, key)))
+                || (sharing > 1 && heads.clone().any(|head| self.before.attends(batch, head, query, key)))
             {
                 Candidacy::Excluded
+            } else if forced.0.holds(key, forced.1) {
+                Candidacy::Forced(score)
             } else {
                 Candidacy::Scored(score)
             }
@@ -242,15 +255,35 @@ impl<'a> ScoreBounds<'a> {
         let additive = self.inputs.additive(batch, head, query);
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
         let Products { value, magnitude, carried } = products(&q, keys);
+        let q_norm = self.arithmetic.norm(q.iter().copied());
+        let weight = self.inputs.head_weight((batch, head, query));
         let score = |key: usize| {
             // A label that may be an infinity may make any score, NaN included.
             let carried = if carried[key].is_nan() { f64::INFINITY } else { carried[key] };
             let dot =
                 self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
-            self.arithmetic.add_mask(self.arithmetic.scale(dot, self.factor), additive.at(key))
+            let score = match self.rules.score {
+                ScoreRule::Dot => self.arithmetic.scale(dot, self.factor),
+                ScoreRule::Cosine => {
+                    let k = (0..self.label_channels).map(|channel| keys.at(channel, key));
+                    let epsilon = self.rules.epsilon.get();
+                    let cosine = self.arithmetic.cosine(dot, q_norm, self.arithmetic.norm(k), epsilon);
+                    scaled(self.arithmetic, cosine, self.factor)
+                }
+                ScoreRule::Relu => {
+                    let scaled = self.arithmetic.scale(dot, self.factor);
+                    self.arithmetic.relu(scaled, weight, self.factor)
+                }
+            };
+            self.arithmetic.add_mask(score, additive.at(key))
         };
         (0..value.len()).map(score).collect()
     }
+}
+
+/// What may rank anywhere may do so whatever it is multiplied by.
+fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximate {
+    if score == Approximate::UNDETERMINED { score } else { arithmetic.scale(score, factor) }
 }
 
 /// Sums of the products of one query's labels with those of each key, [n].
@@ -327,9 +360,11 @@ fn summed_labels(heads: &[&AllowedLabels], arithmetic: Arithmetic) -> AllowedLab
 /// The two thresholds of a row: a candidate above the first is in, one below the second is out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Thresholds {
-    /// The (H+1)-th largest score that is possible; −∞ where there are no more than H candidates.
+    /// The (H+1)-th largest score that is possible; −∞ where there are no more than H candidates. Forced keys are left out, and
+    /// H is less by how many may be candidates.
     pub in_above: f64,
-    /// The H-th largest score that is certain; −∞ where there are fewer.
+    /// The H-th largest score that is certain; −∞ where there are fewer. Forced keys are left out, and H is less by how many
+    /// are candidates for certain; +∞ where that leaves 0.
     pub out_below: f64,
 }
 
@@ -341,9 +376,16 @@ pub fn thresholds(row: &[Candidacy], heavy_size: usize) -> Thresholds {
             _ => None,
         })
     };
+    let forced = |candidacy: &&Candidacy| matches!(candidacy, Candidacy::Forced(_));
+    let certain = |candidacy: &&Candidacy| matches!(candidacy, Candidacy::Forced(score) if score.low() > f64::NEG_INFINITY);
+    let fewest_left = heavy_size.saturating_sub(row.iter().filter(forced).count());
+    let most_left = heavy_size.saturating_sub(row.iter().filter(certain).count());
     Thresholds {
-        in_above: nth_largest(scores().map(Approximate::high).collect(), heavy_size),
-        out_below: nth_largest(scores().map(Approximate::low).collect(), heavy_size - 1),
+        in_above: nth_largest(scores().map(Approximate::high).collect(), fewest_left),
+        out_below: match most_left.checked_sub(1) {
+            Some(before) => nth_largest(scores().map(Approximate::low).collect(), before),
+            None => f64::INFINITY,
+        },
     }
 }
 
@@ -362,6 +404,12 @@ pub fn certify_row(row: &[Candidacy], heavy_size: usize) -> RowCertificate {
     let class = |candidacy: &Candidacy| match candidacy {
         Candidacy::Before => Class::Before,
         Candidacy::Excluded => Class::Excluded,
+        Candidacy::Forced(score) => {
+            let sure = score.low() > f64::NEG_INFINITY;
+            possible += 1;
+            certain += usize::from(sure);
+            if sure { Class::In } else { Class::Open }
+        }
         Candidacy::Scored(score) => {
             possible += 1;
             certain += usize::from(score.low() > f64::NEG_INFINITY);

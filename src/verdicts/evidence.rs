@@ -7,7 +7,7 @@ use super::bounds::Approximate;
 use super::certificate::{Candidacy, Certificate, ScoreBounds, Thresholds, thresholds};
 use super::judge::{Judgement, Verdict, judge};
 use super::output::expected_row;
-use crate::algorithm::labels::labels;
+use crate::algorithm::labels::labels_of;
 use crate::algorithm::{Error, Mask, Row};
 use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer, RoundingModel};
 
@@ -102,8 +102,8 @@ fn expected_labels(instance: &Instance, call: &Call) -> Option<AnsweredLabels> {
     if b * h * n.max(m) * label_channels > LARGEST {
         return None;
     }
-    let bits = instance.selection.label_bits;
-    let of_batch = |b| labels(&call.inputs, channels, label_channels, bits, (b, 0..h)).ok();
+    let bits = instance.selection.bits();
+    let of_batch = |b| labels_of(&call.inputs, channels, label_channels, bits, (b, 0..h)).ok();
     let batches = (0..b).map(of_batch).collect::<Option<Vec<_>>>()?;
     Some(AnsweredLabels {
         q: Array4::from_shape_fn((b, h, m, label_channels), |(b, head, i, c)| {

@@ -4,7 +4,7 @@
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::output::{OutputVerdict, judge_output};
-use crate::algorithm::{Error, HeadMode, Mask, Row};
+use crate::algorithm::{Error, Mask, Row};
 use crate::cases::{Answer, Call, Instance, NoAnswer, Observation, RoundingModel};
 use crate::compute;
 
@@ -53,7 +53,11 @@ impl Verdict {
                 Some(match judgement.mask.divergences.first().map(|first| first.fault) {
                     None if judgement.labels.is_some() => "labels differ",
                     None => "output out of bounds",
-                    Some(MaskFault::HoldsOut { .. } | MaskFault::MissesIn { .. }) => "wrong keys",
+                    Some(
+                        MaskFault::HoldsOut { .. }
+                        | MaskFault::MissesIn { .. }
+                        | MaskFault::MissesForced { .. },
+                    ) => "wrong keys",
                     Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
                     Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
                     Some(MaskFault::Weight { .. }) => "wrong weight",
@@ -168,6 +172,11 @@ pub enum MaskFault {
         /// Key.
         key: usize,
     },
+    /// A key that is selected whatever its score was not.
+    MissesForced {
+        /// Key.
+        key: usize,
+    },
     /// A selected key has a weight other than 1.
     Weight {
         /// Key.
@@ -193,10 +202,12 @@ pub enum MaskFault {
         /// The weight it should have.
         expected: f32,
     },
-    /// In a summed mode, the selection is not that of head 0.
+    /// The selection is not that of the first of the heads that share it.
     HeadsDiffer {
         /// The first key that differs.
         key: usize,
+        /// The first of the heads.
+        head: usize,
     },
 }
 
@@ -222,6 +233,7 @@ impl std::fmt::Display for MaskDivergence {
             MaskFault::HoldsExcluded { key } => write!(f, "key {key} is selected but is no candidate"),
             MaskFault::HoldsOut { key } => write!(f, "key {key} is selected but scores too low"),
             MaskFault::MissesIn { key } => write!(f, "key {key} is not selected but scores high enough"),
+            MaskFault::MissesForced { key } => write!(f, "key {key} is not selected but is forced"),
             MaskFault::Weight { key, found } => {
                 write!(f, "key {key} is selected with weight {found}, expected 1")
             }
@@ -234,7 +246,9 @@ impl std::fmt::Display for MaskDivergence {
             MaskFault::NotFull { key, found, expected } => {
                 write!(f, "key {key} has weight {found}, expected a full mask and weight {expected}")
             }
-            MaskFault::HeadsDiffer { key } => write!(f, "key {key} is selected differently than in head 0"),
+            MaskFault::HeadsDiffer { key, head } => {
+                write!(f, "key {key} is selected differently than in head {head}")
+            }
         }?;
         match self.evidence {
             Some(ScoreEvidence { score, radius, threshold }) => {
@@ -330,8 +344,7 @@ pub fn judge_mask(
         let fault = match &certificate.rows {
             None => not_full(&certificate.before, mask, row),
             Some(rows) => row_fault(&rows[index], &certificate.before, mask, row).or_else(|| {
-                let summed = instance.selection.heads != HeadMode::PerHead;
-                if summed { heads_differ(&certificate.before, mask, row) } else { None }
+                heads_differ(&certificate.before, mask, row, instance.selection.heads.sharing(&dims))
             }),
         };
         fault.map(|fault| MaskDivergence { row, fault, evidence: None })
@@ -345,6 +358,11 @@ pub fn judge_mask(
     {
         let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
         for divergence in &mut divergences {
+            if let MaskFault::MissesIn { key } = divergence.fault
+                && matches!(scores.row(divergence.row)[key], Candidacy::Forced(_))
+            {
+                divergence.fault = MaskFault::MissesForced { key };
+            }
             divergence.evidence = evidence(&scores, heavy_size, divergence);
         }
     }
@@ -393,17 +411,23 @@ pub fn key_fault(class: Class, key: usize, before: f32, found: f32) -> Option<Ma
     }
 }
 
-fn heads_differ(before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
+fn heads_differ(before: &Mask, mask: &Mask, row: Row, sharing: usize) -> Option<MaskFault> {
     let keys = mask.weights().dim().3;
     (0..keys)
-        .find(|&key| differs_from_head_0(before, mask, row, key))
-        .map(|key| MaskFault::HeadsDiffer { key })
+        .find(|&key| differs_from_first_head(before, mask, row, key, sharing))
+        .map(|key| MaskFault::HeadsDiffer { key, head: row.1 / sharing * sharing })
 }
 
-/// Whether a key was selected here but not in head 0, or there but not here.
-pub fn differs_from_head_0(before: &Mask, mask: &Mask, (b, head, query): Row, key: usize) -> bool {
+/// Whether a key was selected here but not in the first of the `sharing` heads that share a selection, or there but not here.
+pub fn differs_from_first_head(
+    before: &Mask,
+    mask: &Mask,
+    (b, head, query): Row,
+    key: usize,
+    sharing: usize,
+) -> bool {
     let added = |head| mask.attends(b, head, query, key) && !before.attends(b, head, query, key);
-    added(head) != added(0)
+    added(head) != added(head / sharing * sharing)
 }
 
 fn evidence(scores: &ScoreBounds, heavy_size: usize, divergence: &MaskDivergence) -> Option<ScoreEvidence> {

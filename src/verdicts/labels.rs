@@ -6,7 +6,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, Axis};
 
 use super::bounds::{Approximate, U32, gamma, underflow};
-use crate::algorithm::labels::labels;
+use crate::algorithm::labels::labels_of;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
 use crate::cases::{AnsweredLabels, Call, Instance, LabelCase, LabelRounding};
 
@@ -105,23 +105,24 @@ pub fn head_labels(
     inputs: &Inputs,
     channels: &ChannelOrder,
     label_channels: usize,
-    bits: LabelBits,
+    [query_bits, key_bits]: [LabelBits; 2],
     rounding: LabelRounding,
     (batch, heads): (usize, Range<usize>),
 ) -> Result<Vec<(AllowedLabels, AllowedLabels)>, Error> {
-    let exact = labels(inputs, channels, label_channels, bits, (batch, heads.clone()))?;
-    let of_head = |head| match rounding {
-        LabelRounding::Rounded if bits.quantises() => {
-            let row = &channels.row(head, &inputs.dims())[..label_channels];
-            let rounded = |source: ArrayView2<f32>| {
+    let bits = [query_bits, key_bits];
+    let exact = labels_of(inputs, channels, label_channels, bits, (batch, heads.clone()))?;
+    let of_head = |head| {
+        let row = &channels.row(head, &inputs.dims())[..label_channels];
+        let allowed = |bits: LabelBits, source: ArrayView2<f32>, exact: ArrayView2<f32>| match rounding {
+            LabelRounding::Rounded if bits.quantises() => {
                 rounded_rows(source.select(Axis(1), row).view(), bits, inputs.storage())
-            };
-            (rounded(inputs.queries(batch, head)), rounded(inputs.keys(batch, head)))
-        }
-        _ => {
-            let of = |labels: ArrayView2<f32>| AllowedLabels::Exact(labels.to_owned());
-            (of(exact.queries(head)), of(exact.keys(head)))
-        }
+            }
+            _ => AllowedLabels::Exact(exact.to_owned()),
+        };
+        (
+            allowed(query_bits, inputs.queries(batch, head), exact.queries(head)),
+            allowed(key_bits, inputs.keys(batch, head), exact.keys(head)),
+        )
     };
     Ok(heads.map(of_head).collect())
 }
@@ -242,7 +243,7 @@ pub fn judge_answered(
     let label_channels = instance.selection.group_factor.label_channels(dims.head_dim).ok()?;
     let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
     for (b, head) in heads {
-        let (bits, heads) = (instance.selection.label_bits, head..head + 1);
+        let (bits, heads) = (instance.selection.bits(), head..head + 1);
         let allowed = head_labels(&call.inputs, channels, label_channels, bits, rounding, (b, heads));
         let (q, k) = allowed.ok()?.pop()?;
         for (tensor, allowed, found) in [("q", q, &labels.q), ("k", k, &labels.k)] {

@@ -25,7 +25,7 @@
 //! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |o|), and of the output, η. Where they are kept in f32 the output is
 //! still a tensor that may have the storage type: one rounding.
 //!
-//! Nothing can be said of a row where a logit may be +∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
+//! Nothing can be said of a row where a logit may be +∞, where every logit may be −∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
 //! largest number of the type of weights. Its exponentials are Σe·(1 + Q)·e^D in all at most, where D is how far its max may be off,
 //! and none is above 1/weight_j, as no logit of its own is above its max: Σe ≤ min(Σe·(1 + Q)·e^D, Σ 1/weight_j)·(1 + ρ)·(1 + σ),
 //! with σ the roundings of a sum from above; and so for Σe|v|, with S in the first and |v_j| in the second.
@@ -167,7 +167,9 @@ pub fn expected_row(
     if attended.is_empty() {
         return vec![or_nan(Approximate::new(0.0, 0.0)); values.ncols()];
     }
-    if over_all == f64::INFINITY {
+    // Where all of them are −∞ their differences are NaN, or no weight is left.
+    let none_left = logits.iter().all(|w| w.may_be_minus_infinity);
+    if over_all == f64::INFINITY || none_left {
         return unbounded();
     }
     // Of keys that weigh anything; one that may be −∞ has no say in the maximum.

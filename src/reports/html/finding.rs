@@ -76,6 +76,9 @@ fn settings(instance: &Instance, finding: &Finding) -> Markup {
         ("Label bits", html! { (selection.label_bits.get()) }),
         ("Heads", html! { (selection.heads.name()) }),
     ];
+    if !selection.is_plain() {
+        lines.push(("Rules", html! { code { (serde_json::json!(selection.rules)) } }));
+    }
     if selection.dense_fallback {
         lines.push(("Dense fallback", html! { "on" }));
     }

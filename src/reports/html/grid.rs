@@ -8,7 +8,7 @@ use super::scroll;
 use crate::algorithm::{Dims, HeadMode, Mask, Row};
 use crate::verdicts::Certificate;
 use crate::verdicts::certificate::Class;
-use crate::verdicts::judge::{differs_from_head_0, key_fault};
+use crate::verdicts::judge::{differs_from_first_head, key_fault};
 
 /// Masks up to this many cells are drawn; of larger ones only the failing row.
 const LARGEST: usize = 2048;
@@ -112,8 +112,9 @@ impl Grids<'_> {
         let weight = |mask: &Mask| mask.weight(b, head, query, key);
         let before = &certificate.before;
         let fault = self.class(at, key).and_then(|class| key_fault(class, key, weight(before), weight(mask)));
-        let summed = self.heads != HeadMode::PerHead && certificate.rows.is_some();
-        fault.is_some() || (summed && differs_from_head_0(before, mask, at, key))
+        let sharing = self.heads.sharing(&self.dims);
+        fault.is_some()
+            || (certificate.rows.is_some() && differs_from_first_head(before, mask, at, key, sharing))
     }
 
     fn cell(&self, at @ (b, head, query): Row, key: usize) -> Markup {

@@ -122,7 +122,7 @@ impl ScoredRow<'_> {
 
     fn scale(&self, keys: &[usize]) -> Scale {
         let scores = keys.iter().filter_map(|&key| match self.scores.keys[key] {
-            Candidacy::Scored(score) => Some(score),
+            Candidacy::Scored(score) | Candidacy::Forced(score) => Some(score),
             _ => None,
         });
         let (mut values, mut bounds) =
@@ -159,7 +159,7 @@ impl ScoredRow<'_> {
                 text.key x=(px(LEFT - 26.0)) y=(px(y + 4.5)) text-anchor="end" { "key " (key) }
                 text.key-class x=(px(LEFT - 14.0)) y=(px(y + 4.5)) text-anchor="middle" { (glyph) }
                 @match self.scores.keys[key] {
-                    Candidacy::Scored(score) => (self.score(scale, score, key, y)),
+                    Candidacy::Scored(score) | Candidacy::Forced(score) => (self.score(scale, score, key, y)),
                     _ => text.aside x=(px(LEFT + 8.0)) y=(px(y + 4.5)) {
                         (meaning) @if wrong { tspan.flag { " ✗" } }
                     },
@@ -207,7 +207,7 @@ impl ScoredRow<'_> {
                 td.text { (glyph) " " (meaning) }
                 td.text { (answered(self.found[key])) @if wrong { span.flag { " ✗ wrong" } } }
                 @match self.scores.keys[key] {
-                    Candidacy::Scored(score) => {
+                    Candidacy::Scored(score) | Candidacy::Forced(score) => {
                         td { (precise(score.value)) }
                         td { (interval(score)) }
                     },

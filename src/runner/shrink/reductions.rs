@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array4, Axis};
+use ndarray::{Array3, Array4, Axis};
 
 use crate::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Mask,
-    Storage,
+    Rules, Storage,
 };
 use crate::cases::{Call, Sequence};
 
@@ -17,6 +17,8 @@ pub(super) const PLAINER: &[fn(&Sequence) -> Option<Sequence>] = &[
     |s| Some(with_instance(s, |instance| instance.earlier_maskers.clear())),
     |s| Some(with_instance(s, |instance| instance.selection.dense_fallback = false)),
     |s| Some(with_instance(s, |instance| instance.selection.heads = HeadMode::PerHead)),
+    |s| Some(with_instance(s, |instance| instance.selection.rules = Rules::default())),
+    |s| with_calls(s, |call| with_head_weights(call, None)),
     with_selected_kind_only,
     with_called_layers_only,
     |s| with_calls(s, |call| Some(Call { previous: None, ..call.clone() })),
@@ -45,8 +47,16 @@ fn with_parts(sequence: &Sequence, change: impl Fn(&mut InputParts)) -> Option<S
     })
 }
 
+/// Head weights stay.
 fn with_inputs(call: &Call, parts: InputParts) -> Option<Call> {
-    Some(Call { inputs: Arc::new(Inputs::new(parts).ok()?), ..call.clone() })
+    let weights = call.inputs.head_weights().cloned();
+    let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+    Some(Call { inputs: Arc::new(inputs), ..call.clone() })
+}
+
+fn with_head_weights(call: &Call, weights: Option<Array3<f32>>) -> Option<Call> {
+    let inputs = Inputs::clone(&call.inputs).with_head_weights(weights).ok()?;
+    Some(Call { inputs: Arc::new(inputs), ..call.clone() })
 }
 
 /// A channel file with some of the entries, each changed.
@@ -119,7 +129,13 @@ fn with_selected(
             previous = Some(Mask::from_weights(weights, &inputs.dims()).ok()?);
         }
     }
-    Some(Call { layer: call.layer, inputs: Arc::new(Inputs::new(parts).ok()?), previous })
+    // They have the first three axes of q.
+    let weights = call.inputs.head_weights().map(|weights| match q {
+        Some((axis, kept)) => weights.select(Axis(axis), kept),
+        None => weights.clone(),
+    });
+    let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+    Some(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
 }
 
 pub(super) fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {

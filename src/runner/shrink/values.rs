@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ndarray::Array4;
+use ndarray::{Array4, Axis};
 
 use super::Search;
 use crate::algorithm::{Inputs, Mask};
@@ -13,7 +13,9 @@ impl Search<'_> {
     pub(super) fn plainer_values(&mut self) -> bool {
         let mut changed = false;
         for call in 0..self.current.calls.len() {
-            for tensor in [Tensor::Q, Tensor::K, Tensor::V, Tensor::Additive, Tensor::Previous] {
+            for tensor in
+                [Tensor::Q, Tensor::K, Tensor::V, Tensor::Additive, Tensor::Previous, Tensor::HeadWeights]
+            {
                 changed |= self.plainer_tensor(call, tensor);
             }
         }
@@ -87,6 +89,7 @@ enum Tensor {
     V,
     Additive,
     Previous,
+    HeadWeights,
 }
 
 impl Tensor {
@@ -97,6 +100,9 @@ impl Tensor {
             Self::K => Some(parts.k.clone()),
             Self::V => Some(parts.v.clone()),
             Self::Additive => parts.attention_mask.clone(),
+            Self::HeadWeights => {
+                call.inputs.head_weights().map(|weights| weights.clone().insert_axis(Axis(3)))
+            }
             Self::Previous => call.previous.as_ref().map(|mask| mask.weights().clone()),
         }
     }
@@ -105,16 +111,18 @@ impl Tensor {
         let call = &sequence.calls[index];
         let mut parts = call.inputs.parts().clone();
         let mut previous = call.previous.clone();
+        let mut weights = call.inputs.head_weights().cloned();
         match self {
             Self::Q => parts.q = values,
             Self::K => parts.k = values,
             Self::V => parts.v = values,
             Self::Additive => parts.attention_mask = Some(values),
+            Self::HeadWeights => weights = Some(values.index_axis_move(Axis(3), 0)),
             Self::Previous => previous = Some(Mask::from_weights(values, &call.inputs.dims()).ok()?),
         }
         let mut changed = sequence.clone();
-        changed.calls[index] =
-            Call { layer: call.layer, inputs: Arc::new(Inputs::new(parts).ok()?), previous };
+        let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+        changed.calls[index] = Call { layer: call.layer, inputs: Arc::new(inputs), previous };
         Some(changed)
     }
 }

@@ -8,9 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
-use crate::algorithm::{Detail, Error, HeadMode, Storage};
+use crate::algorithm::{Detail, Error, HeadMode, Rules, Storage};
 use crate::cases::domain::domains_from_json;
 use crate::cases::rounding_model::RoundingModelFields;
+use crate::cases::rule_names;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
     Answer, Call, Capabilities, Error as FileError, Feature, Instance, NoAnswer, RoundingModel,
@@ -76,6 +77,9 @@ pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
     }
     if let Some(previous) = &call.previous {
         writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
+    }
+    if let Some(weights) = call.inputs.head_weights() {
+        writer.floats("head_weights", Storage::F32, weights.view().into_dyn());
     }
     writer.frame()
 }
@@ -234,6 +238,7 @@ struct HelloFields {
     model: Option<RoundingModelFields>,
     dtypes: Option<Vec<Storage>>,
     heads: Option<Vec<HeadMode>>,
+    rules: Option<Vec<Value>>,
     largest_keys: Option<usize>,
     lacks: Option<Vec<Feature>>,
     domain: Option<Value>,
@@ -255,6 +260,10 @@ impl HelloFields {
             capabilities: Capabilities {
                 dtypes: not_empty("dtypes", self.dtypes, everything.dtypes)?,
                 heads: not_empty("heads", self.heads, everything.heads)?,
+                rules: match not_empty("rules", self.rules, Vec::new())? {
+                    rules if rules.is_empty() => everything.rules,
+                    rules => rules.iter().map(declared_rules).collect::<Result<_, _>>()?,
+                },
                 largest_keys: self.largest_keys,
                 lacks: self.lacks.unwrap_or_default().into_iter().collect(),
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
@@ -262,6 +271,18 @@ impl HelloFields {
             },
         })
     }
+}
+
+/// The rules of a name, or rules as `settings` hold them.
+fn declared_rules(found: &Value) -> Result<Rules, Detail> {
+    let named = found.as_str().map(|name| {
+        let expected = || format!("{}, or an object", rule_names::NAMES.join(", "));
+        rule_names::find(name).ok_or_else(|| Detail::new("rules", found, expected()))
+    });
+    named.unwrap_or_else(|| {
+        let wrong = |error: Error| Detail::new("rules", found, error.to_string());
+        from_json("rules", &found.to_string()).map_err(wrong)
+    })
 }
 
 fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<Vec<T>, Detail> {
@@ -304,6 +325,19 @@ mod tests {
         let mut message = json!({"type": "hello", "protocol": 1});
         message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         read_hello(&frame(message)[8..])
+    }
+
+    #[test]
+    fn rules_are_names_or_objects() {
+        let rules = |found: Value| hello_of(json!({"rules": found})).map(|hello| hello.capabilities.rules);
+        assert_eq!(hello_of(json!({})).unwrap().capabilities.rules, [Rules::default()]);
+        let both = rules(json!(["twilight", {"factor": 1, "forced": {"last": 1}}])).unwrap();
+        let found: Vec<_> = ["twilight", "sglang-v2"].map(|name| rule_names::find(name).unwrap()).into();
+        assert_eq!(both, found);
+        for wrong in [json!([]), json!(["flat"]), json!([{"score": "flat"}]), json!([7])] {
+            let problem = rules(wrong).unwrap_err();
+            assert!(problem.contains("rules"), "{problem}");
+        }
     }
 
     #[test]

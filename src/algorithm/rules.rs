@@ -1,0 +1,275 @@
+//! What may be computed otherwise than in the published algorithm: the score of one head and key, what is quantised, and
+//! keys that are selected whatever they score (SPEC §2.5, §2.6, §2.9). The defaults are the published algorithm.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::LabelBits;
+use super::error::{Detail, Error, Result};
+use super::inputs::Dims;
+
+/// The rules of one instance.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rules {
+    /// Which of q̂ and k̂ are quantised where B < 16.
+    #[serde(skip_serializing_if = "is_default")]
+    pub quantised: QuantisedLabels,
+    /// The score of one head and key.
+    #[serde(skip_serializing_if = "is_default")]
+    pub score: ScoreRule,
+    /// ε of `cosine`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub epsilon: Epsilon,
+    /// What a score is multiplied by.
+    #[serde(skip_serializing_if = "is_default")]
+    pub factor: ScoreFactor,
+    /// Keys that are selected whatever they score.
+    #[serde(skip_serializing_if = "is_default")]
+    pub forced: Forced,
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Rules {
+    /// The bits of the labels of queries and of keys.
+    pub fn bits(&self, bits: LabelBits) -> [LabelBits; 2] {
+        let unquantised = LabelBits::UNQUANTISED;
+        match self.quantised {
+            QuantisedLabels::Both => [bits, bits],
+            QuantisedLabels::Keys => [unquantised, bits],
+            QuantisedLabels::Queries => [bits, unquantised],
+        }
+    }
+}
+
+/// Which labels are quantised (SPEC §2.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuantisedLabels {
+    /// q̂ and k̂.
+    #[default]
+    Both,
+    /// k̂ alone.
+    Keys,
+    /// q̂ alone.
+    Queries,
+}
+
+/// The score of one head and key, from its labels (SPEC §2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreRule {
+    /// q̂ · k̂
+    #[default]
+    Dot,
+    /// q̂ · k̂ / (‖q̂‖ · ‖k̂‖ + ε)
+    Cosine,
+    /// w · max(q̂ · k̂, 0), with the head weight w of the row.
+    Relu,
+}
+
+/// ε of the cosine: positive and finite in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Epsilon(f64);
+
+impl Epsilon {
+    /// Errors: [`Error::NotFinite`] for what is not positive and finite in f32.
+    pub fn new(epsilon: f64) -> Result<Self> {
+        if (epsilon as f32).is_finite() && epsilon as f32 > 0.0 {
+            return Ok(Self(epsilon));
+        }
+        let expected = "a number that is positive and finite in f32";
+        Err(Error::NotFinite(Detail::new("epsilon", format!("{epsilon:?}"), expected)))
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Epsilon {
+    /// 10⁻⁶.
+    fn default() -> Self {
+        Self(1e-6)
+    }
+}
+
+impl TryFrom<f64> for Epsilon {
+    type Error = Error;
+
+    fn try_from(epsilon: f64) -> Result<Self> {
+        Self::new(epsilon)
+    }
+}
+
+impl From<Epsilon> for f64 {
+    fn from(epsilon: Epsilon) -> Self {
+        epsilon.0
+    }
+}
+
+/// What a score is multiplied by before A is added.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(try_from = "FactorFields", into = "FactorFields")]
+pub enum ScoreFactor {
+    /// 1 / √r
+    #[default]
+    LabelChannels,
+    /// 1 / √d
+    HeadDim,
+    /// A positive number.
+    Number(f64),
+}
+
+/// `"1/sqrt(r)"`, `"1/sqrt(d)"`, or a number.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FactorFields {
+    Number(f64),
+    Name(String),
+}
+
+impl ScoreFactor {
+    /// 1.
+    pub const ONE: Self = Self::Number(1.0);
+
+    /// A number. Errors: [`Error::NotFinite`] for what is not positive and finite in f32.
+    pub fn number(factor: f64) -> Result<Self> {
+        if (factor as f32).is_finite() && factor as f32 > 0.0 {
+            return Ok(Self::Number(factor));
+        }
+        let expected = "\"1/sqrt(r)\", \"1/sqrt(d)\", or a number that is positive and finite in f32";
+        Err(Error::NotFinite(Detail::new("factor", format!("{factor:?}"), expected)))
+    }
+
+    /// A score of r label channels of d, multiplied by it.
+    #[inline]
+    pub fn apply(self, score: f64, label_channels: usize, head_dim: usize) -> f64 {
+        match self {
+            Self::LabelChannels => score / (label_channels as f64).sqrt(),
+            Self::HeadDim => score / (head_dim as f64).sqrt(),
+            Self::Number(factor) => score * factor,
+        }
+    }
+
+    /// Its value for r label channels of d.
+    pub fn get(self, label_channels: usize, head_dim: usize) -> f64 {
+        match self {
+            Self::LabelChannels => 1.0 / (label_channels as f64).sqrt(),
+            Self::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+            Self::Number(factor) => factor,
+        }
+    }
+}
+
+impl TryFrom<FactorFields> for ScoreFactor {
+    type Error = Error;
+
+    fn try_from(fields: FactorFields) -> Result<Self> {
+        match fields {
+            FactorFields::Number(factor) => Self::number(factor),
+            FactorFields::Name(name) => match name.as_str() {
+                "1/sqrt(r)" => Ok(Self::LabelChannels),
+                "1/sqrt(d)" => Ok(Self::HeadDim),
+                _ => {
+                    let expected = "\"1/sqrt(r)\", \"1/sqrt(d)\" or a number";
+                    Err(Error::NotFinite(Detail::new("factor", format!("{name:?}"), expected)))
+                }
+            },
+        }
+    }
+}
+
+impl From<ScoreFactor> for FactorFields {
+    fn from(factor: ScoreFactor) -> Self {
+        match factor {
+            ScoreFactor::LabelChannels => Self::Name("1/sqrt(r)".into()),
+            ScoreFactor::HeadDim => Self::Name("1/sqrt(d)".into()),
+            ScoreFactor::Number(factor) => Self::Number(factor),
+        }
+    }
+}
+
+/// Keys that are selected whatever they score, counted within H; they must be candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Forced {
+    /// The first keys.
+    #[serde(skip_serializing_if = "is_default")]
+    pub first: usize,
+    /// The last keys up to and including the query's own absolute position.
+    #[serde(skip_serializing_if = "is_default")]
+    pub last: usize,
+}
+
+impl Forced {
+    /// Whether a key is forced for a query at an absolute position.
+    pub fn holds(self, key: usize, position: usize) -> bool {
+        key < self.first || (key <= position && position - key < self.last)
+    }
+
+    /// Errors: [`Error::HeavySize`] where a row may have more forced keys than H.
+    pub fn check(self, dims: &Dims, heavy_size: usize) -> Result<()> {
+        let most = self.first.saturating_add(self.last).min(dims.keys);
+        if most <= heavy_size {
+            return Ok(());
+        }
+        let expected =
+            format!("at least {most}, as {} first and {} last keys are forced", self.first, self.last);
+        Err(Error::HeavySize(Detail::new("heavy_size", heavy_size, expected)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_left_out() {
+        let json = |rules: Rules| serde_json::to_string(&rules).unwrap();
+        assert_eq!(json(Rules::default()), "{}");
+        let rules = Rules {
+            quantised: QuantisedLabels::Keys,
+            score: ScoreRule::Cosine,
+            epsilon: Epsilon::new(0.5).unwrap(),
+            factor: ScoreFactor::HeadDim,
+            forced: Forced { first: 0, last: 1 },
+        };
+        let text =
+            r#"{"quantised":"keys","score":"cosine","epsilon":0.5,"factor":"1/sqrt(d)","forced":{"last":1}}"#;
+        assert_eq!(json(rules), text);
+        assert_eq!(serde_json::from_str::<Rules>(text).unwrap(), rules);
+        assert_eq!(
+            serde_json::from_str::<Rules>(r#"{"factor":2}"#).unwrap().factor,
+            ScoreFactor::Number(2.0)
+        );
+    }
+
+    #[test]
+    fn unknown_names_and_numbers_that_are_not_positive_are_refused() {
+        for text in [
+            r#"{"factor":"1/sqrt(n)"}"#,
+            r#"{"factor":0}"#,
+            r#"{"factor":-1}"#,
+            r#"{"factor":1e300}"#,
+            r#"{"epsilon":0}"#,
+            r#"{"score":"euclid"}"#,
+            r#"{"forced":{"middle":1}}"#,
+            r#"{"score":"dot","other":1}"#,
+        ] {
+            assert!(serde_json::from_str::<Rules>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn forced_keys_are_relative_to_the_query() {
+        let forced = Forced { first: 1, last: 2 };
+        let held = |position: usize| (0..6).filter(|&key| forced.holds(key, position)).collect::<Vec<_>>();
+        assert_eq!(held(4), [0, 3, 4]);
+        assert_eq!(held(0), [0]);
+    }
+}
