@@ -69,7 +69,7 @@ impl Answered {
         let dims = self.case.call.inputs.dims();
         let heads = match self.case.instance.selection.heads {
             HeadMode::PerHead => head..head + 1,
-            HeadMode::SummedScores | HeadMode::SummedLabels => 0..dims.heads,
+            _ => 0..dims.heads,
         };
         heads.into_iter().all(|head| {
             !self.before.attends(b, head, i, key)

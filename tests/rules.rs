@@ -47,6 +47,9 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
+/// The labels of a query and of a key.
+type Pair = (Vec<f64>, Vec<f64>);
+
 /// The label of one position, from the numbers of its row of q or k.
 fn label(case: &Case, numbers: Vec<f32>, channels: &[usize], quantised: bool) -> Option<Vec<f64>> {
     let mut label: Vec<f32> = channels.iter().map(|&channel| numbers[channel]).collect();
@@ -94,11 +97,11 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
     let of_key = |key: usize| {
         let labels: Vec<_> = heads.clone().map(|head| labels(head, key)).collect::<Option<_>>()?;
         if selection.heads == HeadMode::SummedLabels {
-            let sum = |part: &dyn Fn(&(Vec<f64>, Vec<f64>)) -> Vec<f64>| {
+            let sum = |part: fn(&Pair) -> Vec<f64>| {
                 let zero = vec![0.0; r];
                 labels.iter().map(part).fold(zero, |a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect())
             };
-            return Some(score(0, key, &sum(&|label| label.0.clone()), &sum(&|label| label.1.clone())));
+            return Some(score(0, key, &sum(|label| label.0.clone()), &sum(|label| label.1.clone())));
         }
         let scores: Vec<f64> =
             heads.clone().zip(&labels).map(|(head, (q, k))| score(head, key, q, k)).collect();
