@@ -4,6 +4,7 @@
 pub mod bounds;
 pub mod calibration;
 pub mod certificate;
+#[cfg(feature = "cli")]
 pub mod invariants;
 pub mod judge;
 pub mod labels;
