@@ -5,6 +5,7 @@ pub mod bounds;
 pub mod calibration;
 pub mod certificate;
 pub mod evidence;
+#[cfg(feature = "cli")]
 pub mod invariants;
 pub mod judge;
 pub mod labels;

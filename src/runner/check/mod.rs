@@ -11,7 +11,7 @@ use proptest::strategy::{Strategy, ValueTree};
 
 pub use self::report::{Finding, Report, Size};
 use self::run::Run;
-use super::random::test_runner;
+use super::seed::test_runner;
 use super::shrink::Limits;
 use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
