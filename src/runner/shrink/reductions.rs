@@ -123,9 +123,12 @@ fn with_selected(
 }
 
 pub(super) fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
-    let kept = all_but(sequence.calls[0].inputs.dims().batch, start, end)?;
-    let axis = Some((0, kept.as_slice()));
-    with_calls(sequence, |call| with_selected(call, axis, axis, axis))
+    with_calls(sequence, |call| {
+        // Batches may differ in size: each call keeps some of its entries.
+        let kept = all_but(call.inputs.dims().batch, start, end)?;
+        let axis = Some((0, kept.as_slice()));
+        with_selected(call, axis, axis, axis)
+    })
 }
 
 pub(super) fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
