@@ -2,20 +2,17 @@
 //! calls; the others do to one instance what requests do to a model that serves them: visit several layers, grow by decode
 //! steps or chunks, start anew, take back a tail, come in batches of another size. A few must be refused.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array4, Axis, concatenate, s};
+use ndarray::{Array4, s};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::capabilities::{Capabilities, Feature};
 use super::recipe::mix;
 use super::sequence::{Call, Instance, Sequence};
-use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, plans};
-use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Detail, Error, GroupFactor, HeadMode, InputParts, Inputs,
-};
+use super::strategies::{ChannelRows, Plan, Previous, plans};
+use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode};
 
 /// Which calls are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -275,41 +272,19 @@ impl SequencePlan {
     fn call(&self, step: usize, visit: &Visit) -> Result<Call, Error> {
         let &Visit { layer, text, branch, batch, length: (m, n) } = visit;
         let seed = |text: u64| mix(self.plan.seed ^ mix(layer as u64 + 64 * text));
-        let whole = |text| {
-            let plan = Plan {
-                seed: seed(text),
-                batch,
-                queries: 1,
-                additive: AdditiveMask::Absent,
-                previous: Previous::Absent,
-                ..self.plan.clone()
-            };
-            plan.case().map(|case| case.call.inputs)
-        };
-        let own = Plan {
-            seed: seed(text).wrapping_add(step as u64),
-            batch,
-            queries: m,
-            keys: n,
-            ..self.plan.clone()
-        };
-        let own = own.case()?.call;
-        let texts = match branch {
-            Some(kept) => vec![(whole(text)?, 0..kept), (whole(text + 1)?, kept..n)],
-            None => vec![(whole(text)?, 0..n)],
-        };
-        let joined = |tensor: fn(&InputParts) -> &Array4<f32>| {
-            let part = |(inputs, range): &(Arc<Inputs>, Range<usize>)| {
-                tensor(inputs.parts()).slice(s![.., .., range.clone(), ..]).to_owned()
-            };
-            let parts: Vec<Array4<f32>> = texts.iter().map(part).collect();
-            let views: Vec<_> = parts.iter().map(Array4::view).collect();
-            let wrong = |error| Error::Shape(Detail::new("keys", error, "texts that can be joined"));
-            concatenate(Axis(2), &views).map_err(wrong)
-        };
-        let (k, v) = (joined(|parts| &parts.k)?, joined(|parts| &parts.v)?);
-        let inputs = Inputs::new(InputParts { k, v, ..own.inputs.parts().clone() })?;
-        Ok(Call { layer, inputs: Arc::new(inputs), previous: own.previous })
+        let whole = |text| Plan { seed: seed(text), batch, ..self.plan.clone() }.keys_and_values();
+        let (mut k, mut v) = whole(text);
+        if let Some(kept) = branch {
+            let tail = s![.., .., kept.., ..];
+            let (other_k, other_v) = whole(text + 1);
+            k.slice_mut(tail).assign(&other_k.slice(tail));
+            v.slice_mut(tail).assign(&other_v.slice(tail));
+        }
+        let first_keys =
+            |tensor: Array4<f32>| tensor.slice_move(s![.., .., ..n, ..]).as_standard_layout().into_owned();
+        let seed = seed(text).wrapping_add(step as u64);
+        let own = Plan { seed, batch, queries: m, keys: n, ..self.plan.clone() };
+        own.call(layer, first_keys(k), first_keys(v))
     }
 
     fn instance(&self) -> Result<Instance, Error> {

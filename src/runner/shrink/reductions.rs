@@ -131,6 +131,29 @@ pub(super) fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Op
     })
 }
 
+/// One batch entry of each call.
+pub(in crate::runner) fn with_one_entry(sequence: &Sequence, entry: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let kept = [entry].into_iter().filter(|&entry| entry < call.inputs.dims().batch);
+        let kept: Vec<usize> = kept.collect();
+        let axis = Some((0, (!kept.is_empty()).then_some(kept.as_slice())?));
+        with_selected(call, axis, axis, axis)
+    })
+}
+
+/// One query of a call, and where it is causal the keys up to its position.
+pub(in crate::runner) fn with_one_query(call: &Call, i: usize) -> Option<Call> {
+    let dims = call.inputs.dims();
+    let query = Some((2, [i]));
+    let query = query.as_ref().map(|(axis, kept)| (*axis, kept.as_slice()));
+    let single = with_selected(call, query, None, query)?;
+    if !call.inputs.parts().causal {
+        return Some(single);
+    }
+    let keys: Vec<usize> = (0..=dims.position(i)).collect();
+    with_selected(&single, None, Some((2, keys.as_slice())), Some((3, keys.as_slice())))
+}
+
 pub(super) fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
     let dims = sequence.calls[0].inputs.dims();
     let kv_heads = all_but(dims.kv_heads, start, end)?;

@@ -301,9 +301,9 @@ fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<V
 mod tests {
     use std::sync::Arc;
 
-    use half::{bf16, f16};
     use super::*;
     use crate::algorithm::{ChannelFile, InputParts, Inputs, Mask};
+    use half::{bf16, f16};
 
     /// The bytes of the hexadecimal example in the document.
     fn documented() -> Vec<u8> {
