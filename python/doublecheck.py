@@ -246,6 +246,7 @@ def serve(
     heads=None,
     largest_keys=None,
     domain=None,
+    promises=None,
     lacks=(),
     refusals=(),
 ):
@@ -264,6 +265,7 @@ def serve(
         "heads": heads,
         "largest_keys": largest_keys,
         "domain": domain,
+        "promises": None if promises is None else list(promises),
         "lacks": list(lacks),
     }
     hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}

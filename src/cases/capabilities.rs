@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::domain::Domain;
+use super::promise::Promise;
 use super::sequence::{Call, Instance, Sequence};
 use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
 
@@ -84,6 +85,8 @@ pub struct Capabilities {
     pub lacks: BTreeSet<Feature>,
     /// Sizes and types that may be asked for: a call must fit one of these. Empty where everything may be.
     pub domains: Vec<Domain>,
+    /// What it promises beyond the contract; `None` where it says nothing of promises.
+    pub promises: Option<BTreeSet<Promise>>,
 }
 
 impl Default for Capabilities {
@@ -95,6 +98,7 @@ impl Default for Capabilities {
             first_layer: 0,
             lacks: BTreeSet::new(),
             domains: Vec::new(),
+            promises: None,
         }
     }
 }
@@ -103,6 +107,11 @@ impl Capabilities {
     /// Whether a feature is offered.
     pub fn offers(&self, feature: Feature) -> bool {
         !self.lacks.contains(&feature)
+    }
+
+    /// Whether something is promised.
+    pub fn promises(&self, promise: Promise) -> bool {
+        self.promises.as_ref().is_some_and(|promises| promises.contains(&promise))
     }
 
     /// What both offer. Where that leaves no type or no head mode, nothing can be asked.
@@ -116,6 +125,7 @@ impl Capabilities {
             lacks: self.lacks.union(&other.lacks).copied().collect(),
             // Profiles restrict by what they lack; a domain is the subject's own.
             domains: if self.domains.is_empty() { other.domains.clone() } else { self.domains.clone() },
+            promises: self.promises.clone().or_else(|| other.promises.clone()),
         }
     }
 

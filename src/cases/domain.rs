@@ -506,6 +506,11 @@ impl Domain {
         self.allows(Quantity::Queries, queries) && self.allows(Quantity::Keys, keys)
     }
 
+    /// Whether a batch of so many entries may be asked for.
+    pub fn allows_batch(&self, batch: usize) -> bool {
+        self.allows(Quantity::Batch, batch)
+    }
+
     /// Whether a head dimension may come with a group factor. One that does not divide it makes a call that must be refused.
     pub fn allows_channels(&self, head_dim: usize, group_factor: usize) -> bool {
         self.allows(Quantity::HeadDim, head_dim)

@@ -313,18 +313,18 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
 }
 
-/// Calls of one instance differ in their queries, keys and layers only.
+/// Calls of one instance differ in their batches, queries, keys and layers only.
 fn check_calls_alike(calls: &[Call]) -> Result<()> {
     let sizes = |call: &Call| {
         let dims = call.inputs.dims();
-        [dims.batch, dims.heads, dims.kv_heads, dims.head_dim, dims.value_dim]
+        [dims.heads, dims.kv_heads, dims.head_dim, dims.value_dim]
     };
     let first = sizes(&calls[0]);
     match calls.iter().position(|call| sizes(call) != first) {
         None => Ok(()),
         Some(index) => {
             let field = format!("call_{index}");
-            let found = format!("[b, h, hk, d, dv] {:?}", sizes(&calls[index]));
+            let found = format!("[h, hk, d, dv] {:?}", sizes(&calls[index]));
             Err(Error::Tensor(Detail::new(field, found, format!("{first:?}, as in call_0"))))
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::sequence;
-use crate::cases::Observation;
+use crate::cases::{Observation, Promise};
 use crate::runner::check::{Finding, Report};
 use crate::verdicts::Verdict;
 
@@ -21,6 +21,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
         "answered: {} masks, {} of them with output, {} with labels",
         report.answered, report.outputs, report.labels
     );
+    text += &again(report);
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
             0 => name.clone(),
@@ -70,6 +71,36 @@ pub fn replay(subject: &str, observation: &Observation, verdicts: &[Verdict]) ->
     text
 }
 
+/// Sequences asked again, and how far promises were kept.
+fn again(report: &Report) -> String {
+    let mut text = String::new();
+    let repeats = report.repeats;
+    if repeats.asked > 0 {
+        let _ = writeln!(
+            text,
+            "asked again: {} repeats, of which {} diverged and {} differed from the first answer",
+            repeats.asked, repeats.diverged, repeats.differed
+        );
+    }
+    for (title, promised) in [("promised", true), ("observed", false)] {
+        let parts = promises(report, promised);
+        if !parts.is_empty() {
+            let _ = writeln!(text, "{title}: {}", parts.join(", "));
+        }
+    }
+    text
+}
+
+/// How often what is promised, or what is not, was so.
+pub(super) fn promises(report: &Report, promised: bool) -> Vec<String> {
+    let shown = Promise::ALL.into_iter().filter_map(|promise| {
+        let kept = report.promises.get(promise.name())?;
+        let seen = kept.promised == promised && (promised || kept.of > 0);
+        seen.then(|| format!("{} in {} of {} {}", promise.name(), kept.held, kept.of, promise.unit()))
+    });
+    shown.collect()
+}
+
 fn headline(index: usize, finding: &Finding) -> String {
     let mut text = format!(
         "\nFINDING {}: {} (after {} sequences, in {} of all)\n",
@@ -99,6 +130,11 @@ pub fn counterexample(finding: &Finding) -> String {
     for line in rendered.lines().skip(1) {
         let _ = writeln!(text, "  {line}");
     }
+    let other = finding.other.iter().flat_map(|other| &other.answers).enumerate();
+    for (call, answer) in other.filter(|(call, _)| *call == finding.call) {
+        let _ = writeln!(text, "\n  call {call}, found at another time:");
+        indent(&mut text, &sequence::answer(answer));
+    }
     let answers = observation.answers.iter().zip(finding.reference.iter()).enumerate();
     for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
         let _ = writeln!(text, "\n  call {call}, found:");
@@ -124,7 +160,7 @@ fn summary(report: &Report, with_times: bool) -> String {
     if report.known > 0 {
         let _ = write!(text, "; {} diverge as declared", report.known);
     }
-    if report.diverged > 0 {
+    if report.diverged > 0 || !report.findings.is_empty() {
         let findings = report.findings.len();
         let plural = if findings == 1 { "finding" } else { "findings" };
         let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);

@@ -11,6 +11,8 @@ pub mod torch;
 #[cfg(feature = "torch")]
 pub mod torch_cache;
 
+use ndarray::Array4;
+
 use crate::algorithm::{ChannelOrder, LabelBits, Storage};
 use crate::cases::{
     Answer, CalibrationCase, Call, Capabilities, Case, Feature, Instance, NoAnswer, Observation,
@@ -48,6 +50,11 @@ pub trait Subject {
 
     /// Mask and, where it computes attention, output of one call of the instance.
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer>;
+
+    /// The tensor `selected` [b, h, m, ·] of the last answer, as it was sent; `None` where it held none.
+    fn selected(&self) -> Option<&Array4<i32>> {
+        None
+    }
 
     /// One case, as the only call of an instance.
     fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {

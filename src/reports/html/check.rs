@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
+use crate::reports::check::promises;
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -36,6 +37,20 @@ fn summary(report: &Report) -> Markup {
         ("Answered", answered),
         ("Not offered, skipped", left_out(report)),
     ];
+    if report.repeats.asked > 0 {
+        let repeats = report.repeats;
+        let of = html! {
+            (counted(repeats.asked, "repeat", "repeats")) ", of which " (repeats.diverged) " diverged and "
+            (repeats.differed) " differed from the first answer"
+        };
+        lines.push(("Asked again", of));
+    }
+    for (title, promised) in [("Promised", true), ("Observed", false)] {
+        let parts = promises(report, promised);
+        if !parts.is_empty() {
+            lines.push((title, html! { (parts.join(", ")) }));
+        }
+    }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
     }

@@ -4,8 +4,8 @@ use maud::{Markup, html};
 
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
-use crate::cases::Instance;
-use crate::reports::quoted;
+use crate::cases::{Instance, Observation};
+use crate::reports::{quoted, sequence};
 use crate::runner::check::Finding;
 use crate::verdicts::Evidence;
 
@@ -27,9 +27,20 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
             @for (call, evidence) in finding.evidence.iter().enumerate() {
                 (self::call(finding, call, evidence))
             }
+            @if let Some(other) = &finding.other { (self::other(finding, other)) }
             h3 { "Ask it again" }
             (self::replay(finding, replay))
         }
+    }
+}
+
+/// The answer that was given to the same call at another time.
+fn other(finding: &Finding, other: &Observation) -> Markup {
+    let answer = other.answers.get(finding.call);
+    html! {
+        h3 { "At another time" }
+        p { "Call " (finding.call) " of the same sequence was also answered:" }
+        @if let Some(answer) = answer { pre { (sequence::answer(answer)) } }
     }
 }
 

@@ -2,13 +2,19 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod differences;
 mod findings;
+mod promises;
+mod repeats;
 mod report;
 mod run;
 mod suspects;
+mod ties;
 
 use proptest::strategy::{Strategy, ValueTree};
 
+pub use self::promises::Kept;
+pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, Size};
 use self::run::Run;
 use super::seed::test_runner;
@@ -36,6 +42,8 @@ pub struct Options {
     pub shrinking: Limits,
     /// How many findings are shrunk; further kinds are only counted.
     pub most_findings: usize,
+    /// How often each sequence is asked; 1 asks a small share again all the same.
+    pub repeat: usize,
 }
 
 impl Default for Options {
@@ -48,6 +56,7 @@ impl Default for Options {
             goldens: Vec::new(),
             shrinking: Limits::default(),
             most_findings: 24,
+            repeat: 1,
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::promises::Kept;
+use super::repeats::{NOT_REPEATABLE, Repeats};
 use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
 use crate::diagnosis::Faults;
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -65,6 +67,10 @@ pub struct Report {
     pub stopped: Option<String>,
     /// Files that could not be used.
     pub bad_inputs: Vec<String>,
+    /// Sequences asked again.
+    pub repeats: Repeats,
+    /// How often what may be promised was so, by the names of `docs/PROTOCOL.md`.
+    pub promises: BTreeMap<&'static str, Kept>,
     /// Wall-clock time of all of it.
     pub seconds: f64,
     /// Random sequences per second, shrinking and diagnosis left out.
@@ -105,6 +111,11 @@ pub struct Finding {
     pub observation: Observation,
     /// The call that fails.
     pub call: usize,
+    /// How often the sequence was asked again, and with what result, where that is what is wrong.
+    pub repeats: Option<Repeats>,
+    /// The other answers to the same sequence, where they differ from time to time.
+    #[serde(skip)]
+    pub other: Option<Observation>,
     /// What the verdict on each call rests on.
     #[serde(skip)]
     pub evidence: Arc<[Evidence]>,
@@ -119,11 +130,11 @@ impl Finding {
     /// An answer that was given after so many sequences and is not shrunk yet; faults that it shows.
     pub(super) fn new(observation: Observation, after: usize, faults: Faults, model: RoundingModel) -> Self {
         let mut finding = Self {
-            kind: "conforms when asked again",
+            kind: NOT_REPEATABLE,
             first_seen: observation.sequence.name.clone(),
             after,
             sequences: 1,
-            explanations: vec!["asked again, the subject answers otherwise, and conforms".into()],
+            explanations: Vec::new(),
             diagnosis: Vec::new(),
             rows: Vec::new(),
             sentence: String::new(),
@@ -134,6 +145,8 @@ impl Finding {
             file: None,
             observation: observation.clone(),
             call: 0,
+            repeats: None,
+            other: None,
             evidence: Arc::new([]),
             reference: Arc::new([]),
             faults,
@@ -250,6 +263,8 @@ impl Report {
             not_looked_into: 0,
             stopped: None,
             bad_inputs: Vec::new(),
+            repeats: Repeats::default(),
+            promises: BTreeMap::new(),
             seconds: 0.0,
             sequences_per_second: 0.0,
         }

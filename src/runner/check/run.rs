@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Options;
+use super::promises::nothing_counted;
 use super::report::{Finding, Report};
 use super::suspects::Suspects;
 use crate::cases::{Capabilities, CaseFile, Observation, Reader, Sequence};
@@ -28,9 +29,15 @@ pub(super) struct Run<'a> {
     most_findings: usize,
     /// Sequences asked so far, random ones and goldens.
     pub(super) asked: usize,
+    /// How often each sequence is asked.
+    pub(super) repeat: usize,
+    /// A conforming sequence to be asked again once so many were asked.
+    pub(super) waiting: Option<(usize, Observation)>,
+    /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
+    pub(super) apart: Vec<Finding>,
     start: Instant,
     /// Time spent on shrinking and diagnosis.
-    thinking: Duration,
+    pub(super) thinking: Duration,
     /// Time spent on sequences without a usable answer, and how many they were.
     unusable: (Duration, usize),
 }
@@ -41,6 +48,7 @@ impl<'a> Run<'a> {
         let model = subject.rounding_model();
         let mut report = Report::new(subject.name(), model, options.seed);
         report.left_out = left_out(&capabilities);
+        report.promises = nothing_counted(&capabilities);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         Self {
             subject,
@@ -50,6 +58,9 @@ impl<'a> Run<'a> {
             shrinking: options.shrinking,
             most_findings: options.most_findings,
             asked: 0,
+            repeat: options.repeat,
+            waiting: None,
+            apart: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),
@@ -88,13 +99,20 @@ impl<'a> Run<'a> {
         self.report.calls += sequence.calls.len();
         let asking = Instant::now();
         let observation = ask(self.subject, sequence);
+        let selected = self.subject.selected().cloned();
         let verdicts = judge_observation(&observation, self.report.model);
         self.count_answers(&observation);
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.count_unusable(asking.elapsed());
         }
         let Some((_, kind)) = first_failure(&verdicts) else {
+            self.check_selected(&observation, selected);
+            let again = self.is_asked_again().then(|| observation.clone());
+            let promises = self.is_promise_checked().then(|| observation.clone());
             self.conforms(observation, &verdicts);
+            again.iter().for_each(|observation| self.ask_again(observation));
+            promises.iter().for_each(|observation| self.check_promises(observation));
+            self.ask_waiting(false);
             return;
         };
         if self.suspects.declare(&observation) {
@@ -103,6 +121,9 @@ impl<'a> Run<'a> {
         }
         self.report.diverged += 1;
         let explained = self.suspects.reproduce(&observation);
+        if !explained && self.diverges_sometimes(&observation, kind) {
+            return;
+        }
         self.keep(observation.clone(), false);
         if !explained {
             let thinking = Instant::now();
@@ -176,6 +197,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn finish(mut self) -> Report {
+        self.ask_waiting(true);
         let thinking = Instant::now();
         self.conclude();
         self.thinking += thinking.elapsed();

@@ -1,7 +1,7 @@
 //! The tensors of an `answer` (`docs/PROTOCOL.md`): a mask in any of its forms, the output, labels.
 
 use half::{bf16, f16};
-use ndarray::Array4;
+use ndarray::{Array4, ArrayView1, Axis};
 use safetensors::Dtype;
 
 use crate::algorithm::{Detail, Mask};
@@ -13,11 +13,18 @@ pub(super) struct AnswerReader<'a> {
     pub(super) tensors: &'a Tensors<'a>,
     pub(super) instance: &'a Instance,
     pub(super) call: &'a Call,
+    /// Whether `selected` may list keys in any order, with −1 anywhere.
+    pub(super) any_order: bool,
 }
 
 impl AnswerReader<'_> {
     pub(super) fn answer(&self) -> Result<Answer, String> {
         Ok(Answer { mask: self.mask()?, output: self.output()?, labels: self.labels()? })
+    }
+
+    /// The tensor `selected`, as it was sent.
+    pub(super) fn as_sent(&self) -> Result<Option<Array4<i32>>, String> {
+        self.optional("selected")?.map(|view| self.listed(&view)).transpose()
     }
 
     fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
@@ -68,6 +75,19 @@ impl AnswerReader<'_> {
     }
 
     fn selected(&self, view: &NamedView) -> Result<Mask, String> {
+        let mut selected = self.listed(view)?;
+        if self.any_order {
+            for mut row in selected.lanes_mut(Axis(3)) {
+                let mut keys = row.to_vec();
+                // −1 last.
+                keys.sort_by_key(|&key| (key == -1, key));
+                row.assign(&ArrayView1::from(&keys));
+            }
+        }
+        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+    }
+
+    fn listed(&self, view: &NamedView) -> Result<Array4<i32>, String> {
         view.check(&[Dtype::I32, Dtype::I64], 4).map_err(FileError::sentence)?;
         let (b, h, m, _) = self.call.inputs.dims().mask_shape();
         if view.view.shape()[..3] != [b, h, m] {
@@ -76,11 +96,10 @@ impl AnswerReader<'_> {
                 Detail::new("selected", format!("shape {:?}", view.view.shape()), expected).to_string()
             );
         }
-        let selected = match view.view.dtype() {
-            Dtype::I64 => narrow_integers(view)?,
-            _ => integers(view).map_err(FileError::sentence)?,
-        };
-        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+        match view.view.dtype() {
+            Dtype::I64 => narrow_integers(view),
+            _ => integers(view).map_err(FileError::sentence),
+        }
     }
 
     /// The mask of an answer that says which keys are attended.

@@ -3,6 +3,7 @@
 //! or type) is kept apart from a message that can be understood and holds an impossible answer: after the
 //! first kind nothing that follows can be trusted, after the second kind the conversation goes on.
 
+use ndarray::Array4;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -10,6 +11,7 @@ use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Storage};
 use crate::cases::domain::domains_from_json;
+use crate::cases::promise::promises_from_names;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
     Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, LabelRounding, NoAnswer,
@@ -134,21 +136,26 @@ pub(crate) fn read_configured(bytes: &[u8], id: u64) -> Decoded<Result<(), NoAns
     Ok(message.no_answer().map_or(Ok(()), Err))
 }
 
-/// Reads the answer to a call of an instance.
+/// An answer, and its tensor `selected` as it was sent.
+pub(crate) type Answered = (Answer, Option<Array4<i32>>);
+
+/// Reads the answer to a call of an instance. `any_order`: whether `selected` may list keys in any order.
 pub(crate) fn read_answer(
     bytes: &[u8],
     id: u64,
     instance: &Instance,
     call: &Call,
-) -> Decoded<Result<Answer, NoAnswer>> {
+    any_order: bool,
+) -> Decoded<Result<Answered, NoAnswer>> {
     let message = Message::parse(bytes)?;
     message.expect_id(id)?;
     message.expect_type(&["answer", "refused", "failed"])?;
     if let Some(no_answer) = message.no_answer() {
         return Ok(Err(no_answer));
     }
-    let reader = AnswerReader { tensors: &message.tensors, instance, call };
-    Ok(reader.answer().map_err(NoAnswer::Failed))
+    let reader = AnswerReader { tensors: &message.tensors, instance, call, any_order };
+    let answered = reader.answer().and_then(|answer| Ok((answer, reader.as_sent()?)));
+    Ok(answered.map_err(NoAnswer::Failed))
 }
 
 /// A message and the tensors beside it.
@@ -237,6 +244,7 @@ struct HelloFields {
     largest_keys: Option<usize>,
     lacks: Option<Vec<Feature>>,
     domain: Option<Value>,
+    promises: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -271,6 +279,7 @@ impl HelloFields {
                 heads: not_empty("heads", self.heads, everything.heads)?,
                 largest_keys: self.largest_keys,
                 lacks: self.lacks.unwrap_or_default().into_iter().collect(),
+                promises: self.promises.map(|names| promises_from_names(&names)).transpose()?,
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
                 ..Capabilities::default()
             },
@@ -292,11 +301,9 @@ fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<V
 mod tests {
     use std::sync::Arc;
 
-    use half::{bf16, f16};
-    use ndarray::Array4;
-
     use super::*;
     use crate::algorithm::{ChannelFile, InputParts, Inputs, Mask};
+    use half::{bf16, f16};
 
     /// The bytes of the hexadecimal example in the document.
     fn documented() -> Vec<u8> {
@@ -354,6 +361,15 @@ mod tests {
             (json!({"heads": ["per_head"]}), "hello.heads[0]: unknown variant `per_head`, expected one of"),
             (json!({"dtypes": []}), "hello.dtypes: found an empty list, expected at least one name"),
             (json!({"heads": []}), "hello.heads: found an empty list, expected at least one name"),
+            (json!({"promises": ["repeatabel"]}), "hello.promises[0]: found \"repeatabel\", expected one of"),
+            (
+                json!({"promises": ["padded", "capacity-invariant"]}),
+                "hello.promises[1]: found \"capacity-invariant\", expected one of",
+            ),
+            (
+                json!({"promises": ["ties-lowest", "ties-highest"]}),
+                "hello.promises: found ties-lowest and ties-highest, expected one of the two",
+            ),
             (json!({"largest_keys": 0}), "hello.largest_keys: found 0, expected at least 1"),
             (
                 json!({"model": {"scores": "f32"}}),

@@ -9,6 +9,8 @@ mod messages;
 
 use std::time::Duration;
 
+use ndarray::Array4;
+
 use self::child::{Child, Tail};
 use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured};
@@ -71,6 +73,8 @@ pub struct Process {
     last_id: u64,
     restarts: usize,
     failed_starts: usize,
+    /// The tensor `selected` of the last answer.
+    selected: Option<Array4<i32>>,
 }
 
 impl Process {
@@ -97,6 +101,7 @@ impl Process {
             last_id: 0,
             restarts: 0,
             failed_starts: 0,
+            selected: None,
         })
     }
 
@@ -190,15 +195,24 @@ impl Subject for Process {
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        self.selected = None;
         self.ready()?;
         let instance = self.instance.take().ok_or_else(not_configured)?;
+        // A command that speaks of promises says itself how it lists keys.
+        let any_order = self.hello.capabilities.promises.is_some();
         let answer = self.ask(
             messages::largest_answer(call),
             |id| messages::mask(id, call),
-            |bytes, id| messages::read_answer(bytes, id, &instance, call),
+            |bytes, id| messages::read_answer(bytes, id, &instance, call, any_order),
         );
         self.instance = Some(instance);
-        answer
+        let (answer, selected) = answer?;
+        self.selected = selected;
+        Ok(answer)
+    }
+
+    fn selected(&self) -> Option<&Array4<i32>> {
+        self.selected.as_ref()
     }
 }
 
