@@ -86,11 +86,7 @@ fn equal_keys(keys: usize, value: f32) -> (Inputs, Mask) {
 }
 
 fn conforms(inputs: &Inputs, mask: &Mask, output: f32) -> bool {
-    let model = RoundingModel {
-        labels: LabelRounding::Exact,
-        kept: Precision::Storage,
-        accumulation: Accumulation::F32,
-    };
+    let model = RoundingModel::new(LabelRounding::Exact, Precision::Storage, Accumulation::F32);
     let output = Array4::from_elem(inputs.dims().output_shape(), output);
     judge_output(inputs, mask, &output, model).divergences.is_empty()
 }

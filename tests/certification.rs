@@ -24,9 +24,15 @@ fn models() -> impl Strategy<Value = RoundingModel> {
     (
         select(vec![LabelRounding::Exact, LabelRounding::Rounded]),
         select(vec![Precision::F32, Precision::Storage]),
+        select(vec![Precision::F32, Precision::Storage]),
         select(vec![Accumulation::F32, Accumulation::F64]),
     )
-        .prop_map(|(labels, kept, accumulation)| RoundingModel { labels, kept, accumulation })
+        .prop_map(|(labels, scores_kept, weights_kept, accumulation)| RoundingModel {
+            labels,
+            scores_kept,
+            weights_kept,
+            accumulation,
+        })
 }
 
 /// Selects by scores moved anywhere within their radii.

@@ -11,10 +11,14 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{HeadMode, LabelBits, Mask, Row, Storage};
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, NoAnswer, Precision, RoundingModel};
+use doublecheck::cases::{
+    Accumulation, Answer, Call, Capabilities, Case, Feature, Instance, LabelRounding, NoAnswer, Precision,
+    RoundingModel,
+};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
 use doublecheck::verdicts::labels::rounded_rows;
+use doublecheck::{Options, Report, check};
 use ndarray::{Array2, Array4, ArrayView1};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -26,23 +30,28 @@ const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regress
 /// An implementation that rounds to a type after each operation.
 #[derive(Debug, Clone, Copy)]
 struct Simulated {
-    kept: Precision,
+    scores_kept: Precision,
+    weights_kept: Precision,
     max_over_all: bool,
     output_in_storage: bool,
+    /// As flash kernels do: weights are summed in f32, and rounded to their type only for the product with v.
+    rounded_for_product: bool,
     /// NaN, as in +∞ + −∞, ranks above all numbers, as in PyTorch's topk, or below.
     nan_first: bool,
 }
 
 impl Simulated {
     fn model(self) -> RoundingModel {
-        RoundingModel { labels: LabelRounding::Exact, kept: self.kept, accumulation: Accumulation::F32 }
+        RoundingModel {
+            labels: LabelRounding::Exact,
+            scores_kept: self.scores_kept,
+            weights_kept: self.weights_kept,
+            accumulation: Accumulation::F32,
+        }
     }
 
     fn answer(self, case: &Case) -> Result<Answer, NoAnswer> {
-        let kept = match self.kept {
-            Precision::F32 => Storage::F32,
-            Precision::Storage => case.call.inputs.storage(),
-        };
+        let kept = self.scores_kept.of(case.call.inputs.storage());
         // What must be refused and what must be full are not a matter of rounding.
         let reference = Reference::default().answer(case)?;
         let before = case.before()?;
@@ -114,6 +123,7 @@ impl Simulated {
         let inputs = &case.call.inputs;
         let (q, k, v) = (inputs.queries(b, head), inputs.keys(b, head), inputs.values(b, head));
         let additive = inputs.additive(b, head, i);
+        let weights = self.weights_kept.of(inputs.storage());
         let logit = |key: usize| {
             let dot = kept.round(dot(&q.row(i).to_vec(), k.row(key)));
             add_mask(kept.round(dot * inputs.scaling() as f32), additive.at(key), kept)
@@ -129,15 +139,21 @@ impl Simulated {
             attended.iter().map(|&(key, _)| key).collect()
         };
         let max = over.into_iter().map(logit).fold(f32::NEG_INFINITY, f32::max);
+        let before_product = if self.rounded_for_product { Storage::F32 } else { weights };
         let e: Vec<f32> = attended
             .iter()
-            .map(|&(key, weight)| kept.round(kept.round(kept.round(logit(key) - max).exp()) / weight))
+            .map(|&(key, weight)| {
+                let e = before_product.round(kept.round(logit(key) - max).exp());
+                before_product.round(e / weight)
+            })
             .collect();
-        let total = kept.round(e.iter().sum());
+        let total = before_product.round(e.iter().sum());
+        let e: Vec<f32> = e.into_iter().map(|e| weights.round(e)).collect();
+        let weights = before_product;
         (0..v.ncols())
             .map(|dim| {
                 let sum: f32 = e.iter().zip(&attended).map(|(e, &(key, _))| e * v[[key, dim]]).sum();
-                let output = kept.round(kept.round(sum) / total);
+                let output = weights.round(weights.round(sum) / total);
                 if self.output_in_storage { inputs.storage().round(output) } else { output }
             })
             .collect()
@@ -169,12 +185,18 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 }
 
 fn simulated() -> impl Strategy<Value = Simulated> {
-    (select(vec![Precision::F32, Precision::Storage]), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(kept, max_over_all, output_in_storage, nan_first)| Simulated {
-            kept,
-            max_over_all,
-            output_in_storage,
-            nan_first,
+    let kept = || select(vec![Precision::F32, Precision::Storage]);
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (kept(), kept(), switches).prop_map(
+        |(scores_kept, weights_kept, (max_over_all, output_in_storage, rounded_for_product, nan_first))| {
+            Simulated {
+                scores_kept,
+                weights_kept,
+                max_over_all,
+                output_in_storage,
+                rounded_for_product,
+                nan_first,
+            }
         },
     )
 }
@@ -199,6 +221,69 @@ fn arithmetic_that_a_model_allows_conforms() {
     for (invariant, held) in INVARIANTS.iter().zip(held.into_inner()) {
         assert!(held > 0, "{} never applied", invariant.name);
     }
+}
+
+/// An implementation that rounds in one way and declares another.
+struct Declares {
+    simulated: Simulated,
+    model: RoundingModel,
+    instance: Option<Instance>,
+}
+
+impl Subject for Declares {
+    fn name(&self) -> String {
+        "declares another model".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        self.model
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { lacks: [Feature::DenseLayers].into(), ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.instance = Some(instance.clone());
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let instance = self.instance.clone().expect("configured");
+        let (name, call, unknown) = (String::new(), call.clone(), serde_json::Map::new());
+        self.simulated.answer(&Case { name, instance, call, recipe: None, expectation: None, unknown })
+    }
+}
+
+/// The output is shrunk to what conforms under no narrower model, and the finding says which model that is.
+#[test]
+fn a_finding_names_the_narrowest_wider_model() {
+    let flash = Simulated {
+        scores_kept: Precision::F32,
+        weights_kept: Precision::Storage,
+        max_over_all: false,
+        output_in_storage: true,
+        rounded_for_product: true,
+        nan_first: false,
+    };
+    let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
+    for (simulated, expected) in
+        [(flash, "weights kept in storage"), (pytorch, "weights kept in storage and scores kept in storage")]
+    {
+        let subject = |model| Declares { simulated, model, instance: None };
+        let options = Options { cases: 300, ..Options::default() };
+        let report = check(&mut subject(RoundingModel::F32), &options);
+        assert!(!report.findings.is_empty());
+        let wider: Vec<_> =
+            report.findings.iter().filter_map(|finding| finding.wider_model.as_deref()).collect();
+        assert!(wider.contains(&expected) && wider.len() == report.findings.len(), "{}", shown(&report));
+        let report = check(&mut subject(simulated.model()), &options);
+        assert!(report.conforms(), "{}", shown(&report));
+    }
+}
+
+fn shown(report: &Report) -> String {
+    doublecheck::reports::check::render(report, false)
 }
 
 proptest! {

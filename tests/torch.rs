@@ -210,7 +210,7 @@ fn small_cache(kept: Precision, heads: HeadMode, device: Device) -> torch::Resul
 
 /// Storage grows several times, one step follows each piece, and each answers as a cache that was filled at once.
 fn growing_cache(subject: &mut TorchCache) -> Outcome {
-    let (kept, device) = (subject.rounding_model().kept, subject.device());
+    let (kept, device) = (subject.rounding_model().scores_kept, subject.device());
     let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, device)).to_kind(Kind::BFloat16);
     tch::manual_seed(5);
     for heads in HeadMode::ALL {
@@ -245,7 +245,7 @@ fn growing_cache(subject: &mut TorchCache) -> Outcome {
 /// Shapes, types, no keys yet, and numbers that are not finite.
 fn refusals_of_the_cache(subject: &mut TorchCache) -> Outcome {
     let device = subject.device();
-    let mut cache = small_cache(subject.rounding_model().kept, HeadMode::PerHead, device)?;
+    let mut cache = small_cache(subject.rounding_model().scores_kept, HeadMode::PerHead, device)?;
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::BFloat16, device));
     let (k, v, q) = (zeros(&[2, 2, 3, 16]), zeros(&[2, 2, 3, 12]), zeros(&[2, 4, 1, 16]));
     let shape = |outcome: torch::Result<()>, field: &str| match outcome {

@@ -31,6 +31,16 @@ pub enum Precision {
     Storage,
 }
 
+impl Precision {
+    /// The type that it means where q, k and v have the type `storage`.
+    pub fn of(self, storage: Storage) -> Storage {
+        match self {
+            Self::F32 => Storage::F32,
+            Self::Storage => storage,
+        }
+    }
+}
+
 impl Storage {
     /// All three, narrowest significand last.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];

@@ -96,7 +96,7 @@ impl Subject for TorchCache {
     }
 
     fn rounding_model(&self) -> RoundingModel {
-        RoundingModel { kept: self.kept, ..self.torch.rounding_model() }
+        RoundingModel { scores_kept: self.kept, weights_kept: self.kept, ..self.torch.rounding_model() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -21,7 +21,7 @@
 //! may be NaN after it, and rank anywhere.
 
 use crate::algorithm::Storage;
-use crate::cases::{Accumulation, Precision, RoundingModel};
+use crate::cases::{Accumulation, RoundingModel};
 
 /// u of f32.
 pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
@@ -137,7 +137,7 @@ pub struct Arithmetic {
     pub accumulation: f64,
     /// The largest partial sum that does not overflow, and the error that an underflow of one adds.
     pub sum_range: (f64, f64),
-    /// The type that scores and weights are rounded to.
+    /// The type that scores and logits are rounded to.
     pub kept: Storage,
 }
 
@@ -148,10 +148,7 @@ impl Arithmetic {
             Accumulation::F32 => U32,
             Accumulation::F64 => U64,
         };
-        let kept = match model.kept {
-            Precision::F32 => Storage::F32,
-            Precision::Storage => storage,
-        };
+        let kept = model.scores_kept.of(storage);
         let largest = match model.accumulation {
             Accumulation::F32 => Storage::F32.largest(),
             Accumulation::F64 => f64::INFINITY,

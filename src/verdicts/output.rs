@@ -5,11 +5,11 @@
 //! An implementation has
 //!
 //! * logits off by δ_j: the bounds of `bounds` for d products, the scaling and A;
-//! * differences w − max rounded, which moves the exponent by at most u·|w − max| for each of three roundings (the others
+//! * differences w − max rounded to the type of scores, which moves the exponent by at most u·|w − max| for each of three roundings (the others
 //!   cover exp computed as exp2 of a product with a rounded constant); its max may be taken over all keys or over the attended
 //!   ones;
 //! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions), the division by the weight or
-//!   the product with its reciprocal, 2 units, and in the storage model three roundings to the storage type: together a relative error ρ;
+//!   the product with its reciprocal, 2 units, and where weights are kept in storage three roundings to that type: together a relative error ρ;
 //! * underflow: an absolute error η/weight_j in e_j, where exp is taken relative to the largest logit of all keys.
 //!
 //! So its e_j is e_j(1 + ε_j) + a_j with |ε_j| ≤ r_j = e^δ_j(1 + ρ) − 1 and |a_j| ≤ η·s/weight_j, s = exp(max over all −
@@ -20,13 +20,13 @@
 //!
 //! and never more than max |v_j − o|, as any weights ≥ 0 give a mean of the v_j. (That is the e^2δ of SPEC §5, sharpened
 //! by taking differences from o.) With S = Σ p̃_j|v_j| ≤ Σ p_j|v_j| + Σ (q_j + Q·p_j)|v_j| / (1 − Q), the roundings that
-//! follow add: the sum of N terms e_j, γ_N·S; the sum of N products, γ_N·S; two divisions, 2u·S; in the storage model
+//! follow add: the sum of N terms e_j, γ_N·S; the sum of N products, γ_N·S; two divisions, 2u·S; where weights are kept in storage
 //! five roundings to the storage type (weights, numerator, denominator, quotient, output), 5u·S, with underflow of weights,
-//! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |o|), and of the output, η. In the f32 model the output is still a tensor
-//! that may have the storage type: one rounding.
+//! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |o|), and of the output, η. Where they are kept in f32 the output is
+//! still a tensor that may have the storage type: one rounding.
 //!
 //! Nothing can be said of a row where a logit may be +∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
-//! largest number of the kept type. Its exponentials are Σe·(1 + Q)·e^D in all at most, where D is how far its max may be off,
+//! largest number of the type of weights. Its exponentials are Σe·(1 + Q)·e^D in all at most, where D is how far its max may be off,
 //! and none is above 1/weight_j, as no logit of its own is above its max: Σe ≤ min(Σe·(1 + Q)·e^D, Σ 1/weight_j)·(1 + ρ)·(1 + σ),
 //! with σ the roundings of a sum from above; and so for Σe|v|, with S in the first and |v_j| in the second.
 
@@ -173,10 +173,14 @@ pub fn expected_row(
     // Of keys that weigh anything; one that may be −∞ has no say in the maximum.
     let widest = logits.iter().filter(|w| !w.may_be_minus_infinity).map(|w| w.radius).fold(0.0, f64::max);
 
-    let (u, eta) = match model.kept {
-        Precision::F32 => (0.0, underflow(Storage::F32)),
-        Precision::Storage => (arithmetic.u(), arithmetic.underflow()),
+    let weights = model.weights_kept.of(inputs.storage());
+    // Roundings to f32 are counted apart.
+    let rounding = |kept: Precision, storage: Storage| match kept {
+        Precision::F32 => 0.0,
+        Precision::Storage => storage.unit_roundoff(),
     };
+    let (u, eta) = (rounding(model.weights_kept, weights), underflow(weights));
+    let difference = 3.0 * U32 + rounding(model.scores_kept, arithmetic.kept);
     let rho = gamma(6, U32) + gamma(3, u);
     let weight = |j: usize| f64::from(attended[j].1);
     let e: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
@@ -187,7 +191,7 @@ pub fn expected_row(
         let w = logits[j];
         let radius = if w.may_be_minus_infinity { 0.0 } else { w.radius };
         let spread = over_all - w.value + radius + widest;
-        let exponent = radius + spread * (3.0 * U32 + u);
+        let exponent = radius + spread * difference;
         let relative = exponent.exp_m1() + exponent.exp() * rho;
         let relative = if w.may_be_minus_infinity { relative.max(1.0) } else { relative };
         // 0 · ∞: a key without weight stays without.
@@ -205,15 +209,12 @@ pub fn expected_row(
     let sums = gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own;
     // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.
     let shifted = total * (1.0 + moved_sum) * widest.exp();
-    let largest_sum = arithmetic.kept.largest() / ((1.0 + rho) * (1.0 + sums));
+    let largest_sum = weights.largest() / ((1.0 + rho) * (1.0 + sums));
     let overflows = |size: f64, most: &dyn Fn() -> f64| shifted * size > largest_sum && most() > largest_sum;
     if overflows(1.0, &|| (0..n).map(|j| 1.0 / weight(j)).sum()) {
         return unbounded();
     }
-    let output_type = match model.kept {
-        Precision::F32 => inputs.storage(),
-        Precision::Storage => arithmetic.kept,
-    };
+    let output_type = inputs.storage();
     (0..values.ncols())
         .map(|dim| {
             let v = |index: usize| f64::from(values[[attended[index].0, dim]]);

@@ -15,7 +15,7 @@ impl Subject for Adapter {
 
     fn rounding_model(&self) -> RoundingModel {
         let (labels, kept, accumulation) = (LabelRounding::Exact, Precision::F32, Accumulation::F32);
-        RoundingModel { labels, kept, accumulation }
+        RoundingModel::new(labels, kept, accumulation)
     }
 
     fn capabilities(&self) -> Capabilities {

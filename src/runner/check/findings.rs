@@ -73,9 +73,15 @@ impl Run<'_> {
             let more = self.suspects.not_shown(&self.report.findings);
             self.report.findings.extend(more);
         }
+        for finding in self.report.findings.iter_mut().filter(|_| !explained) {
+            finding.wider_model = self.suspects.wider_model(finding.kind, finding.faults.is_empty());
+        }
         for finding in &mut self.report.findings {
             let ambiguous = explained.then(|| self.suspects.ambiguous(&finding.faults)).flatten();
-            finding.sentence = sentence(&finding.faults, explained, ambiguous, reproduced, kept);
+            finding.sentence = match &finding.wider_model {
+                Some(wider) => format!("Rounding: every failure of this kind conforms with {wider}."),
+                None => sentence(&finding.faults, explained, ambiguous, reproduced, kept),
+            };
             if explained && ambiguous.is_none() {
                 finding.diagnosis = finding.faults.iter().map(|fault| fault.name).collect();
                 finding.rows = finding.faults.iter().map(|fault| fault.row).collect();

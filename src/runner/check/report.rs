@@ -96,6 +96,9 @@ pub struct Finding {
     pub rows: Vec<&'static str>,
     /// The diagnosis in plain words.
     pub sentence: String,
+    /// Where faults do not explain everything: the narrowest rounding model that allows more than the declared one and under
+    /// which every failure of this kind conforms; what it allows, in words.
+    pub wider_model: Option<String>,
     /// Sizes of the shrunk sequence.
     pub size: Size,
     /// How often the subject was asked while shrinking.
@@ -138,6 +141,7 @@ impl Finding {
             diagnosis: Vec::new(),
             rows: Vec::new(),
             sentence: String::new(),
+            wider_model: None,
             size: Size::of(&observation.sequence),
             tries: 0,
             shrinking_seconds: 0.0,

@@ -7,6 +7,7 @@ use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{Observation, RoundingModel};
 use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Seen};
+use crate::verdicts::judge::{first_failure, judge_observation};
 
 /// Observations kept for diagnosis, at most, in bytes.
 const MOST_KEPT: usize = 512 << 20;
@@ -61,6 +62,25 @@ impl Suspects {
     /// Declared and named faults together.
     pub(super) fn all(&self) -> Faults {
         self.shown.iter().chain(&self.named).copied().collect()
+    }
+
+    /// The narrowest wider model under which every failure of one kind conforms that no declared fault reproduces, or with
+    /// `unexplained` no named fault either; in words.
+    pub(super) fn wider_model(&self, kind: &str, unexplained: bool) -> Option<String> {
+        let verdicts = |seen: &Seen, model| judge_observation(&seen.observation, model);
+        let failures: Vec<_> = self
+            .seen
+            .iter()
+            .filter(|seen| !seen.conforms)
+            .filter(|seen| {
+                first_failure(&verdicts(seen, self.model)).is_some_and(|(_, found)| found == kind)
+                    && !self.declare(&seen.observation)
+                    && !(unexplained && self.reproduce(&seen.observation))
+            })
+            .collect();
+        let conforms = |seen: &&Seen, model| first_failure(&verdicts(seen, model)).is_none();
+        let explains = |model| !failures.is_empty() && failures.iter().all(|seen| conforms(seen, model));
+        self.model.wider().into_iter().find(|&(model, _)| explains(model)).map(|(_, words)| words)
     }
 
     pub(super) fn any_named(&self) -> bool {

@@ -12,10 +12,10 @@ use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Storage};
 use crate::cases::domain::domains_from_json;
 use crate::cases::promise::promises_from_names;
+use crate::cases::rounding_model::RoundingModelFields;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Accumulation, Answer, Call, Capabilities, Error as FileError, Feature, Instance, LabelRounding, NoAnswer,
-    Precision, RoundingModel,
+    Answer, Call, Capabilities, Error as FileError, Feature, Instance, NoAnswer, RoundingModel,
 };
 
 /// The version of the protocol.
@@ -238,21 +238,13 @@ impl<'a> Message<'a> {
 struct HelloFields {
     name: Option<String>,
     version: Option<String>,
-    model: Option<ModelFields>,
+    model: Option<RoundingModelFields>,
     dtypes: Option<Vec<Storage>>,
     heads: Option<Vec<HeadMode>>,
     largest_keys: Option<usize>,
     lacks: Option<Vec<Feature>>,
     domain: Option<Value>,
     promises: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ModelFields {
-    labels: Option<LabelRounding>,
-    kept: Option<Precision>,
-    accumulation: Option<Accumulation>,
 }
 
 impl HelloFields {
@@ -265,15 +257,9 @@ impl HelloFields {
         if self.largest_keys == Some(0) {
             return Err(Detail::new("largest_keys", 0, "at least 1, or the field left out"));
         }
-        let model = self.model.unwrap_or_default();
-        let default = RoundingModel::default();
         Ok(Hello {
             name: name.filter(|name| !name.trim().is_empty()),
-            model: RoundingModel {
-                labels: model.labels.unwrap_or(default.labels),
-                kept: model.kept.unwrap_or(default.kept),
-                accumulation: model.accumulation.unwrap_or(default.accumulation),
-            },
+            model: self.model.unwrap_or_default().or(RoundingModel::default()),
             capabilities: Capabilities {
                 dtypes: not_empty("dtypes", self.dtypes, everything.dtypes)?,
                 heads: not_empty("heads", self.heads, everything.heads)?,
@@ -303,6 +289,7 @@ mod tests {
 
     use super::*;
     use crate::algorithm::{ChannelFile, InputParts, Inputs, Mask};
+    use crate::cases::Accumulation;
     use half::{bf16, f16};
 
     /// The bytes of the hexadecimal example in the document.
