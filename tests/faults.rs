@@ -17,7 +17,7 @@ use rayon::prelude::*;
 /// a number of tries, however long they take.
 fn options() -> Options {
     let shrinking = Limits { time: Duration::MAX, ..Limits::default() };
-    Options { cases: 300, shrinking, ..Options::default() }
+    Options { cases: 500, shrinking, ..Options::default() }
 }
 
 /// Also that the diagnosis is proved: with the fault the SPEC reproduces the counterexample, without it does not.

@@ -156,7 +156,7 @@ fn promises_that_are_kept_are_counted() {
     assert!(report.conforms(), "{report}");
     for promise in promises {
         let (held, of) = kept(&report, promise);
-        assert!(held == of && of > 20, "{promise:?}: {held} of {of}");
+        assert!(held == of && of > 10, "{promise:?}: {held} of {of}");
     }
     let text = report.to_string();
     assert!(text.contains("promised: ties-lowest in ") && text.contains("observed: ties-highest in 0 of"));
@@ -194,7 +194,7 @@ fn broken_promises_are_findings() {
         let (promise, finding) = finding;
         assert_eq!(finding.kind, "broken promise", "{promise:?}");
         let line = &finding.explanations[0];
-        assert!(line.starts_with(promise.name()) && line.contains("batch 0, head"), "{promise:?}: {line}");
+        assert!(line.starts_with(promise.name()) && line.contains(", head "), "{promise:?}: {line}");
         assert!(finding.sentence.contains(promise.name()), "{}", finding.sentence);
     }
 }
