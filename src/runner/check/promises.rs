@@ -21,7 +21,7 @@ use crate::subjects::{Subject, ask};
 pub(super) const BROKEN_PROMISE: &str = "broken promise";
 
 /// One of so many sequences is held against a promise.
-const PROMISED: usize = 4;
+const PROMISED: usize = 2;
 
 /// One of so many is observed where nothing is promised, where that takes no more questions, and where it does.
 const OBSERVED: usize = 16;

@@ -417,12 +417,21 @@ mod tests {
     type Part<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
 
     fn answer_with(instance: &Instance, call: &Call, tensors: &[Part]) -> Result<Answer, NoAnswer> {
+        read_with(instance, call, tensors, false).map(|(answer, _)| answer)
+    }
+
+    fn read_with(
+        instance: &Instance,
+        call: &Call,
+        tensors: &[Part],
+        any_order: bool,
+    ) -> Result<Answered, NoAnswer> {
         let mut writer = Writer::default();
         writer.metadata(KEY, json!({"type": "answer", "id": 1}).to_string());
         for (name, dtype, shape, bytes) in tensors {
             writer.tensor(name, dtype, shape, bytes.clone());
         }
-        read_answer(&writer.frame()[8..], 1, instance, call).unwrap()
+        read_answer(&writer.frame()[8..], 1, instance, call, any_order).unwrap()
     }
 
     fn weights_of(tensors: &[Part]) -> Vec<f32> {
@@ -470,6 +479,18 @@ mod tests {
         // A mask that drops a key attended before is an answer, for the judge to find.
         assert_eq!(weights_of(&[("mask", "U8", ROW, vec![0, 0, 0, 1])]), [0.0, 0.0, 0.0, 1.0]);
         assert_eq!(weights_of(&[("selected", "I32", &[1, 1, 1, 0], Vec::new())]), [1.0, 0.3, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn who_speaks_of_promises_may_list_keys_in_any_order() {
+        let (instance, call) = question();
+        let sent = [("selected", "I64", &[1, 1, 1, 4][..], i64s(&[-1, 3, 0, 1]))];
+        let (answer, selected) = read_with(&instance, &call, &sent, true).unwrap();
+        assert_eq!(answer.mask.weights().as_slice(), Some(&[1.0, 0.3, 0.0, 1.0][..]));
+        assert_eq!(selected.unwrap().as_slice(), Some(&[-1, 3, 0, 1][..]));
+        assert!(read_with(&instance, &call, &sent, false).is_err());
+        let twice = [("selected", "I64", &[1, 1, 1, 2][..], i64s(&[3, 3]))];
+        assert!(read_with(&instance, &call, &twice, true).is_err());
     }
 
     #[test]
