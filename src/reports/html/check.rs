@@ -29,6 +29,9 @@ fn summary(report: &Report) -> Markup {
     let answered = html! {
         (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
         (report.labels) " with labels"
+        @if let Some(stages) = &report.stages {
+            ", " (stages.scores) " with scores, " (stages.lse) " with lse"
+        }
     };
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
@@ -36,6 +39,10 @@ fn summary(report: &Report) -> Markup {
         ("Answered", answered),
         ("Not offered, skipped", left_out(report)),
     ];
+    if let Some(stages) = &report.stages {
+        let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
+        lines.push(("Stages", html! { "takes " (stages.takes.name()) ", gives " (gives.join(", ")) }));
+    }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
     }

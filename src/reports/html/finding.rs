@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::Instance;
-use crate::reports::quoted;
-use crate::runner::check::Finding;
+use crate::reports::{quoted, stages};
+use crate::runner::check::{Finding, StageExample};
 use crate::verdicts::Evidence;
 
 /// The whole finding.
@@ -21,11 +21,13 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
             ul.explanations {
                 @for line in &finding.explanations { li { "call " (finding.call) ": " (line) } }
             }
+            @if let Some(example) = &finding.example { (self::example(example)) } @else {
             h3 { "Counterexample" }
             (settings(&observation.sequence.instance, finding))
             (channels(&observation.sequence.instance, finding))
             @for (call, evidence) in finding.evidence.iter().enumerate() {
                 (self::call(finding, call, evidence))
+            }
             }
             h3 { "Ask it again" }
             (self::replay(finding, replay))
@@ -33,9 +35,22 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
     }
 }
 
+/// A question to one stage, as text: it is shrunk, and there is little to draw.
+fn example(example: &StageExample) -> Markup {
+    html! {
+        h3 { "Counterexample" }
+        pre.replay { code { (stages::render(&example.call)) } }
+        h3 { "Found" }
+        pre.replay { code { (stages::answer(&example.answer)) } }
+        h3 { "The reference" }
+        pre.replay { code { (stages::answer(&example.reference)) } }
+    }
+}
+
 fn diagnosis(finding: &Finding) -> Markup {
     html! {
         div.diagnosis {
+            @if let Some(stage) = finding.stage { p { strong { "Stage. " } (stage) } }
             p { strong { "Diagnosis. " } (finding.sentence) }
         }
     }

@@ -5,17 +5,18 @@
 mod findings;
 mod report;
 mod run;
+mod stages;
 mod suspects;
 
 use proptest::strategy::{Strategy, ValueTree};
 
-pub use self::report::{Finding, Report, Size};
+pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
 use super::random::test_runner;
 use super::shrink::Limits;
-use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
 use crate::cases::sequence_plan::sequence_plans;
+use crate::cases::{Capabilities, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -58,6 +59,9 @@ pub fn check_with_progress(
     options: &Options,
     progress: &mut dyn FnMut(usize, usize, usize),
 ) -> Report {
+    if subject.capabilities().stages.takes != Takes::Inputs {
+        return stages::check_stages(subject, options, progress);
+    }
     let mut run = Run::new(subject, options);
     let goldens = run.goldens(options);
     let total = goldens.len();
