@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::domain::Domain;
 use super::promise::Promise;
 use super::sequence::{Call, Instance, Sequence};
+use super::stages::{Given, StageCall, Stages, Takes};
 use crate::algorithm::{HeadMode, HeavySize, LabelBits, Storage};
 
 /// What [`Capabilities::missing`] calls a sequence that lies outside the domain.
@@ -87,6 +88,8 @@ pub struct Capabilities {
     pub domains: Vec<Domain>,
     /// What it promises beyond the contract; `None` where it says nothing of promises.
     pub promises: Option<BTreeSet<Promise>>,
+    /// Which stages it does: where it starts, and what it gives.
+    pub stages: Stages,
 }
 
 impl Default for Capabilities {
@@ -99,6 +102,7 @@ impl Default for Capabilities {
             lacks: BTreeSet::new(),
             domains: Vec::new(),
             promises: None,
+            stages: Stages::default(),
         }
     }
 }
@@ -106,7 +110,8 @@ impl Default for Capabilities {
 impl Capabilities {
     /// Whether a feature is offered.
     pub fn offers(&self, feature: Feature) -> bool {
-        !self.lacks.contains(&feature)
+        let gives_other_things = || !self.stages.gives.is_empty() && !self.stages.gives(Given::Output);
+        !self.lacks.contains(&feature) && !(feature == Feature::Output && gives_other_things())
     }
 
     /// Whether something is promised.
@@ -126,13 +131,16 @@ impl Capabilities {
             // Profiles restrict by what they lack; a domain is the subject's own.
             domains: if self.domains.is_empty() { other.domains.clone() } else { self.domains.clone() },
             promises: self.promises.clone().or_else(|| other.promises.clone()),
+            // So are its stages.
+            stages: if self.stages.is_declared() { self.stages.clone() } else { other.stages.clone() },
         }
     }
 
     /// Whether everything that a sequence asks for is offered.
     pub fn offers_all(&self, sequence: &Sequence) -> bool {
         let calls = &sequence.calls;
-        self.heads.contains(&sequence.instance.selection.heads)
+        self.stages.takes == Takes::Inputs
+            && self.heads.contains(&sequence.instance.selection.heads)
             && calls.iter().all(|call| {
                 let keys = call.inputs.dims().keys;
                 self.dtypes.contains(&call.inputs.storage())
@@ -153,6 +161,9 @@ impl Capabilities {
         let instance = &sequence.instance;
         let mut missing: BTreeSet<String> =
             self.lacking(sequence).iter().map(|feature| feature.name()).collect();
+        if self.stages.takes != Takes::Inputs {
+            missing.insert(Takes::Inputs.name().to_owned());
+        }
         if !self.heads.contains(&instance.selection.heads) {
             missing.insert(instance.selection.heads.name().to_owned());
         }
@@ -168,6 +179,26 @@ impl Capabilities {
             }
         }
         missing.into_iter().collect()
+    }
+
+    /// Whether everything that a question to a stage asks for is offered.
+    pub fn offers_stage(&self, call: &StageCall) -> bool {
+        let dims = call.dims();
+        let parts = [
+            (Feature::Batch, dims.batch > 1),
+            (Feature::ManyQueries, dims.queries > 1),
+            (Feature::GroupedHeads, dims.kv_heads < dims.heads),
+            (Feature::EmptyRows, call.has_empty_row()),
+            (Feature::Scaling, call.scaling().is_some()),
+            (Feature::ValueDim, dims.value_dim != dims.head_dim),
+        ];
+        let sizes = call.sizes();
+        self.stages.takes == call.takes()
+            && self.dtypes.contains(&call.storage())
+            && self.largest_keys.is_none_or(|largest| dims.keys <= largest)
+            && parts.into_iter().all(|(feature, asked)| !asked || self.offers(feature))
+            && (self.domains.is_empty()
+                || self.domains.iter().any(|domain| domain.holds(&sizes, call.storage())))
     }
 
     /// Whether a call fits none of the domains. A call that must be refused has no number of label channels, and is judged by

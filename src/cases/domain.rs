@@ -229,6 +229,14 @@ pub struct Sizes {
     pub label_bits: usize,
 }
 
+impl Sizes {
+    /// Of scores, where there are neither channels nor values.
+    pub fn of_heads(batch: usize, heads: usize, queries: usize, keys: usize) -> Self {
+        let (kv_heads, group, label_channels, group_factor, value_dim, label_bits) = (heads, 1, 1, 1, 1, 16);
+        Self { batch, kv_heads, group, queries, keys, label_channels, group_factor, value_dim, label_bits }
+    }
+}
+
 impl Domain {
     /// The domain with one more constraint. Errors: where nothing is left of it, by the name of the constraint.
     pub fn with(mut self, quantity: Quantity, constraint: Constraint) -> Result<Self, Detail> {
@@ -499,6 +507,17 @@ impl Domain {
             outside.push(format!("dtype {storage}"));
         }
         outside
+    }
+
+    /// Whether sizes and type lie inside, as far as they are given; dv tied to d only where both are.
+    pub fn holds(&self, sizes: &[(Quantity, usize)], storage: Storage) -> bool {
+        let size = |wanted: Quantity| sizes.iter().find(|(quantity, _)| *quantity == wanted);
+        let tied = match (size(Quantity::HeadDim), size(Quantity::ValueDim)) {
+            (Some((_, d)), Some((_, dv))) => !self.value_dim_is_head_dim || d == dv,
+            _ => true,
+        };
+        tied && sizes.iter().all(|&(quantity, value)| self.allows(quantity, value))
+            && self.dtypes.as_ref().is_none_or(|dtypes| dtypes.contains(&storage))
     }
 
     /// Whether a call may have so many queries and keys.

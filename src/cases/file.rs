@@ -31,6 +31,7 @@ use super::error::{Error, Result};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, EarlierMasker, Instance, InstanceSettings, Sequence};
+use super::stage_file::{self, StoredStage};
 use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers};
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
@@ -49,6 +50,8 @@ pub enum CaseFile {
     Quantisation(Vec<LabelCase>),
     /// Activations and a channel order.
     Calibration(CalibrationCase),
+    /// A question to one stage.
+    Stage(Box<StoredStage>),
 }
 
 /// A sequence that was written to a file.
@@ -155,6 +158,9 @@ impl Reader {
         }
         if let Some(json) = file.metadata.get("calibration") {
             return calibration_case(&file, json, name).map(CaseFile::Calibration);
+        }
+        if let Some(stored) = stage_file::parse(&file, name)? {
+            return Ok(CaseFile::Stage(stored.into()));
         }
         let found = match file.metadata.keys().map(String::as_str).collect::<Vec<_>>() {
             keys if keys.is_empty() => "none".to_owned(),

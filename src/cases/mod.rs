@@ -14,6 +14,9 @@ pub mod recipe;
 pub mod rounding_model;
 pub mod sequence;
 pub mod sequence_plan;
+pub mod stage_file;
+pub mod stage_plan;
+pub mod stages;
 pub mod strategies;
 pub(crate) mod tensors;
 
@@ -27,3 +30,5 @@ pub use promise::Promise;
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, LabelRounding, Precision, RoundingModel};
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
+pub use stage_file::StoredStage;
+pub use stages::{Attended, Given, ScoresCall, SelectionCall, StageAnswer, StageCall, Stages, Takes};

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::sequence;
-use crate::cases::{Observation, Promise};
+use super::{sequence, stages};
+use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
 use crate::runner::check::{Finding, Report};
-use crate::verdicts::Verdict;
+use crate::verdicts::{StageVerdict, Verdict};
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
@@ -16,11 +16,11 @@ pub fn render(report: &Report, with_times: bool) -> String {
         "asked: {} random sequences (seed {}) and {} goldens, {} calls",
         report.sequences, report.seed, report.goldens, report.calls
     );
-    let _ = writeln!(
-        text,
-        "answered: {} masks, {} of them with output, {} with labels",
-        report.answered, report.outputs, report.labels
-    );
+    if let Some(stages) = &report.stages {
+        let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
+        let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
+    }
+    text += &answered(report);
     text += &again(report);
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
@@ -43,6 +43,20 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "\nstopped early: {why}");
     }
     text + &summary(report, with_times)
+}
+
+/// What was answered, counted; of one stage only what it can give.
+fn answered(report: &Report) -> String {
+    let (masks, outputs, labels) = (report.answered, report.outputs, report.labels);
+    let whole = format!("answered: {masks} masks, {outputs} of them with output, {labels} with labels");
+    match &report.stages {
+        None => whole + "\n",
+        Some(stages) => match stages.takes {
+            Takes::Inputs => format!("{whole}, {} with scores, {} with lse\n", stages.scores, stages.lse),
+            Takes::Scores => format!("answered: {masks} selections\n"),
+            Takes::Selection => format!("answered: {outputs} outputs, {} lse\n", stages.lse),
+        },
+    }
 }
 
 impl std::fmt::Display for Report {
@@ -91,6 +105,23 @@ fn again(report: &Report) -> String {
     text
 }
 
+/// One question to one stage asked again.
+pub fn replay_stage(
+    subject: &str,
+    call: &StageCall,
+    answer: &Result<StageAnswer, NoAnswer>,
+    verdict: &StageVerdict,
+) -> String {
+    let conforms = if verdict.conforms() { "conforms" } else { "DIVERGES" };
+    let mut text = stages::render(call);
+    let _ = writeln!(text, "\nthe answer of {subject} {conforms}:");
+    text += &stages::answer(answer);
+    for line in &verdict.explanations {
+        let _ = writeln!(text, "  {line}");
+    }
+    text
+}
+
 /// How often what is promised, or what is not, was so.
 pub(super) fn promises(report: &Report, promised: bool) -> Vec<String> {
     let shown = Promise::ALL.into_iter().filter_map(|promise| {
@@ -109,6 +140,9 @@ fn headline(index: usize, finding: &Finding) -> String {
         finding.after,
         finding.sequences
     );
+    if let Some(stage) = finding.stage {
+        let _ = writeln!(text, "  stage: {stage}");
+    }
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
     let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
     let _ = writeln!(text, "  shrunk in {} tries to {}{unfinished}", finding.tries, finding.size);
@@ -125,6 +159,15 @@ fn headline(index: usize, finding: &Finding) -> String {
 pub fn counterexample(finding: &Finding) -> String {
     let observation = &finding.observation;
     let mut text = String::new();
+    if let Some(example) = &finding.example {
+        text += "\n";
+        indent(&mut text, &stages::render(&example.call));
+        text += "\n  found:\n";
+        indent(&mut text, &stages::answer(&example.answer));
+        text += "  the reference:\n";
+        indent(&mut text, &stages::answer(&example.reference));
+        return text;
+    }
     let rendered = sequence::render(&observation.sequence, "");
     // The first line names the sequence that it was shrunk from.
     for line in rendered.lines().skip(1) {
@@ -202,7 +245,10 @@ pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Res
         let path = folder.join(format!("finding-{}.safetensors", index + 1));
         let source =
             format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
-        let bytes = crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source);
+        let bytes = match &finding.example {
+            Some(example) => crate::cases::stage_file::to_bytes(&example.call, &source),
+            None => crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source),
+        };
         std::fs::write(&path, bytes)?;
         std::fs::write(path.with_extension("txt"), self::finding(index, finding))?;
         finding.file = Some(path);

@@ -252,12 +252,12 @@ impl<'a> ScoreBounds<'a> {
         }
     }
 
-    /// Every key of one row.
-    pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
+    /// The score of every key of one row, after the head rule and A, candidate or not.
+    pub fn ranked_by(&self, row @ (batch, _, query): Row) -> Vec<Approximate> {
         let dims = self.inputs.dims();
         let heads = 0..dims.heads;
-        let scores: Vec<Approximate> = match self.heads {
-            HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
+        match self.heads {
+            HeadMode::PerHead => self.scores(batch * dims.heads + row.1, row),
             HeadMode::SummedLabels => self.scores(batch, row),
             HeadMode::SummedScores => {
                 let of_head = |head| self.scores(batch * dims.heads + head, (batch, head, query));
@@ -268,7 +268,13 @@ impl<'a> ScoreBounds<'a> {
                 };
                 (0..dims.keys).map(sum).collect()
             }
-        };
+        }
+    }
+
+    /// Every key of one row.
+    pub fn row(&self, row @ (batch, _, query): Row) -> Vec<Candidacy> {
+        let heads = 0..self.inputs.dims().heads;
+        let scores = self.ranked_by(row);
         let summed = self.heads != HeadMode::PerHead;
         let before = self.before.row_weights(row);
         let candidacy = |(key, score): (usize, Approximate)| {

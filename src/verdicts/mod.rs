@@ -9,10 +9,15 @@ pub mod evidence;
 pub mod invariants;
 pub mod judge;
 pub mod labels;
+pub mod lse;
 pub mod output;
+pub mod scores;
 pub mod sharpness;
+pub mod stages;
+pub mod topk;
 
 pub use certificate::Certificate;
 pub use evidence::Evidence;
 pub use judge::{Judgement, Verdict, judge};
 pub use sharpness::Sharpness;
+pub use stages::{StageVerdict, judge_stage};

@@ -30,6 +30,9 @@ fn summary(report: &Report) -> Markup {
     let answered = html! {
         (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
         (report.labels) " with labels"
+        @if let Some(stages) = &report.stages {
+            ", " (stages.scores) " with scores, " (stages.lse) " with lse"
+        }
     };
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
@@ -50,6 +53,10 @@ fn summary(report: &Report) -> Markup {
         if !parts.is_empty() {
             lines.push((title, html! { (parts.join(", ")) }));
         }
+    }
+    if let Some(stages) = &report.stages {
+        let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
+        lines.push(("Stages", html! { "takes " (stages.takes.name()) ", gives " (gives.join(", ")) }));
     }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));

@@ -8,6 +8,7 @@ mod promises;
 mod repeats;
 mod report;
 mod run;
+mod stages;
 mod suspects;
 mod ties;
 
@@ -15,13 +16,13 @@ use proptest::strategy::{Strategy, ValueTree};
 
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
-pub use self::report::{Finding, Report, Size};
+pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
 use super::seed::test_runner;
 use super::shrink::Limits;
-use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
 use crate::cases::sequence_plan::sequence_plans;
+use crate::cases::{Capabilities, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -67,6 +68,9 @@ pub fn check_with_progress(
     options: &Options,
     progress: &mut dyn FnMut(usize, usize, usize),
 ) -> Report {
+    if subject.capabilities().stages.takes != Takes::Inputs {
+        return stages::check_stages(subject, options, progress);
+    }
     let mut run = Run::new(subject, options);
     let goldens = run.goldens(options);
     let total = goldens.len();

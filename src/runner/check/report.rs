@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
-use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
+use crate::cases::{
+    Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
+};
 use crate::diagnosis::Faults;
-use crate::verdicts::judge::{first_failure, judge_observation};
-use crate::verdicts::{Evidence, Sharpness};
+use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
+use crate::verdicts::{Evidence, Sharpness, StageVerdict};
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
@@ -39,6 +41,9 @@ pub struct Report {
     pub outputs: usize,
     /// Answers that hold labels, which were judged where keys are ranked.
     pub labels: usize,
+    /// What the subject takes and gives, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<ReportedStages>,
     /// Parts of the contract that were left out, and goldens not asked for it.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -88,6 +93,9 @@ pub struct Finding {
     pub after: usize,
     /// How many sequences show it.
     pub sequences: usize,
+    /// The first stage that is wrong on right input, where the answers say which one it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<&'static str>,
     /// What is wrong with the shrunk sequence, one line each.
     pub explanations: Vec<String>,
     /// Names of the faults that explain it; empty where unknown.
@@ -109,6 +117,9 @@ pub struct Finding {
     pub shrunk: bool,
     /// Where the counterexample was written.
     pub file: Option<PathBuf>,
+    /// The counterexample of a subject that does one stage; the observation holds no call then.
+    #[serde(skip)]
+    pub example: Option<StageExample>,
     /// The counterexample and what the subject answered to it.
     #[serde(skip)]
     pub observation: Observation,
@@ -137,6 +148,7 @@ impl Finding {
             first_seen: observation.sequence.name.clone(),
             after,
             sequences: 1,
+            stage: None,
             explanations: Vec::new(),
             diagnosis: Vec::new(),
             rows: Vec::new(),
@@ -147,6 +159,7 @@ impl Finding {
             shrinking_seconds: 0.0,
             shrunk: false,
             file: None,
+            example: None,
             observation: observation.clone(),
             call: 0,
             repeats: None,
@@ -159,6 +172,29 @@ impl Finding {
         finding
     }
 
+    /// A question to one stage, the answer to which was seen to fail after so many; not shrunk yet.
+    pub(super) fn of_stage(
+        first_seen: String,
+        after: usize,
+        verdict: &StageVerdict,
+        example: StageExample,
+    ) -> Self {
+        let sentence = match verdict.stage {
+            Some(stage) => format!("The {stage} is wrong, as what it started from was given."),
+            None => "Unknown: causes are named for subjects that take inputs only.".into(),
+        };
+        let observation = Observation::without_calls(first_seen);
+        let mut finding = Self::new(observation, after, Vec::new(), RoundingModel::default());
+        finding.sentence = sentence;
+        finding.size = Size::of_stage(&example.call);
+        if !verdict.conforms() {
+            finding.stage = verdict.stage;
+            finding.explanations.clone_from(&verdict.explanations);
+        }
+        finding.example = Some(example);
+        finding
+    }
+
     /// Shows another observation that fails.
     pub(super) fn show(&mut self, observation: Observation, model: RoundingModel) {
         let verdicts = judge_observation(&observation, model);
@@ -166,10 +202,43 @@ impl Finding {
             self.call = call;
             self.kind = kind;
             self.explanations = verdicts[call].explanations();
+            self.stage = verdicts[call].judgement().and_then(Judgement::stage);
         }
         self.size = Size::of(&observation.sequence);
         self.observation = observation;
     }
+}
+
+/// What a subject takes and gives.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReportedStages {
+    /// Where it starts.
+    pub takes: Takes,
+    /// What it promises to give.
+    pub gives: Vec<Given>,
+    /// Answers that hold scores, which were judged where keys are ranked.
+    pub scores: usize,
+    /// Answers that hold a log-sum-exp, which was judged.
+    pub lse: usize,
+}
+
+impl ReportedStages {
+    /// Nothing counted yet; `None` where the subject declares nothing.
+    pub(super) fn of(stages: &Stages) -> Option<Self> {
+        let gives = stages.gives.iter().copied().collect();
+        stages.is_declared().then_some(Self { takes: stages.takes, gives, scores: 0, lse: 0 })
+    }
+}
+
+/// A question to one stage, what the subject answered, and what the reference answers.
+#[derive(Debug, Clone)]
+pub struct StageExample {
+    /// The question.
+    pub call: StageCall,
+    /// The subject's answer.
+    pub answer: Result<StageAnswer, NoAnswer>,
+    /// The reference's.
+    pub reference: Result<StageAnswer, NoAnswer>,
 }
 
 /// Sizes of a sequence: the largest of its calls.
@@ -208,6 +277,21 @@ impl Size {
         }
     }
 
+    /// Of a question to one stage; scores have no d, which is 0 then.
+    pub fn of_stage(call: &StageCall) -> Self {
+        let dims = call.dims();
+        let head_dim = if call.takes() == Takes::Scores { 0 } else { dims.head_dim };
+        Self {
+            calls: 1,
+            batch: dims.batch,
+            heads: dims.heads,
+            kv_heads: dims.kv_heads,
+            queries: dims.queries,
+            keys: dims.keys,
+            head_dim,
+        }
+    }
+
     /// About how many numbers a person has to read.
     pub(super) fn numbers(&self) -> usize {
         self.calls * self.batch * self.heads * (self.queries + self.keys) * self.head_dim
@@ -233,7 +317,9 @@ impl std::fmt::Display for Size {
             parts.push(plural(self.queries, "query").replace("querys", "queries"));
         }
         parts.push(plural(self.keys, "key"));
-        parts.push(format!("d = {}", self.head_dim));
+        if self.head_dim > 0 {
+            parts.push(format!("d = {}", self.head_dim));
+        }
         f.write_str(&parts.join(", "))
     }
 }
@@ -253,6 +339,7 @@ impl Report {
             answered: 0,
             outputs: 0,
             labels: 0,
+            stages: None,
             left_out: BTreeMap::new(),
             conforming: 0,
             refused: 0,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::promises::nothing_counted;
-use super::report::{Finding, Report};
+use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
 use crate::cases::{Capabilities, CaseFile, Observation, Reader, Sequence};
 use crate::runner::shrink::Limits;
@@ -18,7 +18,7 @@ const MOST_CAUSES: usize = 4;
 
 /// A subject that hangs again and again is not waited for to the end: after so much time without a usable answer, and so
 /// many sequences.
-const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
+pub(super) const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
 
 pub(super) struct Run<'a> {
     pub(super) subject: &'a mut dyn Subject,
@@ -49,6 +49,7 @@ impl<'a> Run<'a> {
         let mut report = Report::new(subject.name(), model, options.seed);
         report.left_out = left_out(&capabilities);
         report.promises = nothing_counted(&capabilities);
+        report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         Self {
             subject,
@@ -76,6 +77,11 @@ impl<'a> Run<'a> {
                 Ok(CaseFile::Attention(case)) => case.sequence(),
                 Ok(CaseFile::Sequence(stored)) => stored.sequence,
                 Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
+                Ok(CaseFile::Stage(stored)) => {
+                    let name = stored.call.takes().name().to_owned();
+                    *self.report.left_out.entry(name).or_default() += 1;
+                    continue;
+                }
                 Err(error) => {
                     self.report.bad_inputs.push(error.to_string());
                     continue;
@@ -137,6 +143,10 @@ impl<'a> Run<'a> {
             self.report.answered += 1;
             self.report.outputs += usize::from(answer.output.is_some());
             self.report.labels += usize::from(answer.labels.is_some());
+            if let Some(stages) = &mut self.report.stages {
+                stages.scores += usize::from(answer.scores.is_some());
+                stages.lse += usize::from(answer.lse.is_some());
+            }
         }
     }
 
@@ -208,7 +218,7 @@ impl<'a> Run<'a> {
 }
 
 /// What is not asked, with a count of goldens to come for each.
-fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
+pub(super) fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
     let all = Capabilities::default();
     let features = capabilities.lacks.iter().map(|feature| feature.name());
     let types = all.dtypes.iter().filter(|dtype| !capabilities.dtypes.contains(dtype));

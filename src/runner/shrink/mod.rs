@@ -3,6 +3,7 @@
 //! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
 
 pub(in crate::runner) mod reductions;
+pub mod stages;
 mod values;
 
 use std::time::{Duration, Instant};

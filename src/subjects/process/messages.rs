@@ -4,6 +4,8 @@
 //! first kind nothing that follows can be trusted, after the second kind the conversation goes on.
 
 use ndarray::Array4;
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,14 +17,18 @@ use crate::cases::promise::promises_from_names;
 use crate::cases::rounding_model::RoundingModelFields;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Answer, Call, Capabilities, Error as FileError, Feature, Instance, NoAnswer, RoundingModel,
+    Answer, Call, Capabilities, Error as FileError, Feature, Given, Instance, NoAnswer, RoundingModel,
+    Stages, Takes,
 };
 
 /// The version of the protocol.
 const PROTOCOL: u64 = 1;
 
+/// The version that a command names which declares what it takes or gives.
+const NEWEST: u64 = 2;
+
 /// The metadata key of a message.
-const KEY: &str = "doublecheck";
+pub(super) const KEY: &str = "doublecheck";
 
 /// What an answer may need besides its tensors' numbers, in bytes.
 const SLACK: u64 = 1 << 20;
@@ -41,7 +47,12 @@ pub(crate) struct Hello {
 
 /// The frame of the first question.
 pub(crate) fn hello() -> Vec<u8> {
-    frame(json!({"type": "hello", "protocol": PROTOCOL, "version": env!("CARGO_PKG_VERSION")}))
+    frame(json!({
+        "type": "hello",
+        "protocol": PROTOCOL,
+        "protocols": [PROTOCOL, NEWEST],
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
 }
 
 /// The frame that starts an instance.
@@ -108,7 +119,9 @@ pub(crate) fn largest_answer(call: &Call) -> u64 {
     let mask_and_selected = size(dims.mask_shape()).saturating_mul(4 + 8);
     let output = size(dims.output_shape()).saturating_mul(4);
     let labels = size((dims.batch, dims.heads, positions, dims.head_dim)).saturating_mul(4);
-    mask_and_selected.saturating_add(output).saturating_add(labels).saturating_add(SLACK)
+    let scores_and_lse = size(dims.mask_shape()).saturating_mul(4 + 4);
+    let all = mask_and_selected.saturating_add(output).saturating_add(labels);
+    all.saturating_add(scores_and_lse).saturating_add(SLACK)
 }
 
 /// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must
@@ -120,12 +133,13 @@ pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     }
     message.expect_type(&["hello"])?;
     let protocol = message.json.get("protocol").unwrap_or(&Value::Null);
-    if protocol.as_u64() != Some(PROTOCOL) {
-        return Err(format!("found protocol {protocol}, expected {PROTOCOL}"));
-    }
+    let version = protocol.as_u64().filter(|version| [PROTOCOL, NEWEST].contains(version));
+    let Some(version) = version else {
+        return Err(format!("found protocol {protocol}, expected {PROTOCOL} or {NEWEST}"));
+    };
     let hello: HelloFields =
         from_json("hello", &Value::Object(message.json).to_string()).map_err(|error| error.to_string())?;
-    hello.check().map_err(|detail| format!("hello.{detail}"))
+    hello.check(version).map_err(|detail| format!("hello.{detail}"))
 }
 
 /// Reads the answer to `configure`.
@@ -159,13 +173,13 @@ pub(crate) fn read_answer(
 }
 
 /// A message and the tensors beside it.
-struct Message<'a> {
-    tensors: Tensors<'a>,
+pub(super) struct Message<'a> {
+    pub(super) tensors: Tensors<'a>,
     json: Map<String, Value>,
 }
 
 impl<'a> Message<'a> {
-    fn parse(bytes: &'a [u8]) -> Decoded<Self> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Decoded<Self> {
         let mut tensors = Tensors::parse(bytes).map_err(|error| {
             let problem = match error {
                 FileError::Format(detail) => detail.found,
@@ -192,7 +206,7 @@ impl<'a> Message<'a> {
         self.json.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    fn expect_id(&self, id: u64) -> Decoded<()> {
+    pub(super) fn expect_id(&self, id: u64) -> Decoded<()> {
         match self.json.get("id") {
             Some(found) if found.as_u64() == Some(id) => Ok(()),
             found => {
@@ -203,7 +217,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn expect_type(&self, types: &[&str]) -> Decoded<()> {
+    pub(super) fn expect_type(&self, types: &[&str]) -> Decoded<()> {
         if self.kind().is_some_and(|kind| types.contains(&kind)) {
             return Ok(());
         }
@@ -212,7 +226,7 @@ impl<'a> Message<'a> {
     }
 
     /// What a `refused` or `failed` message says.
-    fn no_answer(&self) -> Option<NoAnswer> {
+    pub(super) fn no_answer(&self) -> Option<NoAnswer> {
         let said = self.text("message");
         match self.kind()? {
             "failed" => Some(NoAnswer::Failed(said.to_owned())),
@@ -245,10 +259,23 @@ struct HelloFields {
     lacks: Option<Vec<Feature>>,
     domain: Option<Value>,
     promises: Option<Vec<String>>,
+    takes: Option<Takes>,
+    gives: Option<Vec<Given>>,
 }
 
 impl HelloFields {
-    fn check(self) -> Result<Hello, Detail> {
+    fn check(self, version: u64) -> Result<Hello, Detail> {
+        for (field, declared) in [("takes", self.takes.is_some()), ("gives", self.gives.is_some())] {
+            if declared && version < NEWEST {
+                let found = format!("it in protocol {version}");
+                return Err(Detail::new(field, found, format!("protocol {NEWEST}, or the field left out")));
+            }
+        }
+        let stages = Stages::new(self.takes.unwrap_or_default(), self.gives.as_deref())?;
+        let mut lacks: BTreeSet<Feature> = self.lacks.unwrap_or_default().into_iter().collect();
+        if self.gives.is_some() && stages.takes == Takes::Inputs && !stages.gives(Given::Output) {
+            lacks.insert(Feature::Output);
+        }
         let everything = Capabilities::default();
         let name = match (self.name, self.version) {
             (Some(name), Some(version)) => Some(format!("{name} {version}")),
@@ -264,9 +291,10 @@ impl HelloFields {
                 dtypes: not_empty("dtypes", self.dtypes, everything.dtypes)?,
                 heads: not_empty("heads", self.heads, everything.heads)?,
                 largest_keys: self.largest_keys,
-                lacks: self.lacks.unwrap_or_default().into_iter().collect(),
                 promises: self.promises.map(|names| promises_from_names(&names)).transpose()?,
+                lacks,
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
+                stages,
                 ..Capabilities::default()
             },
         })
@@ -362,7 +390,14 @@ mod tests {
                 json!({"model": {"scores": "f32"}}),
                 "hello.model.scores: unknown field `scores`, expected one of",
             ),
-            (json!({"protocol": 2}), "found protocol 2, expected 1"),
+            (json!({"protocol": 3}), "found protocol 3, expected 1 or 2"),
+            (json!({"takes": "scores"}), "hello.takes: found it in protocol 1, expected protocol 2"),
+            (json!({"gives": ["selected"]}), "hello.gives: found it in protocol 1, expected protocol 2"),
+            (json!({"protocol": 2, "takes": "keys"}), "hello.takes: unknown variant `keys`, expected one of"),
+            (
+                json!({"protocol": 2, "takes": "selection", "gives": ["selected"]}),
+                "hello.gives: found selected, expected at least one of output, lse",
+            ),
             (json!({"type": "answer"}), "type: found \"answer\", expected hello"),
         ] {
             let problem = hello_of(fields).unwrap_err();

@@ -6,6 +6,7 @@
 mod answer;
 mod child;
 mod messages;
+mod stages;
 
 use std::time::Duration;
 
@@ -14,7 +15,10 @@ use ndarray::Array4;
 use self::child::{Child, Tail};
 use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured};
-use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel};
+use crate::algorithm::Mask;
+use crate::cases::{
+    Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+};
 
 /// How long a command may take to say hello: importing torch takes long.
 const STARTUP: Duration = Duration::from_secs(120);
@@ -213,6 +217,18 @@ impl Subject for Process {
 
     fn selected(&self) -> Option<&Array4<i32>> {
         self.selected.as_ref()
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        self.revive()?;
+        let limit = stages::largest_selection(call);
+        self.ask(limit, |id| stages::select(id, call), |bytes, id| stages::read_selection(bytes, id, call))
+    }
+
+    fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {
+        self.revive()?;
+        let limit = stages::largest_attention(call);
+        self.ask(limit, |id| stages::attend(id, call), |bytes, id| stages::read_attention(bytes, id, call))
     }
 }
 
