@@ -24,7 +24,7 @@ pub fn check(report: &Report, replay: &str) -> String {
 fn summary(report: &Report) -> Markup {
     let asked = html! {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
-        (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
+        (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
     let answered = html! {
         (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
@@ -33,9 +33,14 @@ fn summary(report: &Report) -> Markup {
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
+        ("Sizes asked", html! { (report.coverage.sizes_in_words()) }),
+        ("Parts asked", html! { (report.coverage.parts_in_words()) }),
         ("Answered", answered),
         ("Not offered, skipped", left_out(report)),
     ];
+    if let Some(domain) = report.coverage.domain_in_words() {
+        lines.insert(1, ("Domain", html! { (domain) }));
+    }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
     }

@@ -85,7 +85,11 @@ impl Run<'_> {
             finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
         }
         let model = self.report.model;
-        self.report.findings.iter_mut().for_each(|finding| attach_evidence(finding, model));
+        let inside_domain = !self.capabilities.domains.is_empty();
+        for finding in &mut self.report.findings {
+            finding.inside_domain = inside_domain;
+            attach_evidence(finding, model);
+        }
     }
 
     /// Where a finding shows a fault only together with others, another answer may show it alone.

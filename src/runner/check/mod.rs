@@ -2,6 +2,7 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod coverage;
 mod findings;
 mod report;
 mod run;
@@ -9,6 +10,7 @@ mod suspects;
 
 use proptest::strategy::{Strategy, ValueTree};
 
+pub use self::coverage::{Asked, Coverage};
 pub use self::report::{Finding, Report, Size};
 use self::run::Run;
 use super::random::test_runner;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::coverage::Coverage;
 use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
 use crate::diagnosis::Faults;
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -37,6 +38,8 @@ pub struct Report {
     pub outputs: usize,
     /// Answers that hold labels, which were judged where keys are ranked.
     pub labels: usize,
+    /// How much of the contract was asked.
+    pub coverage: Coverage,
     /// Parts of the contract that were left out, and goldens not asked for it.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -98,6 +101,8 @@ pub struct Finding {
     pub shrinking_seconds: f64,
     /// False where a limit ended the shrinking.
     pub shrunk: bool,
+    /// Whether it stayed inside a domain that the subject declares.
+    pub inside_domain: bool,
     /// Where the counterexample was written.
     pub file: Option<PathBuf>,
     /// The counterexample and what the subject answered to it.
@@ -131,6 +136,7 @@ impl Finding {
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,
+            inside_domain: false,
             file: None,
             observation: observation.clone(),
             call: 0,
@@ -223,7 +229,7 @@ impl std::fmt::Display for Size {
 
 impl Report {
     /// Nothing asked yet.
-    pub(super) fn new(subject: String, model: RoundingModel, seed: u64) -> Self {
+    pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             subject,
@@ -236,6 +242,7 @@ impl Report {
             answered: 0,
             outputs: 0,
             labels: 0,
+            coverage,
             left_out: BTreeMap::new(),
             conforming: 0,
             refused: 0,
