@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sequence::{Call, Instance};
-use crate::algorithm::{Detail, HeavySize, Storage};
+use crate::algorithm::{Detail, Dims, HeavySize, Selection, Storage};
 
 /// Sizes beyond this are not searched for in a constraint without an upper end.
 const LARGEST: usize = 1 << 20;
@@ -477,23 +477,12 @@ impl Domain {
 
     /// The quantities by which a call lies outside, with their values.
     pub fn outside(&self, instance: &Instance, call: &Call) -> Vec<String> {
-        let dims = call.inputs.dims();
-        let selection = &instance.selection;
-        let factor = selection.group_factor.get();
-        let found = [
-            (Quantity::Batch, dims.batch),
-            (Quantity::Heads, dims.heads),
-            (Quantity::KvHeads, dims.kv_heads),
-            (Quantity::Group, dims.group_size()),
-            (Quantity::Queries, dims.queries),
-            (Quantity::Keys, dims.keys),
-            (Quantity::HeadDim, dims.head_dim),
-            (Quantity::ValueDim, dims.value_dim),
-            (Quantity::GroupFactor, factor),
-            (Quantity::LabelChannels, dims.head_dim / factor),
-            (Quantity::HeavySize, heavy_keys(selection.heavy_size, dims.keys)),
-            (Quantity::LabelBits, usize::from(selection.label_bits.get())),
-        ];
+        self.sizes_outside(&instance.selection, &call.inputs.dims(), call.inputs.storage())
+    }
+
+    /// The same of sizes that are known without their numbers.
+    pub fn sizes_outside(&self, selection: &Selection, dims: &Dims, storage: Storage) -> Vec<String> {
+        let found = sizes(selection, dims);
         let mut outside: Vec<String> = found
             .into_iter()
             .filter(|&(quantity, value)| !self.allows(quantity, value))
@@ -502,7 +491,6 @@ impl Domain {
         if self.value_dim_is_head_dim && dims.value_dim != dims.head_dim {
             outside.push(format!("value_dim {} with head_dim {}", dims.value_dim, dims.head_dim));
         }
-        let storage = call.inputs.storage();
         if self.dtypes.as_ref().is_some_and(|dtypes| !dtypes.contains(&storage)) {
             outside.push(format!("dtype {storage}"));
         }
@@ -538,11 +526,47 @@ impl Domain {
     }
 }
 
+/// The value of each quantity in a call; those of pages apart, which no call has.
+pub fn sizes(selection: &Selection, dims: &Dims) -> [(Quantity, usize); 12] {
+    let factor = selection.group_factor.get();
+    [
+        (Quantity::Batch, dims.batch),
+        (Quantity::Heads, dims.heads),
+        (Quantity::KvHeads, dims.kv_heads),
+        (Quantity::Group, dims.group_size()),
+        (Quantity::Queries, dims.queries),
+        (Quantity::Keys, dims.keys),
+        (Quantity::HeadDim, dims.head_dim),
+        (Quantity::ValueDim, dims.value_dim),
+        (Quantity::GroupFactor, factor),
+        (Quantity::LabelChannels, dims.head_dim / factor),
+        (Quantity::HeavySize, heavy_keys(selection.heavy_size, dims.keys)),
+        (Quantity::LabelBits, usize::from(selection.label_bits.get())),
+    ]
+}
+
 /// The number that a kernel is given as H: a count as it is, however many keys there are.
 fn heavy_keys(size: HeavySize, keys: usize) -> usize {
     match size {
         HeavySize::Count(count) => count.get(),
         HeavySize::Fraction(_) => size.resolve(keys),
+    }
+}
+
+impl From<&Domain> for Value {
+    fn from(domain: &Domain) -> Self {
+        let sizes = domain
+            .sizes
+            .iter()
+            .map(|(quantity, constraint)| (quantity.name().to_owned(), Self::from(constraint.clone())));
+        let mut json: serde_json::Map<_, _> = sizes.collect();
+        if domain.value_dim_is_head_dim {
+            json.insert(Quantity::ValueDim.name().into(), "d".into());
+        }
+        if let Some(dtypes) = &domain.dtypes {
+            json.insert("dtype".into(), serde_json::json!(dtypes));
+        }
+        Self::Object(json)
     }
 }
 
@@ -624,6 +648,14 @@ mod tests {
             assert_eq!(domain.fit(found, seed), found);
         }
         assert!(seen.len() >= 8, "{seen:?}");
+    }
+
+    #[test]
+    fn domains_survive_json() {
+        let text = r#"{"keys":{"from":1,"to":9},"head_dim":[64,128],"value_dim":"d","dtype":["f16"]}"#;
+        let json: Value = serde_json::from_str(text).unwrap();
+        let domain = Domain::from_json(&json).unwrap();
+        assert_eq!(Value::from(&domain).to_string(), text);
     }
 
     #[test]

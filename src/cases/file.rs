@@ -26,6 +26,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bundled::Found;
+use super::capabilities::Outline;
 use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
@@ -36,7 +37,8 @@ use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, fl
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Selection, Storage,
+    ChannelFile, ChannelKind, ChannelOrder, Detail, Dims, InputParts, Inputs, LabelBits, Mask, Selection,
+    Storage,
 };
 
 /// The content of one file.
@@ -224,6 +226,58 @@ impl Reader {
         self.last = Some((wanted, inputs.clone(), made.channels.clone()));
         Ok((inputs, made.channels))
     }
+}
+
+/// What a case file's metadata and tensor shapes say, without making or reading its numbers: enough to tell most cases that an
+/// implementation does not offer. `None` for files in which values decide (a sequence, an additive mask, an earlier mask)
+/// and for files that hold no attention layer.
+///
+/// Errors: as of [`Reader::parse`], as far as the metadata goes.
+pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
+    let file = Tensors::parse(bytes)?;
+    let Some(settings) = file.metadata.get("case") else { return Ok(None) };
+    if file.optional("attention_mask")?.is_some() || file.optional("previous")?.is_some() {
+        return Ok(None);
+    }
+    let settings = CaseSettings::from_json(settings)?;
+    let (dims, channel_rows) = match file.metadata.get("recipe") {
+        Some(json) => {
+            let recipe = from_json::<Recipe>("recipe", json)?;
+            (recipe.dims()?, recipe.channel_rows())
+        }
+        None => {
+            let shape = |name: &str| Ok::<_, Error>(file.required(name)?.view.shape().to_vec());
+            let (q, k, v, rows) = (shape("q")?, shape("k")?, shape("v")?, shape("channels")?);
+            let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _], [_, _, _, value_dim], [rows, _]) =
+                (&q[..], &k[..], &v[..], &rows[..])
+            else {
+                // The whole file says what is wrong.
+                return Ok(None);
+            };
+            let dims = Dims {
+                batch: *batch,
+                heads: *heads,
+                kv_heads: *kv_heads,
+                queries: *queries,
+                keys: *keys,
+                head_dim: *head_dim,
+                value_dim: *value_dim,
+            };
+            if dims.kv_heads == 0 || !dims.heads.is_multiple_of(dims.kv_heads) {
+                return Ok(None);
+            }
+            (dims, *rows)
+        }
+    };
+    Ok(Some(Outline {
+        selection: settings.selection,
+        earlier_maskers: !settings.earlier_maskers.is_empty(),
+        dims,
+        storage: settings.dtype,
+        causal: settings.causal,
+        scaling: settings.scaling,
+        channel_rows,
+    }))
 }
 
 fn inputs(

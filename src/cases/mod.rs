@@ -20,7 +20,7 @@ pub mod stages;
 pub mod strategies;
 pub(crate) mod tensors;
 
-pub use capabilities::{Capabilities, Feature};
+pub use capabilities::{Capabilities, Feature, Outline};
 pub use case::{Answer, AnsweredLabels, CalibrationCase, Case, Expectation, LabelCase, NoAnswer};
 pub use domain::{Constraint, Domain, Quantity};
 pub use error::Error;

@@ -94,6 +94,9 @@ pub enum Accumulation {
     F64,
 }
 
+/// Widens a model in one respect.
+type Change = fn(&mut RoundingModel);
+
 impl RoundingModel {
     /// The author's code and sparse-attention-hub: labels exact, scores kept in storage, f32 sums.
     pub const PYTORCH: Self = Self::new(LabelRounding::Exact, Precision::Storage, Accumulation::F32);
@@ -111,13 +114,13 @@ impl RoundingModel {
 
     /// The models that allow more than this one, each with what it allows, in words: those of one change first.
     pub fn wider(self) -> Vec<(Self, String)> {
-        let changes: [(&str, fn(&mut Self)); 4] = [
+        let changes: [(&str, Change); 4] = [
             ("sums accumulated in f32", |model| model.accumulation = Accumulation::F32),
             ("weights kept in storage", |model| model.weights_kept = Precision::Storage),
             ("labels rounded", |model| model.labels = LabelRounding::Rounded),
             ("scores kept in storage", |model| model.scores_kept = Precision::Storage),
         ];
-        let changed = |change: fn(&mut Self)| {
+        let changed = |change: Change| {
             let mut model = self;
             change(&mut model);
             model != self

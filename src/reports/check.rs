@@ -13,9 +13,17 @@ pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
     let _ = writeln!(
         text,
-        "asked: {} random sequences (seed {}) and {} goldens, {} calls",
-        report.sequences, report.seed, report.goldens, report.calls
+        "asked: {} random sequences (seed {}) and {} of {} goldens, {} calls",
+        report.sequences, report.seed, report.goldens, report.coverage.goldens, report.calls
     );
+    let coverage = &report.coverage;
+    if let Some(domain) = coverage.domain_in_words() {
+        let _ = writeln!(text, "domain: {domain}");
+    }
+    if !coverage.sizes.is_empty() {
+        let _ = writeln!(text, "sizes asked: {}", coverage.sizes_in_words());
+    }
+    let _ = writeln!(text, "parts asked: {}", coverage.parts_in_words());
     if let Some(stages) = &report.stages {
         let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
         let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
@@ -145,7 +153,8 @@ fn headline(index: usize, finding: &Finding) -> String {
     }
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
     let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
-    let _ = writeln!(text, "  shrunk in {} tries to {}{unfinished}", finding.tries, finding.size);
+    let inside = if finding.inside_domain { ", inside the subject's domain" } else { "" };
+    let _ = writeln!(text, "  shrunk in {} tries to {}{inside}{unfinished}", finding.tries, finding.size);
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
     }

@@ -25,7 +25,7 @@ pub fn check(report: &Report, replay: &str) -> String {
 fn summary(report: &Report) -> Markup {
     let asked = html! {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
-        (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
+        (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
     let answered = html! {
         (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
@@ -37,6 +37,8 @@ fn summary(report: &Report) -> Markup {
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
+        ("Sizes asked", html! { (report.coverage.sizes_in_words()) }),
+        ("Parts asked", html! { (report.coverage.parts_in_words()) }),
         ("Answered", answered),
         ("Not offered, skipped", left_out(report)),
     ];
@@ -57,6 +59,9 @@ fn summary(report: &Report) -> Markup {
     if let Some(stages) = &report.stages {
         let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
         lines.push(("Stages", html! { "takes " (stages.takes.name()) ", gives " (gives.join(", ")) }));
+    }
+    if let Some(domain) = report.coverage.domain_in_words() {
+        lines.insert(1, ("Domain", html! { (domain) }));
     }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));

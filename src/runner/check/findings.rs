@@ -97,7 +97,11 @@ impl Run<'_> {
         self.report.explained &= self.apart.is_empty();
         self.report.findings.append(&mut self.apart);
         let model = self.report.model;
-        self.report.findings.iter_mut().for_each(|finding| attach_evidence(finding, model));
+        let inside_domain = !self.capabilities.domains.is_empty();
+        for finding in &mut self.report.findings {
+            finding.inside_domain = inside_domain;
+            attach_evidence(finding, model);
+        }
     }
 
     /// Where a finding shows a fault only together with others, another answer may show it alone.

@@ -2,6 +2,7 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod coverage;
 mod differences;
 mod findings;
 mod promises;
@@ -14,6 +15,7 @@ mod ties;
 
 use proptest::strategy::{Strategy, ValueTree};
 
+pub use self::coverage::{Asked, Coverage};
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
 use crate::cases::{
@@ -44,6 +45,8 @@ pub struct Report {
     /// What the subject takes and gives, where it says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stages: Option<ReportedStages>,
+    /// How much of the contract was asked.
+    pub coverage: Coverage,
     /// Parts of the contract that were left out, and goldens not asked for it.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -115,6 +118,8 @@ pub struct Finding {
     pub shrinking_seconds: f64,
     /// False where a limit ended the shrinking.
     pub shrunk: bool,
+    /// Whether it stayed inside a domain that the subject declares.
+    pub inside_domain: bool,
     /// Where the counterexample was written.
     pub file: Option<PathBuf>,
     /// The counterexample of a subject that does one stage; the observation holds no call then.
@@ -158,6 +163,7 @@ impl Finding {
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,
+            inside_domain: false,
             file: None,
             example: None,
             observation: observation.clone(),
@@ -326,7 +332,7 @@ impl std::fmt::Display for Size {
 
 impl Report {
     /// Nothing asked yet.
-    pub(super) fn new(subject: String, model: RoundingModel, seed: u64) -> Self {
+    pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             subject,
@@ -340,6 +346,7 @@ impl Report {
             outputs: 0,
             labels: 0,
             stages: None,
+            coverage,
             left_out: BTreeMap::new(),
             conforming: 0,
             refused: 0,

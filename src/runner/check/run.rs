@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Options;
+use super::coverage::Coverage;
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, CaseFile, Observation, Reader, Sequence};
+use crate::cases::file::peek;
+use crate::cases::{Capabilities, CaseFile, Feature, Observation, Reader, Sequence};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -46,7 +48,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(subject: &'a mut dyn Subject, options: &Options) -> Self {
         let capabilities = subject.capabilities().and(&options.profile);
         let model = subject.rounding_model();
-        let mut report = Report::new(subject.name(), model, options.seed);
+        let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
         report.left_out = left_out(&capabilities);
         report.promises = nothing_counted(&capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
@@ -73,13 +75,29 @@ impl<'a> Run<'a> {
         let mut reader = Reader::default();
         let mut sequences = Vec::new();
         for found in &options.goldens {
-            let sequence = match reader.read_found(found) {
-                Ok(CaseFile::Attention(case)) => case.sequence(),
-                Ok(CaseFile::Sequence(stored)) => stored.sequence,
-                Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
-                Ok(CaseFile::Stage(stored)) => {
-                    let name = stored.call.takes().name().to_owned();
-                    *self.report.left_out.entry(name).or_default() += 1;
+            let file = found.read().and_then(|bytes| {
+                // What its metadata rules out is not made from its recipe.
+                let outline = peek(&bytes).ok().flatten();
+                let missing = outline.map(|outline| self.capabilities.missing_of(&outline));
+                match missing.filter(|missing| !missing.is_empty()) {
+                    Some(missing) => Ok(Err(missing)),
+                    None => {
+                        let file = reader.parse(&bytes, &found.name);
+                        file.map(Ok).map_err(|error| error.in_file(&found.path()))
+                    }
+                }
+            });
+            let sequence = match file {
+                Ok(Err(missing)) => {
+                    self.report.coverage.goldens += 1;
+                    self.leave_out(missing);
+                    continue;
+                }
+                Ok(Ok(CaseFile::Attention(case))) => case.sequence(),
+                Ok(Ok(CaseFile::Sequence(stored))) => stored.sequence,
+                Ok(Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_))) => continue,
+                Ok(Ok(CaseFile::Stage(stored))) => {
+                    self.leave_out(vec![stored.call.takes().name().to_owned()]);
                     continue;
                 }
                 Err(error) => {
@@ -89,14 +107,20 @@ impl<'a> Run<'a> {
             };
             let sequence = sequence.on_layers_from(self.capabilities.first_layer);
             let missing = self.capabilities.missing(&sequence);
+            self.report.coverage.goldens += 1;
             if missing.is_empty() {
                 sequences.push(sequence);
             }
-            for feature in missing {
-                *self.report.left_out.entry(feature).or_default() += 1;
-            }
+            self.leave_out(missing);
         }
         sequences
+    }
+
+    /// Counts a golden that is not asked for these reasons.
+    fn leave_out(&mut self, missing: Vec<String>) {
+        for feature in missing {
+            *self.report.left_out.entry(feature).or_default() += 1;
+        }
     }
 
     /// Asks a sequence, judges and counts the answers, and looks into failures of a new kind.
@@ -108,6 +132,7 @@ impl<'a> Run<'a> {
         let selected = self.subject.selected().cloned();
         let verdicts = judge_observation(&observation, self.report.model);
         self.count_answers(&observation);
+        self.report.coverage.add(sequence, &verdicts, self.capabilities.offers(Feature::Output));
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.count_unusable(asking.elapsed());
         }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::Options;
+use super::coverage::Coverage;
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{MOST_UNUSABLE, left_out};
 use crate::cases::recipe::mix;
@@ -24,7 +25,8 @@ pub(super) fn check_stages(
 ) -> Report {
     let start = Instant::now();
     let capabilities = subject.capabilities().and(&options.profile);
-    let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed);
+    let coverage = Coverage::of_stage(&capabilities);
+    let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
     report.left_out = left_out(&capabilities);
     report.left_out.insert(Takes::Inputs.name().into(), 0);
     let goldens = goldens(&capabilities, options, &mut report);
@@ -50,6 +52,7 @@ pub(super) fn check_stages(
         };
         let (name, call) = call;
         report.calls += 1;
+        report.coverage.add_stage(&call);
         progress(report.calls, total, report.findings.len());
         let asking = Instant::now();
         let answer = ask_stage(subject, &call);
