@@ -34,7 +34,8 @@ class Subject:
         assert call.channels.dtype == "int64" and type(call.instance.heavy_size) is float
         return {"mask": call.additive() == 0, "output": call.q, "k_labels": call.k.astype("f8")}
 
-doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], refusals=[ValueError])
+doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], promises=["repeatable"],
+                  refusals=[ValueError])
 """
 CONFIGURE: dict = {
     "type": "configure",
@@ -85,7 +86,15 @@ class Conversation(unittest.TestCase):
 
     def test_hello_leaves_out_what_is_not_declared(self):
         self.assertEqual(
-            self.hello, {"type": "hello", "protocol": 1, "name": "test", "dtypes": ["f32"], "lacks": ["previous"]}
+            self.hello,
+            {
+                "type": "hello",
+                "protocol": 1,
+                "name": "test",
+                "dtypes": ["f32"],
+                "promises": ["repeatable"],
+                "lacks": ["previous"],
+            },
         )
         self.send({"type": "bye"})
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ndarray::{Array4, ArrayView1};
 use serde::Serialize;
 
-use super::differences::{keys, same_bits};
+use super::differences::{keys, same, same_bits};
 use super::report::Finding;
 use super::run::Run;
 use super::ties::{Ties, ties};
@@ -162,6 +162,10 @@ impl Run<'_> {
         finding.kind = BROKEN_PROMISE;
         finding.call = broken.call;
         finding.explanations = vec![format!("{} is promised: {}", promise.name(), broken.line)];
+        let once_more = ask(self.subject, &finding.observation.sequence);
+        if !same(&finding.observation.answers, &once_more.answers) {
+            finding.explanations.push("asked again as it was, it is answered otherwise, too".into());
+        }
         finding.sentence = format!("{prefix} is promised, and these answers do not keep it.");
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
