@@ -1,4 +1,4 @@
-"""A sparse attention kernel in numpy, checked alone: it takes a selection and gives output and log-sum-exp (SPEC 2.11)."""
+"""A sparse attention kernel in numpy, checked alone: a selection in, output and log-sum-exp out (SPEC 2.11)."""
 
 import pathlib
 import sys

@@ -171,7 +171,11 @@ impl Reader {
                 keys.join(", ")
             }
         };
-        Err(metadata("metadata keys", found, "case, sequence, quantisation or calibration"))
+        Err(metadata(
+            "metadata keys",
+            found,
+            "case, sequence, quantisation, calibration, scores_case or selection_case",
+        ))
     }
 
     fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {

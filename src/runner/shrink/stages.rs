@@ -100,11 +100,16 @@ fn steps(call: &StageCall) -> Vec<Step> {
     let dims = call.dims();
     let mut steps = Vec::new();
     let mut runs = |part: Part, length: usize| {
-        let mut run = length / 2;
-        while run > 0 {
-            steps
-                .extend((0..=length - run).step_by(run).map(|start| Step::Without(part, start, start + run)));
-            run /= 2;
+        // Halves of the length, and powers of two, of which domains often hold multiples only.
+        let halves = std::iter::successors(Some(length / 2), |run| Some(run / 2));
+        let powers = std::iter::successors(Some(1), |run| Some(run * 2));
+        let mut lengths: Vec<usize> = halves.take_while(|&run| run > 0).collect();
+        lengths.extend(powers.take_while(|&run| run < length));
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        for run in lengths {
+            let starts = (0..=length - run).step_by(run);
+            steps.extend(starts.map(|start| Step::Without(part, start, start + run)));
         }
     };
     runs(Part::Batch, dims.batch);

@@ -129,3 +129,91 @@ fn expected(expectation: Expectation, dims: &Dims) -> Result<Mask, String> {
         None => Err("found no mask".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use ndarray::Array4;
+
+    use super::*;
+    use crate::algorithm::Storage;
+    use crate::cases::stage_plan::stage_call;
+    use crate::cases::{Capabilities, StageCall, Stages, Takes};
+
+    type Part<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
+    fn answer(tensors: &[Part]) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.metadata(KEY, json!({"type": "answer", "id": 1}).to_string());
+        for (name, dtype, shape, bytes) in tensors {
+            writer.tensor(name, dtype, shape, bytes.clone());
+        }
+        writer.frame()[8..].to_vec()
+    }
+
+    fn question() -> ScoresCall {
+        let scores = Array4::from_shape_vec((1, 1, 1, 3), vec![3.0, f32::NEG_INFINITY, 1.0]).unwrap();
+        ScoresCall::new(scores, Storage::F16, NonZeroUsize::new(2).unwrap()).unwrap()
+    }
+
+    fn i64s(values: &[i64]) -> Vec<u8> {
+        values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_selection_is_read_in_every_form_and_mistakes_are_named() {
+        let read = |tensors: &[Part]| read_selection(&answer(tensors), 1, &question()).unwrap();
+        let expected = vec![1.0, 0.0, 1.0];
+        for part in [
+            ("mask", "U8", &[1, 1, 1, 3][..], vec![1, 0, 1]),
+            ("selected", "I64", &[1, 1, 1, 2], i64s(&[0, 2])),
+            ("selected", "I64", &[1, 1, 1, 3], i64s(&[0, 2, -1])),
+        ] {
+            let mask = read(std::slice::from_ref(&part)).unwrap();
+            assert_eq!(mask.weights().iter().copied().collect::<Vec<_>>(), expected, "{part:?}");
+        }
+        for (tensors, expected) in [
+            (vec![], "selected: found nothing, expected a tensor selected or mask"),
+            (
+                vec![("selected", "I64", &[1, 1, 1, 2][..], i64s(&[2, 0]))],
+                "selected[0, 0, 0, 1]: found 0 after 2",
+            ),
+            (
+                vec![("selected", "I64", &[1, 1, 1, 2], i64s(&[0, 0]))],
+                "selected[0, 0, 0, 1]: found 0 after 0",
+            ),
+            (vec![("selected", "I64", &[1, 1, 1, 1], i64s(&[3]))], "selected[0, 0, 0, 0]: found 3"),
+            (vec![("mask", "U8", &[1, 1, 3, 1], vec![1, 0, 1])], "mask: found shape [1, 1, 3, 1]"),
+        ] {
+            let Err(NoAnswer::Failed(problem)) = read(&tensors) else { panic!("{tensors:?}") };
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn an_attention_gives_an_output_or_lse_of_the_right_shape() {
+        let stages = Stages::new(Takes::Selection, None).unwrap();
+        let capabilities = Capabilities { stages, ..Capabilities::default() };
+        let Some(StageCall::Selection(call)) = stage_call(&capabilities, 0) else { panic!() };
+        let dims = call.inputs.dims();
+        let shape = [dims.batch, dims.heads, dims.queries];
+        let floats = |count: usize| vec![0; 4 * count];
+        let rows: usize = shape.iter().product();
+        let read = |tensors: &[Part]| read_attention(&answer(tensors), 1, &call).unwrap();
+        assert!(read(&[("lse", "F32", &shape, floats(rows))]).unwrap().output.is_none());
+        for (tensors, expected) in [
+            (vec![], "output: found nothing, expected a tensor output or lse"),
+            (vec![("lse", "F32", &[rows][..], floats(rows))], "lse: found F32"),
+            (vec![("lse", "F16", &shape, vec![0; 2 * rows])], "lse: found F16"),
+            (vec![("lse", "F32", &[1, rows, 7], floats(7 * rows))], "lse: found shape"),
+        ] {
+            let Err(NoAnswer::Failed(problem)) = read(&tensors) else { panic!("{tensors:?}") };
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+        let frame = attend(7, &call);
+        let message = Message::parse(&frame[8..]).unwrap();
+        let selected = read_integers(&message.tensors.required("selected").unwrap()).unwrap();
+        assert_eq!(selected, call.selected());
+    }
+}
