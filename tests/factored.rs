@@ -84,7 +84,7 @@ impl Subject for Factored {
         let mut mask = instance.start(call);
         for row @ (b, head, i) in dims.rows() {
             let chosen = &order[head / (dims.heads / order.len())][..channels];
-            let bits = selection.label_bits.get() as u8;
+            let bits = selection.label_bits.get();
             let q = codes(chosen.iter().map(|&c| parts.q[[b, head, i, c]]).collect(), bits);
             let additive = inputs.additive(b, head, i);
             let score = |key: usize| {
