@@ -19,14 +19,14 @@ use serde_json::json;
 /// A kernel that is compiled for d = 64 and 128 with 16 or 32 label channels, one query, and H a multiple of 16.
 struct Fixed {
     inner: Faulty,
-    heavy_size: usize,
+    group_factor: usize,
     outside: usize,
 }
 
 impl Fixed {
     fn new(faults: &[&str]) -> Self {
         let faults: Vec<_> = faults.iter().flat_map(|name| Fault::find_all(name)).collect();
-        Self { inner: Faulty::new(&faults), heavy_size: 0, outside: 0 }
+        Self { inner: Faulty::new(&faults), group_factor: 0, outside: 0 }
     }
 }
 
@@ -53,16 +53,16 @@ impl Subject for Fixed {
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         let fits = match instance.selection.heavy_size {
             HeavySize::Count(count) => count.get().is_multiple_of(16),
-            HeavySize::Fraction(_) => true,
+            HeavySize::Fraction(_) => false,
         };
         self.outside += usize::from(!fits);
-        self.heavy_size = instance.selection.group_factor.get();
+        self.group_factor = instance.selection.group_factor.get();
         self.inner.configure(instance)
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let dims = call.inputs.dims();
-        let channels = dims.head_dim / self.heavy_size;
+        let channels = dims.head_dim / self.group_factor;
         let fits = [64, 128].contains(&dims.head_dim) && [16, 32].contains(&channels) && dims.queries == 1;
         if !fits {
             self.outside += 1;
