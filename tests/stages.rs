@@ -451,7 +451,7 @@ struct Simulated {
 
 impl Simulated {
     fn model(self) -> RoundingModel {
-        RoundingModel { kept: self.kept, ..RoundingModel::default() }
+        RoundingModel { scores_kept: self.kept, weights_kept: self.kept, ..RoundingModel::default() }
     }
 
     fn lse(self, case: &Case, mask: &Mask) -> Array3<f32> {
@@ -554,7 +554,11 @@ fn a_log_sum_exp_of_arithmetic_that_a_model_allows_conforms() {
 #[test]
 fn a_log_sum_exp_is_bounded_sharply() {
     let capabilities = of_stages(Takes::Selection, &[Given::Lse]);
-    let model = RoundingModel { kept: Precision::F32, ..RoundingModel::default() };
+    let model = RoundingModel {
+        scores_kept: Precision::F32,
+        weights_kept: Precision::F32,
+        ..RoundingModel::default()
+    };
     let (mut rows, mut widest, mut seen, mut missed) = (0, 0.0f64, 0, 0);
     for seed in 0..1000 {
         let Some(StageCall::Selection(call)) = stage_call(&capabilities, seed) else { panic!("seed {seed}") };
