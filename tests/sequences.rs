@@ -107,7 +107,7 @@ fn random_sequences_visit_layers_grow_and_start_anew() {
 #[test]
 fn decode_steps_keep_the_keys_they_had() {
     let (mut steps, mut others) = (0, 0);
-    for sequence in sequences(&Capabilities::default(), 300) {
+    for sequence in sequences(&Capabilities::default(), 600) {
         for pair in sequence.calls.windows(2).filter(|pair| pair[0].layer == pair[1].layer) {
             let (before, after) = (pair[0].inputs.parts(), pair[1].inputs.parts());
             let (n, longer) = (before.k.dim().2, after.k.dim().2);
