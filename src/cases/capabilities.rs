@@ -107,7 +107,8 @@ impl Capabilities {
     /// Whether a feature is offered.
     pub fn offers(&self, feature: Feature) -> bool {
         let gives_other_things = || !self.stages.gives.is_empty() && !self.stages.gives(Given::Output);
-        !self.lacks.contains(&feature) && !(feature == Feature::Output && gives_other_things())
+        let left_out = feature == Feature::Output && gives_other_things();
+        !self.lacks.contains(&feature) && !left_out
     }
 
     /// What both offer. Where that leaves no type or no head mode, nothing can be asked.

@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
+use crate::reports::check::answered;
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -26,17 +27,19 @@ fn summary(report: &Report) -> Markup {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
         (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
-    let answered = html! {
-        (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
-        (report.labels) " with labels"
-        @if let Some(stages) = &report.stages {
-            ", " (stages.scores) " with scores, " (stages.lse) " with lse"
+    let counts = html! {
+        @match &report.stages {
+            Some(_) => (answered(report)),
+            None => {
+                (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
+                (report.labels) " with labels"
+            }
         }
     };
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
-        ("Answered", answered),
+        ("Answered", counts),
         ("Not offered, skipped", left_out(report)),
     ];
     if let Some(stages) = &report.stages {
