@@ -28,7 +28,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
         let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
     }
-    text += &answered(report);
+    let _ = writeln!(text, "answered: {}", answered(report));
     text += &again(report);
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
@@ -54,15 +54,15 @@ pub fn render(report: &Report, with_times: bool) -> String {
 }
 
 /// What was answered, counted; of one stage only what it can give.
-fn answered(report: &Report) -> String {
+pub(super) fn answered(report: &Report) -> String {
     let (masks, outputs, labels) = (report.answered, report.outputs, report.labels);
-    let whole = format!("answered: {masks} masks, {outputs} of them with output, {labels} with labels");
+    let whole = format!("{masks} masks, {outputs} of them with output, {labels} with labels");
     match &report.stages {
-        None => whole + "\n",
+        None => whole,
         Some(stages) => match stages.takes {
-            Takes::Inputs => format!("{whole}, {} with scores, {} with lse\n", stages.scores, stages.lse),
-            Takes::Scores => format!("answered: {masks} selections\n"),
-            Takes::Selection => format!("answered: {outputs} outputs, {} lse\n", stages.lse),
+            Takes::Inputs => format!("{whole}, {} with scores, {} with lse", stages.scores, stages.lse),
+            Takes::Scores => format!("{masks} selections"),
+            Takes::Selection => format!("{outputs} outputs, {} lse", stages.lse),
         },
     }
 }

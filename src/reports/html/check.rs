@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
-use crate::reports::check::promises;
+use crate::reports::check::{answered, promises};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -27,11 +27,13 @@ fn summary(report: &Report) -> Markup {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
         (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
-    let answered = html! {
-        (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
-        (report.labels) " with labels"
-        @if let Some(stages) = &report.stages {
-            ", " (stages.scores) " with scores, " (stages.lse) " with lse"
+    let counts = html! {
+        @match &report.stages {
+            Some(_) => (answered(report)),
+            None => {
+                (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
+                (report.labels) " with labels"
+            }
         }
     };
     let mut lines = vec![
@@ -39,7 +41,7 @@ fn summary(report: &Report) -> Markup {
         ("Asked", asked),
         ("Sizes asked", html! { (report.coverage.sizes_in_words()) }),
         ("Parts asked", html! { (report.coverage.parts_in_words()) }),
-        ("Answered", answered),
+        ("Answered", counts),
         ("Not offered, skipped", left_out(report)),
     ];
     if report.repeats.asked > 0 {

@@ -152,7 +152,7 @@ fn plainness(x: f32) -> u32 {
         x if x == 0.0 => u32::from(x.is_sign_negative()),
         1.0 => 2,
         -1.0 => 3,
-        x if x == f32::NEG_INFINITY => 4,
+        f32::NEG_INFINITY => 4,
         x if x == x.round() && x.abs() < 1e3 => 5 + x.abs() as u32,
         _ => 2000,
     }
