@@ -43,7 +43,9 @@ fn every_fault_is_caught_named_and_shrunk() {
         let size = finding.size;
         // D4 and a shared cache need two calls, tiled heads four heads over two: fewer show nothing.
         let heads = if name == "kv-heads-tiled" { 4 } else { 2 };
-        assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= 4, "{name}: {size}");
+        // Sums in f16 show where several products are rounded one after the other.
+        let head_dim = if name == "half-accumulation" { 5 } else { 4 };
+        assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= head_dim, "{name}: {size}");
         let calls = if ["first-layers-channels", "label-cache-shared"].contains(&name) { 2 } else { 1 };
         assert_eq!(size.calls, calls, "{name}: {size}");
         assert!(size.batch == 1 && size.queries <= 2, "{name}: {size}");
