@@ -149,6 +149,22 @@ class Call:
         return additive
 
 
+class ScoresCall:
+    """One `select`: scores [b, h, m, n] are float32 and hold values of `dtype`; -inf is no candidate."""
+
+    def __init__(self, _instance, message, tensors):
+        self.scores, self.heavy_size, self.dtype = tensors["scores"], message["heavy_size"], message["dtype"]
+
+
+class SelectionCall:
+    """One `attend`: q, k and v as in a Call; selected [b, h, m, .] holds ascending key indices, then -1."""
+
+    def __init__(self, _instance, message, tensors):
+        self.dtype, self.scaling = message["dtype"], message["scaling"]
+        self.q, self.k, self.v = (tensors[name] for name in "qkv")
+        self.selected = tensors["selected"]
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -159,16 +175,32 @@ def to_numpy(x):
     return np.asarray(x)
 
 
-def answer_tensors(result):
+# What may be taken: the type of the question, which is also the name of a subject's method for it, the class of the
+# call, the names of a tuple's parts, all names, and those of which an answer needs one.
+STAGES = {
+    "inputs": (
+        "mask",
+        Call,
+        ("mask", "output"),
+        ("mask", "selected", "output", "q_labels", "k_labels", "scores", "lse"),
+        ("mask", "selected"),
+    ),
+    "scores": ("select", ScoresCall, ("mask",), ("mask", "selected"), ("mask", "selected")),
+    "selection": ("attend", SelectionCall, ("output", "lse"), ("output", "lse"), ("output", "lse")),
+}
+
+
+def answer_tensors(result, takes="inputs"):
+    _, _, parts, known, needed = STAGES[takes]
     if isinstance(result, tuple):
-        result = dict(zip(("mask", "output"), result))
+        result = dict(zip(parts, result))
     elif not isinstance(result, dict):
-        result = {"mask": result}
-    if unknown := set(result) - {"mask", "selected", "output", "q_labels", "k_labels"}:
-        raise Failed(f"answer: found {sorted(unknown)}, expected mask, selected, output, q_labels, k_labels")
+        result = {parts[0]: result}
+    if unknown := set(result) - set(known):
+        raise Failed(f"answer: found {sorted(unknown)}, expected {', '.join(known)}")
     arrays = {name: to_numpy(x) for name, x in result.items() if x is not None}
-    if "mask" not in arrays and "selected" not in arrays:
-        raise Failed(f"answer: found {sorted(arrays)}, expected a mask or selected")
+    if not set(arrays) & set(needed):
+        raise Failed(f"answer: found {sorted(arrays)}, expected {' or '.join(needed)}")
     for name, array in arrays.items():
         if name == "selected":
             yield name, "I64", array
@@ -184,9 +216,10 @@ def describe(error):
 
 
 class Server:
-    def __init__(self, subject, refusals):
-        self.subject, self.refusals, self.instance = subject, tuple(refusals), None
-        self.mask = getattr(subject, "mask", subject)
+    def __init__(self, subject, refusals, takes):
+        self.subject, self.refusals, self.instance, self.takes = subject, tuple(refusals), None, takes
+        self.question, self.kind, *_ = STAGES[takes]
+        self.method = getattr(subject, self.question, subject)
 
     def configure(self, message, _tensors):
         self.instance = None
@@ -197,16 +230,17 @@ class Server:
         return {"type": "configured"}, ()
 
     def call(self, message, tensors):
-        if self.instance is None:
+        if self.instance is None and self.takes == "inputs":
             raise Failed("mask: found no instance, expected a configure that was not refused before it")
-        return {"type": "answer"}, list(answer_tensors(self.mask(Call(self.instance, message, tensors))))
+        result = self.method(self.kind(self.instance, message, tensors))
+        return {"type": "answer"}, list(answer_tensors(result, self.takes))
 
     def answer(self, message, tensors):
         """The frame that answers a question; whatever the subject raises is an answer, too."""
         try:
-            steps = {"configure": self.configure, "mask": self.call}
+            steps = {"configure": self.configure, self.question: self.call}
             if message["type"] not in steps:
-                raise Failed(f"type: found {message['type']!r}, expected hello, configure, mask or bye")
+                raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
             reply, tensors = steps[message["type"]](message, tensors)
             return frame({**reply, "id": message.get("id")}, tensors)
         except (KeyboardInterrupt, SystemExit):
@@ -249,13 +283,19 @@ def serve(
     rules=None,
     largest_keys=None,
     domain=None,
+    promises=None,
+    takes="inputs",
+    gives=None,
     lacks=(),
     refusals=(),
 ):
     """Answers questions until the suite says bye or its end of the input closes.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
-    gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels.
+    gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels,
+    scores, lse. With `takes="scores"` it is a function of a ScoresCall, or has `select`, and gives a mask or a dict of
+    selected. With `takes="selection"` it is one of a SelectionCall, or has `attend`, and gives an output, a pair of
+    output and lse, or a dict. `gives` names what every answer holds.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
@@ -268,11 +308,15 @@ def serve(
         "rules": rules,
         "largest_keys": largest_keys,
         "domain": domain,
+        "promises": None if promises is None else list(promises),
         "lacks": list(lacks),
     }
-    hello = {"type": "hello", "protocol": 1, **{key: value for key, value in hello.items() if value is not None}}
+    if takes != "inputs" or gives is not None:
+        hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
+    protocol = 2 if "takes" in hello else 1
+    hello = {"type": "hello", "protocol": protocol, **{key: value for key, value in hello.items() if value is not None}}
     frames_in, frames_out = STREAMS or private_streams()
-    server = Server(subject, refusals)
+    server = Server(subject, refusals, takes)
     while (question := read_frame(frames_in)) and question[0]["type"] != "bye":
         frames_out.write(frame(hello) if question[0]["type"] == "hello" else server.answer(*question))
         frames_out.flush()

@@ -1,5 +1,6 @@
 """Tests of doublecheck.py, which is run as the suite runs it: a process of its own behind two pipes."""
 
+import io
 import pathlib
 import subprocess
 import sys
@@ -34,7 +35,8 @@ class Subject:
         assert call.channels.dtype == "int64" and type(call.instance.heavy_size) is float
         return {"mask": call.additive() == 0, "output": call.q, "k_labels": call.k.astype("f8")}
 
-doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], refusals=[ValueError])
+doublecheck.serve(Subject(), name="test", dtypes=["f32"], lacks=["previous"], promises=["repeatable"],
+                  refusals=[ValueError])
 """
 CONFIGURE: dict = {
     "type": "configure",
@@ -85,7 +87,15 @@ class Conversation(unittest.TestCase):
 
     def test_hello_leaves_out_what_is_not_declared(self):
         self.assertEqual(
-            self.hello, {"type": "hello", "protocol": 1, "name": "test", "dtypes": ["f32"], "lacks": ["previous"]}
+            self.hello,
+            {
+                "type": "hello",
+                "protocol": 1,
+                "name": "test",
+                "dtypes": ["f32"],
+                "promises": ["repeatable"],
+                "lacks": ["previous"],
+            },
         )
         self.send({"type": "bye"})
 
@@ -122,6 +132,42 @@ class Conversation(unittest.TestCase):
         reply = self.ask({**CONFIGURE, "settings": {**CONFIGURE["settings"], "group_factor": 0}})[0]
         self.assertEqual((reply["type"], reply["kind"]), ("refused", "group_factor"))
         self.assertEqual(self.ask({"type": "hello", "protocol": 1})[0], self.hello)
+
+
+class Stages(unittest.TestCase):
+    def conversation(self, subject, question):
+        """The hello of a subject and its answer to one question."""
+        program = f"import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, doublecheck; {subject}"
+        frames = [({"type": "hello", "protocol": 1}, ()), question, ({"type": "bye"}, ())]
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(HERE)],
+            input=b"".join(doublecheck.frame(*frame) for frame in frames),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        stream = io.BytesIO(done.stdout)
+        return doublecheck.read_frame(stream)[0], doublecheck.read_frame(stream)
+
+    def test_a_top_k_takes_scores(self):
+        scores = [("scores", "F16", np.array([[[[1, 3, 2]]]]))]
+        hello, (reply, answer) = self.conversation(
+            "doublecheck.serve(lambda call: {'selected': call.scores.argsort()[..., -call.heavy_size:]},"
+            " name='t', takes='scores')",
+            ({"type": "select", "id": 4, "heavy_size": 2, "dtype": "f16"}, scores),
+        )
+        self.assertEqual((hello["protocol"], hello["takes"]), (2, "scores"))
+        self.assertEqual((reply["type"], reply["id"], answer["selected"].tolist()), ("answer", 4, [[[[2, 1]]]]))
+
+    def test_an_attention_takes_a_selection(self):
+        selected = ("selected", "I32", np.array([[[[0, -1]]]]))
+        tensors = [*inputs("F32", np.ones((1, 1, 1, 1))), selected]
+        hello, (reply, answer) = self.conversation(
+            "doublecheck.serve(lambda call: (call.v, call.selected[..., 0] * call.scaling),"
+            " name='t', takes='selection', gives=['output', 'lse'])",
+            ({"type": "attend", "id": 5, "dtype": "f32", "scaling": 1.0}, tensors),
+        )
+        self.assertEqual((hello["takes"], hello["gives"]), ("selection", ["output", "lse"]))
+        self.assertEqual((reply["type"], answer["output"].shape, answer["lse"].shape), ("answer", (1,) * 4, (1,) * 3))
 
 
 if __name__ == "__main__":

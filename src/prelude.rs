@@ -6,7 +6,7 @@ pub use crate::algorithm::{
 };
 pub use crate::cases::{
     Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance,
-    LabelRounding, NoAnswer, Precision, RoundingModel, Sequence,
+    LabelRounding, NoAnswer, Precision, Promise, RoundingModel, Sequence,
 };
 pub use crate::subjects::{Process, Reference, Subject};
 pub use crate::{Finding, Limits, Options, Report, check};

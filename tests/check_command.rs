@@ -73,7 +73,11 @@ fn the_reference_conforms_also_on_goldens() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/small");
     let output = run(&["check", "--cases", "100", "--goldens", golden.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-    assert!(stdout(&output).contains("100 random sequences (seed 0) and 44 goldens"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("100 random sequences (seed 0) and 44 of 44 goldens"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 /// a number of tries, however long they take.
 fn options() -> Options {
     let shrinking = Limits { time: Duration::MAX, ..Limits::default() };
-    Options { cases: 300, shrinking, ..Options::default() }
+    Options { cases: 500, shrinking, ..Options::default() }
 }
 
 /// Also that the diagnosis is proved: with the fault the SPEC reproduces the counterexample, without it does not.
@@ -43,7 +43,9 @@ fn every_fault_is_caught_named_and_shrunk() {
         let size = finding.size;
         // D4 and a shared cache need two calls, tiled heads four heads over two: fewer show nothing.
         let heads = if name == "kv-heads-tiled" { 4 } else { 2 };
-        assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= 4, "{name}: {size}");
+        // Sums in f16 show where several products are rounded one after the other.
+        let head_dim = if name == "half-accumulation" { 5 } else { 4 };
+        assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= head_dim, "{name}: {size}");
         let calls = if ["first-layers-channels", "label-cache-shared"].contains(&name) { 2 } else { 1 };
         assert_eq!(size.calls, calls, "{name}: {size}");
         assert!(size.batch == 1 && size.queries <= 2, "{name}: {size}");
@@ -284,4 +286,111 @@ fn an_output_is_left_out_only_by_those_that_say_so() {
     let report = check(&mut subject, &options());
     assert!(report.conforms() && report.answered > 300 && report.outputs == 0, "{report:#?}");
     assert!(report.left_out.contains_key("output"));
+}
+
+/// The reference with a fault that depends on the calls before; it selects only.
+struct Stateful<F> {
+    reference: Reference,
+    seen: Vec<Call>,
+    fault: F,
+}
+
+impl<F: Fn(&[Call], &Call) -> Call> Subject for Stateful<F> {
+    fn name(&self) -> String {
+        "stateful".into()
+    }
+
+    fn rounding_model(&self) -> doublecheck::cases::RoundingModel {
+        self.reference.rounding_model()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { lacks: [Feature::Output].into(), ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.seen.clear();
+        self.reference.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let asked = (self.fault)(&self.seen, call);
+        self.seen.push(call.clone());
+        self.reference.call(&asked).map(|answer| Answer { output: None, ..answer })
+    }
+}
+
+/// The call with other keys in its label cache.
+fn with_keys(call: &Call, k: ndarray::Array4<f32>) -> Call {
+    let parts = doublecheck::algorithm::InputParts { k, ..call.inputs.parts().clone() };
+    Call { inputs: doublecheck::algorithm::Inputs::new(parts).unwrap().into(), ..call.clone() }
+}
+
+fn of_layer<'a>(seen: &'a [Call], call: &'a Call) -> impl DoubleEndedIterator<Item = &'a Call> {
+    seen.iter().filter(|other| other.layer == call.layer)
+}
+
+/// The second call of a layer and shape gets the first one's answer.
+fn memo_by_shape(seen: &[Call], call: &Call) -> Call {
+    let same = |other: &&Call| other.inputs.dims() == call.inputs.dims();
+    of_layer(seen, call).find(same).unwrap_or(call).clone()
+}
+
+/// Labels of a position are kept until a call is shorter than the one before.
+fn kept_on_restart(seen: &[Call], call: &Call) -> Call {
+    let mut cached: Option<ndarray::Array4<f32>> = None;
+    for call in of_layer(seen, call).chain([call]) {
+        let mut k = call.inputs.parts().k.clone();
+        if let Some(old) = cached.filter(|old| old.dim().0 == k.dim().0 && old.dim().2 <= k.dim().2) {
+            k.slice_mut(ndarray::s![.., .., ..old.dim().2, ..]).assign(&old);
+        }
+        cached = Some(k);
+    }
+    with_keys(call, cached.unwrap())
+}
+
+/// Of a later chunk only the first key is labelled.
+fn first_key_of_a_chunk(seen: &[Call], call: &Call) -> Call {
+    let dims = call.inputs.dims();
+    let Some(old) = of_layer(seen, call).next_back().map(|old| old.inputs.dims().keys) else {
+        return call.clone();
+    };
+    let mut k = call.inputs.parts().k.clone();
+    if old < dims.keys && dims.queries > 1 {
+        k.slice_mut(ndarray::s![.., .., old + 1.., ..]).fill(0.0);
+    }
+    with_keys(call, k)
+}
+
+/// A request's slot is its index in the batch: a batch of another size finds the old keys there.
+fn batch_slots(seen: &[Call], call: &Call) -> Call {
+    let mut k = call.inputs.parts().k.clone();
+    if let Some(old) = of_layer(seen, call).next_back() {
+        let old = &old.inputs.parts().k;
+        if old.dim().0 != k.dim().0 && old.dim().2 == k.dim().2 {
+            let slots = ndarray::s![..old.dim().0.min(k.dim().0), .., .., ..];
+            k.slice_mut(slots).assign(&old.slice(slots));
+        }
+    }
+    with_keys(call, k)
+}
+
+#[test]
+fn faults_that_need_later_calls_are_caught() {
+    type Fault = fn(&[Call], &Call) -> Call;
+    let faults: [(&str, Fault); 4] = [
+        ("memo by shape", memo_by_shape),
+        ("labels kept on restart", kept_on_restart),
+        ("only the first key of a chunk", first_key_of_a_chunk),
+        ("batch slots", batch_slots),
+    ];
+    for (name, fault) in faults {
+        let mut subject = Stateful { reference: Reference::default(), seen: Vec::new(), fault };
+        let report = check(&mut subject, &Options { cases: 1000, ..options() });
+        let finding = report.findings.first().unwrap_or_else(|| panic!("{name}: {report}"));
+        assert!(finding.after <= 1000 && finding.size.calls == 2, "{name}: {report}");
+        // It always shows: nothing of it depends on when it is asked.
+        assert!(report.findings.iter().all(|finding| finding.kind != "not repeatable"), "{name}: {report}");
+        assert_eq!(report.repeats.diverged, 0, "{name}");
+    }
 }

@@ -116,7 +116,7 @@ fn what_is_not_shrunk_stays_readable() {
         let report = check(&mut faulty(&[fault]), &options);
         let page = html::check(&report, "");
         assert_page_is_balanced(&page);
-        assert_holds(&page, &["not to the end", "class=\"call failing\""]);
+        assert_holds(&page, &["stopped at the shrinking limit", "class=\"call failing\""]);
         assert!(page.len() < 1 << 20, "{} bytes", page.len());
     }
 }

@@ -70,7 +70,7 @@ impl Simulated {
             let values = self.output_row(case, &mask, kept, row);
             output.slice_mut(ndarray::s![b, head, i, ..]).assign(&ndarray::arr1(&values));
         }
-        Ok(Answer { mask, output: Some(output), labels: None })
+        Ok(Answer::new(mask, Some(output)))
     }
 
     fn mask(self, case: &Case, before: &Mask, kept: Storage) -> Result<Mask, NoAnswer> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use criterion::Criterion;
 use doublecheck::algorithm::{GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage};
 use doublecheck::cases::Recipe;
-use doublecheck::cases::recipe::{Generated, SPLITMIX_1};
+use doublecheck::cases::recipe::{Generated, RecipeRows, SPLITMIX_1};
 use doublecheck::engine::{Engine, EngineMasker, Layout};
 use ndarray::{Array4, Axis, s};
 use serde_json::json;
@@ -67,6 +67,7 @@ pub fn tensors(queries: usize, keys: usize) -> Result<Generated, Failure> {
         queries,
         keys,
         head_dim: HEAD_DIM,
+        rows: RecipeRows::PerHead,
     };
     Ok(recipe.generate()?)
 }

@@ -1,7 +1,7 @@
 //! SPEC §2.11: attention over the attended keys. w = q·k·scaling + A; e = exp(w − max) / weight; the output is
 //! Σ e·v / Σ e, all in f64. A row that attends to nothing yields zeros.
 
-use ndarray::{Array4, Axis};
+use ndarray::{Array3, Array4, Axis};
 
 use super::error::{Detail, Error, Result};
 use super::inputs::{Inputs, Row};
@@ -59,6 +59,28 @@ fn attend_row(inputs: &Inputs, mask: &Mask, row: Row) -> Vec<f64> {
     }
     sum.iter_mut().for_each(|sum| *sum /= total);
     sum
+}
+
+/// The log-sum-exp of each row, log Σ exp(w) / weight over attended keys: [b, h, m], natural logarithms; −∞ for a row that
+/// attends to nothing. Errors: [`Error::Shape`] where the mask does not fit the inputs.
+pub fn log_sum_exp(inputs: &Inputs, mask: &Mask) -> Result<Array3<f32>> {
+    let dims = inputs.dims();
+    if mask.weights().dim() != dims.mask_shape() {
+        let found = format!("{:?}", mask.weights().dim());
+        let expected = format!("{:?}", dims.mask_shape());
+        return Err(Error::Shape(Detail::new("mask", found, expected)));
+    }
+    let mut sums = Array3::from_elem((dims.batch, dims.heads, dims.queries), f32::NEG_INFINITY);
+    for row @ (b, head, i) in dims.rows() {
+        let (keys, weights): (Vec<usize>, Vec<f32>) = mask.row(row).unzip();
+        let logits = logits(inputs, row, keys.into_iter());
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if max > f64::NEG_INFINITY {
+            let terms = logits.iter().zip(&weights).map(|(w, &weight)| (w - max).exp() / f64::from(weight));
+            sums[[b, head, i]] = (max + terms.sum::<f64>().ln()) as f32;
+        }
+    }
+    Ok(sums)
 }
 
 /// The baseline: every key attended.

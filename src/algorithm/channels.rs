@@ -41,11 +41,6 @@ impl ChannelOrder {
         Ok(Self { rows })
     }
 
-    /// Channel 0 for all heads: the smallest order there is.
-    pub fn first() -> Self {
-        Self { rows: vec![vec![0]] }
-    }
-
     /// The rows.
     pub fn rows(&self) -> &[Vec<usize>] {
         &self.rows

@@ -18,7 +18,7 @@ pub fn answer(prediction: &Prediction) -> Result<Answer, Error> {
     let mask = mask(prediction);
     let view = AttentionView::new(prediction, &mask)?;
     let output = view.output(attention(&view.inputs, &view.mask)?);
-    Ok(Answer { mask, output: Some(output), labels: None })
+    Ok(Answer::new(mask, Some(output)))
 }
 
 /// A full mask as the behaviour writes it.

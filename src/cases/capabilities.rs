@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::domain::Domain;
+use super::promise::Promise;
 use super::sequence::{Call, Instance, Sequence};
-use crate::algorithm::{HeadMode, HeavySize, LabelBits, Rules, Storage};
+use super::stages::{Given, StageCall, Stages, Takes};
+use crate::algorithm::{Dims, HeadMode, HeavySize, LabelBits, Rules, Selection, Storage};
 
 /// What [`Capabilities::missing`] calls a sequence that lies outside the domain.
 const OUTSIDE: &str = "outside the domain";
@@ -63,10 +65,55 @@ pub enum Feature {
 }
 
 impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 22] = [
+        Self::AttentionMask,
+        Self::NotCausal,
+        Self::Previous,
+        Self::Weights,
+        Self::EarlierMaskers,
+        Self::Fractions,
+        Self::DenseFallback,
+        Self::DenseLayers,
+        Self::Scaling,
+        Self::ValueDim,
+        Self::Batch,
+        Self::GroupedHeads,
+        Self::ManyQueries,
+        Self::Quantised,
+        Self::NotQuantised,
+        Self::EmptyRows,
+        Self::ChannelsPerHead,
+        Self::ChannelsPerKvHead,
+        Self::ChannelsShared,
+        Self::Sequences,
+        Self::Refusals,
+        Self::Output,
+    ];
+
     /// The name used in the protocol.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
+}
+
+/// What the metadata of a case file says of its only call, without the numbers (see [`super::file::peek`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outline {
+    /// H, G, B, the head mode and the dense fallback.
+    pub selection: Selection,
+    /// Whether maskers come before Double Sparsity.
+    pub earlier_maskers: bool,
+    /// The sizes.
+    pub dims: Dims,
+    /// The type of q, k and v.
+    pub storage: Storage,
+    /// Whether later keys are excluded.
+    pub causal: bool,
+    /// The factor of q·k, where it is given.
+    pub scaling: Option<f64>,
+    /// How many channel rows there are.
+    pub channel_rows: usize,
 }
 
 /// What an implementation offers.
@@ -86,6 +133,10 @@ pub struct Capabilities {
     pub lacks: BTreeSet<Feature>,
     /// Sizes and types that may be asked for: a call must fit one of these. Empty where everything may be.
     pub domains: Vec<Domain>,
+    /// What it promises beyond the contract; `None` where it says nothing of promises.
+    pub promises: Option<BTreeSet<Promise>>,
+    /// Which stages it does: where it starts, and what it gives.
+    pub stages: Stages,
 }
 
 impl Default for Capabilities {
@@ -98,6 +149,8 @@ impl Default for Capabilities {
             first_layer: 0,
             lacks: BTreeSet::new(),
             domains: Vec::new(),
+            promises: None,
+            stages: Stages::default(),
         }
     }
 }
@@ -105,7 +158,13 @@ impl Default for Capabilities {
 impl Capabilities {
     /// Whether a feature is offered.
     pub fn offers(&self, feature: Feature) -> bool {
-        !self.lacks.contains(&feature)
+        let gives_other_things = || !self.stages.gives.is_empty() && !self.stages.gives(Given::Output);
+        !(self.lacks.contains(&feature) || feature == Feature::Output && gives_other_things())
+    }
+
+    /// Whether something is promised.
+    pub fn promises(&self, promise: Promise) -> bool {
+        self.promises.as_ref().is_some_and(|promises| promises.contains(&promise))
     }
 
     /// What both offer. Where that leaves no type or no head mode, nothing can be asked.
@@ -126,13 +185,17 @@ impl Capabilities {
             lacks: self.lacks.union(&other.lacks).copied().collect(),
             // Profiles restrict by what they lack; a domain is the subject's own.
             domains: if self.domains.is_empty() { other.domains.clone() } else { self.domains.clone() },
+            promises: self.promises.clone().or_else(|| other.promises.clone()),
+            // So are its stages.
+            stages: if self.stages.is_declared() { self.stages.clone() } else { other.stages.clone() },
         }
     }
 
     /// Whether everything that a sequence asks for is offered.
     pub fn offers_all(&self, sequence: &Sequence) -> bool {
         let calls = &sequence.calls;
-        self.heads.contains(&sequence.instance.selection.heads)
+        self.stages.takes == Takes::Inputs
+            && self.heads.contains(&sequence.instance.selection.heads)
             && self.rules.contains(&sequence.instance.selection.rules)
             && calls.iter().all(|call| {
                 let keys = call.inputs.dims().keys;
@@ -154,6 +217,9 @@ impl Capabilities {
         let instance = &sequence.instance;
         let mut missing: BTreeSet<String> =
             self.lacking(sequence).iter().map(|feature| feature.name()).collect();
+        if self.stages.takes != Takes::Inputs {
+            missing.insert(Takes::Inputs.name().to_owned());
+        }
         if !self.heads.contains(&instance.selection.heads) {
             missing.insert(instance.selection.heads.name().to_owned());
         }
@@ -170,6 +236,53 @@ impl Capabilities {
             if self.is_outside(instance, call) {
                 missing.insert(OUTSIDE.into());
             }
+        }
+        missing.into_iter().collect()
+    }
+
+    /// Whether everything that a question to a stage asks for is offered.
+    pub fn offers_stage(&self, call: &StageCall) -> bool {
+        let dims = call.dims();
+        let parts = [
+            (Feature::Batch, dims.batch > 1),
+            (Feature::ManyQueries, dims.queries > 1),
+            (Feature::GroupedHeads, dims.kv_heads < dims.heads),
+            (Feature::EmptyRows, call.has_empty_row()),
+            (Feature::Scaling, call.scaling().is_some()),
+            (Feature::ValueDim, dims.value_dim != dims.head_dim),
+        ];
+        let sizes = call.sizes();
+        self.stages.takes == call.takes()
+            && self.dtypes.contains(&call.storage())
+            && self.largest_keys.is_none_or(|largest| dims.keys <= largest)
+            && parts.into_iter().all(|(feature, asked)| !asked || self.offers(feature))
+            && (self.domains.is_empty()
+                || self.domains.iter().any(|domain| domain.holds(&sizes, call.storage())))
+    }
+
+    /// Of what an outline asks for, what is not offered, in words. Where it is empty, the whole case may still ask for more.
+    pub fn missing_of(&self, outline: &Outline) -> Vec<String> {
+        let Outline { selection, dims, storage, .. } = outline;
+        let mut found = selection_features(selection, outline.earlier_maskers);
+        found.extend(call_features(dims, outline.causal, outline.scaling));
+        found.extend(row_features(dims, outline.channel_rows));
+        let mut missing: BTreeSet<String> = found
+            .into_iter()
+            .filter(|(feature, used)| *used && !self.offers(*feature))
+            .map(|(feature, _)| feature.name())
+            .collect();
+        if !self.heads.contains(&selection.heads) {
+            missing.insert(selection.heads.name().to_owned());
+        }
+        if !self.dtypes.contains(storage) {
+            missing.insert(storage.to_string());
+        }
+        if self.largest_keys.is_some_and(|largest| dims.keys > largest) {
+            missing.insert("largest_keys".into());
+        }
+        let fits = |domain: &Domain| domain.sizes_outside(selection, dims, *storage).is_empty();
+        if !self.domains.is_empty() && !self.domains.iter().any(fits) {
+            missing.insert(OUTSIDE.into());
         }
         missing.into_iter().collect()
     }
@@ -201,44 +314,58 @@ fn has_empty_row(call: &Call) -> bool {
         })
 }
 
-/// What a sequence asks for, [`Feature::Refusals`] apart.
-fn features(sequence: &Sequence) -> BTreeSet<Feature> {
+/// What a sequence asks for, [`Feature::Refusals`] and [`Feature::Output`] apart.
+pub(crate) fn features(sequence: &Sequence) -> BTreeSet<Feature> {
     let instance = &sequence.instance;
-    let selection = &instance.selection;
-    let mut found = vec![
-        (Feature::EarlierMaskers, !instance.earlier_maskers.is_empty()),
-        (Feature::Fractions, matches!(selection.heavy_size, HeavySize::Fraction(_))),
-        (Feature::DenseFallback, selection.dense_fallback),
+    let mut found = selection_features(&instance.selection, !instance.earlier_maskers.is_empty());
+    found.extend([
         (Feature::DenseLayers, !instance.dense_layers.is_empty()),
-        (Feature::Quantised, selection.label_bits != LabelBits::UNQUANTISED),
-        (Feature::NotQuantised, selection.label_bits == LabelBits::UNQUANTISED),
         (Feature::Sequences, sequence.calls.len() > 1),
-    ];
+    ]);
     for call in &sequence.calls {
         let (dims, parts) = (call.inputs.dims(), call.inputs.parts());
-        let default_scaling = 1.0 / (dims.head_dim as f64).sqrt();
         let weight = |&weight: &f32| weight != 0.0 && weight != 1.0;
+        found.extend(call_features(&dims, parts.causal, Some(call.inputs.scaling())));
         found.extend([
             (Feature::AttentionMask, parts.attention_mask.is_some()),
-            (Feature::NotCausal, !parts.causal),
             (Feature::Previous, call.previous.is_some()),
             (Feature::Weights, call.previous.iter().any(|mask| mask.weights().iter().any(weight))),
-            (Feature::Scaling, call.inputs.scaling() != default_scaling),
-            (Feature::ValueDim, dims.value_dim != dims.head_dim),
-            (Feature::Batch, dims.batch > 1),
-            (Feature::GroupedHeads, dims.kv_heads < dims.heads),
-            (Feature::ManyQueries, dims.queries > 1),
             (Feature::EmptyRows, has_empty_row(call)),
         ]);
         if let Ok(channels) = instance.channels(call.layer) {
-            let rows = channels.rows().len();
-            let grouped = dims.kv_heads < dims.heads;
-            found.extend([
-                (Feature::ChannelsPerHead, rows == dims.heads && dims.heads > 1),
-                (Feature::ChannelsPerKvHead, rows == dims.kv_heads && grouped && rows > 1),
-                (Feature::ChannelsShared, rows == 1 && dims.heads > 1),
-            ]);
+            found.extend(row_features(&dims, channels.rows().len()));
         }
     }
     found.into_iter().filter(|(_, used)| *used).map(|(feature, _)| feature).collect()
+}
+
+fn selection_features(selection: &Selection, earlier_maskers: bool) -> Vec<(Feature, bool)> {
+    vec![
+        (Feature::EarlierMaskers, earlier_maskers),
+        (Feature::Fractions, matches!(selection.heavy_size, HeavySize::Fraction(_))),
+        (Feature::DenseFallback, selection.dense_fallback),
+        (Feature::Quantised, selection.label_bits != LabelBits::UNQUANTISED),
+        (Feature::NotQuantised, selection.label_bits == LabelBits::UNQUANTISED),
+    ]
+}
+
+fn call_features(dims: &Dims, causal: bool, scaling: Option<f64>) -> [(Feature, bool); 6] {
+    let default_scaling = 1.0 / (dims.head_dim as f64).sqrt();
+    [
+        (Feature::NotCausal, !causal),
+        (Feature::Scaling, scaling.is_some_and(|scaling| scaling != default_scaling)),
+        (Feature::ValueDim, dims.value_dim != dims.head_dim),
+        (Feature::Batch, dims.batch > 1),
+        (Feature::GroupedHeads, dims.kv_heads < dims.heads),
+        (Feature::ManyQueries, dims.queries > 1),
+    ]
+}
+
+fn row_features(dims: &Dims, rows: usize) -> [(Feature, bool); 3] {
+    let grouped = dims.kv_heads < dims.heads;
+    [
+        (Feature::ChannelsPerHead, rows == dims.heads && dims.heads > 1),
+        (Feature::ChannelsPerKvHead, rows == dims.kv_heads && grouped && rows > 1),
+        (Feature::ChannelsShared, rows == 1 && dims.heads > 1),
+    ]
 }

@@ -7,7 +7,7 @@ use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::{ChannelKind, ChannelOrder, Detail, Dims, Error, Inputs, LabelBits, Mask, Storage};
 use std::sync::Arc;
 
-use ndarray::{Array2, Array4};
+use ndarray::{Array2, Array3, Array4};
 
 /// One call to be answered, with what some source says the answer is.
 #[derive(Debug, Clone)]
@@ -125,11 +125,11 @@ impl Expectation {
                 if agree { Ok(attended) } else { Err("selected and mask name different keys".into()) }
             }),
         };
-        Some(attended.map(|mask| Answer { mask, output: self.output.clone(), labels: None }))
+        Some(attended.map(|mask| Answer::new(mask, self.output.clone())))
     }
 }
 
-fn selected_mask(selected: &Array4<i32>, before: &Mask) -> Result<Mask, String> {
+pub(super) fn selected_mask(selected: &Array4<i32>, before: &Mask) -> Result<Mask, String> {
     let (b, h, m, keys) = before.weights().dim();
     let mut attended = before.clone();
     for row @ (b, head, i) in ndarray::indices((b, h, m)) {
@@ -189,6 +189,10 @@ pub struct Answer {
     pub output: Option<Array4<f32>>,
     /// Where the implementation shows them.
     pub labels: Option<AnsweredLabels>,
+    /// [b, h, m, n]: the scores by which keys were ranked, after the head rule and A, where the implementation gives them.
+    pub scores: Option<Array4<f32>>,
+    /// [b, h, m]: log Σ exp(w) / weight over attended keys, where the implementation gives it.
+    pub lse: Option<Array3<f32>>,
 }
 
 /// Labels of every query head (SPEC §2.4, §2.5), as an implementation ranked with them.
@@ -201,10 +205,18 @@ pub struct AnsweredLabels {
 }
 
 impl Answer {
+    /// A mask and, where the implementation computes attention, an output.
+    pub fn new(mask: Mask, output: Option<Array4<f32>>) -> Self {
+        Self { mask, output, labels: None, scores: None, lse: None }
+    }
+
     /// Whether mask and output have the shapes that a case of these sizes asks for.
     pub fn fits(&self, dims: &Dims) -> bool {
         let output = self.output.as_ref().is_none_or(|output| output.dim() == dims.output_shape());
-        output && self.labels_fit(dims) && self.mask.weights().dim() == dims.mask_shape()
+        let scores = self.scores.as_ref().is_none_or(|scores| scores.dim() == dims.mask_shape());
+        let rows = (dims.batch, dims.heads, dims.queries);
+        let lse = self.lse.as_ref().is_none_or(|lse| lse.dim() == rows);
+        output && scores && lse && self.labels_fit(dims) && self.mask.weights().dim() == dims.mask_shape()
     }
 
     fn labels_fit(&self, dims: &Dims) -> bool {

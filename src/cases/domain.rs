@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sequence::{Call, Instance};
-use crate::algorithm::{Detail, HeavySize, Storage};
+use crate::algorithm::{Detail, Dims, HeavySize, Selection, Storage};
 
 /// Sizes beyond this are not searched for in a constraint without an upper end.
 const LARGEST: usize = 1 << 20;
@@ -227,6 +227,14 @@ pub struct Sizes {
     pub value_dim: usize,
     /// B
     pub label_bits: usize,
+}
+
+impl Sizes {
+    /// Of scores, where there are neither channels nor values.
+    pub fn of_heads(batch: usize, heads: usize, queries: usize, keys: usize) -> Self {
+        let (kv_heads, group, label_channels, group_factor, value_dim, label_bits) = (heads, 1, 1, 1, 1, 16);
+        Self { batch, kv_heads, group, queries, keys, label_channels, group_factor, value_dim, label_bits }
+    }
 }
 
 impl Domain {
@@ -469,23 +477,12 @@ impl Domain {
 
     /// The quantities by which a call lies outside, with their values.
     pub fn outside(&self, instance: &Instance, call: &Call) -> Vec<String> {
-        let dims = call.inputs.dims();
-        let selection = &instance.selection;
-        let factor = selection.group_factor.get();
-        let found = [
-            (Quantity::Batch, dims.batch),
-            (Quantity::Heads, dims.heads),
-            (Quantity::KvHeads, dims.kv_heads),
-            (Quantity::Group, dims.group_size()),
-            (Quantity::Queries, dims.queries),
-            (Quantity::Keys, dims.keys),
-            (Quantity::HeadDim, dims.head_dim),
-            (Quantity::ValueDim, dims.value_dim),
-            (Quantity::GroupFactor, factor),
-            (Quantity::LabelChannels, dims.head_dim / factor),
-            (Quantity::HeavySize, heavy_keys(selection.heavy_size, dims.keys)),
-            (Quantity::LabelBits, usize::from(selection.label_bits.get())),
-        ];
+        self.sizes_outside(&instance.selection, &call.inputs.dims(), call.inputs.storage())
+    }
+
+    /// The same of sizes that are known without their numbers.
+    pub fn sizes_outside(&self, selection: &Selection, dims: &Dims, storage: Storage) -> Vec<String> {
+        let found = sizes(selection, dims);
         let mut outside: Vec<String> = found
             .into_iter()
             .filter(|&(quantity, value)| !self.allows(quantity, value))
@@ -494,16 +491,31 @@ impl Domain {
         if self.value_dim_is_head_dim && dims.value_dim != dims.head_dim {
             outside.push(format!("value_dim {} with head_dim {}", dims.value_dim, dims.head_dim));
         }
-        let storage = call.inputs.storage();
         if self.dtypes.as_ref().is_some_and(|dtypes| !dtypes.contains(&storage)) {
             outside.push(format!("dtype {storage}"));
         }
         outside
     }
 
+    /// Whether sizes and type lie inside, as far as they are given; dv tied to d only where both are.
+    pub fn holds(&self, sizes: &[(Quantity, usize)], storage: Storage) -> bool {
+        let size = |wanted: Quantity| sizes.iter().find(|(quantity, _)| *quantity == wanted);
+        let tied = match (size(Quantity::HeadDim), size(Quantity::ValueDim)) {
+            (Some((_, d)), Some((_, dv))) => !self.value_dim_is_head_dim || d == dv,
+            _ => true,
+        };
+        tied && sizes.iter().all(|&(quantity, value)| self.allows(quantity, value))
+            && self.dtypes.as_ref().is_none_or(|dtypes| dtypes.contains(&storage))
+    }
+
     /// Whether a call may have so many queries and keys.
     pub fn allows_lengths(&self, queries: usize, keys: usize) -> bool {
         self.allows(Quantity::Queries, queries) && self.allows(Quantity::Keys, keys)
+    }
+
+    /// Whether a batch of so many entries may be asked for.
+    pub fn allows_batch(&self, batch: usize) -> bool {
+        self.allows(Quantity::Batch, batch)
     }
 
     /// Whether a head dimension may come with a group factor. One that does not divide it makes a call that must be refused.
@@ -514,11 +526,47 @@ impl Domain {
     }
 }
 
+/// The value of each quantity in a call; those of pages apart, which no call has.
+pub fn sizes(selection: &Selection, dims: &Dims) -> [(Quantity, usize); 12] {
+    let factor = selection.group_factor.get();
+    [
+        (Quantity::Batch, dims.batch),
+        (Quantity::Heads, dims.heads),
+        (Quantity::KvHeads, dims.kv_heads),
+        (Quantity::Group, dims.group_size()),
+        (Quantity::Queries, dims.queries),
+        (Quantity::Keys, dims.keys),
+        (Quantity::HeadDim, dims.head_dim),
+        (Quantity::ValueDim, dims.value_dim),
+        (Quantity::GroupFactor, factor),
+        (Quantity::LabelChannels, dims.head_dim / factor),
+        (Quantity::HeavySize, heavy_keys(selection.heavy_size, dims.keys)),
+        (Quantity::LabelBits, usize::from(selection.label_bits.get())),
+    ]
+}
+
 /// The number that a kernel is given as H: a count as it is, however many keys there are.
 fn heavy_keys(size: HeavySize, keys: usize) -> usize {
     match size {
         HeavySize::Count(count) => count.get(),
         HeavySize::Fraction(_) => size.resolve(keys),
+    }
+}
+
+impl From<&Domain> for Value {
+    fn from(domain: &Domain) -> Self {
+        let sizes = domain
+            .sizes
+            .iter()
+            .map(|(quantity, constraint)| (quantity.name().to_owned(), Self::from(constraint.clone())));
+        let mut json: serde_json::Map<_, _> = sizes.collect();
+        if domain.value_dim_is_head_dim {
+            json.insert(Quantity::ValueDim.name().into(), "d".into());
+        }
+        if let Some(dtypes) = &domain.dtypes {
+            json.insert("dtype".into(), serde_json::json!(dtypes));
+        }
+        Self::Object(json)
     }
 }
 
@@ -600,6 +648,14 @@ mod tests {
             assert_eq!(domain.fit(found, seed), found);
         }
         assert!(seen.len() >= 8, "{seen:?}");
+    }
+
+    #[test]
+    fn domains_survive_json() {
+        let text = r#"{"keys":{"from":1,"to":9},"head_dim":[64,128],"value_dim":"d","dtype":["f16"]}"#;
+        let json: Value = serde_json::from_str(text).unwrap();
+        let domain = Domain::from_json(&json).unwrap();
+        assert_eq!(Value::from(&domain).to_string(), text);
     }
 
     #[test]

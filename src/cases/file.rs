@@ -26,16 +26,19 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bundled::Found;
+use super::capabilities::Outline;
 use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, EarlierMasker, Instance, InstanceSettings, Sequence};
+use super::stage_file::{self, StoredStage};
 use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers};
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Detail, InputParts, Inputs, LabelBits, Mask, Selection, Storage,
+    ChannelFile, ChannelKind, ChannelOrder, Detail, Dims, InputParts, Inputs, LabelBits, Mask, Selection,
+    Storage,
 };
 
 /// The content of one file.
@@ -49,6 +52,8 @@ pub enum CaseFile {
     Quantisation(Vec<LabelCase>),
     /// Activations and a channel order.
     Calibration(CalibrationCase),
+    /// A question to one stage.
+    Stage(Box<StoredStage>),
 }
 
 /// A sequence that was written to a file.
@@ -156,6 +161,9 @@ impl Reader {
         if let Some(json) = file.metadata.get("calibration") {
             return calibration_case(&file, json, name).map(CaseFile::Calibration);
         }
+        if let Some(stored) = stage_file::parse(&file, name)? {
+            return Ok(CaseFile::Stage(stored.into()));
+        }
         let found = match file.metadata.keys().map(String::as_str).collect::<Vec<_>>() {
             keys if keys.is_empty() => "none".to_owned(),
             mut keys => {
@@ -163,7 +171,11 @@ impl Reader {
                 keys.join(", ")
             }
         };
-        Err(metadata("metadata keys", found, "case, sequence, quantisation or calibration"))
+        Err(metadata(
+            "metadata keys",
+            found,
+            "case, sequence, quantisation, calibration, scores_case or selection_case",
+        ))
     }
 
     fn attention_case(&mut self, file: &Tensors, settings: &str, name: &str) -> Result<Case> {
@@ -226,6 +238,58 @@ fn weighted(inputs: Arc<Inputs>, file: &Tensors, name: &str) -> Result<Arc<Input
     let Some(view) = file.optional(name)? else { return Ok(inputs) };
     let weights = broadcastable(&view)?.index_axis_move(Axis(0), 0);
     Ok(Arc::new(Inputs::clone(&inputs).with_head_weights(Some(weights))?))
+}
+
+/// What a case file's metadata and tensor shapes say, without making or reading its numbers: enough to tell most cases that an
+/// implementation does not offer. `None` for files in which values decide (a sequence, an additive mask, an earlier mask)
+/// and for files that hold no attention layer.
+///
+/// Errors: as of [`Reader::parse`], as far as the metadata goes.
+pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
+    let file = Tensors::parse(bytes)?;
+    let Some(settings) = file.metadata.get("case") else { return Ok(None) };
+    if file.optional("attention_mask")?.is_some() || file.optional("previous")?.is_some() {
+        return Ok(None);
+    }
+    let settings = CaseSettings::from_json(settings)?;
+    let (dims, channel_rows) = match file.metadata.get("recipe") {
+        Some(json) => {
+            let recipe = from_json::<Recipe>("recipe", json)?;
+            (recipe.dims()?, recipe.channel_rows())
+        }
+        None => {
+            let shape = |name: &str| Ok::<_, Error>(file.required(name)?.view.shape().to_vec());
+            let (q, k, v, rows) = (shape("q")?, shape("k")?, shape("v")?, shape("channels")?);
+            let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _], [_, _, _, value_dim], [rows, _]) =
+                (&q[..], &k[..], &v[..], &rows[..])
+            else {
+                // The whole file says what is wrong.
+                return Ok(None);
+            };
+            let dims = Dims {
+                batch: *batch,
+                heads: *heads,
+                kv_heads: *kv_heads,
+                queries: *queries,
+                keys: *keys,
+                head_dim: *head_dim,
+                value_dim: *value_dim,
+            };
+            if dims.kv_heads == 0 || !dims.heads.is_multiple_of(dims.kv_heads) {
+                return Ok(None);
+            }
+            (dims, *rows)
+        }
+    };
+    Ok(Some(Outline {
+        selection: settings.selection,
+        earlier_maskers: !settings.earlier_maskers.is_empty(),
+        dims,
+        storage: settings.dtype,
+        causal: settings.causal,
+        scaling: settings.scaling,
+        channel_rows,
+    }))
 }
 
 fn inputs(
@@ -322,18 +386,18 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
 }
 
-/// Calls of one instance differ in their queries, keys and layers only.
+/// Calls of one instance differ in their batches, queries, keys and layers only.
 fn check_calls_alike(calls: &[Call]) -> Result<()> {
     let sizes = |call: &Call| {
         let dims = call.inputs.dims();
-        [dims.batch, dims.heads, dims.kv_heads, dims.head_dim, dims.value_dim]
+        [dims.heads, dims.kv_heads, dims.head_dim, dims.value_dim]
     };
     let first = sizes(&calls[0]);
     match calls.iter().position(|call| sizes(call) != first) {
         None => Ok(()),
         Some(index) => {
             let field = format!("call_{index}");
-            let found = format!("[b, h, hk, d, dv] {:?}", sizes(&calls[index]));
+            let found = format!("[h, hk, d, dv] {:?}", sizes(&calls[index]));
             Err(Error::Tensor(Detail::new(field, found, format!("{first:?}, as in call_0"))))
         }
     }

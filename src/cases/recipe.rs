@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use crate::algorithm::inputs::LARGEST_TENSOR;
-use crate::algorithm::{ChannelOrder, Detail};
+use crate::algorithm::{ChannelOrder, Detail, Dims};
 
 /// Which inputs to make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +29,31 @@ pub struct Recipe {
     pub keys: usize,
     /// d, also dv
     pub head_dim: usize,
+    /// How many channel rows there are.
+    #[serde(default, skip_serializing_if = "RecipeRows::is_default")]
+    pub rows: RecipeRows,
 }
 
-/// q [b, h, m, d], k and v [b, hk, n, d], and a channel order with one row per query head.
+/// Channel rows of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecipeRows {
+    /// One per query head.
+    #[default]
+    PerHead,
+    /// One per KV head.
+    PerKvHead,
+    /// One for all heads.
+    Shared,
+}
+
+impl RecipeRows {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// q [b, h, m, d], k and v [b, hk, n, d], and a channel order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// Before the cast to the storage type.
@@ -97,8 +119,35 @@ impl Recipe {
             k.par_chunks_mut(self.head_dim)
                 .for_each(|key| key.iter_mut().zip(&factors).for_each(|(x, factor)| *x *= factor));
         }
-        let channels = (0..self.heads).map(|head| self.channel_row(head, &exponents)).collect();
+        let channels = (0..self.channel_rows()).map(|row| self.channel_row(row, &exponents)).collect();
         Ok(Generated { q, k, v, channels: ChannelOrder::new(channels)? })
+    }
+
+    /// How many channel rows it makes.
+    pub fn channel_rows(&self) -> usize {
+        match self.rows {
+            RecipeRows::PerHead => self.heads,
+            RecipeRows::PerKvHead => self.kv_heads,
+            RecipeRows::Shared => 1,
+        }
+    }
+
+    /// The sizes. Errors: those of [`Self::generate`].
+    pub fn dims(&self) -> Result<Dims> {
+        self.check()?;
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let found = format!("{} heads, {} kv_heads", self.heads, self.kv_heads);
+            return Err(Error::Metadata(Detail::new("recipe.heads", found, "a multiple of kv_heads")));
+        }
+        Ok(Dims {
+            batch: self.batch,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            queries: self.queries,
+            keys: self.keys,
+            head_dim: self.head_dim,
+            value_dim: self.head_dim,
+        })
     }
 
     fn check(&self) -> Result<()> {
@@ -155,6 +204,7 @@ mod tests {
             queries: 1,
             keys: 3,
             head_dim: 8,
+            rows: RecipeRows::PerHead,
         };
         assert_eq!(Words::new(1, 0).word(0), 0xBFEF_8030_DDC2_D772);
         let made = recipe.generate().unwrap();
@@ -163,5 +213,11 @@ mod tests {
         assert_eq!(start(&made.k), [-6.711_548, 0.035_278_32]);
         assert_eq!(made.v[[0, 0, 0, 0]], 1.053_558_3);
         assert_eq!(made.channels.rows(), [[4, 0, 6, 7, 1, 3, 2, 5], [4, 6, 0, 7, 1, 3, 5, 2]]);
+        // Fewer rows are the first of those.
+        for rows in [RecipeRows::PerKvHead, RecipeRows::Shared] {
+            let fewer = Recipe { rows, ..recipe.clone() }.generate().unwrap();
+            assert_eq!(fewer.channels.rows(), [[4, 0, 6, 7, 1, 3, 2, 5]]);
+            assert_eq!((&fewer.q, &fewer.k, &fewer.v), (&made.q, &made.k, &made.v));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About half are single
-//! calls; the others visit several layers, grow by decode steps, or start anew with a shorter prompt. A few must be
-//! refused.
+//! calls; the others do to one instance what requests do to a model that serves them: visit several layers, grow by decode
+//! steps or chunks, start anew, take back a tail, come in batches of another size. A few must be refused.
 
 use std::sync::Arc;
 
@@ -11,10 +11,8 @@ use proptest::sample::{select, subsequence};
 use super::capabilities::{Capabilities, Feature};
 use super::recipe::mix;
 use super::sequence::{Call, Instance, Sequence};
-use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, plans};
-use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode, InputParts, Inputs,
-};
+use super::strategies::{ChannelRows, Plan, Previous, plans};
+use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Error, GroupFactor, HeadMode};
 
 /// Which calls are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +27,30 @@ pub enum Pattern {
     LayersDecode,
     /// One layer, then the same layer with other and fewer keys.
     Restart,
+    /// One layer, then the same layer with as many other keys.
+    RestartEqual,
+    /// One layer, then the same layer with other and more keys.
+    RestartLonger,
+    /// One layer in chunks: later calls have several queries, those of the keys that are new.
+    Chunks,
+    /// One layer, then other keys in a batch of another size, then the first ones again.
+    OtherBatch,
+    /// One layer three times with equal shapes: other queries for the same keys, then other keys.
+    SameShapes,
+    /// One layer; then the last keys are taken back and others put in their place, one at a time.
+    Rollback,
+    /// Each layer once, then the first one again with other keys.
+    Return,
+}
+
+/// Which layer is called, with which text, where that text turns into another one, and how long it is.
+struct Visit {
+    layer: usize,
+    text: u64,
+    /// From this position on the keys are those of the next text.
+    branch: Option<usize>,
+    batch: usize,
+    length: (usize, usize),
 }
 
 /// What makes calls ones that must be refused: all of them, or one that asks for a missing layer.
@@ -71,11 +93,18 @@ pub struct SequencePlan {
 pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = SequencePlan> + use<> {
     let capabilities = capabilities.clone();
     let patterns = prop_oneof![
-        5 => Just(Pattern::Once),
-        3 => Just(Pattern::Layers),
-        1 => Just(Pattern::Decode),
-        2 => Just(Pattern::LayersDecode),
-        1 => Just(Pattern::Restart),
+        12 => Just(Pattern::Once),
+        6 => Just(Pattern::Layers),
+        2 => Just(Pattern::Decode),
+        4 => Just(Pattern::LayersDecode),
+        2 => Just(Pattern::Restart),
+        1 => Just(Pattern::RestartEqual),
+        1 => Just(Pattern::RestartLonger),
+        2 => Just(Pattern::Chunks),
+        1 => Just(Pattern::OtherBatch),
+        1 => Just(Pattern::SameShapes),
+        1 => Just(Pattern::Rollback),
+        1 => Just(Pattern::Return),
     ];
     let flaws = vec![
         Flaw::GroupFactor,
@@ -99,7 +128,7 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
     )
         .prop_map(move |(mut plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw)| {
             // Layers differ in which channels they choose, where they do not choose all.
-            if matches!(pattern, Pattern::Layers | Pattern::LayersDecode) {
+            if pattern.needs_channels() {
                 let two = GroupFactor::new(2).unwrap_or_default();
                 plan.selection.group_factor = plan.selection.group_factor.max(two);
             }
@@ -121,9 +150,31 @@ impl Pattern {
             Self::Decode if n > 2 => vec![(m.min(n - 2), n - 2), (1, n - 1), (1, n)],
             Self::LayersDecode if n > 1 => vec![(m.min(n - 1), n - 1), (1, n)],
             Self::Restart => vec![(m, n), (m.min(n.div_ceil(2)), n.div_ceil(2))],
-            Self::Layers | Self::Decode | Self::LayersDecode => vec![(m, n)],
+            Self::RestartLonger => vec![(m.min(n.div_ceil(2)), n.div_ceil(2)), (m, n)],
+            Self::Chunks if n > 2 => {
+                let chunk = if (2..=n / 2).contains(&m) { m } else { 2 };
+                let whole = |n: usize| (chunk.min(n), n);
+                let lengths = [n.saturating_sub(2 * chunk), n - chunk, n];
+                lengths.into_iter().filter(|&n| n > 0).map(whole).collect()
+            }
+            Self::Rollback if n > 3 => vec![(m, n), (1, n - 1), (1, n)],
+            Self::Rollback if n > 1 => vec![(m, n), (1, n)],
+            Self::RestartEqual | Self::Layers | Self::OtherBatch | Self::SameShapes | Self::Return => {
+                vec![(m, n)]
+            }
+            Self::Decode | Self::LayersDecode | Self::Chunks | Self::Rollback => vec![(m, n)],
         }
     }
+
+    /// Whether its calls differ in the layer alone.
+    fn needs_channels(self) -> bool {
+        matches!(self, Self::Layers | Self::LayersDecode)
+    }
+}
+
+/// The size of the batch that comes between two of `batch` entries: one entry less, or a second one.
+fn other_batch(batch: usize) -> usize {
+    if batch > 1 { batch - 1 } else { 2 }
 }
 
 impl SequencePlan {
@@ -133,6 +184,11 @@ impl SequencePlan {
         let lacks = |feature| !capabilities.offers(feature);
         if let Some(domain) = self.plan.domain_of(capabilities) {
             let lengths = self.pattern.lengths(self.plan.queries, self.plan.keys);
+            let batch = other_batch(self.plan.batch);
+            let fits = self.pattern != Pattern::OtherBatch || domain.allows_batch(batch);
+            if !fits {
+                self.pattern = Pattern::SameShapes;
+            }
             if !lengths.iter().all(|&(m, n)| domain.allows_lengths(m, n)) {
                 self.pattern = if self.plan.seed.is_multiple_of(2) { Pattern::Layers } else { Pattern::Once };
             }
@@ -140,6 +196,11 @@ impl SequencePlan {
             if self.flaw == Some(Flaw::GroupFactor) {
                 self.flaw = Some(Flaw::MissingLayer);
             }
+        }
+        match self.pattern {
+            Pattern::OtherBatch if lacks(Feature::Batch) => self.pattern = Pattern::SameShapes,
+            Pattern::Chunks if lacks(Feature::ManyQueries) => self.pattern = Pattern::Decode,
+            _ => {}
         }
         if lacks(Feature::Sequences) {
             self.pattern = Pattern::Once;
@@ -172,44 +233,58 @@ impl SequencePlan {
         let first = self.layers[0];
         let second = self.layers[1 % self.layers.len()];
         let lengths = self.pattern.lengths(m, n);
-        let calls: Vec<(usize, u64, (usize, usize))> = match (self.pattern, lengths.len()) {
-            (Pattern::Layers, _) => self.layers.iter().map(|&layer| (layer, 0, lengths[0])).collect(),
-            (Pattern::Decode | Pattern::LayersDecode, 1) => {
-                vec![(first, 0, lengths[0]), (second, 0, lengths[0])]
+        let at = |layer, text, length| Visit { layer, text, branch: None, batch: self.plan.batch, length };
+        let visits: Vec<Visit> = match (self.pattern, lengths.len()) {
+            (Pattern::Layers, _) => self.layers.iter().map(|&layer| at(layer, 0, lengths[0])).collect(),
+            (Pattern::Decode | Pattern::LayersDecode | Pattern::Chunks | Pattern::Rollback, 1) => {
+                vec![at(first, 0, lengths[0]), at(second, 0, lengths[0])]
             }
             (Pattern::LayersDecode, _) => {
-                let visit = |length| [(first, 0, length), (second, 0, length)];
-                lengths.into_iter().flat_map(visit).collect()
+                lengths.into_iter().flat_map(|length| [at(first, 0, length), at(second, 0, length)]).collect()
             }
-            (Pattern::Restart, _) => vec![(first, 0, lengths[0]), (first, 1, lengths[1])],
-            (Pattern::Once | Pattern::Decode, _) => {
-                lengths.into_iter().map(|length| (first, 0, length)).collect()
+            (Pattern::Restart | Pattern::RestartLonger, _) => {
+                vec![at(first, 0, lengths[0]), at(first, 1, lengths[1])]
+            }
+            (Pattern::RestartEqual, _) => vec![at(first, 0, lengths[0]), at(first, 1, lengths[0])],
+            (Pattern::SameShapes, _) => [0, 0, 1].map(|text| at(first, text, lengths[0])).into(),
+            (Pattern::OtherBatch, _) => {
+                let other = Visit { batch: other_batch(self.plan.batch), ..at(first, 1, lengths[0]) };
+                vec![at(first, 0, lengths[0]), other, at(first, 0, lengths[0])]
+            }
+            (Pattern::Rollback, _) => {
+                let kept = lengths[1].1 - 1;
+                let again = lengths[1..].iter().map(|&length| at(first, 0, length));
+                let again = again.map(|visit| Visit { branch: Some(kept), ..visit });
+                [at(first, 0, lengths[0])].into_iter().chain(again).collect()
+            }
+            (Pattern::Return, _) => {
+                let each = self.layers.iter().map(|&layer| at(layer, 0, lengths[0]));
+                each.chain([at(first, 1, lengths[0])]).collect()
+            }
+            (Pattern::Once | Pattern::Decode | Pattern::Chunks, _) => {
+                lengths.into_iter().map(|length| at(first, 0, length)).collect()
             }
         };
-        let calls = calls.into_iter().enumerate();
-        calls.map(|(step, (layer, text, (m, n)))| self.call(step, layer, text, m, n)).collect()
+        visits.iter().enumerate().map(|(step, visit)| self.call(step, visit)).collect()
     }
 
     /// Keys and values of a layer and a text are the same however long the call; the rest is new each time.
-    fn call(&self, step: usize, layer: usize, text: u64, m: usize, n: usize) -> Result<Call, Error> {
-        let seed = mix(self.plan.seed ^ mix(layer as u64 + 64 * text));
-        let whole = Plan {
-            seed,
-            queries: 1,
-            additive: AdditiveMask::Absent,
-            previous: Previous::Absent,
-            ..self.plan.clone()
-        };
-        let own = Plan { seed: seed.wrapping_add(step as u64), queries: m, keys: n, ..self.plan.clone() };
-        let (whole, own) = (whole.case()?, own.case()?);
-        let first_keys = |tensor: &Array4<f32>| tensor.slice(s![.., .., ..n, ..]).to_owned();
-        let inputs = Inputs::new(InputParts {
-            k: first_keys(&whole.call.inputs.parts().k),
-            v: first_keys(&whole.call.inputs.parts().v),
-            ..own.call.inputs.parts().clone()
-        })?
-        .with_head_weights(own.call.inputs.head_weights().cloned())?;
-        Ok(Call { layer, inputs: Arc::new(inputs), previous: own.call.previous })
+    fn call(&self, step: usize, visit: &Visit) -> Result<Call, Error> {
+        let &Visit { layer, text, branch, batch, length: (m, n) } = visit;
+        let seed = |text: u64| mix(self.plan.seed ^ mix(layer as u64 + 64 * text));
+        let whole = |text| Plan { seed: seed(text), batch, ..self.plan.clone() }.keys_and_values();
+        let (mut k, mut v) = whole(text);
+        if let Some(kept) = branch {
+            let tail = s![.., .., kept.., ..];
+            let (other_k, other_v) = whole(text + 1);
+            k.slice_mut(tail).assign(&other_k.slice(tail));
+            v.slice_mut(tail).assign(&other_v.slice(tail));
+        }
+        let first_keys =
+            |tensor: Array4<f32>| tensor.slice_move(s![.., .., ..n, ..]).as_standard_layout().into_owned();
+        let seed = seed(text).wrapping_add(step as u64);
+        let own = Plan { seed, batch, queries: m, keys: n, ..self.plan.clone() };
+        own.call(layer, first_keys(k), first_keys(v))
     }
 
     fn instance(&self) -> Result<Instance, Error> {

@@ -358,35 +358,16 @@ impl Plan {
 
     /// The case. Errors: none for plans made by [`plans`]; those of [`Inputs::new`] otherwise.
     pub fn case(&self) -> Result<Case, Error> {
-        let heads = self.kv_heads * self.group;
-        let dims = Dims {
-            batch: self.batch,
-            heads,
-            kv_heads: self.kv_heads,
-            queries: self.queries,
-            keys: self.keys,
-            head_dim: self.head_dim(),
-            value_dim: self.value_dim,
-        };
-        let bits = self.selection.label_bits;
-        let tensor = |t, values, shape| tensor(Words::new(self.seed, t), values, bits, shape);
-        let inputs = Inputs::new(InputParts {
-            q: tensor(0, self.q, [dims.batch, heads, dims.queries, dims.head_dim]),
-            k: tensor(1, self.k, [dims.batch, dims.kv_heads, dims.keys, dims.head_dim]),
-            v: tensor(2, Values::Normal, [dims.batch, dims.kv_heads, dims.keys, dims.value_dim]),
-            attention_mask: self.attention_mask(&dims),
-            causal: self.causal,
-            storage: self.storage,
-            scaling: self.scaling,
-        })?
-        .with_head_weights(self.head_weights(&dims))?;
+        let dims = self.dims();
+        let (k, v) = self.keys_and_values();
+        let call = self.call(0, k, v)?;
         let mut instance =
             Instance::of_layer(self.selection, self.channels_of(self.seed, self.rows_used())?, &dims);
         instance.earlier_maskers = self.earlier_maskers.clone();
         Ok(Case {
             name: format!("random case of seed {}", self.seed),
             instance,
-            call: Call { layer: 0, inputs: Arc::new(inputs), previous: self.previous_mask(&dims)? },
+            call,
             recipe: None,
             expectation: None,
             unknown: serde_json::Map::new(),
@@ -407,6 +388,45 @@ impl Plan {
             let index = ((b * h + head) * m + i) as u64;
             if words.word(index).is_multiple_of(7) { 0.0 } else { words.value(index) }
         }))
+    }
+
+    fn dims(&self) -> Dims {
+        Dims {
+            batch: self.batch,
+            heads: self.kv_heads * self.group,
+            kv_heads: self.kv_heads,
+            queries: self.queries,
+            keys: self.keys,
+            head_dim: self.head_dim(),
+            value_dim: self.value_dim,
+        }
+    }
+
+    fn tensor(&self, t: u64, values: Values, shape: [usize; 4]) -> Array4<f32> {
+        tensor(Words::new(self.seed, t), values, self.selection.label_bits, shape)
+    }
+
+    /// k [b, hk, n, d] and v [b, hk, n, dv], not rounded to the storage type yet.
+    pub(super) fn keys_and_values(&self) -> (Array4<f32>, Array4<f32>) {
+        let Dims { batch, kv_heads, keys, head_dim, value_dim, .. } = self.dims();
+        let k = self.tensor(1, self.k, [batch, kv_heads, keys, head_dim]);
+        (k, self.tensor(2, Values::Normal, [batch, kv_heads, keys, value_dim]))
+    }
+
+    /// A call of a layer with these keys and values, of the plan's shapes. Errors: those of [`Inputs::new`].
+    pub(super) fn call(&self, layer: usize, k: Array4<f32>, v: Array4<f32>) -> Result<Call, Error> {
+        let dims = self.dims();
+        let inputs = Inputs::new(InputParts {
+            q: self.tensor(0, self.q, [dims.batch, dims.heads, dims.queries, dims.head_dim]),
+            k,
+            v,
+            attention_mask: self.attention_mask(&dims),
+            causal: self.causal,
+            storage: self.storage,
+            scaling: self.scaling,
+        })?
+        .with_head_weights(self.head_weights(&dims))?;
+        Ok(Call { layer, inputs: Arc::new(inputs), previous: self.previous_mask(&dims)? })
     }
 
     fn attention_mask(&self, dims: &Dims) -> Option<Array4<f32>> {

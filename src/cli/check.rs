@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Divergences that are known: names or rows of SPEC §3, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     known: Vec<String>,
+    /// How often each sequence is asked; 1 asks a small share again all the same
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    repeat: usize,
     /// Case files, or folders of them, to ask as well [default: the bundled cases]
     #[arg(long, value_name = "PATH")]
     goldens: Vec<PathBuf>,
@@ -75,6 +78,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         profile,
         known,
         goldens,
+        repeat: arguments.repeat,
         ..Options::default()
     };
     let bar = ProgressBar::new(arguments.cases as u64)

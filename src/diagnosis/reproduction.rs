@@ -9,7 +9,9 @@ use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict
 use crate::cases::{Answer, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
 use crate::verdicts::labels::same_bits;
+use crate::verdicts::lse::judge_lse;
 use crate::verdicts::output::judge_output;
+use crate::verdicts::scores::allows;
 
 /// Whether a behaviour reproduces every answer of an observation.
 pub fn reproduces(behaviour: Behaviour, observation: &Observation, model: RoundingModel) -> bool {
@@ -57,7 +59,38 @@ fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> b
             fits && (ranked.heads == HeadMode::PerHead || heads_agree(prediction, &answer.mask))
         }
     };
-    mask && labels_fit(prediction, answer, model) && output_fits(prediction, answer, model)
+    mask && labels_fit(prediction, answer, model)
+        && scores_fit(prediction, answer, model)
+        && output_fits(prediction, answer, model)
+        && lse_fits(prediction, answer, model)
+}
+
+/// Scores that are shown must be those that the behaviour ranks by; those of keys that are no candidates may be anything.
+fn scores_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+    let (Some(shown), Some(ranked)) = (&answer.scores, &prediction.ranked) else {
+        return true;
+    };
+    let bounds = ScoreBounds::predicted(prediction, ranked, model);
+    call_dims(prediction).rows().all(|row @ (b, head, i)| {
+        bounds.row(row).iter().enumerate().all(|(key, candidacy)| match candidacy {
+            Candidacy::Scored(expected) | Candidacy::Forced(expected) => {
+                allows(*expected, shown[[b, head, i, key]])
+            }
+            Candidacy::Before | Candidacy::Excluded => true,
+        })
+    })
+}
+
+fn lse_fits(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+    let Some(lse) = &answer.lse else {
+        return true;
+    };
+    let Ok(view) = AttentionView::new(prediction, &answer.mask) else {
+        return false;
+    };
+    let dims = view.inputs.dims();
+    lse.dim() == (dims.batch, dims.heads, dims.queries)
+        && judge_lse(&view.inputs, &view.mask, lse, model).divergences.is_empty()
 }
 
 /// Sizes as the call has them, whatever the attention reads.

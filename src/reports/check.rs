@@ -3,24 +3,33 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::sequence;
-use crate::cases::Observation;
+use super::{sequence, stages};
+use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
 use crate::runner::check::{Finding, Report};
-use crate::verdicts::Verdict;
+use crate::verdicts::{StageVerdict, Verdict};
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
     let _ = writeln!(
         text,
-        "asked: {} random sequences (seed {}) and {} goldens, {} calls",
-        report.sequences, report.seed, report.goldens, report.calls
+        "asked: {} random sequences (seed {}) and {} of {} goldens, {} calls",
+        report.sequences, report.seed, report.goldens, report.coverage.goldens, report.calls
     );
-    let _ = writeln!(
-        text,
-        "answered: {} masks, {} of them with output, {} with labels",
-        report.answered, report.outputs, report.labels
-    );
+    let coverage = &report.coverage;
+    if let Some(domain) = coverage.domain_in_words() {
+        let _ = writeln!(text, "domain: {domain}");
+    }
+    if !coverage.sizes.is_empty() {
+        let _ = writeln!(text, "sizes asked: {}", coverage.sizes_in_words());
+    }
+    let _ = writeln!(text, "parts asked: {}", coverage.parts_in_words());
+    if let Some(stages) = &report.stages {
+        let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
+        let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
+    }
+    let _ = writeln!(text, "answered: {}", answered(report));
+    text += &again(report);
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
             0 => name.clone(),
@@ -42,6 +51,20 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "\nstopped early: {why}");
     }
     text + &summary(report, with_times)
+}
+
+/// What was answered, counted; of one stage only what it can give.
+pub(super) fn answered(report: &Report) -> String {
+    let (masks, outputs, labels) = (report.answered, report.outputs, report.labels);
+    let whole = format!("{masks} masks, {outputs} of them with output, {labels} with labels");
+    match &report.stages {
+        None => whole,
+        Some(stages) => match stages.takes {
+            Takes::Inputs => format!("{whole}, {} with scores, {} with lse", stages.scores, stages.lse),
+            Takes::Scores => format!("{masks} selections"),
+            Takes::Selection => format!("{outputs} outputs, {} lse", stages.lse),
+        },
+    }
 }
 
 impl std::fmt::Display for Report {
@@ -70,6 +93,53 @@ pub fn replay(subject: &str, observation: &Observation, verdicts: &[Verdict]) ->
     text
 }
 
+/// Sequences asked again, and how far promises were kept.
+fn again(report: &Report) -> String {
+    let mut text = String::new();
+    let repeats = report.repeats;
+    if repeats.asked > 0 {
+        let _ = writeln!(
+            text,
+            "asked again: {} repeats, of which {} diverged and {} differed from the first answer",
+            repeats.asked, repeats.diverged, repeats.differed
+        );
+    }
+    for (title, promised) in [("promised", true), ("observed", false)] {
+        let parts = promises(report, promised);
+        if !parts.is_empty() {
+            let _ = writeln!(text, "{title}: {}", parts.join(", "));
+        }
+    }
+    text
+}
+
+/// One question to one stage asked again.
+pub fn replay_stage(
+    subject: &str,
+    call: &StageCall,
+    answer: &Result<StageAnswer, NoAnswer>,
+    verdict: &StageVerdict,
+) -> String {
+    let conforms = if verdict.conforms() { "conforms" } else { "DIVERGES" };
+    let mut text = stages::render(call);
+    let _ = writeln!(text, "\nthe answer of {subject} {conforms}:");
+    text += &stages::answer(answer);
+    for line in &verdict.explanations {
+        let _ = writeln!(text, "  {line}");
+    }
+    text
+}
+
+/// How often what is promised, or what is not, was so.
+pub(super) fn promises(report: &Report, promised: bool) -> Vec<String> {
+    let shown = Promise::ALL.into_iter().filter_map(|promise| {
+        let kept = report.promises.get(promise.name())?;
+        let seen = kept.promised == promised && (promised || kept.of > 0);
+        seen.then(|| format!("{} in {} of {} {}", promise.name(), kept.held, kept.of, promise.unit()))
+    });
+    shown.collect()
+}
+
 fn headline(index: usize, finding: &Finding) -> String {
     let mut text = format!(
         "\nFINDING {}: {} (after {} sequences, in {} of all)\n",
@@ -78,9 +148,13 @@ fn headline(index: usize, finding: &Finding) -> String {
         finding.after,
         finding.sequences
     );
+    if let Some(stage) = finding.stage {
+        let _ = writeln!(text, "  stage: {stage}");
+    }
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
     let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
-    let _ = writeln!(text, "  shrunk in {} tries to {}{unfinished}", finding.tries, finding.size);
+    let inside = if finding.inside_domain { ", inside the subject's domain" } else { "" };
+    let _ = writeln!(text, "  shrunk in {} tries to {}{inside}{unfinished}", finding.tries, finding.size);
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
     }
@@ -94,10 +168,24 @@ fn headline(index: usize, finding: &Finding) -> String {
 pub fn counterexample(finding: &Finding) -> String {
     let observation = &finding.observation;
     let mut text = String::new();
+    if let Some(example) = &finding.example {
+        text += "\n";
+        indent(&mut text, &stages::render(&example.call));
+        text += "\n  found:\n";
+        indent(&mut text, &stages::answer(&example.answer));
+        text += "  the reference:\n";
+        indent(&mut text, &stages::answer(&example.reference));
+        return text;
+    }
     let rendered = sequence::render(&observation.sequence, "");
     // The first line names the sequence that it was shrunk from.
     for line in rendered.lines().skip(1) {
         let _ = writeln!(text, "  {line}");
+    }
+    let other = finding.other.iter().flat_map(|other| &other.answers).enumerate();
+    for (call, answer) in other.filter(|(call, _)| *call == finding.call) {
+        let _ = writeln!(text, "\n  call {call}, found at another time:");
+        indent(&mut text, &sequence::answer(answer));
     }
     let answers = observation.answers.iter().zip(finding.reference.iter()).enumerate();
     for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
@@ -124,7 +212,7 @@ fn summary(report: &Report, with_times: bool) -> String {
     if report.known > 0 {
         let _ = write!(text, "; {} diverge as declared", report.known);
     }
-    if report.diverged > 0 {
+    if report.diverged > 0 || !report.findings.is_empty() {
         let findings = report.findings.len();
         let plural = if findings == 1 { "finding" } else { "findings" };
         let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);
@@ -166,7 +254,10 @@ pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Res
         let path = folder.join(format!("finding-{}.safetensors", index + 1));
         let source =
             format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
-        let bytes = crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source);
+        let bytes = match &finding.example {
+            Some(example) => crate::cases::stage_file::to_bytes(&example.call, &source),
+            None => crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source),
+        };
         std::fs::write(&path, bytes)?;
         std::fs::write(path.with_extension("txt"), self::finding(index, finding))?;
         finding.file = Some(path);

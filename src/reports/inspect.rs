@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::tensors::mask;
 use crate::algorithm::channels::ranges;
 use crate::algorithm::{ChannelFile, ChannelOrder};
-use crate::cases::{CalibrationCase, Case, CaseFile, LabelCase};
+use crate::cases::{CalibrationCase, Case, CaseFile, LabelCase, StoredStage};
 
 /// Kinds, layers, heads, head dimension, and how far rows share their leading channels.
 pub fn channel_file(file: &ChannelFile) -> String {
@@ -62,7 +62,15 @@ pub fn case_file(file: &CaseFile) -> String {
         CaseFile::Sequence(stored) => super::sequence::render(&stored.sequence, &stored.source),
         CaseFile::Quantisation(cases) => label_cases(cases),
         CaseFile::Calibration(case) => calibration_case(case),
+        CaseFile::Stage(stored) => stage(stored),
     }
+}
+
+fn stage(stored: &StoredStage) -> String {
+    let source = if stored.source.is_empty() { "nothing" } else { &stored.source };
+    let takes = stored.call.takes().name();
+    format!("case {}\n  for what takes {takes}; source: {source}\n", stored.name)
+        + &super::stages::render(&stored.call)
 }
 
 fn attention_case(case: &Case) -> String {

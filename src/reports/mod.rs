@@ -9,6 +9,7 @@ pub mod faults;
 pub mod html;
 pub mod inspect;
 pub mod sequence;
+pub mod stages;
 #[cfg(feature = "cli")]
 mod table;
 mod tensors;

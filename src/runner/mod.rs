@@ -1,9 +1,13 @@
-//! What joins cases, subjects and verdicts: [`verify`](mod@verify) judges files and invariants, [`check`](mod@check) asks
-//! anyone's implementation random sequences, [`shrink`](mod@shrink) makes a counterexample small, and
-//! [`faults`](mod@faults) shows that the suite catches what it should; [`random`](mod@random) judges one random case at a time.
+//! What joins cases, subjects and verdicts: `verify` judges files and invariants (feature `cli`), [`check`](mod@check) asks
+//! anyone's implementation random sequences, [`shrink`](mod@shrink) makes a counterexample small, and `faults` shows that
+//! the suite catches what it should (feature `cli`); `random` judges one random case at a time.
 
 pub mod check;
+#[cfg(feature = "cli")]
 pub mod faults;
+#[cfg(feature = "cli")]
 pub mod random;
+mod seed;
 pub mod shrink;
+#[cfg(feature = "cli")]
 pub mod verify;

@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{TestCaseError, TestError};
 use rayon::prelude::*;
 
+use super::seed::test_runner;
 use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{Answer, Capabilities, Case, NoAnswer};
@@ -53,14 +54,6 @@ impl RandomReport {
         self.sharpness.add(&other.sharpness);
         self.finding = self.finding.take().or(other.finding);
     }
-}
-
-/// Makes the random cases of one seed.
-pub fn test_runner(seed: u64) -> TestRunner {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    TestRunner::new_with_rng(Config { failure_persistence: None, ..Config::default() }, rng)
 }
 
 /// Judges a subject on random cases: its mask and output under its rounding model, what it refuses, and some labels of each

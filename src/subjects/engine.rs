@@ -76,6 +76,6 @@ impl Subject for Engine {
             scaling: parts.scaling,
             previous: call.previous.as_ref(),
         })?;
-        Ok(Answer { mask: step.mask()?, output: Some(step.output), labels: None })
+        Ok(Answer::new(step.mask()?, Some(step.output)))
     }
 }

@@ -64,7 +64,7 @@ impl Subject for Faulty {
                 let dims = call.inputs.dims();
                 let output =
                     Array4::from_elem((dims.batch, dims.heads, dims.queries, dims.value_dim), f32::NAN);
-                Ok(Answer { mask: Mask::full(&dims), output: Some(output), labels: None })
+                Ok(Answer::new(Mask::full(&dims), Some(output)))
             }
             Outcome::Answered(prediction) | Outcome::BrokenOr(prediction) => Ok(answer(&prediction)?),
         }

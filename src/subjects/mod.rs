@@ -11,10 +11,13 @@ pub mod torch;
 #[cfg(feature = "torch")]
 pub mod torch_cache;
 
-use crate::algorithm::{ChannelOrder, LabelBits, Storage};
+use ndarray::Array4;
+
+use crate::algorithm::{ChannelOrder, LabelBits, Mask, Storage};
+use crate::cases::stages::ranks;
 use crate::cases::{
-    Answer, CalibrationCase, Call, Capabilities, Case, Feature, Instance, NoAnswer, Observation,
-    RoundingModel, Sequence,
+    Answer, Attended, CalibrationCase, Call, Capabilities, Case, Feature, Given, Instance, NoAnswer,
+    Observation, RoundingModel, ScoresCall, SelectionCall, Sequence, StageAnswer, StageCall,
 };
 
 #[cfg(feature = "engine")]
@@ -28,7 +31,8 @@ pub use torch::Torch;
 pub use torch_cache::TorchCache;
 
 /// An implementation of Double Sparsity. It is configured once for each instance and then called, for several layers and
-/// lengths; nothing of an earlier call may show in a later one.
+/// lengths; nothing of an earlier call may show in a later one. One that does a single stage says so in its capabilities and
+/// answers [`Subject::select`] or [`Subject::attend`] instead.
 pub trait Subject {
     /// What reports call it.
     fn name(&self) -> String;
@@ -44,10 +48,29 @@ pub trait Subject {
     }
 
     /// A new instance; the one before is over. A refusal refuses every call of the instance.
-    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer>;
+    fn configure(&mut self, _instance: &Instance) -> Result<(), NoAnswer> {
+        Err(not_offered("configure"))
+    }
 
     /// Mask and, where it computes attention, output of one call of the instance.
-    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer>;
+    fn call(&mut self, _call: &Call) -> Result<Answer, NoAnswer> {
+        Err(not_offered("call"))
+    }
+
+    /// The keys with the largest scores (SPEC §2.9), as a mask of weights 0 and 1; asked where it takes scores.
+    fn select(&mut self, _call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        Err(not_offered("select"))
+    }
+
+    /// The attention over given keys (SPEC §2.11); asked where it takes a selection.
+    fn attend(&mut self, _call: &SelectionCall) -> Result<Attended, NoAnswer> {
+        Err(not_offered("attend"))
+    }
+
+    /// The tensor `selected` [b, h, m, ·] of the last answer, as it was sent; `None` where it held none.
+    fn selected(&self) -> Option<&Array4<i32>> {
+        None
+    }
 
     /// One case, as the only call of an instance.
     fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
@@ -73,21 +96,75 @@ pub trait Subject {
 
 /// Asks every call of a sequence of one fresh instance.
 pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
-    let wants_output = subject.capabilities().offers(Feature::Output);
-    let whole = |answer: Answer| match answer.output.is_none() && wants_output {
-        true => Err(NoAnswer::Failed(
-            "the answer holds no output, expected one, or \"output\" among what the subject lacks".into(),
-        )),
-        false => Ok(answer),
-    };
+    let capabilities = subject.capabilities();
+    let instance = &sequence.instance;
+    let whole = |(call, answer)| whole(&capabilities, instance, call, answer);
     let configured = subject.configure(&sequence.instance);
     let instance_refused = configured.is_err();
     let answers = match configured {
-        Ok(()) => sequence.calls.iter().map(|call| subject.call(call).and_then(whole)).collect(),
+        Ok(()) => sequence
+            .calls
+            .iter()
+            .map(|call| subject.call(call).and_then(|answer| whole((call, answer))))
+            .collect(),
         // An instance that is refused refuses each of its calls.
         Err(no_answer) => vec![Err(no_answer); sequence.calls.len()],
     };
     Observation { sequence: sequence.clone(), answers, instance_refused }
+}
+
+/// An answer with everything in it that the subject offers, or which part is missing.
+fn whole(
+    capabilities: &Capabilities,
+    instance: &Instance,
+    call: &Call,
+    answer: Answer,
+) -> Result<Answer, NoAnswer> {
+    if answer.output.is_none() && capabilities.offers(Feature::Output) {
+        return Err(NoAnswer::Failed(
+            "the answer holds no output, expected one, or \"output\" among what the subject lacks".into(),
+        ));
+    }
+    let stages = &capabilities.stages;
+    // Where nothing is ranked there are no labels and scores.
+    let ranked = |given| stages.gives(given) && ranks(instance, call);
+    let missing = [
+        (Given::Labels, answer.labels.is_none() && ranked(Given::Labels)),
+        (Given::Scores, answer.scores.is_none() && ranked(Given::Scores)),
+        (Given::Lse, answer.lse.is_none() && stages.gives(Given::Lse)),
+    ];
+    match missing.into_iter().find(|(_, missing)| *missing) {
+        Some((given, _)) => Err(not_given(given)),
+        None => Ok(answer),
+    }
+}
+
+fn not_given(given: Given) -> NoAnswer {
+    let name = given.name();
+    NoAnswer::Failed(format!("the answer holds no {name}, expected it, as the subject gives {name}"))
+}
+
+/// Asks a question to one stage.
+pub fn ask_stage(subject: &mut dyn Subject, call: &StageCall) -> Result<StageAnswer, NoAnswer> {
+    let stages = subject.capabilities().stages;
+    match call {
+        StageCall::Scores(call) => subject.select(call).map(StageAnswer::Selected),
+        StageCall::Selection(call) => {
+            let answer = subject.attend(call)?;
+            let missing = [
+                (Given::Output, answer.output.is_none() && stages.gives(Given::Output)),
+                (Given::Lse, answer.lse.is_none() && stages.gives(Given::Lse)),
+            ];
+            match missing.into_iter().find(|(_, missing)| *missing) {
+                Some((given, _)) => Err(not_given(given)),
+                None => Ok(StageAnswer::Attended(answer)),
+            }
+        }
+    }
+}
+
+fn not_offered(method: &str) -> NoAnswer {
+    NoAnswer::Failed(format!("{method} is not offered"))
 }
 
 /// What a call without an instance gets.

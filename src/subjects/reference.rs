@@ -1,11 +1,14 @@
 //! The reference of `algorithm` as a subject.
 
 use super::{Subject, not_configured};
-use crate::algorithm::attention::attention;
+use crate::algorithm::attention::{attention, log_sum_exp};
 use crate::algorithm::calibrate::Importance;
 use crate::algorithm::quantize::quantize_in_place;
-use crate::algorithm::{ChannelOrder, LabelBits, SparseAttention, Storage};
-use crate::cases::{Answer, CalibrationCase, Call, Instance, NoAnswer, RoundingModel};
+use crate::algorithm::select::select;
+use crate::algorithm::{ChannelOrder, LabelBits, Mask, SparseAttention, Storage};
+use crate::cases::{
+    Answer, Attended, CalibrationCase, Call, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+};
 
 /// The pure-Rust reference.
 #[derive(Debug, Default)]
@@ -31,7 +34,25 @@ impl Subject for Reference {
         let (instance, maskers) = self.instance.as_ref().ok_or_else(not_configured)?;
         let mask = maskers.extend_mask(&call.inputs, call.layer, instance.start(call))?;
         let output = attention(&call.inputs, &mask)?;
-        Ok(Answer { mask, output: Some(output), labels: None })
+        Ok(Answer::new(mask, Some(output)))
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        let dims = call.dims();
+        let mut mask = Mask::empty(&dims);
+        for row @ (b, head, i) in dims.rows() {
+            let scores = call.scores().slice(ndarray::s![b, head, i, ..]);
+            let scores: Vec<f64> = scores.iter().map(|&score| f64::from(score)).collect();
+            mask.add(row, select(&scores, |_| false, call.heavy_size().get()));
+        }
+        Ok(mask)
+    }
+
+    fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {
+        Ok(Attended {
+            output: Some(attention(&call.inputs, &call.mask)?),
+            lse: Some(log_sum_exp(&call.inputs, &call.mask)?),
+        })
     }
 
     fn labels(

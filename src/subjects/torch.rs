@@ -86,7 +86,7 @@ impl Torch {
 pub(super) fn attend(layer: &Layer, mask: &Tensor) -> Result<Answer, NoAnswer> {
     let output = to_host(&attention(layer, mask)?)?;
     let mask = Mask::from_weights(to_host(mask)?, &layer.dims)?;
-    Ok(Answer { mask, output: Some(output), labels: None })
+    Ok(Answer::new(mask, Some(output)))
 }
 
 impl Subject for Torch {

@@ -51,11 +51,10 @@ impl TorchCache {
         let mask = selected.mask(&layer, before.as_ref())?;
         let mut answer = match before {
             Some(_) => attend(&layer, &mask)?,
-            None => Answer {
-                mask: Mask::from_weights(to_host(&mask)?, &dims)?,
-                output: Some(to_host(&cache.attend(&q, &selected, additive)?)?),
-                labels: None,
-            },
+            None => Answer::new(
+                Mask::from_weights(to_host(&mask)?, &dims)?,
+                Some(to_host(&cache.attend(&q, &selected, additive)?)?),
+            ),
         };
         if let Some(key_labels) = cache.labels()? {
             answer.labels = Some(AnsweredLabels { q: to_host(&query_labels)?, k: to_host(&key_labels)? });

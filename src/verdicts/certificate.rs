@@ -9,6 +9,8 @@
 //! Forced keys are in wherever they are candidates for certain. With f of them H − f keys are left to the others, where f is as
 //! large as it may be for what is certainly in, and as small as it may be for what is certainly out.
 
+use std::ops::Range;
+
 use ndarray::Array2;
 
 use super::bounds::{Approximate, Arithmetic};
@@ -78,14 +80,29 @@ impl Certificate {
     /// Errors: those with which the call must be refused (end of SPEC §2).
     pub fn derive(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let before = instance.before(call)?;
-        if let Some(scores) = ScoreBounds::new(instance, call, model, &before)? {
-            let dims = call.inputs.dims();
-            let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
-            let certify = |row: Row| certify_row(&scores.row(row), heavy_size);
-            let rows = compute::map(dims.rows().collect(), dims.operations(), certify);
+        let Some(scores) = ScoreBounds::without_labels(instance, call, model, &before)? else {
+            return Ok(Self { before, rows: None });
+        };
+        let dims = call.inputs.dims();
+        let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
+        let certify = |scores: &ScoreBounds, rows: Vec<Row>| {
+            compute::map(rows, dims.operations(), |row| certify_row(&scores.row(row), heavy_size))
+        };
+        // Heads that rank alone are certified a KV head at a time: labels of all heads of a long call take much memory.
+        if instance.selection.heads != HeadMode::PerHead {
+            let rows = certify(&scores.with_all_labels(instance, call, model)?, dims.rows().collect());
             return Ok(Self { before, rows: Some(rows) });
         }
-        Ok(Self { before, rows: None })
+        let groups = (0..dims.batch * dims.kv_heads).collect();
+        let rows = compute::map(groups, dims.operations(), |group: usize| {
+            let scores = scores.with_labels(instance, call, model, group..group + 1)?;
+            let (batch, kv_head) = (group / dims.kv_heads, group % dims.kv_heads);
+            let heads = kv_head * dims.group_size()..(kv_head + 1) * dims.group_size();
+            let rows = heads.flat_map(|head| (0..dims.queries).map(move |query| (batch, head, query)));
+            Ok(certify(&scores, rows.collect()))
+        });
+        let rows = rows.into_iter().collect::<Result<Vec<_>, Error>>()?.concat();
+        Ok(Self { before, rows: Some(rows) })
     }
 
     /// How many keys are open in all rows together.
@@ -121,12 +138,25 @@ pub struct ScoreBounds<'a> {
     factor: f64,
     /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
+    /// Where in all (batch, head) the first of them is.
+    first: usize,
 }
 
 impl<'a> ScoreBounds<'a> {
     /// `None` where the mask is full: in a dense layer and by the early outs of SPEC §2.2. Errors: those with which the
     /// call must be refused.
     pub fn new(
+        instance: &Instance,
+        call: &'a Call,
+        model: RoundingModel,
+        before: &'a Mask,
+    ) -> Result<Option<Self>, Error> {
+        let scores = Self::without_labels(instance, call, model, before)?;
+        scores.map(|scores| scores.with_all_labels(instance, call, model)).transpose()
+    }
+
+    /// What [`ScoreBounds::new`] checks.
+    fn without_labels(
         instance: &Instance,
         call: &'a Call,
         model: RoundingModel,
@@ -146,32 +176,56 @@ impl<'a> ScoreBounds<'a> {
         if before.is_full() || short {
             return Ok(None);
         }
-        let arithmetic = Arithmetic::new(model, inputs.storage());
-        let group = dims.group_size();
-        let groups: Vec<_> = (0..dims.batch * dims.kv_heads).collect();
-        let labels = compute::map(groups, dims.batch * dims.heads * dims.keys * label_channels, |index| {
-            let (batch, first) = (index / dims.kv_heads, index % dims.kv_heads * group);
-            let (bits, heads) = (settings.bits(), (batch, first..first + group));
-            head_labels(inputs, channels, label_channels, bits, model.labels, heads)
-        });
-        let mut labels: Vec<_> =
-            labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
-        if settings.heads == HeadMode::SummedLabels {
-            labels = sum_over_heads(&labels, dims.heads, arithmetic);
-        }
-        let factor = settings.rules.factor.get(label_channels, dims.head_dim);
-        let (heads, rules) = (settings.heads, settings.rules);
         Ok(Some(Self {
             inputs,
             before,
-            heads,
-            rules,
+            heads: settings.heads,
+            rules: settings.rules,
             before_ranked: false,
-            arithmetic,
+            arithmetic: Arithmetic::new(model, inputs.storage()),
             label_channels,
-            factor,
-            labels,
+            factor: settings.rules.factor.get(label_channels, dims.head_dim),
+            labels: Vec::new(),
+            first: 0,
         }))
+    }
+
+    /// The same for all heads. Errors: labels out of range.
+    fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
+        let dims = self.inputs.dims();
+        let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
+        if self.heads == HeadMode::SummedLabels {
+            all.labels = sum_over_heads(&all.labels, dims.heads, self.arithmetic);
+        }
+        Ok(all)
+    }
+
+    /// The same for the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
+    fn with_labels(
+        &self,
+        instance: &Instance,
+        call: &Call,
+        model: RoundingModel,
+        groups: Range<usize>,
+    ) -> Result<Self, Error> {
+        let dims = self.inputs.dims();
+        let channels = instance.channels(call.layer)?;
+        let (size, bits) = (dims.group_size(), instance.selection.bits());
+        let first = groups.start * size;
+        let operations = groups.len() * size * dims.keys * self.label_channels;
+        let labels = compute::map(groups.collect(), operations, |index: usize| {
+            let (batch, head) = (index / dims.kv_heads, index % dims.kv_heads * size);
+            head_labels(
+                self.inputs,
+                channels,
+                self.label_channels,
+                bits,
+                model.labels,
+                (batch, head..head + size),
+            )
+        });
+        let labels = labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
+        Ok(Self { labels, first, ..*self })
     }
 
     /// Scores as a behaviour has them.
@@ -203,16 +257,17 @@ impl<'a> ScoreBounds<'a> {
             label_channels: ranked.labels[0].q.ncols(),
             factor: 1.0 / ranked.divisor,
             labels,
+            first: 0,
         }
     }
 
-    /// Every key of one row.
-    pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
+    /// The score of every key of one row, after the head rule and A, candidate or not.
+    pub fn ranked_by(&self, row @ (batch, head, query): Row) -> Vec<Approximate> {
         let dims = self.inputs.dims();
         let sharing = self.heads.sharing(&dims);
         let first = head / sharing * sharing;
         let heads = first..first + sharing;
-        let scores: Vec<Approximate> = match self.heads {
+        match self.heads {
             HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
             HeadMode::SummedLabels => self.scores(batch, row),
             mode => {
@@ -224,7 +279,16 @@ impl<'a> ScoreBounds<'a> {
                 };
                 (0..dims.keys).map(combine).collect()
             }
-        };
+        }
+    }
+
+    /// Every key of one row.
+    pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
+        let dims = self.inputs.dims();
+        let sharing = self.heads.sharing(&dims);
+        let first = head / sharing * sharing;
+        let heads = first..first + sharing;
+        let scores = self.ranked_by(row);
         let forced = (self.rules.forced, dims.position(query));
         let before = self.before.row_weights(row);
         let candidacy = |(key, score): (usize, Approximate)| {
@@ -251,7 +315,7 @@ impl<'a> ScoreBounds<'a> {
     }
 
     fn scores(&self, labels: usize, (batch, head, query): Row) -> Vec<Approximate> {
-        let (queries, keys) = &self.labels[labels];
+        let (queries, keys) = &self.labels[labels - self.first];
         let additive = self.inputs.additive(batch, head, query);
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
         let Products { value, magnitude, carried } = products(&q, keys);

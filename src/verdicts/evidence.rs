@@ -1,11 +1,13 @@
 //! What a verdict on one call rests on: the certificate, the scores of the row at fault, the output within its bounds, and
 //! the labels of SPEC §2.5. It is large and slow to derive, so that only calls that a report prints get it.
 
+use std::collections::HashSet;
+
 use ndarray::Array4;
 
 use super::bounds::Approximate;
-use super::certificate::{Candidacy, Certificate, ScoreBounds, Thresholds, thresholds};
-use super::judge::{Judgement, Verdict, judge};
+use super::certificate::{Candidacy, Certificate, Class, ScoreBounds, Thresholds, thresholds};
+use super::judge::{Judgement, Verdict, differs_from_first_head, judge, key_fault};
 use super::output::expected_row;
 use crate::algorithm::labels::labels_of;
 use crate::algorithm::{Error, Mask, Row};
@@ -23,7 +25,9 @@ pub struct Evidence {
     pub certificate: Result<Certificate, Error>,
     /// The row at fault: batch, head, query. The first one where no row is.
     pub row: Row,
-    /// Its scores; `None` where nothing is ranked.
+    /// Keys whose weight no conforming answer has: batch, head, query, key.
+    pub wrong: HashSet<[usize; 4]>,
+    /// Scores of the row at fault; `None` where nothing is ranked.
     pub scores: Option<RowScores>,
     /// The output that the answered mask gives, with the radii of conforming outputs, [b, h, m, dv]; `None` where the answer
     /// holds no output of the right shape, or a large one.
@@ -58,6 +62,10 @@ impl Evidence {
         let ranked = certificate.as_ref().ok().filter(|certificate| certificate.rows.is_some());
         Self {
             row,
+            wrong: match (&certificate, fitting) {
+                (Ok(certificate), Some(answer)) => wrong_keys(instance, call, certificate, &answer.mask),
+                _ => HashSet::new(),
+            },
             scores: ranked.and_then(|ranked| row_scores(instance, call, model, &ranked.before, row)),
             output: fitting.filter(|_| certificate.is_ok()).and_then(|answer| output(call, answer, model)),
             labels: ranked.and_then(|_| expected_labels(instance, call)),
@@ -73,6 +81,32 @@ fn row_at_fault(judgement: &Judgement) -> Row {
     let label = || judgement.labels.as_ref().filter(|label| label.tensor == "q").map(|label| label.index);
     let index = || label().or_else(|| outputs().next().map(|output| output.index));
     mask.or_else(|| index().map(|[b, head, query, _]| (b, head, query))).unwrap_or((0, 0, 0))
+}
+
+fn wrong_keys(
+    instance: &Instance,
+    call: &Call,
+    certificate: &Certificate,
+    mask: &Mask,
+) -> HashSet<[usize; 4]> {
+    let (dims, before) = (call.inputs.dims(), &certificate.before);
+    let sharing = instance.selection.heads.sharing(&dims);
+    let mut wrong = HashSet::new();
+    for (index, row @ (b, head, query)) in dims.rows().enumerate() {
+        let classes = certificate.rows.as_ref().map(|rows| &rows[index].classes);
+        for key in 0..dims.keys {
+            let (was, found) = (before.weight(b, head, query, key), mask.weight(b, head, query, key));
+            // Without rows every key must be attended.
+            let full = if was == 0.0 { Class::In } else { Class::Before };
+            let class = classes.map_or(full, |classes| classes[key]);
+            if key_fault(class, key, was, found).is_some()
+                || (certificate.rows.is_some() && differs_from_first_head(before, mask, row, key, sharing))
+            {
+                wrong.insert([b, head, query, key]);
+            }
+        }
+    }
+    wrong
 }
 
 fn row_scores(

@@ -109,15 +109,15 @@ fn all(wrong: Option<String>) -> Result<(), Unmet> {
     wrong.map_or(Ok(()), |wrong| Err(Unmet::Wrong(wrong)))
 }
 
-/// Judges the answer to a changed case, changed back, under the certificate of the original. Labels are those of the
-/// changed case.
+/// Judges the answer to a changed case, changed back, under the certificate of the original. Labels, scores and
+/// log-sum-exp are those of the changed case.
 fn must_conform(
     case: &Case,
     certificate: Certificate,
     answer: Answer,
     model: RoundingModel,
 ) -> Result<(), Unmet> {
-    let answer = Ok(Answer { labels: None, ..answer });
+    let answer = Ok(Answer { labels: None, scores: None, lse: None, ..answer });
     all(judge(&case.instance, &case.call, &answer, model, &Ok(certificate)).explanations().into_iter().next())
 }
 
@@ -279,7 +279,7 @@ fn permuted(
     let answer = implementation.ask(&changed)?;
     let mask = reversed_mask(&answer.mask)?;
     let output = answer.output.map(|output| reversed(&output, axis, group));
-    must_conform(case, certificate, Answer { mask, output, labels: None }, implementation.model)
+    must_conform(case, certificate, Answer::new(mask, output), implementation.model)
 }
 
 fn larger_heavy_size(case: &Case, implementation: &mut Implementation) -> Result<(), Unmet> {

@@ -3,7 +3,10 @@
 
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
+use super::lse::{LseVerdict, judge_lse};
 use super::output::{OutputVerdict, judge_output};
+use super::scores::{ScoreDivergence, judge_scores};
+use super::topk::judge_selection;
 use crate::algorithm::{Error, Mask, Row};
 use crate::cases::{Answer, Call, Instance, NoAnswer, Observation, RoundingModel};
 use crate::compute;
@@ -52,18 +55,8 @@ impl Verdict {
             Verdict::Judged(judgement) => {
                 Some(match judgement.mask.divergences.first().map(|first| first.fault) {
                     None if judgement.labels.is_some() => "labels differ",
-                    None => "output out of bounds",
-                    Some(
-                        MaskFault::HoldsOut { .. }
-                        | MaskFault::MissesIn { .. }
-                        | MaskFault::MissesForced { .. },
-                    ) => "wrong keys",
-                    Some(MaskFault::HoldsExcluded { .. }) => "selected a key that is no candidate",
-                    Some(MaskFault::ChangesEarlier { .. }) => "changed an earlier mask",
-                    Some(MaskFault::Weight { .. }) => "wrong weight",
-                    Some(MaskFault::Count { .. }) => "wrong number of keys",
-                    Some(MaskFault::NotFull { .. }) => "mask not full",
-                    Some(MaskFault::HeadsDiffer { .. }) => "heads differ",
+                    None => judgement.later_kind(),
+                    Some(fault) => fault.kind(),
                 })
             }
         }
@@ -93,7 +86,8 @@ impl Verdict {
                 let masks = judgement.mask.divergences.iter().map(ToString::to_string);
                 let outputs = judgement.output.iter().flat_map(|output| &output.divergences);
                 let labels = judgement.labels.iter().map(ToString::to_string);
-                masks.chain(labels).chain(outputs.take(MOST_EXPLAINED).map(ToString::to_string)).collect()
+                let outputs = outputs.take(MOST_EXPLAINED).map(ToString::to_string);
+                masks.chain(labels).chain(judgement.of_stages()).chain(outputs).collect()
             }
         }
     }
@@ -108,13 +102,62 @@ pub struct Judgement {
     pub output: Option<OutputVerdict>,
     /// The first label at fault, where labels were shown and one is.
     pub labels: Option<AnsweredLabel>,
+    /// Where scores were given: whether labels were, too, so that they could be judged first.
+    pub judged_labels: bool,
+    /// Where scores were given and keys are ranked: the first score at fault.
+    pub scores: Option<Option<ScoreDivergence>>,
+    /// The selection judged from the implementation's own scores, where these were given.
+    pub selection: Option<MaskVerdict>,
+    /// The log-sum-exp, where it was given.
+    pub lse: Option<LseVerdict>,
 }
 
 impl Judgement {
     /// Whether everything conforms.
     pub fn conforms(&self) -> bool {
         let output = self.output.iter().all(|output| output.divergences.is_empty());
-        self.mask.wrong_rows == 0 && output && self.labels.is_none()
+        let lse = self.lse.iter().all(|lse| lse.divergences.is_empty());
+        let scores = !matches!(self.scores, Some(Some(_)));
+        let selection = self.selection.iter().all(|selection| selection.wrong_rows == 0);
+        self.mask.wrong_rows == 0 && output && self.labels.is_none() && scores && selection && lse
+    }
+
+    /// The first stage that is wrong although what it starts from is right: `None` where everything conforms, or where no
+    /// answer of an earlier stage says which one it is.
+    pub fn stage(&self) -> Option<&'static str> {
+        let mask = self.mask.divergences.first().map(|divergence| divergence.fault);
+        let from_scores = self.selection.iter().any(|selection| selection.wrong_rows > 0);
+        match (&self.scores, mask) {
+            _ if self.conforms() => None,
+            _ if self.labels.is_some() => Some("labels"),
+            (Some(Some(_)), _) if self.judged_labels => Some("scores"),
+            (Some(Some(_)), _) => Some("labels or scores"),
+            _ if from_scores => Some("selection"),
+            // Scores are right, and so is what was selected by them: the mask breaks a rule that is not of scores.
+            (Some(None), Some(_)) => Some("selection"),
+            (None, Some(_)) => None,
+            (_, None) => Some("attention"),
+        }
+    }
+
+    /// The kind of a failure where mask and labels conform.
+    fn later_kind(&self) -> &'static str {
+        let selection = self.selection.iter().flat_map(|selection| &selection.divergences).next();
+        match selection {
+            _ if matches!(self.scores, Some(Some(_))) => "scores out of bounds",
+            Some(divergence) => divergence.fault.kind(),
+            None if self.output.iter().any(|output| !output.divergences.is_empty()) => "output out of bounds",
+            None => "lse out of bounds",
+        }
+    }
+
+    /// What is wrong with scores, with the selection by them, and with the log-sum-exp.
+    fn of_stages(&self) -> Vec<String> {
+        let scores = self.scores.iter().flatten().map(ToString::to_string);
+        let selections = self.selection.iter().flat_map(|selection| &selection.divergences);
+        let selections = selections.map(|divergence| format!("by its own scores, {divergence}"));
+        let lse = self.lse.iter().flat_map(|lse| &lse.divergences).take(MOST_EXPLAINED);
+        scores.chain(selections).chain(lse.map(ToString::to_string)).collect()
     }
 }
 
@@ -211,6 +254,21 @@ pub enum MaskFault {
     },
 }
 
+impl MaskFault {
+    /// The kind of the failure, in a few words.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::HoldsOut { .. } | Self::MissesIn { .. } | Self::MissesForced { .. } => "wrong keys",
+            Self::HoldsExcluded { .. } => "selected a key that is no candidate",
+            Self::ChangesEarlier { .. } => "changed an earlier mask",
+            Self::Weight { .. } => "wrong weight",
+            Self::Count { .. } => "wrong number of keys",
+            Self::NotFull { .. } => "mask not full",
+            Self::HeadsDiffer { .. } => "heads differ",
+        }
+    }
+}
+
 /// Why a key must be in or out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoreEvidence {
@@ -283,7 +341,11 @@ pub fn judge(
         }
         (Ok(_), Err(expected)) => Verdict::Accepted { expected: expected.clone() },
         (Ok(answer), Ok(_)) if !answer.fits(&call.inputs.dims()) => {
-            Verdict::Failed("mask or output of another shape than [b, h, m, n] and [b, h, m, dv]".into())
+            Verdict::Failed(
+                "a tensor of another shape than [b, h, m, n] for a mask and scores, [b, h, m, dv] for an output, \
+                 [b, h, m] for lse, or labels that do not fit"
+                    .into(),
+            )
         }
         (Ok(answer), Ok(certificate)) => {
             let mask = judge_mask(instance, call, certificate, &answer.mask, model);
@@ -292,7 +354,26 @@ pub fn judge(
             // Where an early out gives a full mask nothing is ranked.
             let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
             let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));
-            Verdict::Judged(Judgement { mask, output, labels })
+            let (scores, selection) = match answer.scores.as_ref().filter(|_| certificate.rows.is_some()) {
+                None => (None, None),
+                Some(scores) => (
+                    Some(judge_scores(instance, call, scores, model, &certificate.before)),
+                    Some(judge_selection(
+                        scores,
+                        instance.selection.heavy_size.resolve(call.inputs.dims().keys),
+                        &certificate.before,
+                        instance.selection.heads.sharing(&call.inputs.dims()),
+                        |query, key| {
+                            let position = call.inputs.dims().position(query);
+                            instance.selection.rules.forced.holds(key, position)
+                        },
+                        &answer.mask,
+                    )),
+                ),
+            };
+            let lse = answer.lse.as_ref().map(|lse| judge_lse(&call.inputs, &answer.mask, lse, model));
+            let judged_labels = ranked.is_some();
+            Verdict::Judged(Judgement { mask, output, labels, judged_labels, scores, selection, lse })
         }
     }
 }
@@ -381,7 +462,8 @@ fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFau
     })
 }
 
-fn row_fault(certificate: &RowCertificate, before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
+/// What is wrong with one row of a mask, by the certificate of the row.
+pub fn row_fault(certificate: &RowCertificate, before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
     let mut selected = 0;
     let weights = before.row_weights(row).into_iter().zip(mask.row_weights(row));
     for ((key, class), (&before, &found)) in certificate.classes.iter().enumerate().zip(weights) {

@@ -5,13 +5,19 @@ pub mod bounds;
 pub mod calibration;
 pub mod certificate;
 pub mod evidence;
+#[cfg(feature = "cli")]
 pub mod invariants;
 pub mod judge;
 pub mod labels;
+pub mod lse;
 pub mod output;
+pub mod scores;
 pub mod sharpness;
+pub mod stages;
+pub mod topk;
 
 pub use certificate::Certificate;
 pub use evidence::Evidence;
 pub use judge::{Judgement, Verdict, judge};
 pub use sharpness::Sharpness;
+pub use stages::{StageVerdict, judge_stage};

@@ -132,14 +132,45 @@ fn judge_row(
     verdict
 }
 
-/// The output of one row with the radius in which a conforming implementation must be.
-pub fn expected_row(
+/// The exponentials of one row, recomputed in f64.
+pub(super) enum Exponentials {
+    /// The row attends to nothing.
+    None,
+    /// A logit may be +∞, or every exponential may underflow.
+    Unbounded,
+    /// How far those of an implementation may be from these.
+    Known(Known),
+}
+
+/// Exponentials with the names of the derivation above.
+pub(super) struct Known {
+    /// Attended keys and their weights.
+    pub(super) attended: Vec<(usize, f32)>,
+    /// p_j
+    pub(super) p: Vec<f64>,
+    /// q_j
+    pub(super) moved: Vec<f64>,
+    /// Σe
+    pub(super) total: f64,
+    /// η·s
+    pub(super) scale: f64,
+    /// ρ
+    pub(super) rho: f64,
+    /// The largest logit of the attended keys.
+    pub(super) max: f64,
+    /// The largest logit of all keys that an implementation may have.
+    pub(super) over_all: f64,
+    /// D
+    pub(super) widest: f64,
+}
+
+/// The exponentials of one row, and whether a maximum over all keys may be NaN.
+pub(super) fn exponentials(
     inputs: &Inputs,
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, query): Row,
-) -> Vec<Approximate> {
-    let values = inputs.values(b, head);
+) -> (Exponentials, bool) {
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
@@ -161,28 +192,19 @@ pub fn expected_row(
         .filter(|&key| additive.at(key) > f32::NEG_INFINITY)
         .map(|key| logit(key).high())
         .fold(max, f64::max);
-    let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
-    // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
-    let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
     if attended.is_empty() {
-        return vec![or_nan(Approximate::new(0.0, 0.0)); values.ncols()];
+        return (Exponentials::None, nan);
     }
     // Where all of them are −∞ their differences are NaN, or no weight is left.
     let none_left = logits.iter().all(|w| w.may_be_minus_infinity);
     if over_all == f64::INFINITY || none_left {
-        return unbounded();
+        return (Exponentials::Unbounded, nan);
     }
     // Of keys that weigh anything; one that may be −∞ has no say in the maximum.
     let widest = logits.iter().filter(|w| !w.may_be_minus_infinity).map(|w| w.radius).fold(0.0, f64::max);
 
-    let weights = model.weights_kept.of(inputs.storage());
-    // Roundings to f32 are counted apart.
-    let rounding = |kept: Precision, storage: Storage| match kept {
-        Precision::F32 => 0.0,
-        Precision::Storage => storage.unit_roundoff(),
-    };
-    let (u, eta) = (rounding(model.weights_kept, weights), underflow(weights));
-    let difference = 3.0 * U32 + rounding(model.scores_kept, arithmetic.kept);
+    let (u, eta) = of_weights(model, inputs.storage());
+    let difference = 3.0 * U32 + rounding(model.scores_kept, inputs.storage());
     let rho = gamma(6, U32) + gamma(3, u);
     let weight = |j: usize| f64::from(attended[j].1);
     let e: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
@@ -202,11 +224,50 @@ pub fn expected_row(
     };
     let n = attended.len();
     let moved: Vec<f64> = (0..n).map(moved).collect();
-    let moved_sum: f64 = moved.iter().sum();
     let vanishing: f64 = (0..n).map(|j| scale / weight(j)).sum();
     if vanishing >= 1.0 {
-        return unbounded();
+        return (Exponentials::Unbounded, nan);
     }
+    let known = Known { p, moved, total, scale, rho, max, over_all, widest, attended };
+    (Exponentials::Known(known), nan)
+}
+
+/// u and η of the type that weights are rounded to; no rounding where they are kept in f32, whose roundings are counted apart.
+pub(super) fn of_weights(model: RoundingModel, storage: Storage) -> (f64, f64) {
+    (rounding(model.weights_kept, storage), underflow(model.weights_kept.of(storage)))
+}
+
+/// u of what is kept in the storage type.
+pub(super) fn rounding(kept: Precision, storage: Storage) -> f64 {
+    match kept {
+        Precision::F32 => 0.0,
+        Precision::Storage => storage.unit_roundoff(),
+    }
+}
+
+/// The output of one row with the radius in which a conforming implementation must be.
+pub fn expected_row(
+    inputs: &Inputs,
+    mask: &Mask,
+    model: RoundingModel,
+    row @ (b, head, _): Row,
+) -> Vec<Approximate> {
+    let values = inputs.values(b, head);
+    let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
+    let (exponentials, nan) = exponentials(inputs, mask, model, row);
+    // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
+    let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
+    let Known { p, moved, total, scale, rho, widest, attended, .. } = match exponentials {
+        Exponentials::None => return vec![or_nan(Approximate::new(0.0, 0.0)); values.ncols()],
+        Exponentials::Unbounded => return unbounded(),
+        Exponentials::Known(known) => known,
+    };
+    let arithmetic = Arithmetic::new(model, inputs.storage());
+    let (u, eta) = of_weights(model, inputs.storage());
+    let weights = model.weights_kept.of(inputs.storage());
+    let weight = |j: usize| f64::from(attended[j].1);
+    let n = attended.len();
+    let moved_sum: f64 = moved.iter().sum();
     let own = recomputed_mean(n);
     let sums = gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own;
     // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.

@@ -44,11 +44,14 @@ fn output_on_pages_is_what_the_command_prints() {
 }
 
 #[test]
-fn the_python_example_is_part_of_the_file_it_names() {
+fn python_examples_are_parts_of_the_files_they_are_from() {
     let page = read("docs/implementers.md");
     let examples: Vec<_> = blocks(&page).into_iter().filter(|(language, ..)| language == "python").collect();
-    assert_eq!(examples.len(), 1);
-    assert!(read("examples/python/masker.py").contains(examples[0].1.trim_end()));
+    let files = ["examples/python/masker.py", "examples/python/topk.py"];
+    assert_eq!(examples.len(), files.len());
+    for (file, (_, example, _)) in files.iter().zip(&examples) {
+        assert!(page.contains(file) && read(file).contains(example.trim_end()), "{file}");
+    }
 }
 
 #[test]

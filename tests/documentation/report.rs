@@ -77,6 +77,14 @@ fn wrong(value: &Value, schema: &Value, at: &str, seen: &mut usize) -> Vec<Strin
     found
 }
 
+/// Says that it takes scores, and goes.
+const A_TOP_K_THAT_LEAVES: &str = r#"python3 -c '
+import json, struct, sys
+hello = {"type": "hello", "protocol": 2, "takes": "scores", "gives": ["mask"]}
+header = json.dumps({"__metadata__": {"doublecheck": json.dumps(hello)}}).encode()
+sys.stdout.buffer.write(struct.pack("<QQ", 8 + len(header), len(header)) + header)
+'"#;
+
 #[test]
 fn the_schema_describes_reports() {
     let folder = tempfile::tempdir().unwrap();
@@ -88,6 +96,7 @@ fn the_schema_describes_reports() {
         &["--fault", "D4", "--cases", "60", "--no-goldens", "--known", "D4"],
         &["--command", "exit 3", "--cases", "5", "--no-goldens"],
         &["--cases", "5", "--goldens", "golden/small", "--profile", "author"],
+        &["--command", A_TOP_K_THAT_LEAVES, "--cases", "5", "--goldens", "golden/small"],
     ] {
         doublecheck(&[&["check", "--json", file], arguments].concat());
         reports.push(serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap());
@@ -98,6 +107,7 @@ fn the_schema_describes_reports() {
         assert!(found.is_empty(), "{found:#?}");
     }
     assert!(seen > 500, "{seen} values");
+    assert_eq!(reports.last().unwrap()["stages"]["takes"], "scores");
     // The comparison itself can fail.
     let mut report = reports[0].clone();
     report["calls"] = Value::from("many");

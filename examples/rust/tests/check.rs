@@ -63,7 +63,7 @@ impl Subject for Adapter {
             };
             mask.add((b, head, i), select(&row));
         }
-        Ok(Answer { mask, output: None, labels: None })
+        Ok(Answer::new(mask, None))
     }
 }
 

@@ -75,7 +75,7 @@ impl CallView<'_> {
             dims: self.call.inputs.dims(),
             certificate: self.evidence.certificate.as_ref().ok(),
             mask: self.fitting().map(|answer| &answer.mask),
-            heads: self.instance.selection.heads,
+            wrong: &self.evidence.wrong,
             row: self.evidence.row,
         };
         let failing = self.marks == Marks::Failure;
@@ -102,7 +102,7 @@ impl CallView<'_> {
             at,
             scores,
             certificate: &rows[index],
-            before: weights(&certificate.before),
+            wrong: &self.evidence.wrong,
             found: weights(&self.fitting()?.mask),
         };
         Some(row.render())

@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
+use crate::reports::check::{answered, promises};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -24,18 +25,46 @@ pub fn check(report: &Report, replay: &str) -> String {
 fn summary(report: &Report) -> Markup {
     let asked = html! {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
-        (counted(report.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
+        (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
-    let answered = html! {
-        (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
-        (report.labels) " with labels"
+    let counts = html! {
+        @match &report.stages {
+            Some(_) => (answered(report)),
+            None => {
+                (counted(report.answered, "mask", "masks")) ", " (report.outputs) " of them with output, "
+                (report.labels) " with labels"
+            }
+        }
     };
     let mut lines = vec![
         ("Rounding model", html! { (report.rounding_model) " (labels, kept type, sums)" }),
         ("Asked", asked),
-        ("Answered", answered),
+        ("Sizes asked", html! { (report.coverage.sizes_in_words()) }),
+        ("Parts asked", html! { (report.coverage.parts_in_words()) }),
+        ("Answered", counts),
         ("Not offered, skipped", left_out(report)),
     ];
+    if report.repeats.asked > 0 {
+        let repeats = report.repeats;
+        let of = html! {
+            (counted(repeats.asked, "repeat", "repeats")) ", of which " (repeats.diverged) " diverged and "
+            (repeats.differed) " differed from the first answer"
+        };
+        lines.push(("Asked again", of));
+    }
+    for (title, promised) in [("Promised", true), ("Observed", false)] {
+        let parts = promises(report, promised);
+        if !parts.is_empty() {
+            lines.push((title, html! { (parts.join(", ")) }));
+        }
+    }
+    if let Some(stages) = &report.stages {
+        let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
+        lines.push(("Stages", html! { "takes " (stages.takes.name()) ", gives " (gives.join(", ")) }));
+    }
+    if let Some(domain) = report.coverage.domain_in_words() {
+        lines.insert(1, ("Domain", html! { (domain) }));
+    }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
     }

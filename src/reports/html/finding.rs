@@ -4,14 +4,13 @@ use maud::{Markup, html};
 
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
-use crate::cases::Instance;
-use crate::reports::quoted;
-use crate::runner::check::Finding;
+use crate::cases::{Instance, Observation};
+use crate::reports::{quoted, sequence, stages};
+use crate::runner::check::{Finding, StageExample};
 use crate::verdicts::Evidence;
 
 /// The whole finding.
 pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
-    let observation = &finding.observation;
     html! {
         section.finding id=(format!("finding-{}", index + 1)) {
             h2 { span.glyph aria-hidden="true" { "✗" } "Finding " (index + 1) ": " (finding.kind) }
@@ -21,21 +20,57 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
             ul.explanations {
                 @for line in &finding.explanations { li { "call " (finding.call) ": " (line) } }
             }
-            h3 { "Counterexample" }
-            (settings(&observation.sequence.instance, finding))
-            (channels(&observation.sequence.instance, finding))
-            @for (call, evidence) in finding.evidence.iter().enumerate() {
-                (self::call(finding, call, evidence))
+            @if let Some(example) = &finding.example {
+                (self::example(example))
+            } @else {
+                (sequence_example(finding))
             }
+            @if let Some(other) = &finding.other { (self::other(finding, other)) }
             h3 { "Ask it again" }
             (self::replay(finding, replay))
         }
     }
 }
 
+/// A sequence of calls: settings, channel rows, and each call with what its verdict rests on.
+fn sequence_example(finding: &Finding) -> Markup {
+    let instance = &finding.observation.sequence.instance;
+    html! {
+        h3 { "Counterexample" }
+        (settings(instance, finding))
+        (channels(instance, finding))
+        @for (call, evidence) in finding.evidence.iter().enumerate() {
+            (self::call(finding, call, evidence))
+        }
+    }
+}
+
+/// A question to one stage, as text: it is shrunk, and there is little to draw.
+fn example(example: &StageExample) -> Markup {
+    html! {
+        h3 { "Counterexample" }
+        pre.replay { code { (stages::render(&example.call)) } }
+        h3 { "Found" }
+        pre.replay { code { (stages::answer(&example.answer)) } }
+        h3 { "The reference" }
+        pre.replay { code { (stages::answer(&example.reference)) } }
+    }
+}
+
+/// The answer that was given to the same call at another time.
+fn other(finding: &Finding, other: &Observation) -> Markup {
+    let answer = other.answers.get(finding.call);
+    html! {
+        h3 { "At another time" }
+        p { "Call " (finding.call) " of the same sequence was also answered:" }
+        @if let Some(answer) = answer { pre { (sequence::answer(answer)) } }
+    }
+}
+
 fn diagnosis(finding: &Finding) -> Markup {
     html! {
         div.diagnosis {
+            @if let Some(stage) = finding.stage { p { strong { "Stage. " } (stage) } }
             p { strong { "Diagnosis. " } (finding.sentence) }
         }
     }
@@ -45,6 +80,7 @@ fn seen(finding: &Finding) -> Markup {
     let shrunk = html! {
         (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
         (format!("{:.1} s", finding.shrinking_seconds))
+        @if finding.inside_domain { ", inside the subject’s domain" }
         @if !finding.shrunk { " (stopped at the shrinking limit)" }
         ")"
     };

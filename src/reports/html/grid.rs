@@ -1,14 +1,15 @@
 //! Masks as grids, one for each (batch, head): rows are queries, columns keys. A cell shows what is expected of the key in
 //! its corner and what was answered in its middle; a cell that is wrong is also marked.
 
+use std::collections::HashSet;
+
 use maud::{Markup, html};
 
 use super::numbers::exact;
 use super::scroll;
-use crate::algorithm::{Dims, HeadMode, Mask, Row};
+use crate::algorithm::{Dims, Mask, Row};
 use crate::verdicts::Certificate;
 use crate::verdicts::certificate::Class;
-use crate::verdicts::judge::{differs_from_first_head, key_fault};
 
 /// Masks up to this many cells are drawn; of larger ones only the failing row.
 const LARGEST: usize = 2048;
@@ -22,7 +23,8 @@ pub struct Grids<'a> {
     pub certificate: Option<&'a Certificate>,
     /// `None` where no mask was answered.
     pub mask: Option<&'a Mask>,
-    pub heads: HeadMode,
+    /// Keys whose weight no conforming answer has.
+    pub wrong: &'a HashSet<[usize; 4]>,
     /// The row to be drawn where there is no room for all.
     pub row: Row,
 }
@@ -106,21 +108,10 @@ impl Grids<'_> {
         rows[(b * heads + head) * queries + query].classes.get(key).copied()
     }
 
-    /// Whether no conforming answer has this weight.
-    fn wrong(&self, at @ (b, head, query): Row, key: usize) -> bool {
-        let (Some(certificate), Some(mask)) = (self.certificate, self.mask) else { return false };
-        let weight = |mask: &Mask| mask.weight(b, head, query, key);
-        let before = &certificate.before;
-        let fault = self.class(at, key).and_then(|class| key_fault(class, key, weight(before), weight(mask)));
-        let sharing = self.heads.sharing(&self.dims);
-        fault.is_some()
-            || (certificate.rows.is_some() && differs_from_first_head(before, mask, at, key, sharing))
-    }
-
     fn cell(&self, at @ (b, head, query): Row, key: usize) -> Markup {
         let class = self.class(at, key).map(class);
         let found = self.mask.map(|mask| mask.weight(b, head, query, key));
-        let wrong = self.wrong(at, key);
+        let wrong = self.wrong.contains(&[b, head, query, key]);
         let expected = class.map_or("nothing expected", |class| class.2);
         let answer = match found {
             None => "no answer".to_owned(),

@@ -1,6 +1,8 @@
 //! Scores of one row as a drawing and as a table: a point for each key with the radius in which a conforming score may be,
 //! and the two thresholds of SPEC §5.
 
+use std::collections::HashSet;
+
 use maud::{Markup, html};
 
 use super::grid::{answered, class};
@@ -10,7 +12,6 @@ use crate::algorithm::Row;
 use crate::verdicts::bounds::Approximate;
 use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, Thresholds};
 use crate::verdicts::evidence::RowScores;
-use crate::verdicts::judge::key_fault;
 
 /// Keys up to this many are drawn: those that are wrong, then those closest to the thresholds.
 const MOST_KEYS: usize = 40;
@@ -27,8 +28,7 @@ pub struct ScoredRow<'a> {
     pub at: Row,
     pub scores: &'a RowScores,
     pub certificate: &'a RowCertificate,
-    /// Weights before.
-    pub before: Vec<f32>,
+    pub wrong: &'a HashSet<[usize; 4]>,
     /// Weights answered.
     pub found: Vec<f32>,
 }
@@ -102,7 +102,8 @@ impl ScoredRow<'_> {
     }
 
     fn wrong(&self, key: usize) -> bool {
-        key_fault(self.class(key), key, self.before[key], self.found[key]).is_some()
+        let (b, head, query) = self.at;
+        self.wrong.contains(&[b, head, query, key])
     }
 
     fn caption(&self) -> Markup {

@@ -18,24 +18,27 @@ impl Run<'_> {
     /// Shrinks a failure and adds what is left of it to the findings.
     pub(super) fn find(&mut self, observation: Observation, kind: &'static str) {
         let first_seen = observation.sequence.name.clone();
+        let seen = observation.clone();
         let shrunk = self.shrink(observation.sequence, kind);
         let observation = ask(self.subject, &shrunk.sequence);
-        let fails = first_failure(&judge_observation(&observation, self.report.model)).is_some();
-        // What conforms when asked again needs no explanation by a fault.
-        if fails && !self.suspects.reproduce(&observation) {
+        if first_failure(&judge_observation(&observation, self.report.model)).is_none() {
+            // Shrinking took a try that fails only sometimes for one that always does.
+            self.not_repeatable(None, seen);
+            return;
+        }
+        if !self.suspects.reproduce(&observation) {
             self.suspects.extend(&observation);
         }
-        let faults = if fails { self.suspects.shown_by(&observation) } else { Vec::new() };
+        let faults = self.suspects.shown_by(&observation);
         let finding = Finding::new(observation.clone(), self.asked, faults, self.report.model);
         self.report.findings.push(Finding {
             first_seen,
-            kind: if fails { finding.kind } else { kind },
             tries: shrunk.tries,
             shrinking_seconds: shrunk.seconds,
             shrunk: shrunk.finished,
             ..finding
         });
-        self.suspects.keep_counterexample(observation, !fails, self.asked);
+        self.suspects.keep_counterexample(observation, false, self.asked);
     }
 
     /// The smallest sequence that fails in this way and that no declared or named fault explains.
@@ -90,8 +93,15 @@ impl Run<'_> {
             // The counterexample itself was kept, too.
             finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
         }
+        // No catalogue explains these.
+        self.report.explained &= self.apart.is_empty();
+        self.report.findings.append(&mut self.apart);
         let model = self.report.model;
-        self.report.findings.iter_mut().for_each(|finding| attach_evidence(finding, model));
+        let inside_domain = !self.capabilities.domains.is_empty();
+        for finding in &mut self.report.findings {
+            finding.inside_domain = inside_domain;
+            attach_evidence(finding, model);
+        }
     }
 
     /// Where a finding shows a fault only together with others, another answer may show it alone.

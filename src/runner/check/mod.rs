@@ -2,20 +2,29 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod coverage;
+mod differences;
 mod findings;
+mod promises;
+mod repeats;
 mod report;
 mod run;
+mod stages;
 mod suspects;
+mod ties;
 
 use proptest::strategy::{Strategy, ValueTree};
 
-pub use self::report::{Finding, Report, Size};
+pub use self::coverage::{Asked, Coverage};
+pub use self::promises::Kept;
+pub use self::repeats::Repeats;
+pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
-use super::random::test_runner;
+use super::seed::test_runner;
 use super::shrink::Limits;
-use crate::cases::Capabilities;
 use crate::cases::bundled::Found;
 use crate::cases::sequence_plan::sequence_plans;
+use crate::cases::{Capabilities, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -36,6 +45,8 @@ pub struct Options {
     pub shrinking: Limits,
     /// How many findings are shrunk; further kinds are only counted.
     pub most_findings: usize,
+    /// How often each sequence is asked; 1 asks a small share again all the same.
+    pub repeat: usize,
 }
 
 impl Default for Options {
@@ -48,6 +59,7 @@ impl Default for Options {
             goldens: Vec::new(),
             shrinking: Limits::default(),
             most_findings: 24,
+            repeat: 1,
         }
     }
 }
@@ -58,6 +70,9 @@ pub fn check_with_progress(
     options: &Options,
     progress: &mut dyn FnMut(usize, usize, usize),
 ) -> Report {
+    if subject.capabilities().stages.takes != Takes::Inputs {
+        return stages::check_stages(subject, options, progress);
+    }
     let mut run = Run::new(subject, options);
     let goldens = run.goldens(options);
     let total = goldens.len();

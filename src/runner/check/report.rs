@@ -6,10 +6,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
+use super::coverage::Coverage;
+use super::promises::Kept;
+use super::repeats::{NOT_REPEATABLE, Repeats};
+use crate::cases::{
+    Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
+};
 use crate::diagnosis::Faults;
-use crate::verdicts::judge::{first_failure, judge_observation};
-use crate::verdicts::{Evidence, Sharpness};
+use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
+use crate::verdicts::{Evidence, Sharpness, StageVerdict};
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
@@ -37,6 +42,11 @@ pub struct Report {
     pub outputs: usize,
     /// Answers that hold labels, which were judged where keys are ranked.
     pub labels: usize,
+    /// What the subject takes and gives, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<ReportedStages>,
+    /// How much of the contract was asked.
+    pub coverage: Coverage,
     /// Parts of the contract that were left out, and goldens not asked for it.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -65,6 +75,10 @@ pub struct Report {
     pub stopped: Option<String>,
     /// Files that could not be used.
     pub bad_inputs: Vec<String>,
+    /// Sequences asked again.
+    pub repeats: Repeats,
+    /// How often what may be promised was so, by the names of `docs/PROTOCOL.md`.
+    pub promises: BTreeMap<&'static str, Kept>,
     /// Wall-clock time of all of it.
     pub seconds: f64,
     /// Random sequences per second, shrinking and diagnosis left out.
@@ -82,6 +96,9 @@ pub struct Finding {
     pub after: usize,
     /// How many sequences show it.
     pub sequences: usize,
+    /// The first stage that is wrong on right input, where the answers say which one it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<&'static str>,
     /// What is wrong with the shrunk sequence, one line each.
     pub explanations: Vec<String>,
     /// Names of the faults that explain it; empty where unknown.
@@ -101,13 +118,23 @@ pub struct Finding {
     pub shrinking_seconds: f64,
     /// False where a limit ended the shrinking.
     pub shrunk: bool,
+    /// Whether it stayed inside a domain that the subject declares.
+    pub inside_domain: bool,
     /// Where the counterexample was written.
     pub file: Option<PathBuf>,
+    /// The counterexample of a subject that does one stage; the observation holds no call then.
+    #[serde(skip)]
+    pub example: Option<StageExample>,
     /// The counterexample and what the subject answered to it.
     #[serde(skip)]
     pub observation: Observation,
     /// The call that fails.
     pub call: usize,
+    /// How often the sequence was asked again, and with what result, where that is what is wrong.
+    pub repeats: Option<Repeats>,
+    /// The other answers to the same sequence, where they differ from time to time.
+    #[serde(skip)]
+    pub other: Option<Observation>,
     /// What the verdict on each call rests on.
     #[serde(skip)]
     pub evidence: Arc<[Evidence]>,
@@ -122,11 +149,12 @@ impl Finding {
     /// An answer that was given after so many sequences and is not shrunk yet; faults that it shows.
     pub(super) fn new(observation: Observation, after: usize, faults: Faults, model: RoundingModel) -> Self {
         let mut finding = Self {
-            kind: "conforms when asked again",
+            kind: NOT_REPEATABLE,
             first_seen: observation.sequence.name.clone(),
             after,
             sequences: 1,
-            explanations: vec!["asked again, the subject answers otherwise, and conforms".into()],
+            stage: None,
+            explanations: Vec::new(),
             diagnosis: Vec::new(),
             rows: Vec::new(),
             sentence: String::new(),
@@ -135,14 +163,41 @@ impl Finding {
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,
+            inside_domain: false,
             file: None,
+            example: None,
             observation: observation.clone(),
             call: 0,
+            repeats: None,
+            other: None,
             evidence: Arc::new([]),
             reference: Arc::new([]),
             faults,
         };
         finding.show(observation, model);
+        finding
+    }
+
+    /// A question to one stage, the answer to which was seen to fail after so many; not shrunk yet.
+    pub(super) fn of_stage(
+        first_seen: String,
+        after: usize,
+        verdict: &StageVerdict,
+        example: StageExample,
+    ) -> Self {
+        let sentence = match verdict.stage {
+            Some(stage) => format!("The {stage} is wrong, as what it started from was given."),
+            None => "Unknown: causes are named for subjects that take inputs only.".into(),
+        };
+        let observation = Observation::without_calls(first_seen);
+        let mut finding = Self::new(observation, after, Vec::new(), RoundingModel::default());
+        finding.sentence = sentence;
+        finding.size = Size::of_stage(&example.call);
+        if !verdict.conforms() {
+            finding.stage = verdict.stage;
+            finding.explanations.clone_from(&verdict.explanations);
+        }
+        finding.example = Some(example);
         finding
     }
 
@@ -153,10 +208,43 @@ impl Finding {
             self.call = call;
             self.kind = kind;
             self.explanations = verdicts[call].explanations();
+            self.stage = verdicts[call].judgement().and_then(Judgement::stage);
         }
         self.size = Size::of(&observation.sequence);
         self.observation = observation;
     }
+}
+
+/// What a subject takes and gives.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReportedStages {
+    /// Where it starts.
+    pub takes: Takes,
+    /// What it promises to give.
+    pub gives: Vec<Given>,
+    /// Answers that hold scores, which were judged where keys are ranked.
+    pub scores: usize,
+    /// Answers that hold a log-sum-exp, which was judged.
+    pub lse: usize,
+}
+
+impl ReportedStages {
+    /// Nothing counted yet; `None` where the subject declares nothing.
+    pub(super) fn of(stages: &Stages) -> Option<Self> {
+        let gives = stages.gives.iter().copied().collect();
+        stages.is_declared().then_some(Self { takes: stages.takes, gives, scores: 0, lse: 0 })
+    }
+}
+
+/// A question to one stage, what the subject answered, and what the reference answers.
+#[derive(Debug, Clone)]
+pub struct StageExample {
+    /// The question.
+    pub call: StageCall,
+    /// The subject's answer.
+    pub answer: Result<StageAnswer, NoAnswer>,
+    /// The reference's.
+    pub reference: Result<StageAnswer, NoAnswer>,
 }
 
 /// Sizes of a sequence: the largest of its calls.
@@ -195,6 +283,21 @@ impl Size {
         }
     }
 
+    /// Of a question to one stage; scores have no d, which is 0 then.
+    pub fn of_stage(call: &StageCall) -> Self {
+        let dims = call.dims();
+        let head_dim = if call.takes() == Takes::Scores { 0 } else { dims.head_dim };
+        Self {
+            calls: 1,
+            batch: dims.batch,
+            heads: dims.heads,
+            kv_heads: dims.kv_heads,
+            queries: dims.queries,
+            keys: dims.keys,
+            head_dim,
+        }
+    }
+
     /// About how many numbers a person has to read.
     pub(super) fn numbers(&self) -> usize {
         self.calls * self.batch * self.heads * (self.queries + self.keys) * self.head_dim
@@ -220,14 +323,16 @@ impl std::fmt::Display for Size {
             parts.push(plural(self.queries, "query").replace("querys", "queries"));
         }
         parts.push(plural(self.keys, "key"));
-        parts.push(format!("d = {}", self.head_dim));
+        if self.head_dim > 0 {
+            parts.push(format!("d = {}", self.head_dim));
+        }
         f.write_str(&parts.join(", "))
     }
 }
 
 impl Report {
     /// Nothing asked yet.
-    pub(super) fn new(subject: String, model: RoundingModel, seed: u64) -> Self {
+    pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             subject,
@@ -240,6 +345,8 @@ impl Report {
             answered: 0,
             outputs: 0,
             labels: 0,
+            stages: None,
+            coverage,
             left_out: BTreeMap::new(),
             conforming: 0,
             refused: 0,
@@ -254,6 +361,8 @@ impl Report {
             not_looked_into: 0,
             stopped: None,
             bad_inputs: Vec::new(),
+            repeats: Repeats::default(),
+            promises: BTreeMap::new(),
             seconds: 0.0,
             sequences_per_second: 0.0,
         }

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Options;
-use super::report::{Finding, Report};
+use super::coverage::Coverage;
+use super::promises::nothing_counted;
+use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, CaseFile, Observation, Reader, Sequence};
+use crate::cases::file::peek;
+use crate::cases::{Capabilities, CaseFile, Feature, Observation, Reader, Sequence};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -17,7 +20,7 @@ const MOST_CAUSES: usize = 4;
 
 /// A subject that hangs again and again is not waited for to the end: after so much time without a usable answer, and so
 /// many sequences.
-const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
+pub(super) const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
 
 pub(super) struct Run<'a> {
     pub(super) subject: &'a mut dyn Subject,
@@ -28,9 +31,15 @@ pub(super) struct Run<'a> {
     most_findings: usize,
     /// Sequences asked so far, random ones and goldens.
     pub(super) asked: usize,
+    /// How often each sequence is asked.
+    pub(super) repeat: usize,
+    /// A conforming sequence to be asked again once so many were asked.
+    pub(super) waiting: Option<(usize, Observation)>,
+    /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
+    pub(super) apart: Vec<Finding>,
     start: Instant,
     /// Time spent on shrinking and diagnosis.
-    thinking: Duration,
+    pub(super) thinking: Duration,
     /// Time spent on sequences without a usable answer, and how many they were.
     unusable: (Duration, usize),
 }
@@ -39,8 +48,10 @@ impl<'a> Run<'a> {
     pub(super) fn new(subject: &'a mut dyn Subject, options: &Options) -> Self {
         let capabilities = subject.capabilities().and(&options.profile);
         let model = subject.rounding_model();
-        let mut report = Report::new(subject.name(), model, options.seed);
+        let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
         report.left_out = left_out(&capabilities);
+        report.promises = nothing_counted(&capabilities);
+        report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         Self {
             subject,
@@ -50,6 +61,9 @@ impl<'a> Run<'a> {
             shrinking: options.shrinking,
             most_findings: options.most_findings,
             asked: 0,
+            repeat: options.repeat,
+            waiting: None,
+            apart: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),
@@ -61,10 +75,31 @@ impl<'a> Run<'a> {
         let mut reader = Reader::default();
         let mut sequences = Vec::new();
         for found in &options.goldens {
-            let sequence = match reader.read_found(found) {
-                Ok(CaseFile::Attention(case)) => case.sequence(),
-                Ok(CaseFile::Sequence(stored)) => stored.sequence,
-                Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
+            let file = found.read().and_then(|bytes| {
+                // What its metadata rules out is not made from its recipe.
+                let outline = peek(&bytes).ok().flatten();
+                let missing = outline.map(|outline| self.capabilities.missing_of(&outline));
+                match missing.filter(|missing| !missing.is_empty()) {
+                    Some(missing) => Ok(Err(missing)),
+                    None => {
+                        let file = reader.parse(&bytes, &found.name);
+                        file.map(Ok).map_err(|error| error.in_file(&found.path()))
+                    }
+                }
+            });
+            let sequence = match file {
+                Ok(Err(missing)) => {
+                    self.report.coverage.goldens += 1;
+                    self.leave_out(missing);
+                    continue;
+                }
+                Ok(Ok(CaseFile::Attention(case))) => case.sequence(),
+                Ok(Ok(CaseFile::Sequence(stored))) => stored.sequence,
+                Ok(Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_))) => continue,
+                Ok(Ok(CaseFile::Stage(stored))) => {
+                    self.leave_out(vec![stored.call.takes().name().to_owned()]);
+                    continue;
+                }
                 Err(error) => {
                     self.report.bad_inputs.push(error.to_string());
                     continue;
@@ -72,14 +107,20 @@ impl<'a> Run<'a> {
             };
             let sequence = sequence.on_layers_from(self.capabilities.first_layer);
             let missing = self.capabilities.missing(&sequence);
+            self.report.coverage.goldens += 1;
             if missing.is_empty() {
                 sequences.push(sequence);
             }
-            for feature in missing {
-                *self.report.left_out.entry(feature).or_default() += 1;
-            }
+            self.leave_out(missing);
         }
         sequences
+    }
+
+    /// Counts a golden that is not asked for these reasons.
+    fn leave_out(&mut self, missing: Vec<String>) {
+        for feature in missing {
+            *self.report.left_out.entry(feature).or_default() += 1;
+        }
     }
 
     /// Asks a sequence, judges and counts the answers, and looks into failures of a new kind.
@@ -88,13 +129,21 @@ impl<'a> Run<'a> {
         self.report.calls += sequence.calls.len();
         let asking = Instant::now();
         let observation = ask(self.subject, sequence);
+        let selected = self.subject.selected().cloned();
         let verdicts = judge_observation(&observation, self.report.model);
         self.count_answers(&observation);
+        self.report.coverage.add(sequence, &verdicts, self.capabilities.offers(Feature::Output));
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.count_unusable(asking.elapsed());
         }
         let Some((_, kind)) = first_failure(&verdicts) else {
+            self.check_selected(&observation, selected);
+            let again = self.is_asked_again().then(|| observation.clone());
+            let promises = self.is_promise_checked().then(|| observation.clone());
             self.conforms(observation, &verdicts);
+            again.iter().for_each(|observation| self.ask_again(observation));
+            promises.iter().for_each(|observation| self.check_promises(observation));
+            self.ask_waiting(false);
             return;
         };
         if self.suspects.declare(&observation) {
@@ -103,6 +152,9 @@ impl<'a> Run<'a> {
         }
         self.report.diverged += 1;
         let explained = self.suspects.reproduce(&observation);
+        if !explained && self.diverges_sometimes(&observation, kind) {
+            return;
+        }
         self.keep(observation.clone(), false);
         if !explained {
             let thinking = Instant::now();
@@ -116,6 +168,10 @@ impl<'a> Run<'a> {
             self.report.answered += 1;
             self.report.outputs += usize::from(answer.output.is_some());
             self.report.labels += usize::from(answer.labels.is_some());
+            if let Some(stages) = &mut self.report.stages {
+                stages.scores += usize::from(answer.scores.is_some());
+                stages.lse += usize::from(answer.lse.is_some());
+            }
         }
     }
 
@@ -176,6 +232,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn finish(mut self) -> Report {
+        self.ask_waiting(true);
         let thinking = Instant::now();
         self.conclude();
         self.thinking += thinking.elapsed();
@@ -186,7 +243,7 @@ impl<'a> Run<'a> {
 }
 
 /// What is not asked, with a count of goldens to come for each.
-fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
+pub(super) fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
     let all = Capabilities::default();
     let features = capabilities.lacks.iter().map(|feature| feature.name());
     let types = all.dtypes.iter().filter(|dtype| !capabilities.dtypes.contains(dtype));

@@ -2,7 +2,8 @@
 //! bits, the plainest settings, then values of 0, ±1 and small fractions. Works on the tensors themselves, so that it can
 //! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
 
-mod reductions;
+pub(in crate::runner) mod reductions;
+pub mod stages;
 mod values;
 
 use std::time::{Duration, Instant};
@@ -75,7 +76,8 @@ impl Search<'_> {
     fn round(&mut self) -> bool {
         let mut changed = self.drop_each(|s| s.calls.len(), without_calls);
         changed |= self.plainer_settings();
-        changed |= self.drop_each(|s| s.calls[0].inputs.dims().batch, without_batch);
+        let batch = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0);
+        changed |= self.drop_each(batch, without_batch);
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().kv_heads, without_kv_heads);
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().group_size(), without_group_members);
         for call in 0..self.current.calls.len() {

@@ -139,9 +139,35 @@ fn with_selected(
 }
 
 pub(super) fn without_batch(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
-    let kept = all_but(sequence.calls[0].inputs.dims().batch, start, end)?;
-    let axis = Some((0, kept.as_slice()));
-    with_calls(sequence, |call| with_selected(call, axis, axis, axis))
+    with_calls(sequence, |call| {
+        // Batches may differ in size: each call keeps some of its entries.
+        let kept = all_but(call.inputs.dims().batch, start, end)?;
+        let axis = Some((0, kept.as_slice()));
+        with_selected(call, axis, axis, axis)
+    })
+}
+
+/// One batch entry of each call.
+pub(in crate::runner) fn with_one_entry(sequence: &Sequence, entry: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let kept = [entry].into_iter().filter(|&entry| entry < call.inputs.dims().batch);
+        let kept: Vec<usize> = kept.collect();
+        let axis = Some((0, (!kept.is_empty()).then_some(kept.as_slice())?));
+        with_selected(call, axis, axis, axis)
+    })
+}
+
+/// One query of a call, and where it is causal the keys up to its position.
+pub(in crate::runner) fn with_one_query(call: &Call, i: usize) -> Option<Call> {
+    let dims = call.inputs.dims();
+    let query = Some((2, [i]));
+    let query = query.as_ref().map(|(axis, kept)| (*axis, kept.as_slice()));
+    let single = with_selected(call, query, None, query)?;
+    if !call.inputs.parts().causal {
+        return Some(single);
+    }
+    let keys: Vec<usize> = (0..=dims.position(i)).collect();
+    with_selected(&single, None, Some((2, keys.as_slice())), Some((3, keys.as_slice())))
 }
 
 pub(super) fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {

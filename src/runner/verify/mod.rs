@@ -19,14 +19,14 @@ use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
     Answer, CalibrationCase, Capabilities, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding,
-    NoAnswer, Reader, RoundingModel, Sequence,
+    NoAnswer, Reader, RoundingModel, Sequence, StageCall, Takes,
 };
-use crate::subjects::{Subject, ask};
+use crate::subjects::{Subject, ask, ask_stage};
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{Held, INVARIANTS, Implementation, Invariant};
 use crate::verdicts::judge::judge_observation;
 use crate::verdicts::labels::judge_labels;
-use crate::verdicts::{Certificate, Sharpness, Verdict, judge};
+use crate::verdicts::{Certificate, Sharpness, Verdict, judge, judge_stage};
 
 /// Judges the files and the invariants. `progress` is called with the name of each step, of which there are as many as
 /// files, and one for each invariant.
@@ -45,7 +45,12 @@ pub fn verify(
     }
     drop(reader);
     let mut invariants = Vec::new();
-    if options.random_cases > 0 {
+    let whole = run.capabilities.stages.takes == Takes::Inputs;
+    if !whole && options.random_cases > 0 {
+        // Each invariant is one of whole calls.
+        *run.left_out.entry("invariants".into()).or_default() += INVARIANTS.len();
+    }
+    if whole && options.random_cases > 0 {
         for (index, invariant) in (1..).zip(INVARIANTS) {
             progress(invariant.name);
             // Each has cases of its own.
@@ -55,7 +60,9 @@ pub fn verify(
     }
     let checks: usize = invariants.iter().map(InvariantResult::checks).sum();
     if run.asked == 0 && checks == 0 && run.bad_inputs.is_empty() {
-        run.bad_inputs.push("cases: found none that the subject offers, expected at least one".into());
+        let hint = if whole { "" } else { "; `check` asks a subject of one stage random questions" };
+        run.bad_inputs
+            .push(format!("cases: found none that the subject offers, expected at least one{hint}"));
     }
     VerifyReport {
         version: env!("CARGO_PKG_VERSION"),
@@ -130,6 +137,7 @@ impl<'a> Run<'a> {
                 vec![(stored.sequence.name.clone(), self.stored_sequence(&stored.sequence))]
             }
             CaseFile::Calibration(case) => vec![(case.name.clone(), self.calibration(&case))],
+            CaseFile::Stage(stored) => vec![(stored.name.clone(), self.stage(&stored.call))],
             CaseFile::Quantisation(cases) => {
                 cases.iter().map(|case| (case.name.clone(), self.labels(case))).collect()
             }
@@ -240,6 +248,19 @@ impl<'a> Run<'a> {
             tally.subject_sharpness.add(&Sharpness::of(verdict));
             tally.subject.extend(verdict.explanations().iter().map(|line| format!("call {call}: {line}")));
         }
+        tally
+    }
+
+    fn stage(&mut self, call: &StageCall) -> Tally {
+        let mut tally = Tally::default();
+        if !self.capabilities.offers_stage(call) {
+            tally.not_offered.push(call.takes().name().to_owned());
+            return tally;
+        }
+        let answer = ask_stage(self.subject, call);
+        let verdict = judge_stage(call, &answer, self.subject.rounding_model());
+        tally.subject_sharpness = verdict.sharpness;
+        tally.subject = verdict.explanations;
         tally
     }
 

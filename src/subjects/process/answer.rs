@@ -1,10 +1,10 @@
 //! The tensors of an `answer` (`docs/PROTOCOL.md`): a mask in any of its forms, the output, labels.
 
 use half::{bf16, f16};
-use ndarray::Array4;
+use ndarray::{Array3, Array4, ArrayView1, Axis};
 use safetensors::Dtype;
 
-use crate::algorithm::{Detail, Mask};
+use crate::algorithm::{Detail, Dims, Mask};
 use crate::cases::tensors::{FLOATS, NamedView, Tensors, floats, integers};
 use crate::cases::{Answer, AnsweredLabels, Call, Error as FileError, Expectation, Instance};
 
@@ -13,11 +13,24 @@ pub(super) struct AnswerReader<'a> {
     pub(super) tensors: &'a Tensors<'a>,
     pub(super) instance: &'a Instance,
     pub(super) call: &'a Call,
+    /// Whether `selected` may list keys in any order, with −1 anywhere.
+    pub(super) any_order: bool,
 }
 
 impl AnswerReader<'_> {
     pub(super) fn answer(&self) -> Result<Answer, String> {
-        Ok(Answer { mask: self.mask()?, output: self.output()?, labels: self.labels()? })
+        Ok(Answer {
+            mask: self.mask()?,
+            output: self.output()?,
+            labels: self.labels()?,
+            scores: self.scores()?,
+            lse: read_lse(self.tensors, &self.call.inputs.dims())?,
+        })
+    }
+
+    /// The tensor `selected`, as it was sent.
+    pub(super) fn as_sent(&self) -> Result<Option<Array4<i32>>, String> {
+        self.optional("selected")?.map(|view| self.listed(&view)).transpose()
     }
 
     fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>, String> {
@@ -68,6 +81,19 @@ impl AnswerReader<'_> {
     }
 
     fn selected(&self, view: &NamedView) -> Result<Mask, String> {
+        let mut selected = self.listed(view)?;
+        if self.any_order {
+            for mut row in selected.lanes_mut(Axis(3)) {
+                let mut keys = row.to_vec();
+                // −1 last.
+                keys.sort_by_key(|&key| (key == -1, key));
+                row.assign(&ArrayView1::from(&keys));
+            }
+        }
+        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+    }
+
+    fn listed(&self, view: &NamedView) -> Result<Array4<i32>, String> {
         view.check(&[Dtype::I32, Dtype::I64], 4).map_err(FileError::sentence)?;
         let (b, h, m, _) = self.call.inputs.dims().mask_shape();
         if view.view.shape()[..3] != [b, h, m] {
@@ -76,11 +102,7 @@ impl AnswerReader<'_> {
                 Detail::new("selected", format!("shape {:?}", view.view.shape()), expected).to_string()
             );
         }
-        let selected = match view.view.dtype() {
-            Dtype::I64 => narrow_integers(view)?,
-            _ => integers(view).map_err(FileError::sentence)?,
-        };
-        self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
+        read_integers(view)
     }
 
     /// The mask of an answer that says which keys are attended.
@@ -101,6 +123,11 @@ impl AnswerReader<'_> {
         self.optional("output")?.map(|view| shaped_floats("output", &view, shape)).transpose()
     }
 
+    fn scores(&self) -> Result<Option<Array4<f32>>, String> {
+        let shape = self.call.inputs.dims().mask_shape();
+        self.optional("scores")?.map(|view| shaped_floats("scores", &view, shape)).transpose()
+    }
+
     fn labels(&self) -> Result<Option<AnsweredLabels>, String> {
         let (q, k) = match (self.optional("q_labels")?, self.optional("k_labels")?) {
             (Some(q), Some(k)) => (q, k),
@@ -118,7 +145,30 @@ impl AnswerReader<'_> {
     }
 }
 
-fn attended(mask: &Mask) -> Array4<bool> {
+/// I32 or I64 with four dimensions.
+pub(super) fn read_integers(view: &NamedView) -> Result<Array4<i32>, String> {
+    view.check(&[Dtype::I32, Dtype::I64], 4).map_err(FileError::sentence)?;
+    match view.view.dtype() {
+        Dtype::I64 => narrow_integers(view),
+        _ => integers(view).map_err(FileError::sentence),
+    }
+}
+
+/// `lse`, where there is one: F32 [b, h, m].
+pub(super) fn read_lse(tensors: &Tensors, dims: &Dims) -> Result<Option<Array3<f32>>, String> {
+    let Some(view) = tensors.optional("lse").map_err(FileError::sentence)? else {
+        return Ok(None);
+    };
+    view.check(&[Dtype::F32], 3).map_err(FileError::sentence)?;
+    let expected = [dims.batch, dims.heads, dims.queries];
+    if view.view.shape() != expected {
+        let found = format!("shape {:?}", view.view.shape());
+        return Err(Detail::new("lse", found, format!("{expected:?}")).to_string());
+    }
+    Array3::from_shape_vec(expected, view.float_elements()).map(Some).map_err(|error| error.to_string())
+}
+
+pub(super) fn attended(mask: &Mask) -> Array4<bool> {
     mask.weights().mapv(|weight| weight != 0.0)
 }
 
@@ -141,7 +191,7 @@ fn narrow_integers(view: &NamedView) -> Result<Array4<i32>, String> {
     Ok(wide.mapv(|key| key as i32))
 }
 
-fn shaped_floats(
+pub(super) fn shaped_floats(
     name: &str,
     view: &NamedView,
     shape: (usize, usize, usize, usize),
@@ -151,7 +201,11 @@ fn shaped_floats(
     floats(view, FLOATS).map_err(FileError::sentence)
 }
 
-fn check_shape(name: &str, view: &NamedView, shape: (usize, usize, usize, usize)) -> Result<(), String> {
+pub(super) fn check_shape(
+    name: &str,
+    view: &NamedView,
+    shape: (usize, usize, usize, usize),
+) -> Result<(), String> {
     let expected = <[usize; 4]>::from(shape);
     if view.view.shape() == expected {
         return Ok(());

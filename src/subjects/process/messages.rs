@@ -3,6 +3,9 @@
 //! or type) is kept apart from a message that can be understood and holds an impossible answer: after the
 //! first kind nothing that follows can be trusted, after the second kind the conversation goes on.
 
+use ndarray::Array4;
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -10,18 +13,23 @@ use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Rules, Storage};
 use crate::cases::domain::domains_from_json;
+use crate::cases::promise::promises_from_names;
 use crate::cases::rounding_model::RoundingModelFields;
 use crate::cases::rule_names;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Answer, Call, Capabilities, Error as FileError, Feature, Instance, NoAnswer, RoundingModel,
+    Answer, Call, Capabilities, Error as FileError, Feature, Given, Instance, NoAnswer, RoundingModel,
+    Stages, Takes,
 };
 
 /// The version of the protocol.
 const PROTOCOL: u64 = 1;
 
+/// The version that a command names which declares what it takes or gives.
+const NEWEST: u64 = 2;
+
 /// The metadata key of a message.
-const KEY: &str = "doublecheck";
+pub(super) const KEY: &str = "doublecheck";
 
 /// What an answer may need besides its tensors' numbers, in bytes.
 const SLACK: u64 = 1 << 20;
@@ -40,7 +48,12 @@ pub(crate) struct Hello {
 
 /// The frame of the first question.
 pub(crate) fn hello() -> Vec<u8> {
-    frame(json!({"type": "hello", "protocol": PROTOCOL, "version": env!("CARGO_PKG_VERSION")}))
+    frame(json!({
+        "type": "hello",
+        "protocol": PROTOCOL,
+        "protocols": [PROTOCOL, NEWEST],
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
 }
 
 /// The frame that starts an instance.
@@ -110,7 +123,9 @@ pub(crate) fn largest_answer(call: &Call) -> u64 {
     let mask_and_selected = size(dims.mask_shape()).saturating_mul(4 + 8);
     let output = size(dims.output_shape()).saturating_mul(4);
     let labels = size((dims.batch, dims.heads, positions, dims.head_dim)).saturating_mul(4);
-    mask_and_selected.saturating_add(output).saturating_add(labels).saturating_add(SLACK)
+    let scores_and_lse = size(dims.mask_shape()).saturating_mul(4 + 4);
+    let all = mask_and_selected.saturating_add(output).saturating_add(labels);
+    all.saturating_add(scores_and_lse).saturating_add(SLACK)
 }
 
 /// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must
@@ -122,12 +137,13 @@ pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     }
     message.expect_type(&["hello"])?;
     let protocol = message.json.get("protocol").unwrap_or(&Value::Null);
-    if protocol.as_u64() != Some(PROTOCOL) {
-        return Err(format!("found protocol {protocol}, expected {PROTOCOL}"));
-    }
+    let version = protocol.as_u64().filter(|version| [PROTOCOL, NEWEST].contains(version));
+    let Some(version) = version else {
+        return Err(format!("found protocol {protocol}, expected {PROTOCOL} or {NEWEST}"));
+    };
     let hello: HelloFields =
         from_json("hello", &Value::Object(message.json).to_string()).map_err(|error| error.to_string())?;
-    hello.check().map_err(|detail| format!("hello.{detail}"))
+    hello.check(version).map_err(|detail| format!("hello.{detail}"))
 }
 
 /// Reads the answer to `configure`.
@@ -138,31 +154,36 @@ pub(crate) fn read_configured(bytes: &[u8], id: u64) -> Decoded<Result<(), NoAns
     Ok(message.no_answer().map_or(Ok(()), Err))
 }
 
-/// Reads the answer to a call of an instance.
+/// An answer, and its tensor `selected` as it was sent.
+pub(crate) type Answered = (Answer, Option<Array4<i32>>);
+
+/// Reads the answer to a call of an instance. `any_order`: whether `selected` may list keys in any order.
 pub(crate) fn read_answer(
     bytes: &[u8],
     id: u64,
     instance: &Instance,
     call: &Call,
-) -> Decoded<Result<Answer, NoAnswer>> {
+    any_order: bool,
+) -> Decoded<Result<Answered, NoAnswer>> {
     let message = Message::parse(bytes)?;
     message.expect_id(id)?;
     message.expect_type(&["answer", "refused", "failed"])?;
     if let Some(no_answer) = message.no_answer() {
         return Ok(Err(no_answer));
     }
-    let reader = AnswerReader { tensors: &message.tensors, instance, call };
-    Ok(reader.answer().map_err(NoAnswer::Failed))
+    let reader = AnswerReader { tensors: &message.tensors, instance, call, any_order };
+    let answered = reader.answer().and_then(|answer| Ok((answer, reader.as_sent()?)));
+    Ok(answered.map_err(NoAnswer::Failed))
 }
 
 /// A message and the tensors beside it.
-struct Message<'a> {
-    tensors: Tensors<'a>,
+pub(super) struct Message<'a> {
+    pub(super) tensors: Tensors<'a>,
     json: Map<String, Value>,
 }
 
 impl<'a> Message<'a> {
-    fn parse(bytes: &'a [u8]) -> Decoded<Self> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Decoded<Self> {
         let mut tensors = Tensors::parse(bytes).map_err(|error| {
             let problem = match error {
                 FileError::Format(detail) => detail.found,
@@ -189,7 +210,7 @@ impl<'a> Message<'a> {
         self.json.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    fn expect_id(&self, id: u64) -> Decoded<()> {
+    pub(super) fn expect_id(&self, id: u64) -> Decoded<()> {
         match self.json.get("id") {
             Some(found) if found.as_u64() == Some(id) => Ok(()),
             found => {
@@ -200,7 +221,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn expect_type(&self, types: &[&str]) -> Decoded<()> {
+    pub(super) fn expect_type(&self, types: &[&str]) -> Decoded<()> {
         if self.kind().is_some_and(|kind| types.contains(&kind)) {
             return Ok(());
         }
@@ -209,7 +230,7 @@ impl<'a> Message<'a> {
     }
 
     /// What a `refused` or `failed` message says.
-    fn no_answer(&self) -> Option<NoAnswer> {
+    pub(super) fn no_answer(&self) -> Option<NoAnswer> {
         let said = self.text("message");
         match self.kind()? {
             "failed" => Some(NoAnswer::Failed(said.to_owned())),
@@ -242,10 +263,24 @@ struct HelloFields {
     largest_keys: Option<usize>,
     lacks: Option<Vec<Feature>>,
     domain: Option<Value>,
+    promises: Option<Vec<String>>,
+    takes: Option<Takes>,
+    gives: Option<Vec<Given>>,
 }
 
 impl HelloFields {
-    fn check(self) -> Result<Hello, Detail> {
+    fn check(self, version: u64) -> Result<Hello, Detail> {
+        for (field, declared) in [("takes", self.takes.is_some()), ("gives", self.gives.is_some())] {
+            if declared && version < NEWEST {
+                let found = format!("it in protocol {version}");
+                return Err(Detail::new(field, found, format!("protocol {NEWEST}, or the field left out")));
+            }
+        }
+        let stages = Stages::new(self.takes.unwrap_or_default(), self.gives.as_deref())?;
+        let mut lacks: BTreeSet<Feature> = self.lacks.unwrap_or_default().into_iter().collect();
+        if self.gives.is_some() && stages.takes == Takes::Inputs && !stages.gives(Given::Output) {
+            lacks.insert(Feature::Output);
+        }
         let everything = Capabilities::default();
         let name = match (self.name, self.version) {
             (Some(name), Some(version)) => Some(format!("{name} {version}")),
@@ -265,8 +300,10 @@ impl HelloFields {
                     rules => rules.iter().map(declared_rules).collect::<Result<_, _>>()?,
                 },
                 largest_keys: self.largest_keys,
-                lacks: self.lacks.unwrap_or_default().into_iter().collect(),
+                promises: self.promises.map(|names| promises_from_names(&names)).transpose()?,
+                lacks,
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
+                stages,
                 ..Capabilities::default()
             },
         })
@@ -299,12 +336,10 @@ fn not_empty<T>(field: &str, found: Option<Vec<T>>, default: Vec<T>) -> Result<V
 mod tests {
     use std::sync::Arc;
 
-    use half::{bf16, f16};
-    use ndarray::Array4;
-
     use super::*;
     use crate::algorithm::{ChannelFile, InputParts, Inputs, Mask};
     use crate::cases::Accumulation;
+    use half::{bf16, f16};
 
     /// The bytes of the hexadecimal example in the document.
     fn documented() -> Vec<u8> {
@@ -375,12 +410,28 @@ mod tests {
             (json!({"heads": ["per_head"]}), "hello.heads[0]: unknown variant `per_head`, expected one of"),
             (json!({"dtypes": []}), "hello.dtypes: found an empty list, expected at least one name"),
             (json!({"heads": []}), "hello.heads: found an empty list, expected at least one name"),
+            (json!({"promises": ["repeatabel"]}), "hello.promises[0]: found \"repeatabel\", expected one of"),
+            (
+                json!({"promises": ["padded", "capacity-invariant"]}),
+                "hello.promises[1]: found \"capacity-invariant\", expected one of",
+            ),
+            (
+                json!({"promises": ["ties-lowest", "ties-highest"]}),
+                "hello.promises: found ties-lowest and ties-highest, expected one of the two",
+            ),
             (json!({"largest_keys": 0}), "hello.largest_keys: found 0, expected at least 1"),
             (
                 json!({"model": {"scores": "f32"}}),
                 "hello.model.scores: unknown field `scores`, expected one of",
             ),
-            (json!({"protocol": 2}), "found protocol 2, expected 1"),
+            (json!({"protocol": 3}), "found protocol 3, expected 1 or 2"),
+            (json!({"takes": "scores"}), "hello.takes: found it in protocol 1, expected protocol 2"),
+            (json!({"gives": ["selected"]}), "hello.gives: found it in protocol 1, expected protocol 2"),
+            (json!({"protocol": 2, "takes": "keys"}), "hello.takes: unknown variant `keys`, expected one of"),
+            (
+                json!({"protocol": 2, "takes": "selection", "gives": ["selected"]}),
+                "hello.gives: found selected, expected at least one of output, lse",
+            ),
             (json!({"type": "answer"}), "type: found \"answer\", expected hello"),
         ] {
             let problem = hello_of(fields).unwrap_err();
@@ -435,12 +486,21 @@ mod tests {
     type Part<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
 
     fn answer_with(instance: &Instance, call: &Call, tensors: &[Part]) -> Result<Answer, NoAnswer> {
+        read_with(instance, call, tensors, false).map(|(answer, _)| answer)
+    }
+
+    fn read_with(
+        instance: &Instance,
+        call: &Call,
+        tensors: &[Part],
+        any_order: bool,
+    ) -> Result<Answered, NoAnswer> {
         let mut writer = Writer::default();
         writer.metadata(KEY, json!({"type": "answer", "id": 1}).to_string());
         for (name, dtype, shape, bytes) in tensors {
             writer.tensor(name, dtype, shape, bytes.clone());
         }
-        read_answer(&writer.frame()[8..], 1, instance, call).unwrap()
+        read_answer(&writer.frame()[8..], 1, instance, call, any_order).unwrap()
     }
 
     fn weights_of(tensors: &[Part]) -> Vec<f32> {
@@ -488,6 +548,18 @@ mod tests {
         // A mask that drops a key attended before is an answer, for the judge to find.
         assert_eq!(weights_of(&[("mask", "U8", ROW, vec![0, 0, 0, 1])]), [0.0, 0.0, 0.0, 1.0]);
         assert_eq!(weights_of(&[("selected", "I32", &[1, 1, 1, 0], Vec::new())]), [1.0, 0.3, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn who_speaks_of_promises_may_list_keys_in_any_order() {
+        let (instance, call) = question();
+        let sent = [("selected", "I64", &[1, 1, 1, 4][..], i64s(&[-1, 3, 0, 1]))];
+        let (answer, selected) = read_with(&instance, &call, &sent, true).unwrap();
+        assert_eq!(answer.mask.weights().as_slice(), Some(&[1.0, 0.3, 0.0, 1.0][..]));
+        assert_eq!(selected.unwrap().as_slice(), Some(&[-1, 3, 0, 1][..]));
+        assert!(read_with(&instance, &call, &sent, false).is_err());
+        let twice = [("selected", "I64", &[1, 1, 1, 2][..], i64s(&[3, 3]))];
+        assert!(read_with(&instance, &call, &twice, true).is_err());
     }
 
     #[test]

@@ -6,13 +6,19 @@
 mod answer;
 mod child;
 mod messages;
+mod stages;
 
 use std::time::Duration;
+
+use ndarray::Array4;
 
 use self::child::{Child, Tail};
 use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured};
-use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel};
+use crate::algorithm::Mask;
+use crate::cases::{
+    Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+};
 
 /// How long a command may take to say hello: importing torch takes long.
 const STARTUP: Duration = Duration::from_secs(120);
@@ -71,6 +77,8 @@ pub struct Process {
     last_id: u64,
     restarts: usize,
     failed_starts: usize,
+    /// The tensor `selected` of the last answer.
+    selected: Option<Array4<i32>>,
 }
 
 impl Process {
@@ -97,6 +105,7 @@ impl Process {
             last_id: 0,
             restarts: 0,
             failed_starts: 0,
+            selected: None,
         })
     }
 
@@ -190,15 +199,36 @@ impl Subject for Process {
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        self.selected = None;
         self.ready()?;
         let instance = self.instance.take().ok_or_else(not_configured)?;
+        // A command that speaks of promises says itself how it lists keys.
+        let any_order = self.hello.capabilities.promises.is_some();
         let answer = self.ask(
             messages::largest_answer(call),
             |id| messages::mask(id, call),
-            |bytes, id| messages::read_answer(bytes, id, &instance, call),
+            |bytes, id| messages::read_answer(bytes, id, &instance, call, any_order),
         );
         self.instance = Some(instance);
-        answer
+        let (answer, selected) = answer?;
+        self.selected = selected;
+        Ok(answer)
+    }
+
+    fn selected(&self) -> Option<&Array4<i32>> {
+        self.selected.as_ref()
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        self.revive()?;
+        let limit = stages::largest_selection(call);
+        self.ask(limit, |id| stages::select(id, call), |bytes, id| stages::read_selection(bytes, id, call))
+    }
+
+    fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {
+        self.revive()?;
+        let limit = stages::largest_attention(call);
+        self.ask(limit, |id| stages::attend(id, call), |bytes, id| stages::read_attention(bytes, id, call))
     }
 }
 

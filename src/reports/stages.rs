@@ -1,0 +1,50 @@
+//! A question to one stage and its answers as text, the tensors where they are small enough to print.
+
+use std::fmt::Write;
+
+use ndarray::{Array3, Array4, Axis};
+
+use super::tensors::{mask, numbers};
+use crate::cases::{NoAnswer, StageAnswer, StageCall};
+
+/// Everything that is asked.
+pub fn render(call: &StageCall) -> String {
+    match call {
+        StageCall::Scores(call) => {
+            let (heavy_size, storage) = (call.heavy_size(), call.storage());
+            format!("select {heavy_size} keys of each row, {storage}\n") + &numbers("scores", call.scores())
+        }
+        StageCall::Selection(call) => {
+            let parts = call.inputs.parts();
+            let mut text = format!("attend, {}, scaling {}\n", parts.storage, call.inputs.scaling());
+            for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+                text += &numbers(name, tensor);
+            }
+            let selected = call.selected().mapv(|key| key as f32);
+            text + &numbers("selected", &selected)
+        }
+    }
+}
+
+/// An answer.
+pub fn answer(answer: &Result<StageAnswer, NoAnswer>) -> String {
+    match answer {
+        Err(no_answer) => format!("  no answer: {no_answer}\n"),
+        Ok(StageAnswer::Selected(selected)) => mask(selected),
+        Ok(StageAnswer::Attended(attended)) => {
+            let mut text = String::new();
+            let lse = attended.lse.as_ref().map(in_rows);
+            for (name, tensor) in [("output", attended.output.as_ref()), ("lse", lse.as_ref())] {
+                if let Some(tensor) = tensor {
+                    let _ = write!(text, "{}", numbers(name, tensor));
+                }
+            }
+            text
+        }
+    }
+}
+
+/// [b, h, m] as [b, h, m, 1], one row a line.
+pub fn in_rows(lse: &Array3<f32>) -> Array4<f32> {
+    lse.clone().insert_axis(Axis(3))
+}

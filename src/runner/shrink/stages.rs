@@ -1,0 +1,289 @@
+//! Makes a failing question to one stage small enough for a person: fewest rows, keys and channels, the smallest H, then
+//! values of 0, ±1 and small whole numbers. Every step keeps what failed failing, and none makes a question larger.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ndarray::{Array4, Axis};
+
+use super::Limits;
+use crate::algorithm::{Dims, InputParts, Inputs, Mask, Storage};
+use crate::cases::{Capabilities, ScoresCall, SelectionCall, StageCall};
+
+/// Tensors of more numbers than this are only made plainer as a whole.
+const FEW: usize = 64;
+
+/// The smallest question found.
+#[derive(Debug, Clone)]
+pub struct ShrunkStage {
+    /// It still fails.
+    pub call: StageCall,
+    /// How often the failure was tried.
+    pub tries: usize,
+    /// False where the limits ended the search.
+    pub finished: bool,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+/// Shrinks a question for which `fails` is true, to what a subject of these capabilities may be asked.
+pub fn shrink_stage(
+    mut call: StageCall,
+    limits: Limits,
+    capabilities: &Capabilities,
+    fails: &mut dyn FnMut(&StageCall) -> bool,
+) -> ShrunkStage {
+    let (start, mut tries) = (Instant::now(), 0);
+    let mut finished = true;
+    'search: loop {
+        for step in steps(&call) {
+            let Some(candidate) = step.of(&call).filter(|candidate| *candidate != call) else { continue };
+            if !capabilities.offers_stage(&candidate) {
+                continue;
+            }
+            if tries >= limits.tries || start.elapsed() >= limits.time {
+                finished = false;
+                break 'search;
+            }
+            tries += 1;
+            if fails(&candidate) {
+                call = candidate;
+                continue 'search;
+            }
+        }
+        break;
+    }
+    ShrunkStage { call, tries, finished, seconds: start.elapsed().as_secs_f64() }
+}
+
+/// What a step makes smaller.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Batch,
+    /// Heads of scores, KV heads of a selection.
+    Heads,
+    /// Query heads of each KV head.
+    Group,
+    Queries,
+    Keys,
+    HeadDim,
+    ValueDim,
+}
+
+/// A tensor of numbers.
+#[derive(Debug, Clone, Copy)]
+enum Tensor {
+    Scores,
+    Q,
+    K,
+    V,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// Keeps all but a run.
+    Without(Part, usize, usize),
+    HeavySize(usize),
+    DefaultScaling,
+    InF32,
+    /// Scores by their ranks, other numbers rounded.
+    Whole(Tensor),
+    /// All numbers the same.
+    All(Tensor, f32),
+    /// One number.
+    Set(Tensor, usize, f32),
+}
+
+/// All steps that may make a question smaller or plainer, the largest first.
+fn steps(call: &StageCall) -> Vec<Step> {
+    let dims = call.dims();
+    let mut steps = Vec::new();
+    let mut runs = |part: Part, length: usize| {
+        // Halves of the length, and powers of two, of which domains often hold multiples only.
+        let halves = std::iter::successors(Some(length / 2), |run| Some(run / 2));
+        let powers = std::iter::successors(Some(1), |run| Some(run * 2));
+        let mut lengths: Vec<usize> = halves.take_while(|&run| run > 0).collect();
+        lengths.extend(powers.take_while(|&run| run < length));
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        for run in lengths {
+            let starts = (0..=length - run).step_by(run);
+            steps.extend(starts.map(|start| Step::Without(part, start, start + run)));
+        }
+    };
+    runs(Part::Batch, dims.batch);
+    runs(Part::Heads, dims.kv_heads);
+    runs(Part::Group, dims.group_size());
+    runs(Part::Queries, dims.queries);
+    runs(Part::Keys, dims.keys);
+    let tensors: &[(Tensor, usize)] = match call {
+        StageCall::Scores(call) => {
+            let heavy_size = call.heavy_size().get();
+            let mut smaller = heavy_size / 2;
+            while smaller > 0 {
+                steps.push(Step::HeavySize(heavy_size - smaller));
+                smaller /= 2;
+            }
+            steps.push(Step::InF32);
+            &[(Tensor::Scores, call.scores().len())]
+        }
+        StageCall::Selection(call) => {
+            runs(Part::HeadDim, dims.head_dim);
+            runs(Part::ValueDim, dims.value_dim);
+            steps.extend([Step::DefaultScaling, Step::InF32]);
+            let parts = call.inputs.parts();
+            &[(Tensor::Q, parts.q.len()), (Tensor::K, parts.k.len()), (Tensor::V, parts.v.len())]
+        }
+    };
+    for &(tensor, _) in tensors {
+        steps.extend([Step::All(tensor, 0.0), Step::All(tensor, 1.0), Step::Whole(tensor)]);
+    }
+    for &(tensor, length) in tensors.iter().filter(|(_, length)| *length <= FEW) {
+        let all = (0..length).flat_map(|at| [0.0, 1.0, -1.0, 2.0].map(|value| Step::Set(tensor, at, value)));
+        steps.extend(all);
+    }
+    steps
+}
+
+/// How much there is to read of a number: 0 least, then 1, −1, small whole numbers, everything else.
+fn plainness(x: f32) -> u32 {
+    match x {
+        x if x == 0.0 => u32::from(x.is_sign_negative()),
+        1.0 => 2,
+        -1.0 => 3,
+        f32::NEG_INFINITY => 4,
+        x if x == x.round() && x.abs() < 1e3 => 5 + x.abs() as u32,
+        _ => 2000,
+    }
+}
+
+impl Step {
+    fn of(self, call: &StageCall) -> Option<StageCall> {
+        match call {
+            StageCall::Scores(call) => self.of_scores(call).map(StageCall::Scores),
+            StageCall::Selection(call) => self.of_selection(call).map(StageCall::Selection),
+        }
+    }
+
+    fn of_scores(self, call: &ScoresCall) -> Option<ScoresCall> {
+        let (scores, mut storage, mut heavy_size) =
+            (call.scores().clone(), call.storage(), call.heavy_size());
+        let scores = match self {
+            Self::Without(part, start, end) => {
+                let axis = match part {
+                    Part::Batch => 0,
+                    Part::Heads => 1,
+                    Part::Queries => 2,
+                    Part::Keys => 3,
+                    Part::Group | Part::HeadDim | Part::ValueDim => return None,
+                };
+                without(&scores, axis, start, end)?
+            }
+            Self::HeavySize(smaller) => {
+                heavy_size = NonZeroUsize::new(smaller)?;
+                scores
+            }
+            Self::InF32 => {
+                storage = Storage::F32;
+                scores
+            }
+            Self::Whole(_) => ranks(&scores),
+            _ => self.values(&scores)?,
+        };
+        ScoresCall::new(scores, storage, heavy_size).ok()
+    }
+
+    fn of_selection(self, call: &SelectionCall) -> Option<SelectionCall> {
+        let mut parts = call.inputs.parts().clone();
+        let mut weights = call.mask.weights().clone();
+        let Dims { kv_heads, .. } = call.inputs.dims();
+        let group = call.inputs.dims().group_size();
+        match self {
+            Self::Without(part, start, end) => {
+                let InputParts { q, k, v, .. } = &mut parts;
+                let cut = |tensor: &mut Array4<f32>, axis, start, end| {
+                    *tensor = without(tensor, axis, start, end)?;
+                    Some(())
+                };
+                match part {
+                    Part::Batch => {
+                        [q, k, v, &mut weights].into_iter().try_for_each(|x| cut(x, 0, start, end))?;
+                    }
+                    Part::Heads => {
+                        [k, v].into_iter().try_for_each(|x| cut(x, 1, start, end))?;
+                        [q, &mut weights]
+                            .into_iter()
+                            .try_for_each(|x| cut(x, 1, start * group, end * group))?;
+                    }
+                    Part::Group => {
+                        for x in [q, &mut weights] {
+                            let kept: Vec<usize> = (0..kv_heads * group)
+                                .filter(|head| !(start..end).contains(&(head % group)))
+                                .collect();
+                            if kept.is_empty() {
+                                return None;
+                            }
+                            *x = x.select(Axis(1), &kept);
+                        }
+                    }
+                    Part::Queries => [q, &mut weights].into_iter().try_for_each(|x| cut(x, 2, start, end))?,
+                    Part::Keys => {
+                        [k, v].into_iter().try_for_each(|x| cut(x, 2, start, end))?;
+                        cut(&mut weights, 3, start, end)?;
+                    }
+                    Part::HeadDim => [q, k].into_iter().try_for_each(|x| cut(x, 3, start, end))?,
+                    Part::ValueDim => cut(v, 3, start, end)?,
+                }
+            }
+            Self::HeavySize(_) => return None,
+            Self::DefaultScaling => parts.scaling = None,
+            Self::InF32 => parts.storage = Storage::F32,
+            Self::Whole(tensor) | Self::All(tensor, _) | Self::Set(tensor, ..) => {
+                let place = match tensor {
+                    Tensor::Q => &mut parts.q,
+                    Tensor::K => &mut parts.k,
+                    Tensor::V => &mut parts.v,
+                    Tensor::Scores => return None,
+                };
+                *place = self.values(place)?;
+            }
+        }
+        let inputs = Inputs::new(parts).ok()?;
+        let mask = Mask::from_weights(weights, &inputs.dims()).ok()?;
+        Some(SelectionCall { inputs: Arc::new(inputs), mask })
+    }
+
+    /// The tensor with plainer numbers; `None` where they are no plainer.
+    fn values(self, tensor: &Array4<f32>) -> Option<Array4<f32>> {
+        let plainer = match self {
+            Self::All(_, value) => tensor.mapv(|_| value),
+            Self::Whole(_) => tensor.mapv(f32::round),
+            Self::Set(_, at, value) => {
+                let mut changed = tensor.clone();
+                *changed.iter_mut().nth(at)? = value;
+                changed
+            }
+            _ => return None,
+        };
+        let weight = |tensor: &Array4<f32>| tensor.iter().map(|&x| u64::from(plainness(x))).sum::<u64>();
+        (weight(&plainer) < weight(tensor)).then_some(plainer)
+    }
+}
+
+fn without(tensor: &Array4<f32>, axis: usize, start: usize, end: usize) -> Option<Array4<f32>> {
+    let kept: Vec<usize> = (0..tensor.shape()[axis]).filter(|at| !(start..end).contains(at)).collect();
+    (!kept.is_empty()).then(|| tensor.select(Axis(axis), &kept))
+}
+
+/// Whole numbers in the same order, equal ones still equal; −∞ stays.
+fn ranks(scores: &Array4<f32>) -> Array4<f32> {
+    let mut sorted: Vec<f32> = scores.iter().copied().filter(|score| score.is_finite()).collect();
+    sorted.sort_by(f32::total_cmp);
+    sorted.dedup();
+    let zero = sorted.partition_point(|&score| score < 0.0);
+    scores.mapv(|score| match score.is_finite() && score != 0.0 {
+        true => sorted.partition_point(|&other| other < score) as f32 - zero as f32,
+        false => score,
+    })
+}

@@ -1,0 +1,67 @@
+//! The verdict on scores that an implementation gives beside its selection (SPEC §2.6, §2.7): each must lie within the radius
+//! that the certificate derives for it (SPEC §5), and be −∞ where A is. What is attended before is ranked by nobody, so that
+//! its score may be anything.
+
+use ndarray::Array4;
+
+use super::bounds::Approximate;
+use super::certificate::ScoreBounds;
+use crate::algorithm::{HeadMode, Mask};
+use crate::cases::{Call, Instance, RoundingModel};
+
+/// A score that no conforming implementation has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoreDivergence {
+    /// Batch, head, query, key.
+    pub index: [usize; 4],
+    /// What the implementation gave.
+    pub found: f32,
+    /// Recomputed in f64, with its radius.
+    pub expected: Approximate,
+}
+
+impl std::fmt::Display for ScoreDivergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ([b, head, query, key], found) = (self.index, self.found);
+        write!(f, "score[batch {b}, head {head}, query {query}, key {key}]: found {found:e}, expected ")?;
+        match self.expected {
+            Approximate::EXCLUDED => f.write_str("-inf"),
+            Approximate { value, radius, .. } => write!(f, "{value:e} ± {radius:.1e}"),
+        }
+    }
+}
+
+/// Whether a score may be what was found.
+pub fn allows(expected: Approximate, found: f32) -> bool {
+    let (minus, plus) = (expected.may_be_minus_infinity, expected.may_be_plus_infinity);
+    match f64::from(found) {
+        _ if expected == Approximate::EXCLUDED => found == f32::NEG_INFINITY,
+        // Infinities of both signs, or +∞ with −∞ added, are NaN.
+        found if found.is_nan() => minus && plus,
+        found => (expected.low()..=expected.high()).contains(&found),
+    }
+}
+
+/// The first score at fault of scores [b, h, m, n] of a call in which keys are ranked.
+pub fn judge_scores(
+    instance: &Instance,
+    call: &Call,
+    scores: &Array4<f32>,
+    model: RoundingModel,
+    before: &Mask,
+) -> Option<ScoreDivergence> {
+    let bounds = ScoreBounds::new(instance, call, model, before).ok()??;
+    let dims = call.inputs.dims();
+    let summed = instance.selection.heads != HeadMode::PerHead;
+    for row @ (b, head, i) in dims.rows() {
+        for (key, expected) in bounds.ranked_by(row).into_iter().enumerate() {
+            let heads = if summed { 0..dims.heads } else { head..head + 1 };
+            let attended_before = heads.into_iter().any(|head| before.attends(b, head, i, key));
+            let found = scores[[b, head, i, key]];
+            if !attended_before && !allows(expected, found) {
+                return Some(ScoreDivergence { index: [b, head, i, key], found, expected });
+            }
+        }
+    }
+    None
+}
