@@ -18,7 +18,7 @@ const OUTSIDE: &str = "outside the domain";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Feature {
-    /// An additive mask besides causality.
+    /// An additive mask other than the causal one.
     AttentionMask,
     /// `causal: false`.
     NotCausal,

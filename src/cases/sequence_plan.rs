@@ -79,7 +79,7 @@ pub struct SequencePlan {
     pub pattern: Pattern,
     /// Layers of the channel file, at least two; calls visit them in this order.
     pub layers: Vec<usize>,
-    /// Kinds of rows that the file holds besides the selected one.
+    /// Kinds of rows that the file holds in addition to the selected one.
     pub other_kinds: Vec<ChannelKind>,
     /// q_proj in place of qk_proj where rows are not per KV head.
     pub prefers_q_proj: bool,

@@ -81,7 +81,7 @@ enum Task {
         #[command(flatten)]
         common: Common,
     },
-    /// A number hidden in filler sentences, at depths from first to last; made on the spot
+    /// A number hidden in filler sentences, at depths from first to last; generated
     Passkey {
         /// Filler sentences of a prompt
         #[arg(long, default_value_t = 100)]
@@ -92,7 +92,7 @@ enum Task {
         #[command(flatten)]
         common: Common,
     },
-    /// One of many numbers by its name; made on the spot
+    /// One of many numbers by its name; generated
     KeyValue {
         /// Pairs in a prompt
         #[arg(long, default_value_t = 20)]

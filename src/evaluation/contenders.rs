@@ -247,7 +247,7 @@ impl ContenderSettings {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut dense_layers = self.dense_layers.clone();
         if !config.dense_layers.is_empty() {
-            notes.push(format!("{name}: dense layers {:?} besides", config.dense_layers));
+            notes.push(format!("{name}: also dense layers {:?}", config.dense_layers));
             dense_layers.extend(config.dense_layers);
         }
         Ok(Contender {

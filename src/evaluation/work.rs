@@ -258,7 +258,7 @@ impl Workload {
         Self::retrieval(model, in_chat(model, made.collect::<tasks::Result<_>>()?, chat)?, task)
     }
 
-    /// Items made on the spot; none of them may be cut.
+    /// Generated items; none of them may be cut.
     fn retrieval(model: &Model, items: Vec<Item>, task: String) -> Result<Self> {
         let score = |prediction: &str, answers: &[String]| {
             if retrieval::right(prediction, answers) { 100.0 } else { 0.0 }

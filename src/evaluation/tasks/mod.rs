@@ -1,4 +1,4 @@
-//! What a model is asked: question answering in LongBench's format, and retrieval tasks made on the spot. Each item is text in
+//! What a model is asked: question answering in LongBench's format, and generated retrieval tasks. Each item is text in
 //! two parts, since one of the two evaluation set-ups attends sparsely from the question on (SPEC D15).
 
 mod error;

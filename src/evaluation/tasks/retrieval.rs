@@ -1,4 +1,4 @@
-//! Retrieval tasks made on the spot: what a selection of keys loses shows at once where one sentence among many must be
+//! Generated retrieval tasks: what a selection of keys loses shows at once where one sentence among many must be
 //! found. [`passkey`] hides a number in filler of five sentences, repeated, as the test of Mohtashami and Jaggi (arXiv
 //! 2305.16300) does; [`key_value`] hides it among others like it. A seed makes the same task on every 64-bit machine.
 

@@ -47,7 +47,7 @@ pub struct Report {
     pub stages: Option<ReportedStages>,
     /// How much of the contract was asked.
     pub coverage: Coverage,
-    /// Parts of the contract that were left out, and goldens not asked for it.
+    /// Parts of the contract that were left out, with the number of goldens that need them.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
     pub conforming: usize,

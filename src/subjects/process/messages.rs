@@ -31,7 +31,7 @@ const NEWEST: u64 = 2;
 /// The metadata key of a message.
 pub(super) const KEY: &str = "doublecheck";
 
-/// What an answer may need besides its tensors' numbers, in bytes.
+/// What an answer may need beyond its tensors' numbers, in bytes.
 const SLACK: u64 = 1 << 20;
 
 /// What a message says; the outer error is a sentence that says why the conversation cannot go on.
