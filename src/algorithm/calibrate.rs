@@ -68,13 +68,13 @@ impl Importance {
         Ok(())
     }
 
-    /// One row per head. Errors: [`Error::Rows`] before the first block.
+    /// One row per head. Errors: [`Error::ChannelRows`] before the first block.
     pub fn order(&self) -> Result<ChannelOrder> {
         let sum = self.require_sum()?;
         ChannelOrder::new(sum.outer_iter().map(|row| falling_order(&row.to_vec())).collect())
     }
 
-    /// One row for all heads: importance summed over heads. Errors: [`Error::Rows`] before the first block.
+    /// One row for all heads: importance summed over heads. Errors: [`Error::ChannelRows`] before the first block.
     pub fn shared_order(&self) -> Result<ChannelOrder> {
         let over_heads = self.require_sum()?.sum_axis(Axis(0));
         ChannelOrder::new(vec![falling_order(&over_heads.to_vec())])

@@ -20,7 +20,7 @@ pub struct ChannelOrder {
 impl ChannelOrder {
     /// Checks that rows are non-empty, equally long and without repeats.
     ///
-    /// Errors: [`Error::Rows`], [`Error::ChannelRepeated`].
+    /// Errors: [`Error::ChannelRows`], [`Error::ChannelRepeated`].
     pub fn new(rows: Vec<Vec<usize>>) -> Result<Self> {
         let Some(width) = rows.first().map(Vec::len).filter(|&width| width > 0) else {
             return Err(Error::ChannelRows(Detail::new(
@@ -53,7 +53,7 @@ impl ChannelOrder {
 
     /// Checks that every index is below d and that the rows fit the heads.
     ///
-    /// Errors: [`Error::ChannelRange`], [`Error::Rows`].
+    /// Errors: [`Error::ChannelRange`], [`Error::ChannelRows`].
     pub fn check(&self, dims: &Dims, label_channels: usize) -> Result<()> {
         let (rows, h, hk) = (self.rows.len(), dims.heads, dims.kv_heads);
         if rows != 1 && rows != h && rows != hk {
@@ -130,7 +130,7 @@ impl ChannelFile {
     /// (`model.layers.{i}.…`, for instance v_proj, o_proj, down_proj) are ignored.
     ///
     /// Errors: [`Error::Json`] and [`Error::Format`] for anything but an object of lists of lists of whole numbers,
-    /// [`Error::ChannelKind`] for a kind that does not exist, [`Error::Rows`],
+    /// [`Error::ChannelKind`] for a kind that does not exist, [`Error::ChannelRows`],
     /// [`Error::ChannelRepeated`] and [`Error::ChannelRange`] (at or beyond the row's length) for the rows.
     pub fn from_json(text: &str) -> Result<Self> {
         let value: Value = super::config::from_json("channel file", text)?;

@@ -1,6 +1,6 @@
 //! Case files: one safetensors file per case (SPEC §6). Four kinds, distinguished by a metadata key that holds JSON:
 //!
-//! * `case`: an attention layer. Settings as in [`CaseSettings`]; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
+//! * `case`: an attention layer. Settings as in SPEC §6; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
 //!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
 //!   dimensions of 1 may be left out) and

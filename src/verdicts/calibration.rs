@@ -32,7 +32,7 @@ impl std::fmt::Display for OrderDivergence {
 
 /// Judges an order under f32 arithmetic: a mean of t products (γ_{t+2}) summed over blocks (γ_blocks).
 ///
-/// Errors: those of [`Importance::add`], and [`Error::Rows`] where the order has other rows than heads.
+/// Errors: those of [`Importance::add`], and [`Error::ChannelRows`] where the order has other rows than heads.
 pub fn judge_order(case: &CalibrationCase, order: &ChannelOrder) -> Result<Option<OrderDivergence>, Error> {
     let mut importance = Importance::new(case.kind);
     case.blocks.iter().try_for_each(|block| importance.add(block))?;
