@@ -330,7 +330,7 @@ fn a_command_that_ignores_signals_and_goodbye_is_ended(#[case] misbehaviour: &st
     "exit-before-hello",
     "the command ended without an answer (exit status: 3); its standard error ended with:\n  the kernel broke"
 )]
-#[case::protocol("protocol-2", "found protocol 2, expected 1")]
+#[case::protocol("protocol-3", "found protocol 3, expected 1 or 2")]
 #[case::capability(
     "unknown-capability",
     "hello.lacks[0]: unknown variant `sequnces`, expected one of `attention_mask`"

@@ -47,7 +47,7 @@ impl Misbehaviour {
             "" => false,
             "dies-after-first-start" => (kind == "hello") == done && kind != "configure",
             _ if done => false,
-            "no-hello" | "protocol-2" | "unknown-capability" | "exit-before-hello" | "failed-hello" => {
+            "no-hello" | "protocol-3" | "unknown-capability" | "exit-before-hello" | "failed-hello" => {
                 kind == "hello"
             }
             "refuses-configure" | "hangs-at-configure" => kind == "configure",
@@ -137,7 +137,7 @@ impl Misbehaviour {
             "no-mask" => answer.tensors.clear(),
             "wrong-id" => answer.json["id"] = json!(answer.json["id"].as_u64().unwrap_or_default() + 1),
             "wrong-message" => answer.json["type"] = json!("configured"),
-            "protocol-2" => answer.json["protocol"] = json!(2),
+            "protocol-3" => answer.json["protocol"] = json!(3),
             "unknown-capability" => answer.json["lacks"] = json!(["sequnces"]),
             "failed-hello" => answer.json = json!({"type": "failed", "message": "no CUDA device"}),
             "refuses" | "refuses-configure" => {
