@@ -284,6 +284,9 @@ impl LabelledKvCache {
             _ => additive.f_narrow(1, 0, 1)?,
         };
         let scores = dots.f_to_kind(Kind::Float)?.f_div_scalar((r as f64).sqrt())?.f_add(&additive)?;
+        // A dot product that overflows to +∞ makes NaN of −∞, and NaN would come first.
+        let excluded = additive.f_eq(f64::NEG_INFINITY)?;
+        let scores = scores.f_masked_fill(&excluded, f64::NEG_INFINITY)?;
         Ok(LabelScores { query_labels, scores })
     }
 
