@@ -1,9 +1,12 @@
 //! What an attention layer is given (SPEC §1): q, k, v, the optional additive mask A and the scaling, checked
 //! once so that every step after it may rely on them.
 
+use std::borrow::Cow;
+
 use ndarray::{Array3, Array4, ArrayView2, Axis, s};
 
 use super::error::{Detail, Error, Result};
+use super::lengths::Lengths;
 use super::storage::Storage;
 
 /// One row of a mask or an output: batch entry, query head, query.
@@ -93,6 +96,7 @@ pub struct Inputs {
     dims: Dims,
     /// w of the rule `relu`, [b, h, m].
     head_weights: Option<Array3<f32>>,
+    lengths: Option<Lengths>,
 }
 
 impl Inputs {
@@ -123,7 +127,7 @@ impl Inputs {
             let found = format!("{scaling:?}");
             return Err(Error::NotFinite(Detail::new("scaling", found, "a number that is finite in f32")));
         }
-        Ok(Self { parts, dims, head_weights: None })
+        Ok(Self { parts, dims, head_weights: None, lengths: None })
     }
 
     /// The inputs with head weights [b, h, m], which the rule `relu` reads; without them every weight is 1.
@@ -153,6 +157,71 @@ impl Inputs {
     /// w of one row.
     pub fn head_weight(&self, (batch, head, query): Row) -> f32 {
         self.head_weights.as_ref().map_or(1.0, |weights| weights[[batch, head, query]])
+    }
+
+    /// The inputs as a batch of entries of these lengths; without them every entry has all n keys. What k and v hold beyond is
+    /// forgotten: it is 0 here, and what [`Lengths::padding`] says where a call is asked.
+    ///
+    /// Errors: [`Error::Shape`] for another number of lengths than b, or one above n.
+    pub fn with_lengths(mut self, lengths: Option<Lengths>) -> Result<Self> {
+        if let Some(lengths) = &lengths {
+            lengths.check(&self.dims)?;
+            lengths.fill(&mut self.parts.k, |_| 0.0);
+            lengths.fill(&mut self.parts.v, |_| 0.0);
+        }
+        self.lengths = lengths;
+        Ok(self)
+    }
+
+    /// How many keys each entry has, where that was given.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        self.lengths.as_ref()
+    }
+
+    /// k as it is asked: with its padding, where there is any.
+    pub fn padded_keys(&self) -> Cow<'_, Array4<f32>> {
+        self.padded(&self.parts.k)
+    }
+
+    /// v as it is asked: with its padding, where there is any.
+    pub fn padded_values(&self) -> Cow<'_, Array4<f32>> {
+        self.padded(&self.parts.v)
+    }
+
+    fn padded<'a>(&self, tensor: &'a Array4<f32>) -> Cow<'a, Array4<f32>> {
+        match &self.lengths {
+            None => Cow::Borrowed(tensor),
+            Some(lengths) => lengths.padded(tensor, self.parts.storage),
+        }
+    }
+
+    /// One entry of a batch alone: its last queries, from `first_query` on, and its first `keys` keys; at least one of each,
+    /// and no more queries than keys.
+    pub(crate) fn entry(&self, batch: usize, first_query: usize, keys: usize) -> Self {
+        let own = batch..batch + 1;
+        let InputParts { q, k, v, attention_mask, .. } = &self.parts;
+        let attention_mask = attention_mask.as_ref().map(|mask| {
+            let range = |axis: usize, start: usize, end: usize| {
+                if mask.shape()[axis] == 1 { 0..1 } else { start..end }
+            };
+            let (entry, queries, keys) =
+                (range(0, batch, batch + 1), range(2, first_query, self.dims.queries), range(3, 0, keys));
+            mask.slice(s![entry, .., queries, keys]).to_owned()
+        });
+        let parts = InputParts {
+            q: q.slice(s![own.clone(), .., first_query.., ..]).to_owned(),
+            k: k.slice(s![own.clone(), .., ..keys, ..]).to_owned(),
+            v: v.slice(s![own.clone(), .., ..keys, ..]).to_owned(),
+            attention_mask,
+            ..self.parts
+        };
+        let weights = self.head_weights.as_ref();
+        Self {
+            parts,
+            dims: Dims { batch: 1, queries: self.dims.queries - first_query, keys, ..self.dims },
+            head_weights: weights.map(|weights| weights.slice(s![own, .., first_query..]).to_owned()),
+            lengths: None,
+        }
     }
 
     /// The sizes.

@@ -46,6 +46,19 @@ impl Mask {
         Ok(Self { weights })
     }
 
+    /// One entry of a batch alone: the weights of its queries from `first_query` on for its first `keys` keys.
+    pub(crate) fn entry(&self, batch: usize, first_query: usize, keys: usize) -> Self {
+        let own = ndarray::s![batch..batch + 1, .., first_query.., ..keys];
+        Self { weights: self.weights.slice(own).to_owned() }
+    }
+
+    /// Writes such an entry.
+    pub(crate) fn assign_entry(&mut self, batch: usize, first_query: usize, entry: &Self) {
+        let keys = entry.weights.dim().3;
+        let own = ndarray::s![batch..batch + 1, .., first_query.., ..keys];
+        self.weights.slice_mut(own).assign(&entry.weights);
+    }
+
     /// The weights [b, h, m, n].
     pub fn weights(&self) -> &Array4<f32> {
         &self.weights

@@ -22,6 +22,7 @@ pub mod error;
 pub mod heavy_size;
 pub mod inputs;
 pub mod labels;
+pub mod lengths;
 pub mod mask;
 pub mod maskers;
 pub mod quantize;
@@ -35,6 +36,7 @@ pub use config::{AttentionConfig, ChannelKind, GroupFactor, HeadMode, LabelBits,
 pub use error::{Detail, Error};
 pub use heavy_size::HeavySize;
 pub use inputs::{Dims, InputParts, Inputs, Row};
+pub use lengths::{Lengths, Padding};
 pub use mask::Mask;
 pub use maskers::{Masker, SparseAttention};
 pub use rules::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};

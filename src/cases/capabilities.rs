@@ -14,6 +14,9 @@ use crate::algorithm::{Dims, HeadMode, HeavySize, LabelBits, Rules, Selection, S
 /// What [`Capabilities::missing`] calls a sequence that lies outside the domain.
 const OUTSIDE: &str = "outside the domain";
 
+/// The name of batches of entries of unequal lengths among what a command offers, and in reports.
+pub const RAGGED: &str = "ragged";
+
 /// A part of the contract that an implementation may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,7 +51,8 @@ pub enum Feature {
     Quantised,
     /// B = 16.
     NotQuantised,
-    /// Rows in which the additive mask excludes every key, by −∞ or the most negative number of the type.
+    /// Rows in which the additive mask excludes every key, by −∞ or the most negative number of the type, and rows without a
+    /// position in an entry that is shorter than its queries.
     EmptyRows,
     /// One channel row per query head.
     ChannelsPerHead,
@@ -137,6 +141,8 @@ pub struct Capabilities {
     pub promises: Option<BTreeSet<Promise>>,
     /// Which stages it does: where it starts, and what it gives.
     pub stages: Stages,
+    /// Whether it takes batches of entries of unequal lengths.
+    pub ragged: bool,
 }
 
 impl Default for Capabilities {
@@ -151,6 +157,7 @@ impl Default for Capabilities {
             domains: Vec::new(),
             promises: None,
             stages: Stages::default(),
+            ragged: false,
         }
     }
 }
@@ -188,6 +195,7 @@ impl Capabilities {
             promises: self.promises.clone().or_else(|| other.promises.clone()),
             // So are its stages.
             stages: if self.stages.is_declared() { self.stages.clone() } else { other.stages.clone() },
+            ragged: self.ragged,
         }
     }
 
@@ -201,6 +209,7 @@ impl Capabilities {
                 let keys = call.inputs.dims().keys;
                 self.dtypes.contains(&call.inputs.storage())
                     && self.largest_keys.is_none_or(|largest| keys <= largest)
+                    && (self.ragged || call.inputs.lengths().is_none())
                     && !self.is_outside(&sequence.instance, call)
             })
             && self.lacking(sequence).is_empty()
@@ -232,6 +241,9 @@ impl Capabilities {
             }
             if self.largest_keys.is_some_and(|largest| call.inputs.dims().keys > largest) {
                 missing.insert("largest_keys".into());
+            }
+            if !self.ragged && call.inputs.lengths().is_some() {
+                missing.insert(RAGGED.into());
             }
             if self.is_outside(instance, call) {
                 missing.insert(OUTSIDE.into());
@@ -305,7 +317,12 @@ impl Capabilities {
 }
 
 /// Whether A excludes every key of some row. A score plus the most negative number may be −∞ too.
-fn has_empty_row(call: &Call) -> bool {
+pub(super) fn has_empty_row(call: &Call) -> bool {
+    if let Some(entries) = call.entries() {
+        return entries.iter().any(|entry| {
+            entry.first_query > 0 || entry.call.as_ref().is_none_or(has_empty_row)
+        });
+    }
     let dims = call.inputs.dims();
     call.inputs.parts().attention_mask.is_some()
         && dims.rows().any(|(b, head, i)| {

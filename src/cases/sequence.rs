@@ -156,6 +156,15 @@ impl Instance {
     /// The mask that Double Sparsity starts from: P and, unless the layer is dense, what earlier maskers added.
     /// Errors: those of the maskers.
     pub fn before(&self, call: &Call) -> Result<Mask, Error> {
+        if let Some(entries) = call.entries() {
+            let mut whole = Mask::empty(&call.inputs.dims());
+            for entry in &entries {
+                if let Some(alone) = &entry.call {
+                    entry.write(&mut whole, &self.before(alone)?);
+                }
+            }
+            return Ok(whole);
+        }
         let start = self.start(call);
         if self.earlier_maskers.is_empty() || self.dense_layers.contains(&call.layer) {
             return Ok(start);
@@ -165,6 +174,9 @@ impl Instance {
 
     /// Everything for which a call may be refused (end of SPEC §2); an implementation may check in any order.
     pub fn faults(&self, call: &Call) -> Vec<Error> {
+        if let Some(entries) = call.entries() {
+            return entries.iter().flat_map(|entry| &entry.call).flat_map(|call| self.faults(call)).collect();
+        }
         if self.dense_layers.contains(&call.layer) {
             return Vec::new();
         }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::capabilities::{Capabilities, Feature};
+use super::ragged_plan::with_lengths;
 use super::recipe::mix;
 use super::sequence::{Call, Instance, Sequence};
 use super::strategies::{ChannelRows, Plan, Previous, plans};
@@ -87,6 +88,10 @@ pub struct SequencePlan {
     pub dense_layer: Option<usize>,
     /// What is wrong with it.
     pub flaw: Option<Flaw>,
+    /// Whether entries of a batch may have unequal lengths.
+    pub ragged: bool,
+    /// Whether rows may attend to nothing.
+    pub empty_rows: bool,
 }
 
 /// Plans of sequences that a subject of these capabilities may be asked.
@@ -137,7 +142,18 @@ pub fn sequence_plans(capabilities: &Capabilities) -> impl Strategy<Value = Sequ
                 plan.previous = Previous::FullWeighted;
             }
             let layers = layers.into_iter().map(|layer| layer + first).collect();
-            let plan = SequencePlan { plan, pattern, layers, other_kinds, prefers_q_proj, dense_layer, flaw };
+            let (ragged, empty_rows) = (capabilities.ragged, capabilities.offers(Feature::EmptyRows));
+            let plan = SequencePlan {
+                plan,
+                pattern,
+                layers,
+                other_kinds,
+                prefers_q_proj,
+                dense_layer,
+                flaw,
+                ragged,
+                empty_rows,
+            };
             plan.restricted(&capabilities)
         })
 }
@@ -225,7 +241,12 @@ impl SequencePlan {
         {
             call.layer = self.layers.iter().max().map_or(1, |layer| layer + 1);
         }
-        Ok(Sequence { name: format!("random sequence of seed {}", self.plan.seed), instance, calls })
+        let name = format!("random sequence of seed {}", self.plan.seed);
+        let sequence = Sequence { name, instance, calls };
+        if !self.ragged {
+            return Ok(sequence);
+        }
+        Ok(with_lengths(sequence, self.plan.seed, self.empty_rows))
     }
 
     fn calls(&self) -> Result<Vec<Call>, Error> {

@@ -130,6 +130,9 @@ impl Stages {
 
 /// Whether keys are ranked at all in a call: not in a dense layer, and not where an early out gives a full mask (SPEC §2.2).
 pub fn ranks(instance: &Instance, call: &Call) -> bool {
+    if let Some(entries) = call.entries() {
+        return entries.iter().flat_map(|entry| &entry.call).any(|call| ranks(instance, call));
+    }
     let dims = call.inputs.dims();
     let short = instance.selection.dense_fallback
         && dims.keys - dims.queries <= instance.selection.heavy_size.resolve(dims.keys);

@@ -6,11 +6,12 @@ use crate::algorithm::attention::attention;
 use crate::algorithm::{HeadMode, Mask, Row};
 use crate::behaviours::answer::{AttentionView, full_mask};
 use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict};
-use crate::cases::{Answer, LabelRounding, NoAnswer, Observation, RoundingModel};
+use crate::cases::{Answer, Entry, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
 use crate::verdicts::labels::same_bits;
 use crate::verdicts::lse::judge_lse;
 use crate::verdicts::output::judge_output;
+use crate::verdicts::ragged::beyond_is_empty;
 use crate::verdicts::scores::allows;
 
 /// Whether a behaviour reproduces every answer of an observation.
@@ -30,6 +31,9 @@ pub fn reproduces_call(
         return false;
     }
     let answer = &observation.answers[index];
+    if let Some(entries) = observation.sequence.calls[index].entries() {
+        return reproduces_entries(behaviour, observation, index, &entries, model);
+    }
     match (predict(behaviour, &observation.sequence, index), answer) {
         // Any answer, or a loud refusal; a crash or silence is something else.
         (Outcome::Anything, answer) => !matches!(answer, Err(NoAnswer::Failed(_))),
@@ -43,6 +47,28 @@ pub fn reproduces_call(
         (Outcome::Answered(prediction), Ok(answer)) => answered(&prediction, answer, model),
         (Outcome::Refused(_) | Outcome::Answered(_), _) => false,
     }
+}
+
+/// A call of entries of unequal lengths is reproduced where each entry alone is, with the other calls as they were.
+fn reproduces_entries(
+    behaviour: Behaviour,
+    observation: &Observation,
+    index: usize,
+    entries: &[Entry],
+    model: RoundingModel,
+) -> bool {
+    let mut alone = observation.clone();
+    let answer = &observation.answers[index];
+    let fits = answer.as_ref().ok().is_none_or(|answer| {
+        let call = &observation.sequence.calls[index];
+        answer.fits(&call.inputs.dims()) && beyond_is_empty(call, entries, answer)
+    });
+    fits && entries.iter().all(|entry| {
+        let Some(call) = &entry.call else { return true };
+        alone.sequence.calls[index] = call.clone();
+        alone.answers[index] = answer.as_ref().map(|answer| entry.answer(answer)).map_err(Clone::clone);
+        reproduces_call(behaviour, &alone, index, model)
+    })
 }
 
 fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {

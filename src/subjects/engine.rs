@@ -7,7 +7,8 @@ use super::{Subject, not_configured};
 use crate::algorithm::Error;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::maskers::{Local, Sink};
-use crate::cases::{Answer, Call, EarlierMasker, Instance, NoAnswer, RoundingModel};
+use crate::cases::ragged::by_entry;
+use crate::cases::{Answer, Call, Capabilities, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use crate::engine::{Engine as Cache, EngineMasker, Layout, Query};
 
 /// Double Sparsity over a label cache.
@@ -61,6 +62,10 @@ impl Subject for Engine {
         RoundingModel::F32
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ragged: true, ..Capabilities::default() }
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.instance = Some(instance.clone());
         Ok(())
@@ -68,14 +73,16 @@ impl Subject for Engine {
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let instance = self.instance.as_ref().ok_or_else(not_configured)?;
-        let parts = call.inputs.parts();
-        let step = filled(instance, call)?.step(&Query {
-            q: parts.q.view(),
-            attention_mask: parts.attention_mask.as_ref().map(|mask| mask.view()),
-            causal: parts.causal,
-            scaling: parts.scaling,
-            previous: call.previous.as_ref(),
-        })?;
-        Ok(Answer::new(step.mask()?, Some(step.output)))
+        by_entry(call, |call| {
+            let parts = call.inputs.parts();
+            let step = filled(instance, call)?.step(&Query {
+                q: parts.q.view(),
+                attention_mask: parts.attention_mask.as_ref().map(|mask| mask.view()),
+                causal: parts.causal,
+                scaling: parts.scaling,
+                previous: call.previous.as_ref(),
+            })?;
+            Ok(Answer::new(step.mask()?, Some(step.output)))
+        })
     }
 }

@@ -6,8 +6,9 @@ use crate::algorithm::calibrate::Importance;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::select::select;
 use crate::algorithm::{ChannelOrder, LabelBits, Mask, SparseAttention, Storage};
+use crate::cases::ragged::by_entry;
 use crate::cases::{
-    Answer, Attended, CalibrationCase, Call, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+    Answer, Attended, CalibrationCase, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
 };
 
 /// The pure-Rust reference.
@@ -25,6 +26,10 @@ impl Subject for Reference {
         RoundingModel::REFERENCE
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ragged: true, ..Capabilities::default() }
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.instance = Some((instance.clone(), instance.attention()));
         Ok(())
@@ -32,9 +37,11 @@ impl Subject for Reference {
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let (instance, maskers) = self.instance.as_ref().ok_or_else(not_configured)?;
-        let mask = maskers.extend_mask(&call.inputs, call.layer, instance.start(call))?;
-        let output = attention(&call.inputs, &mask)?;
-        Ok(Answer::new(mask, Some(output)))
+        by_entry(call, |call| {
+            let mask = maskers.extend_mask(&call.inputs, call.layer, instance.start(call))?;
+            let output = attention(&call.inputs, &mask)?;
+            Ok(Answer::new(mask, Some(output)))
+        })
     }
 
     fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {

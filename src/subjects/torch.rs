@@ -98,6 +98,10 @@ impl Subject for Torch {
         RoundingModel::F32
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ragged: true, ..Capabilities::default() }
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.instance = Some(instance.clone());
         Ok(())
@@ -105,10 +109,12 @@ impl Subject for Torch {
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let instance = self.instance()?;
-        if instance.dense_layers.contains(&call.layer) {
-            return self.dense(call);
-        }
-        self.sparse(instance, call)
+        by_entry(call, |call| {
+            if instance.dense_layers.contains(&call.layer) {
+                return self.dense(call);
+            }
+            self.sparse(instance, call)
+        })
     }
 
     fn labels(

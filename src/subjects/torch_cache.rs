@@ -98,16 +98,22 @@ impl Subject for TorchCache {
         RoundingModel { scores_kept: self.kept, weights_kept: self.kept, ..self.torch.rounding_model() }
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ragged: true, ..Capabilities::default() }
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.torch.configure(instance)
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         let instance = self.torch.instance()?;
-        if instance.dense_layers.contains(&call.layer) {
-            return self.torch.dense(call);
-        }
-        self.sparse(instance, call)
+        by_entry(call, |call| {
+            if instance.dense_layers.contains(&call.layer) {
+                return self.torch.dense(call);
+            }
+            self.sparse(instance, call)
+        })
     }
 
     fn labels(

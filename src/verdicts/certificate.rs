@@ -15,6 +15,7 @@ use ndarray::Array2;
 
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
+use super::ragged;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
@@ -70,8 +71,10 @@ impl RowCertificate {
 pub struct Certificate {
     /// The mask that Double Sparsity starts from.
     pub before: Mask,
-    /// `None` where every key must be attended (SPEC §2.2).
+    /// `None` where every key must be attended (SPEC §2.2). Never where entries have lengths: each has an early out of its own.
     pub rows: Option<Vec<RowCertificate>>,
+    /// Those of the entries alone, where these have lengths; `None` for one without keys.
+    pub entries: Vec<Option<Certificate>>,
 }
 
 impl Certificate {
@@ -79,9 +82,13 @@ impl Certificate {
     ///
     /// Errors: those with which the call must be refused (end of SPEC §2).
     pub fn derive(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
+        if let Some(entries) = call.entries() {
+            return ragged::certificate(instance, call, &entries, model);
+        }
         let before = instance.before(call)?;
+        let of_rows = |before, rows| Self { before, rows, entries: Vec::new() };
         let Some(scores) = ScoreBounds::without_labels(instance, call, model, &before)? else {
-            return Ok(Self { before, rows: None });
+            return Ok(of_rows(before, None));
         };
         let dims = call.inputs.dims();
         let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
@@ -91,7 +98,7 @@ impl Certificate {
         // Heads that rank alone are certified a KV head at a time: labels of all heads of a long call take much memory.
         if instance.selection.heads != HeadMode::PerHead {
             let rows = certify(&scores.with_all_labels(instance, call, model)?, dims.rows().collect());
-            return Ok(Self { before, rows: Some(rows) });
+            return Ok(of_rows(before, Some(rows)));
         }
         let groups = (0..dims.batch * dims.kv_heads).collect();
         let rows = compute::map(groups, dims.operations(), |group: usize| {
@@ -102,7 +109,7 @@ impl Certificate {
             Ok(certify(&scores, rows.collect()))
         });
         let rows = rows.into_iter().collect::<Result<Vec<_>, Error>>()?.concat();
-        Ok(Self { before, rows: Some(rows) })
+        Ok(of_rows(before, Some(rows)))
     }
 
     /// How many keys are open in all rows together.

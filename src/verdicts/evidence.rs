@@ -116,6 +116,13 @@ fn row_scores(
     before: &Mask,
     row: Row,
 ) -> Option<RowScores> {
+    if let Some(entries) = call.entries() {
+        let entry = &entries[row.0];
+        let (alone, row) = (entry.call.as_ref()?, entry.row_alone(row)?);
+        let mut scores = row_scores(instance, alone, model, &entry.of(before), row)?;
+        scores.keys.resize(call.inputs.dims().keys, Candidacy::Excluded);
+        return Some(scores);
+    }
     let keys = ScoreBounds::new(instance, call, model, before).ok()??.row(row);
     let heavy_size = instance.selection.heavy_size.resolve(call.inputs.dims().keys);
     Some(RowScores { limits: thresholds(&keys, heavy_size), keys, heavy_size })
@@ -123,12 +130,27 @@ fn row_scores(
 
 fn output(call: &Call, answer: &Answer, model: RoundingModel) -> Option<Array4<Approximate>> {
     let found = answer.output.as_ref().filter(|found| found.len() <= LARGEST)?;
-    let rows = call.inputs.dims().rows();
-    let values = rows.flat_map(|row| expected_row(&call.inputs, &answer.mask, model, row)).collect();
-    Array4::from_shape_vec(found.dim(), values).ok()
+    let Some(entries) = call.entries() else {
+        let rows = call.inputs.dims().rows();
+        let values = rows.flat_map(|row| expected_row(&call.inputs, &answer.mask, model, row)).collect();
+        return Array4::from_shape_vec(found.dim(), values).ok();
+    };
+    let mut whole = Array4::from_elem(found.dim(), Approximate::new(0.0, 0.0));
+    for entry in &entries {
+        if let Some(alone) = &entry.call {
+            let part = output(alone, &entry.answer(answer), model)?;
+            let own = ndarray::s![entry.batch..entry.batch + 1, .., entry.first_query.., ..];
+            whole.slice_mut(own).assign(&part);
+        }
+    }
+    Some(whole)
 }
 
 fn expected_labels(instance: &Instance, call: &Call) -> Option<AnsweredLabels> {
+    // Entries of unequal lengths have no labels in the padding.
+    if call.inputs.lengths().is_some() {
+        return None;
+    }
     let dims = call.inputs.dims();
     let channels = instance.channels(call.layer).ok()?;
     let label_channels = instance.selection.group_factor.label_channels(dims.head_dim).ok()?;

@@ -5,6 +5,7 @@ use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBou
 use super::labels::{AnsweredLabel, judge_answered};
 use super::lse::{LseVerdict, judge_lse};
 use super::output::{OutputVerdict, judge_output};
+use super::ragged;
 use super::scores::{ScoreDivergence, judge_scores};
 use super::topk::judge_selection;
 use crate::algorithm::{Error, Mask, Row};
@@ -205,6 +206,11 @@ pub enum MaskFault {
         /// Key.
         key: usize,
     },
+    /// A key of the padding, beyond the length of its batch entry, was selected.
+    HoldsPadding {
+        /// Key.
+        key: usize,
+    },
     /// A key that must not be selected was.
     HoldsOut {
         /// Key.
@@ -260,6 +266,7 @@ impl MaskFault {
         match self {
             Self::HoldsOut { .. } | Self::MissesIn { .. } | Self::MissesForced { .. } => "wrong keys",
             Self::HoldsExcluded { .. } => "selected a key that is no candidate",
+            Self::HoldsPadding { .. } => "selected padding",
             Self::ChangesEarlier { .. } => "changed an earlier mask",
             Self::Weight { .. } => "wrong weight",
             Self::Count { .. } => "wrong number of keys",
@@ -289,6 +296,9 @@ impl std::fmt::Display for MaskDivergence {
                 write!(f, "key {key} was attended before with weight {expected}, found weight {found}")
             }
             MaskFault::HoldsExcluded { key } => write!(f, "key {key} is selected but is no candidate"),
+            MaskFault::HoldsPadding { key } => {
+                write!(f, "key {key} is selected but lies beyond the length of its entry")
+            }
             MaskFault::HoldsOut { key } => write!(f, "key {key} is selected but scores too low"),
             MaskFault::MissesIn { key } => write!(f, "key {key} is not selected but scores high enough"),
             MaskFault::MissesForced { key } => write!(f, "key {key} is not selected but is forced"),
@@ -347,35 +357,47 @@ pub fn judge(
                     .into(),
             )
         }
-        (Ok(answer), Ok(certificate)) => {
-            let mask = judge_mask(instance, call, certificate, &answer.mask, model);
-            let output =
-                answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
-            // Where an early out gives a full mask nothing is ranked.
-            let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
-            let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));
-            let (scores, selection) = match answer.scores.as_ref().filter(|_| certificate.rows.is_some()) {
-                None => (None, None),
-                Some(scores) => (
-                    Some(judge_scores(instance, call, scores, model, &certificate.before)),
-                    Some(judge_selection(
-                        scores,
-                        instance.selection.heavy_size.resolve(call.inputs.dims().keys),
-                        &certificate.before,
-                        instance.selection.heads.sharing(&call.inputs.dims()),
-                        |query, key| {
-                            let position = call.inputs.dims().position(query);
-                            instance.selection.rules.forced.holds(key, position)
-                        },
-                        &answer.mask,
-                    )),
-                ),
-            };
-            let lse = answer.lse.as_ref().map(|lse| judge_lse(&call.inputs, &answer.mask, lse, model));
-            let judged_labels = ranked.is_some();
-            Verdict::Judged(Judgement { mask, output, labels, judged_labels, scores, selection, lse })
-        }
+        (Ok(answer), Ok(certificate)) => Verdict::Judged(match call.entries() {
+            None => judgement(instance, call, answer, model, certificate),
+            Some(entries) => ragged::judgement(instance, call, &entries, answer, model, certificate),
+        }),
     }
+}
+
+/// Judges an answer of the right shape to a call without lengths.
+pub(super) fn judgement(
+    instance: &Instance,
+    call: &Call,
+    answer: &Answer,
+    model: RoundingModel,
+    certificate: &Certificate,
+) -> Judgement {
+    let mask = judge_mask(instance, call, certificate, &answer.mask, model);
+    let output =
+        answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
+    // Where an early out gives a full mask nothing is ranked.
+    let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
+    let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));
+    let (scores, selection) = match answer.scores.as_ref().filter(|_| certificate.rows.is_some()) {
+        None => (None, None),
+        Some(scores) => (
+            Some(judge_scores(instance, call, scores, model, &certificate.before)),
+            Some(judge_selection(
+                scores,
+                instance.selection.heavy_size.resolve(call.inputs.dims().keys),
+                &certificate.before,
+                instance.selection.heads.sharing(&call.inputs.dims()),
+                |query, key| {
+                    let position = call.inputs.dims().position(query);
+                    instance.selection.rules.forced.holds(key, position)
+                },
+                &answer.mask,
+            )),
+        ),
+    };
+    let lse = answer.lse.as_ref().map(|lse| judge_lse(&call.inputs, &answer.mask, lse, model));
+    let judged_labels = ranked.is_some();
+    Judgement { mask, output, labels, judged_labels, scores, selection, lse }
 }
 
 /// Derives the certificate of a call and judges an answer by it.

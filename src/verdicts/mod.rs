@@ -11,6 +11,7 @@ pub mod judge;
 pub mod labels;
 pub mod lse;
 pub mod output;
+pub mod ragged;
 pub mod scores;
 pub mod sharpness;
 pub mod stages;

@@ -7,7 +7,7 @@ use ndarray::ArrayView1;
 
 use crate::algorithm::labels::{Labels, labels};
 use crate::algorithm::{HeadMode, Mask, Row};
-use crate::cases::{Answer, Call, Instance, LabelRounding, RoundingModel};
+use crate::cases::{Answer, Call, Entry, Instance, LabelRounding, RoundingModel};
 
 /// Whole numbers up to this are exact in f32.
 const EXACT: f32 = 16_777_216.0;
@@ -21,7 +21,15 @@ pub(super) struct Ties {
 
 /// Where an answer had to choose between keys that tie. None where labels are not exact, or nothing is ranked.
 pub(super) fn ties(instance: &Instance, call: &Call, answer: &Answer, model: RoundingModel) -> Vec<Ties> {
-    found(instance, call, answer, model).unwrap_or_default()
+    let Some(entries) = call.entries() else {
+        return found(instance, call, answer, model).unwrap_or_default();
+    };
+    let of_entry = |entry: &Entry| {
+        let alone = entry.call.as_ref().and_then(|call| found(instance, call, &entry.answer(answer), model));
+        let moved = |ties: Ties| Ties { row: entry.row_of_call(ties.row), ..ties };
+        alone.unwrap_or_default().into_iter().map(moved).collect::<Vec<_>>()
+    };
+    entries.iter().flat_map(of_entry).collect()
 }
 
 fn found(instance: &Instance, call: &Call, answer: &Answer, model: RoundingModel) -> Option<Vec<Ties>> {
