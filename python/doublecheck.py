@@ -126,13 +126,18 @@ class Instance:
 
 
 class Call:
-    """One `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv] are float32 and hold values of `dtype`."""
+    """One `mask`: q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv] are float32 and hold values of `dtype`.
+
+    `lengths` [b] says how many keys each entry has, and is None unless hello offers `ragged`: then k and v hold NaN or
+    large numbers beyond, and query i of entry b has the position lengths[b] - m + i.
+    """
 
     def __init__(self, instance, message, tensors):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
         self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
+        self.lengths = tensors.get("lengths")
         self.head_weights = tensors.get("head_weights")  # [b, h, m] for the rule relu, or None: 1 everywhere
 
     @property
@@ -140,8 +145,19 @@ class Call:
         return self.instance.channels(self.layer)
 
     def additive(self):
-        """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys."""
+        """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys.
+
+        Where there are lengths, also for padding, and for every key where a query has no position.
+        """
         m, n = self.q.shape[2], self.k.shape[2]
+        if self.lengths is not None:
+            lengths = self.lengths.astype(np.int64)[:, None, None, None]
+            positions = lengths - m + np.arange(m)[:, None]  # [b, 1, m, 1]
+            out = (np.arange(n) >= lengths) | (positions < 0)
+            if self.causal:
+                out |= np.arange(n) > positions
+            given = 0 if self.attention_mask is None else self.attention_mask
+            return np.where(out, np.float32(-np.inf), np.float32(given))
         additive = np.zeros((1, 1, m, n), np.float32) if self.attention_mask is None else self.attention_mask
         if self.causal:
             later = np.arange(n) > np.arange(n - m, n)[:, None]
@@ -286,6 +302,7 @@ def serve(
     promises=None,
     takes="inputs",
     gives=None,
+    offers=(),
     lacks=(),
     refusals=(),
 ):
@@ -296,6 +313,7 @@ def serve(
     scores, lse. With `takes="scores"` it is a function of a ScoresCall, or has `select`, and gives a mask or a dict of
     selected. With `takes="selection"` it is one of a SelectionCall, or has `attend`, and gives an output, a pair of
     output and lse, or a dict. `gives` names what every answer holds.
+    `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
@@ -313,7 +331,9 @@ def serve(
     }
     if takes != "inputs" or gives is not None:
         hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
-    protocol = 2 if "takes" in hello else 1
+    if offers:
+        hello["offers"] = list(offers)
+    protocol = 2 if {"takes", "offers"} & hello.keys() else 1
     hello = {"type": "hello", "protocol": protocol, **{key: value for key, value in hello.items() if value is not None}}
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)

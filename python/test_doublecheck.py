@@ -169,6 +169,37 @@ class Stages(unittest.TestCase):
         self.assertEqual((hello["takes"], hello["gives"]), ("selection", ["output", "lse"]))
         self.assertEqual((reply["type"], answer["output"].shape, answer["lse"].shape), ("answer", (1,) * 4, (1,) * 3))
 
+    def test_lengths_reach_a_kernel_that_offers_ragged(self):
+        nan = np.array([1, 2, 3, np.nan, 7, np.nan, np.nan, np.nan, *[np.nan] * 4], np.float32).reshape(3, 1, 4, 1)
+        tensors = [
+            ("q", "F32", np.ones((3, 1, 2, 1))),
+            ("k", "F32", nan),
+            ("v", "F32", nan),
+            ("lengths", "I32", np.array([3, 1, 0])),
+        ]
+        program = (
+            "kernel = lambda call: {'mask': call.additive() == 0, 'output': np.where(call.additive() == 0,"
+            " np.swapaxes(call.v, 2, 3), 0).sum(3, keepdims=True)};"
+            " kernel.configure = lambda instance: None;"
+            " doublecheck.serve(kernel, name='t', offers=['ragged'])"
+        )
+        module = f"import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, doublecheck; {program}"
+        frames = [({"type": "hello", "protocol": 1}, ()), (CONFIGURE, ()), (MASK, tensors), ({"type": "bye"}, ())]
+        done = subprocess.run(
+            [sys.executable, "-c", module, str(HERE)],
+            input=b"".join(doublecheck.frame(*frame) for frame in frames),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        stream = io.BytesIO(done.stdout)
+        hello, _, (reply, answer) = (doublecheck.read_frame(stream) for _ in range(3))
+        self.assertEqual((hello[0]["protocol"], hello[0]["offers"]), (2, ["ragged"]))
+        self.assertEqual(reply["type"], "answer")
+        # Three keys: queries at 1 and 2. One key: only the second query has a position, 0. None: nothing.
+        expected = [[[1, 1, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0], [1, 0, 0, 0]], [[0] * 4] * 2]
+        np.testing.assert_array_equal(answer["mask"][:, 0], expected)
+        np.testing.assert_array_equal(answer["output"][:, 0, :, 0], [[3, 6], [0, 7], [0, 0]])
+
 
 if __name__ == "__main__":
     unittest.main()

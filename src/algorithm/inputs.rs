@@ -191,7 +191,7 @@ impl Inputs {
     fn padded<'a>(&self, tensor: &'a Array4<f32>) -> Cow<'a, Array4<f32>> {
         match &self.lengths {
             None => Cow::Borrowed(tensor),
-            Some(lengths) => lengths.padded(tensor, self.parts.storage),
+            Some(lengths) => Cow::Owned(lengths.padded(tensor, self.parts.storage)),
         }
     }
 

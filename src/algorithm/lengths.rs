@@ -2,8 +2,6 @@
 //! lengths\[b\] − m + i. What lies beyond is padding. Each entry is the call of that entry alone, so that nothing here computes
 //! anything: `Inputs::entry` is that call.
 
-use std::borrow::Cow;
-
 use ndarray::{Array4, s};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +21,7 @@ pub enum Padding {
 
 /// How many keys each entry of a batch has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lengths {
     /// One for each entry.
     #[serde(rename = "lengths")]
@@ -44,6 +43,15 @@ impl Lengths {
     /// What padding holds when the call is asked.
     pub fn padding(&self) -> Padding {
         self.padding
+    }
+
+    /// In words: "lengths [3, 0] of 4 keys, padding NaN".
+    pub fn in_words(&self, dims: &Dims) -> String {
+        let padding = match self.padding {
+            Padding::Nan => "NaN",
+            Padding::Large => "large numbers",
+        };
+        format!("lengths {:?} of {} keys, padding {padding}", self.keys, dims.keys)
     }
 
     pub(super) fn check(&self, dims: &Dims) -> Result<()> {
@@ -70,7 +78,7 @@ impl Lengths {
     }
 
     /// k or v as they are asked.
-    pub(super) fn padded<'a>(&self, tensor: &'a Array4<f32>, storage: Storage) -> Cow<'a, Array4<f32>> {
+    pub(super) fn padded(&self, tensor: &Array4<f32>, storage: Storage) -> Array4<f32> {
         let mut padded = tensor.clone();
         let large = storage.round((storage.largest() / 4.0) as f32);
         self.fill(&mut padded, |key| match (self.padding, key % 2) {
@@ -78,6 +86,6 @@ impl Lengths {
             (Padding::Large, 0) => large,
             (Padding::Large, _) => -large,
         });
-        Cow::Owned(padded)
+        padded
     }
 }

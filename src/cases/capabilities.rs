@@ -319,9 +319,9 @@ impl Capabilities {
 /// Whether A excludes every key of some row. A score plus the most negative number may be −∞ too.
 pub(super) fn has_empty_row(call: &Call) -> bool {
     if let Some(entries) = call.entries() {
-        return entries.iter().any(|entry| {
-            entry.first_query > 0 || entry.call.as_ref().is_none_or(has_empty_row)
-        });
+        return entries
+            .iter()
+            .any(|entry| entry.first_query > 0 || entry.call.as_ref().is_none_or(has_empty_row));
     }
     let dims = call.inputs.dims();
     call.inputs.parts().attention_mask.is_some()

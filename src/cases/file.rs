@@ -5,9 +5,10 @@
 //!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
 //!   dimensions of 1 may be left out) and
 //!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
-//!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]).
+//!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]). Entries of unequal lengths: "ragged" in the settings, an object of
+//!   "lengths", a list of b, and "padding", `nan` or `large`: what it holds when the case is asked (it is 0 in the file).
 //! * `sequence`: calls of one instance. {"settings", "channel_selection", "dense_layers"} as in `docs/PROTOCOL.md`, and
-//!   "calls", a list of {"layer", "causal", "dtype", "scaling"}; the JSON text of a channel file under the metadata key
+//!   "calls", a list of {"layer", "causal", "dtype", "scaling"} and where entries have unequal lengths "ragged" as above; the JSON text of a channel file under the metadata key
 //!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`, `call_1.q`, ….
 //!   `source` says who diverged on it.
 //! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
@@ -37,8 +38,8 @@ use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, fl
 use crate::algorithm::calibrate::BlockActivations;
 use crate::algorithm::config::from_json;
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, Detail, Dims, InputParts, Inputs, LabelBits, Mask, Selection,
-    Storage,
+    ChannelFile, ChannelKind, ChannelOrder, Detail, Dims, InputParts, Inputs, LabelBits, Lengths, Mask,
+    Selection, Storage,
 };
 
 /// The content of one file.
@@ -78,6 +79,8 @@ struct CaseSettings {
     model: Option<RoundingModel>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     earlier_maskers: Vec<EarlierMasker>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ragged: Option<Lengths>,
     #[serde(flatten)]
     unknown: serde_json::Map<String, serde_json::Value>,
 }
@@ -105,6 +108,8 @@ struct CallMetadata {
     dtype: Storage,
     #[serde(default)]
     scaling: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ragged: Option<Lengths>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -203,13 +208,13 @@ impl Reader {
             None => None,
             Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &dims)?),
         };
+        let call = with_lengths(Call { layer: 0, inputs, previous }, settings.ragged)?;
         let expectation = expectation(file, settings.model)?;
         if let Some(expectation) = &expectation {
-            check_expectation(expectation, &inputs)?;
+            check_expectation(expectation, &call.inputs)?;
         }
         let mut instance = Instance::of_layer(settings.selection, channels, &dims);
         instance.earlier_maskers = settings.earlier_maskers;
-        let call = Call { layer: 0, inputs, previous };
         Ok(Case { name: name.to_owned(), instance, call, recipe, expectation, unknown: settings.unknown })
     }
 
@@ -240,6 +245,14 @@ fn weighted(inputs: Arc<Inputs>, file: &Tensors, name: &str) -> Result<Arc<Input
     Ok(Arc::new(Inputs::clone(&inputs).with_head_weights(Some(weights))?))
 }
 
+/// The call with entries of unequal lengths, where there are some.
+fn with_lengths(call: Call, lengths: Option<Lengths>) -> Result<Call> {
+    Ok(match lengths {
+        None => call,
+        Some(lengths) => call.with_lengths(lengths)?,
+    })
+}
+
 /// What a case file's metadata and tensor shapes say, without making or reading its numbers: enough to tell most cases that an
 /// implementation does not offer. `None` for files in which values decide (a sequence, an additive mask, an earlier mask)
 /// and for files that hold no attention layer.
@@ -252,6 +265,9 @@ pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
         return Ok(None);
     }
     let settings = CaseSettings::from_json(settings)?;
+    if settings.ragged.is_some() {
+        return Ok(None);
+    }
     let (dims, channel_rows) = match file.metadata.get("recipe") {
         Some(json) => {
             let recipe = from_json::<Recipe>("recipe", json)?;
@@ -377,7 +393,7 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
             Some(view) => Some(Mask::from_weights(floats(&view, &[Dtype::F32])?, &inputs.dims())?),
         };
         let inputs = weighted(Arc::new(inputs), file, &tensor("head_weights"))?;
-        Ok(Call { layer: call.layer, inputs, previous })
+        with_lengths(Call { layer: call.layer, inputs, previous }, call.ragged)
     };
     let calls = calls.into_iter().enumerate().map(call).collect::<Result<Vec<_>>>()?;
     check_calls_alike(&calls)?;
@@ -409,7 +425,7 @@ pub fn sequence_to_bytes(sequence: &Sequence, source: &str) -> Vec<u8> {
     let call = |call: &Call| {
         let parts = call.inputs.parts();
         let (layer, causal, dtype, scaling) = (call.layer, parts.causal, parts.storage, parts.scaling);
-        CallMetadata { layer, causal, dtype, scaling }
+        CallMetadata { layer, causal, dtype, scaling, ragged: call.inputs.lengths().cloned() }
     };
     let calls = sequence.calls.iter().map(call).collect();
     let json = SequenceMetadata { instance: sequence.instance.settings(), calls };
@@ -513,6 +529,7 @@ pub fn to_bytes(case: &Case) -> Vec<u8> {
         scaling: parts.scaling,
         model: case.expectation.as_ref().and_then(|expectation| expectation.model),
         earlier_maskers: case.instance.earlier_maskers.clone(),
+        ragged: case.call.inputs.lengths().cloned(),
         unknown: case.unknown.clone(),
     };
     writer.metadata("case", serde_json::json!(settings).to_string());

@@ -20,6 +20,8 @@ pub enum Promise {
     BatchInvariant,
     /// m queries in one call get what m calls of one query get.
     SliceInvariant,
+    /// More padding behind the same lengths changes nothing.
+    CapacityInvariant,
     /// `selected` lists keys in ascending order.
     Ascending,
     /// `selected` has −1 at the end of a row only, and before it exactly the keys selected.
@@ -28,12 +30,13 @@ pub enum Promise {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TiesLowest,
         Self::TiesHighest,
         Self::Repeatable,
         Self::BatchInvariant,
         Self::SliceInvariant,
+        Self::CapacityInvariant,
         Self::Ascending,
         Self::Padded,
     ];
@@ -46,6 +49,7 @@ impl Promise {
             Self::Repeatable => "repeatable",
             Self::BatchInvariant => "batch-invariant",
             Self::SliceInvariant => "slice-invariant",
+            Self::CapacityInvariant => "capacity-invariant",
             Self::Ascending => "ascending",
             Self::Padded => "padded",
         }
@@ -58,6 +62,7 @@ impl Promise {
             Self::Repeatable => "repeats",
             Self::BatchInvariant => "entries asked alone",
             Self::SliceInvariant => "calls asked query by query",
+            Self::CapacityInvariant => "calls asked with more padding",
             Self::Ascending | Self::Padded => "answers with selected",
         }
     }
@@ -67,13 +72,7 @@ impl Promise {
 pub fn promises_from_names(names: &[String]) -> Result<BTreeSet<Promise>, Detail> {
     let mut promises = BTreeSet::new();
     for (index, name) in names.iter().enumerate() {
-        let expected = || {
-            let names = Promise::ALL.map(Promise::name).join(", ");
-            match name.as_str() {
-                "capacity-invariant" => format!("one of {names}; a capacity cannot be asked for yet"),
-                _ => format!("one of {names}"),
-            }
-        };
+        let expected = || format!("one of {}", Promise::ALL.map(Promise::name).join(", "));
         let promise = Promise::ALL.into_iter().find(|promise| promise.name() == name);
         promises.insert(
             promise

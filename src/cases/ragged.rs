@@ -118,11 +118,11 @@ fn joined(dims: &Dims, parts: &[(&Entry, Answer)]) -> Answer {
     let mut output = output.then(|| Array4::zeros(dims.output_shape()));
     let every = |has: fn(&Answer) -> bool| !parts.is_empty() && parts.iter().all(|(_, part)| has(part));
     let (b, h, m, n) = dims.mask_shape();
-    let mut scores = every(|part| part.scores.is_some())
-        .then(|| Array4::from_elem(dims.mask_shape(), f32::NEG_INFINITY));
-    let mut lse =
-        every(|part| part.lse.is_some()).then(|| Array3::from_elem((b, h, m), f32::NEG_INFINITY));
-    let channels = parts.first().and_then(|(_, part)| part.labels.as_ref()).map_or(0, |labels| labels.q.dim().3);
+    let mut scores =
+        every(|part| part.scores.is_some()).then(|| Array4::from_elem(dims.mask_shape(), f32::NEG_INFINITY));
+    let mut lse = every(|part| part.lse.is_some()).then(|| Array3::from_elem((b, h, m), f32::NEG_INFINITY));
+    let channels =
+        parts.first().and_then(|(_, part)| part.labels.as_ref()).map_or(0, |labels| labels.q.dim().3);
     let mut labels = every(|part| part.labels.is_some()).then(|| AnsweredLabels {
         q: Array4::zeros((b, h, m, channels)),
         k: Array4::zeros((b, h, n, channels)),

@@ -89,6 +89,9 @@ fn attention_case(case: &Case) -> String {
     if let Some(recipe) = &case.recipe {
         line("recipe", format!("{} with seed {}", recipe.generator, recipe.seed));
     }
+    if let Some(lengths) = case.call.inputs.lengths() {
+        line("ragged", lengths.in_words(&dims));
+    }
     if let Some(mask) = &case.call.inputs.parts().attention_mask {
         line("attention_mask", format!("{:?}", mask.shape()));
     }

@@ -61,6 +61,9 @@ pub fn render_call(index: usize, call: &Call) -> String {
     if let Some(scaling) = parts.scaling {
         let _ = writeln!(text, "  scaling {scaling}");
     }
+    if let Some(lengths) = call.inputs.lengths() {
+        let _ = writeln!(text, "  {}, shown as 0", lengths.in_words(&call.inputs.dims()));
+    }
     if let Some(weights) = call.inputs.head_weights() {
         text += &numbers("head_weights", &weights.clone().insert_axis(Axis(3)));
     }

@@ -8,7 +8,8 @@ use crate::algorithm::select::select;
 use crate::algorithm::{ChannelOrder, LabelBits, Mask, SparseAttention, Storage};
 use crate::cases::ragged::by_entry;
 use crate::cases::{
-    Answer, Attended, CalibrationCase, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+    Answer, Attended, CalibrationCase, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall,
+    SelectionCall,
 };
 
 /// The pure-Rust reference.

@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, Call, EarlierMasker, Instance, NoAnswer, RoundingModel};
+use crate::cases::ragged::by_entry;
+use crate::cases::{Answer, Call, Capabilities, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use crate::torch::attention::attention;
 use crate::torch::{self, DeviceChoice, DeviceError, Layer, TorchMasker, device, masker, to_device, to_host};
 

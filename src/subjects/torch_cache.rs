@@ -7,7 +7,10 @@ use tch::{Device, Tensor};
 use super::Subject;
 use super::torch::{Torch, attend};
 use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer, Precision, RoundingModel};
+use crate::cases::ragged::by_entry;
+use crate::cases::{
+    Answer, AnsweredLabels, Call, Capabilities, Instance, NoAnswer, Precision, RoundingModel,
+};
 use crate::torch::cache::{LabelScores, LabelledKvCache};
 use crate::torch::masker::early_out;
 use crate::torch::{self, DeviceChoice, DeviceError, Layer, to_host};

@@ -9,7 +9,8 @@ use super::judge::judge;
 use super::output::judge_output;
 use crate::algorithm::maskers::Oracle;
 use crate::algorithm::{
-    ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Masker,
+    ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Lengths, Mask,
+    Masker, Padding,
 };
 use crate::cases::{Answer, Case, NoAnswer, RoundingModel};
 
@@ -103,6 +104,11 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant { name: "lower-scored keys change nothing", source: "SPEC §2.9", check: appended_keys },
     Invariant { name: "H = n equals dense attention", source: "SPEC §2.9, §2.11", check: equals_dense },
     Invariant { name: "doubling k keeps the selection", source: "SPEC §2.5, §2.6", check: scale_of_keys },
+    Invariant {
+        name: "entries of unequal lengths answer alone",
+        source: "SPEC §2.13",
+        check: unequal_lengths,
+    },
 ];
 
 fn all(wrong: Option<String>) -> Result<(), Unmet> {
@@ -424,4 +430,17 @@ fn scale_of_keys(case: &Case, implementation: &mut Implementation) -> Result<(),
     implementation.certificate(&doubled)?;
     let answer = implementation.ask(&doubled)?;
     must_conform(case, certificate, Answer { output: None, ..answer }, implementation.model)
+}
+
+/// Entries with half of the keys, none, or all but one, by turns: each is judged as it would be alone.
+fn unequal_lengths(case: &Case, implementation: &mut Implementation) -> Result<(), Unmet> {
+    let dims = case.call.inputs.dims();
+    let length = |b: usize| [dims.keys.div_ceil(2), 0, dims.keys - 1][(b + dims.keys) % 3];
+    let padding = if dims.keys.is_multiple_of(2) { Padding::Nan } else { Padding::Large };
+    let mut ragged = Case { recipe: None, ..case.clone() };
+    ragged.call = case.call.with_lengths(Lengths::new((0..dims.batch).map(length).collect(), padding))?;
+    let certificate = implementation.certificate(&ragged)?;
+    let answer = Ok(implementation.ask(&ragged)?);
+    let verdict = judge(&ragged.instance, &ragged.call, &answer, implementation.model, &Ok(certificate));
+    all(verdict.explanations().into_iter().next())
 }

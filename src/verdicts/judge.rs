@@ -373,8 +373,7 @@ pub(super) fn judgement(
     certificate: &Certificate,
 ) -> Judgement {
     let mask = judge_mask(instance, call, certificate, &answer.mask, model);
-    let output =
-        answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
+    let output = answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
     // Where an early out gives a full mask nothing is ranked.
     let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
     let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));

@@ -122,6 +122,10 @@ fn settings(instance: &Instance, finding: &Finding) -> Markup {
         let layers = crate::algorithm::channels::ranges(instance.dense_layers.iter().copied());
         lines.push(("Dense layers", html! { (layers) }));
     }
+    let failing = &finding.observation.sequence.calls[finding.call].inputs;
+    if let Some(lengths) = failing.lengths() {
+        lines.push(("Ragged batch", html! { (lengths.in_words(&dims)) }));
+    }
     for masker in &instance.earlier_maskers {
         lines.push(("Earlier masker", html! { code { (serde_json::json!(masker)) } }));
     }
@@ -166,12 +170,13 @@ fn call(finding: &Finding, index: usize, evidence: &Evidence) -> Markup {
     let (call, answer) = (&sequence.calls[index], &observation.answers[index]);
     let view = CallView { instance: &sequence.instance, call, answer, evidence, marks };
     let causal = if call.inputs.parts().causal { ", causal" } else { "" };
+    let lengths = call.inputs.lengths().map(|lengths| format!(", lengths {:?}", lengths.keys()));
     let right = evidence.verdict.conforms();
     html! {
         details.call.failing[fails] open[fails] {
             summary {
                 span.glyph.wrong[!right] aria-hidden="true" { @if right { "✓" } @else { "✗" } }
-                "Call " (index) ": layer " (call.layer) ", " (call.inputs.storage()) (causal)
+                "Call " (index) ": layer " (call.layer) ", " (call.inputs.storage()) (causal) (lengths.unwrap_or_default())
                 @if fails { " – fails" } @else if right { " – conforms" }
             }
             (view.render())

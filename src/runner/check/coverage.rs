@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::algorithm::{HeadMode, Storage};
-use crate::cases::capabilities::features;
+use crate::cases::capabilities::{RAGGED, features};
 use crate::cases::domain::sizes;
 use crate::cases::{Capabilities, Feature, Quantity, Sequence, StageCall};
 use crate::verdicts::Verdict;
@@ -78,11 +78,12 @@ impl Coverage {
         let names = Feature::ALL.iter().map(|feature| feature.name());
         let types = Storage::ALL.iter().map(ToString::to_string);
         let modes = HeadMode::ALL.iter().map(|mode| mode.name().to_owned());
+        let ragged = capabilities.ragged.then(|| RAGGED.to_owned());
         Self {
             domain: capabilities.domains.iter().map(Value::from).collect(),
             goldens: 0,
             sizes: BTreeMap::new(),
-            parts: names.chain(types).chain(modes).map(|name| (name, 0)).collect(),
+            parts: names.chain(types).chain(modes).chain(ragged).map(|name| (name, 0)).collect(),
         }
     }
 
@@ -106,6 +107,9 @@ impl Coverage {
         parts.insert(sequence.instance.selection.heads.name().to_owned());
         for call in &sequence.calls {
             parts.insert(call.inputs.storage().to_string());
+            if call.inputs.lengths().is_some() {
+                parts.insert(RAGGED.into());
+            }
             for (quantity, value) in sizes(&sequence.instance.selection, &call.inputs.dims()) {
                 // A call that must be refused may have no label channels.
                 if value > 0 && quantity != Quantity::PageSize {

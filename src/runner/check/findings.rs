@@ -181,6 +181,7 @@ impl Run<'_> {
 fn attach_evidence(finding: &mut Finding, model: crate::cases::RoundingModel) {
     let Observation { sequence, answers, .. } = &finding.observation;
     let of = |(call, answer)| Evidence::of(&sequence.instance, call, answer, model);
+    finding.ragged = sequence.calls.get(finding.call).and_then(|call| call.inputs.lengths().cloned());
     finding.evidence = sequence.calls.iter().zip(answers).map(of).collect();
     finding.reference = ask(&mut Reference::default(), sequence).answers.into();
 }

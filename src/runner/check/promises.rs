@@ -13,7 +13,7 @@ use super::run::Run;
 use super::ties::{Ties, ties};
 use crate::algorithm::{Dims, HeavySize, Mask};
 use crate::cases::{Answer, Call, Capabilities, Feature, Observation, Promise, RoundingModel, Sequence};
-use crate::runner::shrink::reductions::{with_one_entry, with_one_query};
+use crate::runner::shrink::reductions::{with_more_padding, with_one_entry, with_one_query};
 use crate::runner::shrink::{Limits, shrink};
 use crate::subjects::{Subject, ask};
 
@@ -69,7 +69,8 @@ pub(super) fn nothing_counted(capabilities: &Capabilities) -> BTreeMap<&'static 
     let counted = |promise: Promise| {
         (promise.name(), Kept { promised: capabilities.promises(promise), ..Kept::default() })
     };
-    Promise::ALL.into_iter().map(counted).collect()
+    let shown = |promise: &Promise| *promise != Promise::CapacityInvariant || capabilities.ragged;
+    Promise::ALL.into_iter().filter(shown).map(counted).collect()
 }
 
 impl Run<'_> {
@@ -93,6 +94,7 @@ impl Run<'_> {
             || self.is_turn(Promise::TiesHighest, OBSERVED)
             || self.is_turn(Promise::BatchInvariant, OBSERVED_BY_ASKING)
             || self.is_turn(Promise::SliceInvariant, OBSERVED_BY_ASKING)
+            || self.is_turn(Promise::CapacityInvariant, OBSERVED_BY_ASKING)
     }
 
     /// Holds the tensor `selected` of the last answer against what is promised of it.
@@ -119,6 +121,7 @@ impl Run<'_> {
             (Promise::TiesHighest, OBSERVED),
             (Promise::BatchInvariant, OBSERVED_BY_ASKING),
             (Promise::SliceInvariant, OBSERVED_BY_ASKING),
+            (Promise::CapacityInvariant, OBSERVED_BY_ASKING),
         ] {
             if self.is_turn(promise, otherwise) {
                 let outcome = outcome(promise, self.subject, &self.capabilities, observation, model);
@@ -203,6 +206,7 @@ fn outcome(
         Promise::TiesLowest | Promise::TiesHighest => tied(promise, observation, model),
         Promise::BatchInvariant => alone(subject, capabilities, observation),
         Promise::SliceInvariant => sliced(subject, capabilities, observation),
+        Promise::CapacityInvariant => roomier(subject, capabilities, observation),
         Promise::Repeatable | Promise::Ascending | Promise::Padded => Outcome::default(),
     }
 }
@@ -326,6 +330,34 @@ fn matching<'a>(first: &'a Observation, second: &'a Observation) -> impl Iterato
     pairs.filter(|(first, _)| first.is_ok()).map(|(_, second)| second.as_ref().ok())
 }
 
+/// Calls of entries of unequal lengths asked with more padding, the others as they were.
+fn roomier(subject: &mut dyn Subject, capabilities: &Capabilities, observation: &Observation) -> Outcome {
+    let mut outcome = Outcome::default();
+    let sequence = &observation.sequence;
+    let has_lengths = |call: &Call| call.inputs.lengths().is_some();
+    let Some(longest) = sequence.calls.iter().filter(|call| has_lengths(call)).map(keys_of).max() else {
+        return outcome;
+    };
+    // A domain may allow only multiples of a tile.
+    let more = [1, 16, 64, 128, longest].into_iter();
+    let candidates = more.filter_map(|more| with_more_padding(sequence, more));
+    let Some(padded) = candidates.into_iter().find(|padded| capabilities.offers_all(padded)) else {
+        return outcome;
+    };
+    let again = ask(subject, &padded);
+    for ((index, call, answer), other) in answered(observation).zip(matching(observation, &again)) {
+        let Some(other) = other.filter(|_| has_lengths(call)) else { continue };
+        let rows = call.inputs.dims().rows();
+        let broken = rows.map(|row| difference((other, row), (answer, row), "with less padding"));
+        outcome.add(index, broken.flatten().next());
+    }
+    outcome
+}
+
+fn keys_of(call: &Call) -> usize {
+    call.inputs.dims().keys
+}
+
 /// Whether m queries in one call must get what m calls get: nothing may depend on how many keys or queries a call has.
 fn may_be_sliced(sequence: &Sequence, call: &Call) -> bool {
     let instance = &sequence.instance;
@@ -334,6 +366,7 @@ fn may_be_sliced(sequence: &Sequence, call: &Call) -> bool {
         && instance.earlier_maskers.is_empty()
         && !instance.dense_layers.contains(&call.layer)
         && call.previous.is_none()
+        && call.inputs.lengths().is_none()
         && call.inputs.dims().queries > 1
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
+use crate::algorithm::Lengths;
 use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
 };
@@ -112,6 +113,9 @@ pub struct Finding {
     pub wider_model: Option<String>,
     /// Sizes of the shrunk sequence.
     pub size: Size,
+    /// Where the batch entries of the failing call have unequal lengths: these, and what the padding held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ragged: Option<Lengths>,
     /// How often the subject was asked while shrinking.
     pub tries: usize,
     /// How long shrinking took.
@@ -160,6 +164,7 @@ impl Finding {
             sentence: String::new(),
             wider_model: None,
             size: Size::of(&observation.sequence),
+            ragged: None,
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,

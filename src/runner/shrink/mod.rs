@@ -9,7 +9,7 @@ mod values;
 use std::time::{Duration, Instant};
 
 use self::reductions::{
-    PLAINER, with_channels, without_batch, without_calls, without_group_members, without_keys,
+    PLAINER, with_channels, with_length, without_batch, without_calls, without_group_members, without_keys,
     without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_value_dims,
 };
 use crate::algorithm::{HeavySize, LabelBits};
@@ -78,6 +78,7 @@ impl Search<'_> {
         changed |= self.plainer_settings();
         let batch = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0);
         changed |= self.drop_each(batch, without_batch);
+        changed |= self.plainer_lengths();
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().kv_heads, without_kv_heads);
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().group_size(), without_group_members);
         for call in 0..self.current.calls.len() {
@@ -91,6 +92,27 @@ impl Search<'_> {
         changed |= self.fewer_channels();
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().value_dim, without_value_dims);
         changed | self.plainer_values()
+    }
+
+    /// Entries of unequal lengths: all keys where that still fails, otherwise fewer. Rounds repeat it.
+    fn plainer_lengths(&mut self) -> bool {
+        let mut changed = false;
+        for call in 0..self.current.calls.len() {
+            let inputs = &self.current.calls[call].inputs;
+            let keys = inputs.dims().keys;
+            let lengths = inputs.lengths().map(|lengths| lengths.keys().to_vec()).unwrap_or_default();
+            for (entry, length) in lengths.into_iter().enumerate().filter(|(_, length)| *length < keys) {
+                let fewer = [0, 1, length / 2, length.saturating_sub(1)];
+                for plainer in [keys].into_iter().chain(fewer.into_iter().filter(|&fewer| fewer < length)) {
+                    let candidate = with_length(&self.current, call, entry, plainer);
+                    if self.accept(candidate) {
+                        changed = true;
+                        break;
+                    }
+                }
+            }
+        }
+        changed
     }
 
     fn exhausted(&self) -> bool {

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array3, Array4, Axis};
+use ndarray::{Array3, Array4, Axis, concatenate};
 
 use crate::algorithm::{
-    ChannelFile, ChannelKind, ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Mask,
-    Rules, Storage,
+    ChannelFile, ChannelKind, ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Lengths,
+    Mask, Padding, Rules, Storage,
 };
 use crate::cases::{Call, Sequence};
 
@@ -19,6 +19,8 @@ pub(super) const PLAINER: &[fn(&Sequence) -> Option<Sequence>] = &[
     |s| Some(with_instance(s, |instance| instance.selection.heads = HeadMode::PerHead)),
     |s| Some(with_instance(s, |instance| instance.selection.rules = Rules::default())),
     |s| with_calls(s, |call| with_head_weights(call, None)),
+    |s| with_calls(s, |call| with_lengths(call, None)),
+    |s| with_calls(s, with_nan_in_padding),
     with_selected_kind_only,
     with_called_layers_only,
     |s| with_calls(s, |call| Some(Call { previous: None, ..call.clone() })),
@@ -47,11 +49,49 @@ fn with_parts(sequence: &Sequence, change: impl Fn(&mut InputParts)) -> Option<S
     })
 }
 
-/// Head weights stay.
+/// Head weights and lengths stay.
 fn with_inputs(call: &Call, parts: InputParts) -> Option<Call> {
     let weights = call.inputs.head_weights().cloned();
     let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+    let inputs = inputs.with_lengths(call.inputs.lengths().cloned()).ok()?;
     Some(Call { inputs: Arc::new(inputs), ..call.clone() })
+}
+
+fn with_lengths(call: &Call, lengths: Option<Lengths>) -> Option<Call> {
+    let inputs = Inputs::clone(&call.inputs).with_lengths(lengths).ok()?;
+    Some(Call { inputs: Arc::new(inputs), ..call.clone() })
+}
+
+fn with_nan_in_padding(call: &Call) -> Option<Call> {
+    let nan = |lengths: &Lengths| Lengths::new(lengths.keys().to_vec(), Padding::Nan);
+    with_lengths(call, call.inputs.lengths().map(nan))
+}
+
+/// One call with another length of one entry: all keys, or fewer of them.
+pub(super) fn with_length(
+    sequence: &Sequence,
+    index: usize,
+    entry: usize,
+    length: usize,
+) -> Option<Sequence> {
+    let call = &sequence.calls[index];
+    let lengths = call.inputs.lengths()?;
+    let mut keys = lengths.keys().to_vec();
+    *keys.get_mut(entry)? = length;
+    let mut changed = sequence.clone();
+    // P stays 0 in what is padding.
+    changed.calls[index] = call.with_lengths(Lengths::new(keys, lengths.padding())).ok()?;
+    Some(changed)
+}
+
+/// The lengths that are left where a call keeps some indices of an axis of k and v.
+fn kept_lengths(lengths: &Lengths, axis: usize, kept: &[usize]) -> Lengths {
+    let keys = match axis {
+        0 => kept.iter().map(|&entry| lengths.keys()[entry]).collect(),
+        2 => lengths.keys().iter().map(|length| kept.iter().filter(|key| *key < length).count()).collect(),
+        _ => lengths.keys().to_vec(),
+    };
+    Lengths::new(keys, lengths.padding())
 }
 
 fn with_head_weights(call: &Call, weights: Option<Array3<f32>>) -> Option<Call> {
@@ -134,7 +174,11 @@ fn with_selected(
         Some((axis, kept)) => weights.select(Axis(axis), kept),
         None => weights.clone(),
     });
-    let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+    let lengths = call.inputs.lengths().map(|lengths| match kv {
+        Some((axis, kept)) => kept_lengths(lengths, axis, kept),
+        None => lengths.clone(),
+    });
+    let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?.with_lengths(lengths).ok()?;
     Some(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
 }
 
@@ -154,6 +198,34 @@ pub(in crate::runner) fn with_one_entry(sequence: &Sequence, entry: usize) -> Op
         let kept: Vec<usize> = kept.collect();
         let axis = Some((0, (!kept.is_empty()).then_some(kept.as_slice())?));
         with_selected(call, axis, axis, axis)
+    })
+}
+
+/// Calls of entries of unequal lengths with more padding; A adds nothing there.
+pub(in crate::runner) fn with_more_padding(sequence: &Sequence, more: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| {
+        let Some(lengths) = call.inputs.lengths() else { return Some(call.clone()) };
+        let n = call.inputs.dims().keys;
+        let padded = |tensor: &Array4<f32>, axis: usize| {
+            let mut shape = tensor.raw_dim();
+            shape[axis] = more;
+            concatenate(Axis(axis), &[tensor.view(), Array4::zeros(shape).view()]).ok()
+        };
+        let mut parts = call.inputs.parts().clone();
+        (parts.k, parts.v) = (padded(&parts.k, 2)?, padded(&parts.v, 2)?);
+        if let Some(mask) = parts.attention_mask.take() {
+            // Of one number for all keys there is nothing to add.
+            let is_whole = mask.shape()[3] == n && n > 1;
+            parts.attention_mask = Some(if is_whole { padded(&mask, 3)? } else { mask });
+        }
+        let weights = call.inputs.head_weights().cloned();
+        let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+        let inputs = inputs.with_lengths(Some(lengths.clone())).ok()?;
+        let previous = match &call.previous {
+            None => None,
+            Some(mask) => Some(Mask::from_weights(padded(mask.weights(), 3)?, &inputs.dims()).ok()?),
+        };
+        Some(Call { layer: call.layer, inputs: Arc::new(inputs), previous })
     })
 }
 

@@ -121,7 +121,8 @@ impl Tensor {
             Self::Previous => previous = Some(Mask::from_weights(values, &call.inputs.dims()).ok()?),
         }
         let mut changed = sequence.clone();
-        let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?;
+        let lengths = call.inputs.lengths().cloned();
+        let inputs = Inputs::new(parts).ok()?.with_head_weights(weights).ok()?.with_lengths(lengths).ok()?;
         changed.calls[index] = Call { layer: call.layer, inputs: Arc::new(inputs), previous };
         Some(changed)
     }

@@ -18,8 +18,8 @@ use crate::cases::rounding_model::RoundingModelFields;
 use crate::cases::rule_names;
 use crate::cases::tensors::{Tensors, Writer};
 use crate::cases::{
-    Answer, Call, Capabilities, Error as FileError, Feature, Given, Instance, NoAnswer, RoundingModel,
-    Stages, Takes,
+    Answer, Call, Capabilities, Error as FileError, Feature, Given, Instance, NoAnswer, Promise,
+    RoundingModel, Stages, Takes,
 };
 
 /// The version of the protocol.
@@ -82,8 +82,13 @@ pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
         "scaling": call.inputs.scaling(),
     });
     writer.metadata(KEY, message.to_string());
-    for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+    let (k, v) = (call.inputs.padded_keys(), call.inputs.padded_values());
+    for (name, tensor) in [("q", &parts.q), ("k", k.as_ref()), ("v", v.as_ref())] {
         writer.floats(name, parts.storage, tensor.view().into_dyn());
+    }
+    if let Some(lengths) = call.inputs.lengths() {
+        let numbers = lengths.keys().iter().flat_map(|&length| (length as i32).to_le_bytes());
+        writer.tensor("lengths", "I32", &[lengths.keys().len()], numbers.collect());
     }
     if let Some(additive) = &parts.attention_mask {
         writer.floats("attention_mask", Storage::F32, additive.view().into_dyn());
@@ -266,17 +271,41 @@ struct HelloFields {
     promises: Option<Vec<String>>,
     takes: Option<Takes>,
     gives: Option<Vec<Given>>,
+    offers: Option<Vec<Offered>>,
+}
+
+/// What is asked only of a command that offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Offered {
+    /// Batches of entries of unequal lengths.
+    Ragged,
 }
 
 impl HelloFields {
     fn check(self, version: u64) -> Result<Hello, Detail> {
-        for (field, declared) in [("takes", self.takes.is_some()), ("gives", self.gives.is_some())] {
+        let newer = [
+            ("takes", self.takes.is_some()),
+            ("gives", self.gives.is_some()),
+            ("offers", self.offers.is_some()),
+        ];
+        for (field, declared) in newer {
             if declared && version < NEWEST {
                 let found = format!("it in protocol {version}");
                 return Err(Detail::new(field, found, format!("protocol {NEWEST}, or the field left out")));
             }
         }
         let stages = Stages::new(self.takes.unwrap_or_default(), self.gives.as_deref())?;
+        let ragged = self.offers.iter().flatten().any(|offered| *offered == Offered::Ragged);
+        if ragged && stages.takes != Takes::Inputs {
+            let found = format!("ragged from {}", stages.takes.name());
+            return Err(Detail::new("offers", found, "it from inputs alone"));
+        }
+        let promises = self.promises.map(|names| promises_from_names(&names)).transpose()?;
+        if !ragged && promises.iter().flatten().any(|promise| *promise == Promise::CapacityInvariant) {
+            let expected = "\"ragged\" in offers beside it";
+            return Err(Detail::new("promises", Promise::CapacityInvariant.name(), expected));
+        }
         let mut lacks: BTreeSet<Feature> = self.lacks.unwrap_or_default().into_iter().collect();
         if self.gives.is_some() && stages.takes == Takes::Inputs && !stages.gives(Given::Output) {
             lacks.insert(Feature::Output);
@@ -300,10 +329,11 @@ impl HelloFields {
                     rules => rules.iter().map(declared_rules).collect::<Result<_, _>>()?,
                 },
                 largest_keys: self.largest_keys,
-                promises: self.promises.map(|names| promises_from_names(&names)).transpose()?,
+                promises,
                 lacks,
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
                 stages,
+                ragged,
                 ..Capabilities::default()
             },
         })
@@ -413,7 +443,7 @@ mod tests {
             (json!({"promises": ["repeatabel"]}), "hello.promises[0]: found \"repeatabel\", expected one of"),
             (
                 json!({"promises": ["padded", "capacity-invariant"]}),
-                "hello.promises[1]: found \"capacity-invariant\", expected one of",
+                "hello.promises: found capacity-invariant, expected \"ragged\" in offers beside it",
             ),
             (
                 json!({"promises": ["ties-lowest", "ties-highest"]}),
@@ -427,6 +457,15 @@ mod tests {
             (json!({"protocol": 3}), "found protocol 3, expected 1 or 2"),
             (json!({"takes": "scores"}), "hello.takes: found it in protocol 1, expected protocol 2"),
             (json!({"gives": ["selected"]}), "hello.gives: found it in protocol 1, expected protocol 2"),
+            (json!({"offers": ["ragged"]}), "hello.offers: found it in protocol 1, expected protocol 2"),
+            (
+                json!({"protocol": 2, "offers": ["raged"]}),
+                "hello.offers[0]: unknown variant `raged`, expected",
+            ),
+            (
+                json!({"protocol": 2, "offers": ["ragged"], "takes": "scores"}),
+                "hello.offers: found ragged from scores, expected it from inputs alone",
+            ),
             (json!({"protocol": 2, "takes": "keys"}), "hello.takes: unknown variant `keys`, expected one of"),
             (
                 json!({"protocol": 2, "takes": "selection", "gives": ["selected"]}),
