@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use doublecheck::algorithm::{Error, InputParts, Inputs};
+use doublecheck::cases::sequence_plan::sequence_plans;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Answer, Case, NoAnswer, RoundingModel, Sequence};
 use doublecheck::subjects::process::ProcessError;
@@ -121,6 +122,34 @@ fn a_good_command_answers_as_the_reference_does() {
     assert_eq!(process.restarts(), 0);
     drop(process);
     assert_eq!(run.running(), 0);
+}
+
+/// k and v arrive with NaN or large numbers where lengths end: a command that reads them would not answer as the reference.
+#[test]
+fn a_command_that_offers_ragged_gets_lengths() {
+    let run = Run::new();
+    let mut process = start(&run.always("ragged"));
+    assert!(process.capabilities().ragged && !start(&run.always("")).capabilities().ragged);
+    let plans = sequence_plans(&process.capabilities());
+    let mut runner = TestRunner::deterministic();
+    let mut ragged = 0;
+    for _ in 0..200 {
+        let sequence = plans.new_tree(&mut runner).unwrap().current().sequence().unwrap();
+        for call in sequence.calls.iter().filter(|call| call.inputs.lengths().is_some()) {
+            let (name, instance, call) = (sequence.name.clone(), sequence.instance.clone(), call.clone());
+            let case = Case {
+                name,
+                instance,
+                call,
+                recipe: None,
+                expectation: None,
+                unknown: serde_json::Map::new(),
+            };
+            assert_same(&process.answer(&case), &case);
+            ragged += 1;
+        }
+    }
+    assert!(ragged > 30, "{ragged}");
 }
 
 #[test]

@@ -436,7 +436,7 @@ impl Subject for Kernel {
             }
         }
         if self.wrong == Wrong::DependsOnTheBuffer && dims.keys % 2 == 1 {
-            output.mapv_inplace(f32::next_up);
+            output.mapv_inplace(|x| if x == 0.0 { x } else { x.next_up() });
         }
         Ok(Answer::new(mask, Some(output)))
     }
@@ -536,7 +536,7 @@ fn each_way_of_getting_it_wrong_is_caught_and_shrunk() {
         let sequence = &finding.observation.sequence;
         let lengths = lengths_of(&sequence.calls[finding.call]);
         assert!(lengths.is_some_and(|lengths| lengths.len() <= 2), "{wrong:?}: {report}");
-        assert!(finding.size.keys <= 3 && finding.size.heads == 1, "{wrong:?}: {report}");
+        assert!(finding.size.keys <= 4 && finding.size.heads == 1, "{wrong:?}: {report}");
         let ragged = serde_json::to_value(finding).unwrap()["ragged"].clone();
         assert_eq!(ragged["lengths"].as_array().map(Vec::len), lengths.map(<[usize]>::len));
         assert!(report.to_string().contains("keys, padding"), "{report}");

@@ -13,12 +13,12 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use doublecheck::algorithm::{ChannelFile, Error, InputParts, Inputs, Mask, Storage};
+use doublecheck::algorithm::{ChannelFile, Error, InputParts, Inputs, Lengths, Mask, Padding, Storage};
 use doublecheck::cases::sequence::InstanceSettings;
 use doublecheck::cases::{Answer, Call, Instance, NoAnswer};
 use doublecheck::subjects::{Reference, Subject};
 use half::{bf16, f16};
-use ndarray::Array4;
+use ndarray::{Array4, s};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -26,6 +26,9 @@ use serde_json::{Value, json};
 use misbehaviour::Misbehaviour;
 
 type Failure = Box<dyn std::error::Error>;
+
+/// An argument that is no misbehaviour.
+const RAGGED: &str = "ragged";
 
 /// The metadata key of a message.
 const KEY: &str = "doublecheck";
@@ -106,11 +109,15 @@ fn answer(subject: &mut Reference, question: &Value, tensors: &SafeTensors) -> R
     Ok(Message { json, tensors })
 }
 
-/// How the reference rounds; it offers everything, which is the default.
+/// How the reference rounds; it offers everything, which is the default, and with the argument `ragged` entries of unequal
+/// lengths, too.
 fn hello() -> Value {
+    let ragged = std::env::args().nth(1).is_some_and(|name| name == RAGGED);
+    let (protocol, offers) = if ragged { (2, json!([RAGGED])) } else { (1, Value::Null) };
     json!({
         "type": "hello",
-        "protocol": 1,
+        "protocol": protocol,
+        "offers": offers,
         "name": "the reference in a process",
         "version": env!("CARGO_PKG_VERSION"),
         "model": {"labels": "exact", "kept": "f32", "accumulation": "f64"},
@@ -137,10 +144,17 @@ fn instance(question: &Value) -> Result<Instance, Error> {
 
 /// The inner error is the refusal of an input, the outer one a question that cannot be understood.
 fn call(question: &Value, tensors: &SafeTensors) -> Result<Result<Call, Error>, Failure> {
+    let lengths = tensors.tensor("lengths").ok().map(|view| lengths(&view)).transpose()?;
+    let unpadded = |mut tensor: Array4<f32>| {
+        for (entry, &length) in lengths.iter().flatten().enumerate() {
+            tensor.slice_mut(s![entry, .., length.., ..]).fill(0.0);
+        }
+        tensor
+    };
     let parts = InputParts {
         q: floats(&tensors.tensor("q")?)?,
-        k: floats(&tensors.tensor("k")?)?,
-        v: floats(&tensors.tensor("v")?)?,
+        k: unpadded(floats(&tensors.tensor("k")?)?),
+        v: unpadded(floats(&tensors.tensor("v")?)?),
         attention_mask: optional(tensors, "attention_mask")?,
         causal: question["causal"].as_bool().ok_or("causal is missing")?,
         storage: serde_json::from_value::<Storage>(question["dtype"].clone())?,
@@ -150,8 +164,18 @@ fn call(question: &Value, tensors: &SafeTensors) -> Result<Result<Call, Error>, 
     let previous = optional(tensors, "previous")?;
     Ok(Inputs::new(parts).and_then(|inputs| {
         let previous = previous.map(|weights| Mask::from_weights(weights, &inputs.dims())).transpose()?;
-        Ok(Call { layer, inputs: Arc::new(inputs), previous })
+        let call = Call { layer, inputs: Arc::new(inputs), previous };
+        match lengths {
+            Some(lengths) => call.with_lengths(Lengths::new(lengths, Padding::Nan)),
+            None => Ok(call),
+        }
     }))
+}
+
+/// How many keys each entry has: I32 [b].
+fn lengths(view: &TensorView) -> Result<Vec<usize>, Failure> {
+    let numbers = view.data().chunks_exact(4).map(|x| i32::from_le_bytes([x[0], x[1], x[2], x[3]]));
+    Ok(numbers.map(usize::try_from).collect::<Result<_, _>>()?)
 }
 
 fn optional(tensors: &SafeTensors, name: &str) -> Result<Option<Array4<f32>>, Failure> {
