@@ -35,7 +35,7 @@ impl Lengths {
         Self { keys, padding }
     }
 
-    /// How many keys each entry has, [b].
+    /// How many keys each entry has, \[b\].
     pub fn keys(&self) -> &[usize] {
         &self.keys
     }
