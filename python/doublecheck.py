@@ -166,10 +166,14 @@ class Call:
 
 
 class ScoresCall:
-    """One `select`: scores [b, h, m, n] are float32 and hold values of `dtype`; -inf is no candidate."""
+    """One `select`: scores [b, h, m, n] are float32 and hold values of `dtype`; -inf is no candidate.
+
+    Neither is a key at or beyond `lengths` [b], where there are lengths, whatever its score.
+    """
 
     def __init__(self, _instance, message, tensors):
         self.scores, self.heavy_size, self.dtype = tensors["scores"], message["heavy_size"], message["dtype"]
+        self.lengths = tensors.get("lengths")
 
 
 class SelectionCall:
@@ -178,7 +182,7 @@ class SelectionCall:
     def __init__(self, _instance, message, tensors):
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
-        self.selected = tensors["selected"]
+        self.selected, self.lengths = tensors["selected"], tensors.get("lengths")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ use doublecheck::algorithm::{HeavySize, InputParts, Inputs, Lengths, Mask, Paddi
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::ragged::by_entry;
 use doublecheck::cases::sequence_plan::{SequencePlan, sequence_plans};
+use doublecheck::cases::stage_plan::stage_call;
 use doublecheck::cases::{
-    Answer, Call, Capabilities, Case, CaseFile, Feature, Instance, NoAnswer, Promise, Reader, RoundingModel,
-    Sequence, file,
+    Answer, Attended, Call, Capabilities, Case, CaseFile, Feature, Instance, NoAnswer, Promise, Reader,
+    RoundingModel, ScoresCall, SelectionCall, Sequence, Stages, Takes, file, stage_file,
 };
 use doublecheck::subjects::{Engine, Faulty, Reference, Subject, ask};
 use doublecheck::verdicts::judge::judge_observation;
@@ -570,6 +571,104 @@ fn what_a_buffer_changes_breaks_a_promise() {
             assert!(finding.explanations[0].starts_with("capacity-invariant is promised"), "{report}");
             println!("{}: {:?}", finding.size, finding.ragged);
         }
+    }
+}
+
+// --- one stage --------------------------------------------------------------------------------------------------------
+
+/// A top-k over scores, or an attention over a selection, that reads what it is asked; a wrong one has no regard to lengths.
+struct Stage {
+    takes: Takes,
+    wrong: bool,
+}
+
+impl Subject for Stage {
+    fn name(&self) -> String {
+        format!("a stage that takes {}", self.takes.name())
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::REFERENCE
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { stages: Stages::new(self.takes, None).unwrap(), ..ragged() }
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        let dims = call.dims();
+        let scores = call.padded_scores();
+        let mut mask = Mask::empty(&dims);
+        for row @ (b, head, i) in dims.rows() {
+            let row_scores = scores.slice(s![b, head, i, ..]);
+            let length = call.lengths().map_or(dims.keys, |lengths| lengths.keys()[b]);
+            let end = if self.wrong { dims.keys } else { length };
+            let mut order: Vec<usize> =
+                (0..end).filter(|&key| row_scores[key] != f32::NEG_INFINITY).collect();
+            order.sort_by(|&a, &b| row_scores[b].total_cmp(&row_scores[a]));
+            mask.add(row, order.into_iter().take(call.heavy_size().get()));
+        }
+        Ok(mask)
+    }
+
+    fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {
+        let attended = Reference::default().attend(call)?;
+        let (dims, v) = (call.inputs.dims(), call.inputs.padded_values());
+        let output = attended.output.map(|mut output| {
+            for (b, head, i) in dims.rows().filter(|_| self.wrong) {
+                for c in 0..dims.value_dim {
+                    let values = v.slice(s![b, head / (dims.heads / dims.kv_heads), .., c]);
+                    output[[b, head, i, c]] += values.iter().map(|x| 0.0 * x).sum::<f32>();
+                }
+            }
+            output
+        });
+        Ok(Attended { output, ..attended })
+    }
+}
+
+#[test]
+fn a_stage_may_offer_lengths_too() {
+    for (takes, kind) in [(Takes::Scores, "selected padding"), (Takes::Selection, "output out of bounds")] {
+        let options = Options { cases: 1000, ..Options::default() };
+        let report = check(&mut Stage { takes, wrong: false }, &options);
+        assert!(report.conforms() && report.coverage.parts["ragged"] > 150, "{report}");
+        let report = check(&mut Stage { takes, wrong: true }, &options);
+        let finding = report.findings.first().unwrap_or_else(|| panic!("nothing found: {report}"));
+        assert_eq!(finding.kind, kind, "{report}");
+        assert!(finding.shrunk && finding.size.keys == 1, "{report}");
+        assert_eq!(finding.ragged, Some(Lengths::new(vec![0], Padding::Nan)), "{report}");
+        assert!(report.to_string().contains("lengths [0] of 1 keys, padding NaN"), "{report}");
+        // The file asks the same.
+        let call = finding.example.as_ref().unwrap().call.clone();
+        let bytes = stage_file::to_bytes(&call, "a test");
+        let CaseFile::Stage(read) = Reader::default().parse(&bytes, "a test").unwrap() else {
+            panic!("not a stage")
+        };
+        assert_eq!(read.call, call);
+    }
+}
+
+/// Who does not offer lengths is asked what it always was.
+#[test]
+fn a_stage_without_lengths_is_asked_the_same() {
+    for takes in [Takes::Scores, Takes::Selection] {
+        let with = Stage { takes, wrong: false }.capabilities();
+        let without = Capabilities { ragged: false, ..with.clone() };
+        let (mut equal, mut other) = (0, 0);
+        for seed in 0..500 {
+            let (with, without) = (stage_call(&with, seed).unwrap(), stage_call(&without, seed).unwrap());
+            assert!(without.lengths().is_none());
+            assert_eq!(with.dims(), without.dims());
+            match with.lengths() {
+                None => {
+                    assert_eq!(with, without);
+                    equal += 1;
+                }
+                Some(_) => other += 1,
+            }
+        }
+        assert!(equal > 200 && other > 80, "{equal}, {other}");
     }
 }
 

@@ -19,6 +19,18 @@ pub enum Padding {
     Large,
 }
 
+impl Padding {
+    /// What it is at one key.
+    pub(crate) fn at(self, key: usize, storage: Storage) -> f32 {
+        let large = storage.round((storage.largest() / 4.0) as f32);
+        match self {
+            Self::Nan => f32::NAN,
+            Self::Large if key.is_multiple_of(2) => large,
+            Self::Large => -large,
+        }
+    }
+}
+
 /// How many keys each entry of a batch has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +66,7 @@ impl Lengths {
         format!("lengths {:?} of {} keys, padding {padding}", self.keys, dims.keys)
     }
 
-    pub(super) fn check(&self, dims: &Dims) -> Result<()> {
+    pub(crate) fn check(&self, dims: &Dims) -> Result<()> {
         if self.keys.len() != dims.batch {
             let found = format!("[{}]", self.keys.len());
             return Err(Error::Shape(Detail::new("lengths", found, format!("[{}]", dims.batch))));
@@ -80,12 +92,7 @@ impl Lengths {
     /// k or v as they are asked.
     pub(super) fn padded(&self, tensor: &Array4<f32>, storage: Storage) -> Array4<f32> {
         let mut padded = tensor.clone();
-        let large = storage.round((storage.largest() / 4.0) as f32);
-        self.fill(&mut padded, |key| match (self.padding, key % 2) {
-            (Padding::Nan, _) => f32::NAN,
-            (Padding::Large, 0) => large,
-            (Padding::Large, _) => -large,
-        });
+        self.fill(&mut padded, |key| self.padding.at(key, storage));
         padded
     }
 }

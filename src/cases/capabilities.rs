@@ -267,6 +267,7 @@ impl Capabilities {
         self.stages.takes == call.takes()
             && self.dtypes.contains(&call.storage())
             && self.largest_keys.is_none_or(|largest| dims.keys <= largest)
+            && (self.ragged || call.lengths().is_none())
             && parts.into_iter().all(|(feature, asked)| !asked || self.offers(feature))
             && (self.domains.is_empty()
                 || self.domains.iter().any(|domain| domain.holds(&sizes, call.storage())))

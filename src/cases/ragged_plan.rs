@@ -4,8 +4,9 @@
 
 use super::capabilities::has_empty_row;
 use super::recipe::mix;
-use super::sequence::{Call, Sequence};
-use crate::algorithm::{Lengths, Padding};
+use super::sequence::Sequence;
+use super::stages::StageCall;
+use crate::algorithm::{Dims, Lengths, Padding};
 
 /// Of 100 sequences of several entries, and of one entry, how many get lengths.
 const OF_SEVERAL: u64 = 45;
@@ -14,7 +15,7 @@ const OF_ONE: u64 = 20;
 /// The sequence with lengths, where it is its turn. A call that must be refused gets none; without `empty_rows` neither does
 /// one in which a row then attends to nothing.
 pub(super) fn with_lengths(mut sequence: Sequence, seed: u64, empty_rows: bool) -> Sequence {
-    let draw = |place: u64| mix(seed ^ mix(0x7261_6767_6564 + place));
+    let draw = drawing(seed);
     let several = sequence.calls.iter().any(|call| call.inputs.dims().batch > 1);
     if draw(0) % 100 >= if several { OF_SEVERAL } else { OF_ONE } {
         return sequence;
@@ -24,7 +25,7 @@ pub(super) fn with_lengths(mut sequence: Sequence, seed: u64, empty_rows: bool) 
     for index in 0..sequence.calls.len() {
         let call = &sequence.calls[index];
         let step = if grow { 0 } else { index as u64 };
-        let lengths = lengths(call, |place| draw(2 + 1000 * step + place));
+        let lengths = lengths(&call.inputs.dims(), |place| draw(2 + 1000 * step + place));
         let Ok(ragged) = call.with_lengths(lengths) else { continue };
         let refused = [call, &ragged].into_iter().any(|call| !sequence.instance.faults(call).is_empty());
         if !refused && (empty_rows || !has_empty_row(&ragged)) {
@@ -34,8 +35,19 @@ pub(super) fn with_lengths(mut sequence: Sequence, seed: u64, empty_rows: bool) 
     sequence
 }
 
-fn lengths(call: &Call, draw: impl Fn(u64) -> u64) -> Lengths {
-    let dims = call.inputs.dims();
+/// A question to one stage with lengths, where it is its turn.
+pub(super) fn stage_with_lengths(call: &StageCall, seed: u64) -> Option<StageCall> {
+    let (draw, dims) = (drawing(seed), call.dims());
+    let share = if dims.batch > 1 { OF_SEVERAL } else { OF_ONE };
+    let lengths = lengths(&dims, |place| draw(1 + place));
+    (draw(0) % 100 < share).then(|| call.clone().with_lengths(lengths).ok()).flatten()
+}
+
+fn drawing(seed: u64) -> impl Fn(u64) -> u64 {
+    move |place| mix(seed ^ mix(0x7261_6767_6564 + place))
+}
+
+fn lengths(dims: &Dims, draw: impl Fn(u64) -> u64) -> Lengths {
     let (m, n) = (dims.queries, dims.keys);
     let padding = if draw(0).is_multiple_of(2) { Padding::Nan } else { Padding::Large };
     let of_entry = |entry: u64| {

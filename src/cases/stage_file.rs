@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use super::stages::{ScoresCall, SelectionCall, StageCall};
 use super::tensors::{FLOATS, Tensors, Writer, floats, integers};
 use crate::algorithm::config::from_json;
-use crate::algorithm::{Detail, InputParts, Inputs, Mask, Storage};
+use crate::algorithm::{Detail, InputParts, Inputs, Lengths, Mask, Storage};
 
 /// A question to one stage that was written to a file.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct StoredStage {
 struct ScoresMetadata {
     heavy_size: NonZeroUsize,
     dtype: Storage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ragged: Option<Lengths>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -36,6 +38,8 @@ struct SelectionMetadata {
     dtype: Storage,
     #[serde(default)]
     scaling: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ragged: Option<Lengths>,
 }
 
 /// The bytes of a question's file. The same question gives the same bytes.
@@ -44,13 +48,15 @@ pub fn to_bytes(call: &StageCall, source: &str) -> Vec<u8> {
     writer.metadata("source", source.to_owned());
     match call {
         StageCall::Scores(call) => {
-            let json = ScoresMetadata { heavy_size: call.heavy_size(), dtype: call.storage() };
+            let ragged = call.lengths().cloned();
+            let json = ScoresMetadata { heavy_size: call.heavy_size(), dtype: call.storage(), ragged };
             writer.metadata("scores_case", serde_json::json!(json).to_string());
             writer.floats("scores", call.storage(), call.scores().view().into_dyn());
         }
         StageCall::Selection(call) => {
             let parts = call.inputs.parts();
-            let json = SelectionMetadata { dtype: parts.storage, scaling: parts.scaling };
+            let ragged = call.inputs.lengths().cloned();
+            let json = SelectionMetadata { dtype: parts.storage, scaling: parts.scaling, ragged };
             writer.metadata("selection_case", serde_json::json!(json).to_string());
             for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
                 writer.floats(name, parts.storage, tensor.view().into_dyn());
@@ -65,12 +71,12 @@ pub fn to_bytes(call: &StageCall, source: &str) -> Vec<u8> {
 
 /// The question of a file; `None` where it holds no such metadata. Errors: by field, found and expected.
 pub(super) fn parse(file: &Tensors, name: &str) -> Result<Option<StoredStage>> {
-    let call = if let Some(json) = file.metadata.get("scores_case") {
-        let ScoresMetadata { heavy_size, dtype } = from_json("scores_case", json)?;
+    let (call, ragged) = if let Some(json) = file.metadata.get("scores_case") {
+        let ScoresMetadata { heavy_size, dtype, ragged } = from_json("scores_case", json)?;
         let scores = floats(&file.required("scores")?, FLOATS)?;
-        StageCall::Scores(ScoresCall::new(scores, dtype, heavy_size)?)
+        (StageCall::Scores(ScoresCall::new(scores, dtype, heavy_size)?), ragged)
     } else if let Some(json) = file.metadata.get("selection_case") {
-        let SelectionMetadata { dtype, scaling } = from_json("selection_case", json)?;
+        let SelectionMetadata { dtype, scaling, ragged } = from_json("selection_case", json)?;
         let numbers = |name: &str| floats(&file.required(name)?, FLOATS);
         let inputs = Inputs::new(InputParts {
             q: numbers("q")?,
@@ -82,9 +88,13 @@ pub(super) fn parse(file: &Tensors, name: &str) -> Result<Option<StoredStage>> {
             scaling,
         })?;
         let mask = selected_mask(file, &inputs)?;
-        StageCall::Selection(SelectionCall { inputs: Arc::new(inputs), mask })
+        (StageCall::Selection(SelectionCall { inputs: Arc::new(inputs), mask }), ragged)
     } else {
         return Ok(None);
+    };
+    let call = match ragged {
+        None => call,
+        Some(lengths) => call.with_lengths(lengths)?,
     };
     let source = file.metadata.get("source").cloned().unwrap_or_default();
     Ok(Some(StoredStage { name: name.to_owned(), call, source }))

@@ -9,6 +9,7 @@ use ndarray::Array4;
 
 use super::capabilities::{Capabilities, Feature};
 use super::domain::{Domain, Sizes};
+use super::ragged_plan::stage_with_lengths;
 use super::recipe::{Words, mix};
 use super::stages::{ScoresCall, SelectionCall, StageCall, Takes};
 use crate::algorithm::{Dims, Error, HeavySize, InputParts, Inputs, Mask, Storage};
@@ -123,7 +124,9 @@ pub fn stage_call(capabilities: &Capabilities, seed: u64) -> Option<StageCall> {
         Takes::Scores => StageCall::Scores(scores_plan(capabilities, seed).call().ok()?),
         Takes::Selection => StageCall::Selection(selection_plan(capabilities, seed).call().ok()?),
     };
-    capabilities.offers_stage(&call).then_some(call)
+    let ragged = capabilities.ragged.then(|| stage_with_lengths(&call, seed)).flatten();
+    let offered = |call: &StageCall| capabilities.offers_stage(call);
+    ragged.filter(offered).or_else(|| offered(&call).then_some(call))
 }
 
 /// What is drawn before a domain has its say.

@@ -2,6 +2,7 @@
 //! scores and gives a selection (SPEC §2.9), a sparse attention kernel takes a selection and gives an output or a
 //! log-sum-exp (SPEC §2.11).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::domain::Quantity;
 use super::sequence::{Call, Instance};
-use crate::algorithm::{Detail, Dims, Error, Inputs, Mask, Row, Storage};
+use crate::algorithm::{Detail, Dims, Error, Inputs, Lengths, Mask, Row, Storage};
 
 /// Where an implementation starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -146,6 +147,7 @@ pub struct ScoresCall {
     scores: Array4<f32>,
     storage: Storage,
     heavy_size: NonZeroUsize,
+    lengths: Option<Lengths>,
 }
 
 impl ScoresCall {
@@ -161,7 +163,38 @@ impl ScoresCall {
         if let Some((index, _)) = scores.indexed_iter().find(|(_, score)| score.is_nan()) {
             return Err(Error::NotFinite(Detail::new(format!("scores{index:?}"), "NaN", "a number or -inf")));
         }
-        Ok(Self { scores, storage, heavy_size })
+        Ok(Self { scores, storage, heavy_size, lengths: None })
+    }
+
+    /// The question with entries of unequal lengths (SPEC §2.13): what lies beyond is −∞ here, and what [`Lengths::padding`] says
+    /// where it is asked. Errors: [`Error::Shape`], as of [`Inputs::with_lengths`].
+    pub fn with_lengths(mut self, lengths: Option<Lengths>) -> Result<Self, Error> {
+        if let Some(lengths) = &lengths {
+            lengths.check(&self.dims())?;
+            for (b, &length) in lengths.keys().iter().enumerate() {
+                self.scores.slice_mut(ndarray::s![b, .., .., length..]).fill(f32::NEG_INFINITY);
+            }
+        }
+        self.lengths = lengths;
+        Ok(self)
+    }
+
+    /// How many keys each entry has, where that was given.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        self.lengths.as_ref()
+    }
+
+    /// The scores as they are asked: with padding, where there is any.
+    pub fn padded_scores(&self) -> Cow<'_, Array4<f32>> {
+        let Some(lengths) = &self.lengths else { return Cow::Borrowed(&self.scores) };
+        let mut padded = self.scores.clone();
+        for (b, &length) in lengths.keys().iter().enumerate() {
+            for key in length..self.dims().keys {
+                let own = ndarray::s![b, .., .., key];
+                padded.slice_mut(own).fill(lengths.padding().at(key, self.storage));
+            }
+        }
+        Cow::Owned(padded)
     }
 
     /// [b, h, m, n]
@@ -243,6 +276,30 @@ impl StageCall {
             Self::Scores(_) => Takes::Scores,
             Self::Selection(_) => Takes::Selection,
         }
+    }
+
+    /// How many keys each entry has, where that was given.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        match self {
+            Self::Scores(call) => call.lengths(),
+            Self::Selection(call) => call.inputs.lengths(),
+        }
+    }
+
+    /// The question with entries of unequal lengths; a selection holds nothing of the padding then. Errors: [`Error::Shape`].
+    pub fn with_lengths(self, lengths: Lengths) -> Result<Self, Error> {
+        Ok(match self {
+            Self::Scores(call) => Self::Scores(call.with_lengths(Some(lengths))?),
+            Self::Selection(call) => {
+                let mut weights = call.mask.weights().clone();
+                let inputs = Inputs::clone(&call.inputs).with_lengths(Some(lengths.clone()))?;
+                for (b, &length) in lengths.keys().iter().enumerate() {
+                    weights.slice_mut(ndarray::s![b, .., .., length..]).fill(0.0);
+                }
+                let mask = Mask::from_weights(weights, &inputs.dims())?;
+                Self::Selection(SelectionCall { inputs: Arc::new(inputs), mask })
+            }
+        })
     }
 
     /// The sizes; of scores without channels.

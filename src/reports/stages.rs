@@ -9,6 +9,11 @@ use crate::cases::{NoAnswer, StageAnswer, StageCall};
 
 /// Everything that is asked.
 pub fn render(call: &StageCall) -> String {
+    let lengths = call.lengths().map(|lengths| format!("{}\n", lengths.in_words(&call.dims())));
+    tensors(call) + &lengths.unwrap_or_default()
+}
+
+fn tensors(call: &StageCall) -> String {
     match call {
         StageCall::Scores(call) => {
             let (heavy_size, storage) = (call.heavy_size(), call.storage());

@@ -5,7 +5,7 @@ use ndarray::Array4;
 
 use super::bounds::Approximate;
 use super::certificate::{Candidacy, RowCertificate, certify_row};
-use super::judge::{MOST_EXPLAINED, MaskDivergence, MaskVerdict, ScoreEvidence, row_fault};
+use super::judge::{MOST_EXPLAINED, MaskDivergence, MaskFault, MaskVerdict, ScoreEvidence, row_fault};
 use crate::algorithm::{Mask, Row};
 use crate::cases::ScoresCall;
 
@@ -70,12 +70,26 @@ pub fn judge_selection(
 /// Judges what a top-k answered, [b, h, m, n].
 pub fn judge_top_k(call: &ScoresCall, mask: &Mask) -> MaskVerdict {
     let before = Mask::empty(&call.dims());
-    judge_selection(call.scores(), call.heavy_size().get(), &before, 1, |_, _| false, mask)
+    let mut verdict = judge_selection(call.scores(), call.heavy_size().get(), &before, 1, |_, _| false, mask);
+    if let Some(lengths) = call.lengths() {
+        // Rows that select padding are wrong already: their scores are −∞. This says why, and comes first.
+        let padding = |row: Row| {
+            let key = mask.row(row).map(|(key, _)| key).find(|&key| key >= lengths.keys()[row.0])?;
+            Some(MaskDivergence { row, fault: MaskFault::HoldsPadding { key }, evidence: None })
+        };
+        let mut told: Vec<_> = call.dims().rows().filter_map(padding).collect();
+        let others = std::mem::take(&mut verdict.divergences).into_iter();
+        let rows: Vec<Row> = told.iter().map(|divergence| divergence.row).collect();
+        told.extend(others.filter(|divergence| !rows.contains(&divergence.row)));
+        told.truncate(MOST_EXPLAINED);
+        verdict.divergences = told;
+    }
+    verdict
 }
 
 /// The score of a key at fault, and the scores on both sides of the H-th place of its row.
 pub fn explain(call: &ScoresCall, divergence: &MaskDivergence) -> String {
-    use super::judge::MaskFault::{HoldsOut, MissesIn};
+    use MaskFault::{HoldsOut, MissesIn};
     let (HoldsOut { key } | MissesIn { key }) = divergence.fault else {
         return divergence.to_string();
     };

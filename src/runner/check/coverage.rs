@@ -89,8 +89,9 @@ impl Coverage {
 
     /// Nothing asked yet of a subject that does one stage: of the parts only types apply.
     pub(super) fn of_stage(capabilities: &Capabilities) -> Self {
-        let types = Storage::ALL.iter().map(|storage| (storage.to_string(), 0)).collect();
-        Self { parts: types, ..Self::new(capabilities) }
+        let ragged = capabilities.ragged.then(|| RAGGED.to_owned());
+        let types = Storage::ALL.iter().map(ToString::to_string);
+        Self { parts: types.chain(ragged).map(|name| (name, 0)).collect(), ..Self::new(capabilities) }
     }
 
     /// Counts a question to one stage.
@@ -99,6 +100,9 @@ impl Coverage {
             self.sizes.entry(quantity.name()).or_default().add(value);
         }
         *self.parts.entry(call.storage().to_string()).or_default() += 1;
+        if call.lengths().is_some() {
+            *self.parts.entry(RAGGED.into()).or_default() += 1;
+        }
     }
 
     /// Counts a sequence and what its answers were judged to be.

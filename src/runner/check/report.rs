@@ -198,6 +198,7 @@ impl Finding {
         let mut finding = Self::new(observation, after, Vec::new(), RoundingModel::default());
         finding.sentence = sentence;
         finding.size = Size::of_stage(&example.call);
+        finding.ragged = example.call.lengths().cloned();
         if !verdict.conforms() {
             finding.stage = verdict.stage;
             finding.explanations.clone_from(&verdict.explanations);

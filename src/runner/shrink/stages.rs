@@ -8,7 +8,7 @@ use std::time::Instant;
 use ndarray::{Array4, Axis};
 
 use super::Limits;
-use crate::algorithm::{Dims, InputParts, Inputs, Mask, Storage};
+use crate::algorithm::{Dims, InputParts, Inputs, Lengths, Mask, Padding, Storage};
 use crate::cases::{Capabilities, ScoresCall, SelectionCall, StageCall};
 
 /// Tensors of more numbers than this are only made plainer as a whole.
@@ -87,6 +87,8 @@ enum Step {
     HeavySize(usize),
     DefaultScaling,
     InF32,
+    AllKeys,
+    NanInPadding,
     /// Scores by their ranks, other numbers rounded.
     Whole(Tensor),
     /// All numbers the same.
@@ -125,13 +127,13 @@ fn steps(call: &StageCall) -> Vec<Step> {
                 steps.push(Step::HeavySize(heavy_size - smaller));
                 smaller /= 2;
             }
-            steps.push(Step::InF32);
+            steps.extend([Step::InF32, Step::AllKeys, Step::NanInPadding]);
             &[(Tensor::Scores, call.scores().len())]
         }
         StageCall::Selection(call) => {
             runs(Part::HeadDim, dims.head_dim);
             runs(Part::ValueDim, dims.value_dim);
-            steps.extend([Step::DefaultScaling, Step::InF32]);
+            steps.extend([Step::DefaultScaling, Step::InF32, Step::AllKeys, Step::NanInPadding]);
             let parts = call.inputs.parts();
             &[(Tensor::Q, parts.q.len()), (Tensor::K, parts.k.len()), (Tensor::V, parts.v.len())]
         }
@@ -189,9 +191,14 @@ impl Step {
                 scores
             }
             Self::Whole(_) => ranks(&scores),
+            Self::AllKeys | Self::NanInPadding => scores,
             _ => self.values(&scores)?,
         };
-        ScoresCall::new(scores, storage, heavy_size).ok()
+        let lengths = self.lengths(call.lengths());
+        let changed = ScoresCall::new(scores, storage, heavy_size).ok()?.with_lengths(lengths).ok()?;
+        // Padding does not become plainer.
+        let is_value = matches!(self, Self::All(..) | Self::Set(..));
+        (!is_value || weight(changed.scores()) < weight(call.scores())).then_some(changed)
     }
 
     fn of_selection(self, call: &SelectionCall) -> Option<SelectionCall> {
@@ -237,6 +244,7 @@ impl Step {
                 }
             }
             Self::HeavySize(_) => return None,
+            Self::AllKeys | Self::NanInPadding => {}
             Self::DefaultScaling => parts.scaling = None,
             Self::InF32 => parts.storage = Storage::F32,
             Self::Whole(tensor) | Self::All(tensor, _) | Self::Set(tensor, ..) => {
@@ -249,9 +257,29 @@ impl Step {
                 *place = self.values(place)?;
             }
         }
-        let inputs = Inputs::new(parts).ok()?;
+        let lengths = self.lengths(call.inputs.lengths());
+        let inputs = Inputs::new(parts).ok()?.with_lengths(lengths).ok()?;
         let mask = Mask::from_weights(weights, &inputs.dims()).ok()?;
         Some(SelectionCall { inputs: Arc::new(inputs), mask })
+    }
+
+    /// How many keys each entry has after the step.
+    fn lengths(self, lengths: Option<&Lengths>) -> Option<Lengths> {
+        let lengths = lengths?;
+        let keys = match self {
+            Self::AllKeys => return None,
+            Self::Without(Part::Batch, start, end) => {
+                let kept = lengths.keys().iter().enumerate().filter(|(b, _)| !(start..end).contains(b));
+                kept.map(|(_, &length)| length).collect()
+            }
+            Self::Without(Part::Keys, start, end) => {
+                let dropped = |length: usize| length.clamp(start, end) - start;
+                lengths.keys().iter().map(|&length| length - dropped(length)).collect()
+            }
+            _ => lengths.keys().to_vec(),
+        };
+        let padding = if matches!(self, Self::NanInPadding) { Padding::Nan } else { lengths.padding() };
+        Some(Lengths::new(keys, padding))
     }
 
     /// The tensor with plainer numbers; `None` where they are no plainer.
@@ -266,9 +294,12 @@ impl Step {
             }
             _ => return None,
         };
-        let weight = |tensor: &Array4<f32>| tensor.iter().map(|&x| u64::from(plainness(x))).sum::<u64>();
         (weight(&plainer) < weight(tensor)).then_some(plainer)
     }
+}
+
+fn weight(tensor: &Array4<f32>) -> u64 {
+    tensor.iter().map(|&x| u64::from(plainness(x))).sum()
 }
 
 fn without(tensor: &Array4<f32>, axis: usize, start: usize, end: usize) -> Option<Array4<f32>> {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::AnswerReader;
 use crate::algorithm::config::from_json;
-use crate::algorithm::{Detail, Error, HeadMode, Rules, Storage};
+use crate::algorithm::{Detail, Error, HeadMode, Lengths, Rules, Storage};
 use crate::cases::domain::domains_from_json;
 use crate::cases::promise::promises_from_names;
 use crate::cases::rounding_model::RoundingModelFields;
@@ -86,10 +86,7 @@ pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
     for (name, tensor) in [("q", &parts.q), ("k", k.as_ref()), ("v", v.as_ref())] {
         writer.floats(name, parts.storage, tensor.view().into_dyn());
     }
-    if let Some(lengths) = call.inputs.lengths() {
-        let numbers = lengths.keys().iter().flat_map(|&length| (length as i32).to_le_bytes());
-        writer.tensor("lengths", "I32", &[lengths.keys().len()], numbers.collect());
-    }
+    write_lengths(&mut writer, call.inputs.lengths());
     if let Some(additive) = &parts.attention_mask {
         writer.floats("attention_mask", Storage::F32, additive.view().into_dyn());
     }
@@ -100,6 +97,14 @@ pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
         writer.floats("head_weights", Storage::F32, weights.view().into_dyn());
     }
     writer.frame()
+}
+
+/// How many keys each entry has, where that is asked.
+pub(super) fn write_lengths(writer: &mut Writer, lengths: Option<&Lengths>) {
+    if let Some(lengths) = lengths {
+        let numbers = lengths.keys().iter().flat_map(|&length| (length as i32).to_le_bytes());
+        writer.tensor("lengths", "I32", &[lengths.keys().len()], numbers.collect());
+    }
 }
 
 /// The frame that ends a conversation.
@@ -297,10 +302,6 @@ impl HelloFields {
         }
         let stages = Stages::new(self.takes.unwrap_or_default(), self.gives.as_deref())?;
         let ragged = self.offers.iter().flatten().any(|offered| *offered == Offered::Ragged);
-        if ragged && stages.takes != Takes::Inputs {
-            let found = format!("ragged from {}", stages.takes.name());
-            return Err(Detail::new("offers", found, "it from inputs alone"));
-        }
         let promises = self.promises.map(|names| promises_from_names(&names)).transpose()?;
         if !ragged && promises.iter().flatten().any(|promise| *promise == Promise::CapacityInvariant) {
             let expected = "\"ragged\" in offers beside it";
@@ -461,10 +462,6 @@ mod tests {
             (
                 json!({"protocol": 2, "offers": ["raged"]}),
                 "hello.offers[0]: unknown variant `raged`, expected",
-            ),
-            (
-                json!({"protocol": 2, "offers": ["ragged"], "takes": "scores"}),
-                "hello.offers: found ragged from scores, expected it from inputs alone",
             ),
             (json!({"protocol": 2, "takes": "keys"}), "hello.takes: unknown variant `keys`, expected one of"),
             (

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::json;
 
 use super::answer::{attended, check_shape, read_integers, read_lse, shaped_floats};
-use super::messages::{Decoded, KEY, Message, largest_message};
+use super::messages::{Decoded, KEY, Message, largest_message, write_lengths};
 use crate::algorithm::{Detail, Dims, Mask};
 use crate::cases::tensors::{NamedView, Writer, floats};
 use crate::cases::{Attended, Error as FileError, Expectation, NoAnswer, ScoresCall, SelectionCall};
@@ -19,7 +19,8 @@ pub(super) fn select(id: u64, call: &ScoresCall) -> Vec<u8> {
         "dtype": call.storage(),
     });
     writer.metadata(KEY, message.to_string());
-    writer.floats("scores", call.storage(), call.scores().view().into_dyn());
+    writer.floats("scores", call.storage(), call.padded_scores().view().into_dyn());
+    write_lengths(&mut writer, call.lengths());
     writer.frame()
 }
 
@@ -34,9 +35,11 @@ pub(super) fn attend(id: u64, call: &SelectionCall) -> Vec<u8> {
         "scaling": call.inputs.scaling(),
     });
     writer.metadata(KEY, message.to_string());
-    for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
+    let (k, v) = (call.inputs.padded_keys(), call.inputs.padded_values());
+    for (name, tensor) in [("q", &parts.q), ("k", k.as_ref()), ("v", v.as_ref())] {
         writer.floats(name, parts.storage, tensor.view().into_dyn());
     }
+    write_lengths(&mut writer, call.inputs.lengths());
     let selected = call.selected();
     let bytes = selected.iter().flat_map(|key| key.to_le_bytes()).collect();
     writer.tensor("selected", "I32", selected.shape(), bytes);
