@@ -21,7 +21,7 @@ pub(super) fn with_lengths(mut sequence: Sequence, seed: u64, empty_rows: bool) 
         return sequence;
     }
     // Either lengths grow with the keys, as in a model that serves requests, or each call has its own.
-    let grow = draw(1) % 2 == 0;
+    let grow = draw(1).is_multiple_of(2);
     for index in 0..sequence.calls.len() {
         let call = &sequence.calls[index];
         let step = if grow { 0 } else { index as u64 };
