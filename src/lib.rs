@@ -48,6 +48,7 @@ pub mod algorithm;
 #[doc(hidden)]
 pub mod behaviours;
 pub mod cases;
+#[cfg(feature = "files")]
 mod checksum;
 mod compute;
 #[doc(hidden)]

@@ -388,6 +388,7 @@ pub struct AttentionConfig {
     pub dense_layers: Vec<usize>,
 }
 
+#[cfg(feature = "files")]
 impl AttentionConfig {
     /// Reads a configuration. Errors: [`Error::Json`].
     pub fn from_json(text: &str) -> Result<Self> {

@@ -4,7 +4,7 @@ use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, Instance, Sequence};
 use crate::algorithm::calibrate::BlockActivations;
-use crate::algorithm::{ChannelKind, ChannelOrder, Detail, Dims, Error, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{ChannelKind, ChannelOrder, Dims, Error, Inputs, LabelBits, Mask, Storage};
 use std::sync::Arc;
 
 use ndarray::{Array2, Array3, Array4};
@@ -260,9 +260,4 @@ pub struct CalibrationCase {
     pub source: String,
     /// The row of SPEC §3 by which the expectation must fall outside the SPEC.
     pub known_divergence: Option<String>,
-}
-
-/// The `Detail` of a metadata mistake.
-pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> super::error::Error {
-    super::error::Error::Metadata(Detail::new(field, found, expected))
 }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundled::Found;
 use super::capabilities::Outline;
-use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
+use super::case::{CalibrationCase, Case, Expectation, LabelCase};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
@@ -560,4 +560,9 @@ pub fn to_bytes(case: &Case) -> Vec<u8> {
 /// Writes one attention case. Errors: [`Error::Access`].
 pub fn write(path: &Path, case: &Case) -> Result<()> {
     std::fs::write(path, to_bytes(case)).map_err(|source| Error::Access { path: path.to_owned(), source })
+}
+
+/// The `Detail` of a metadata mistake.
+pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> Error {
+    Error::Metadata(Detail::new(field, found, expected))
 }

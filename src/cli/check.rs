@@ -8,7 +8,7 @@ use doublecheck::Options;
 use doublecheck::algorithm::Rules;
 use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
-use doublecheck::reports::check::write_counterexamples;
+use doublecheck::reports::counterexamples;
 use doublecheck::reports::html;
 use doublecheck::runner::check::check_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -93,7 +93,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut report = check_with_progress(subject.as_mut(), &options, &mut progress);
     bar.finish_and_clear();
     if let Some(folder) = &arguments.out {
-        write_counterexamples(&mut report, folder)
+        counterexamples::write(&mut report, folder)
             .map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
     }
     if let Some(path) = &arguments.json {

@@ -4,6 +4,7 @@
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod faulty;
+#[cfg(feature = "process")]
 pub mod process;
 pub mod reference;
 #[cfg(feature = "torch")]
@@ -23,6 +24,7 @@ use crate::cases::{
 #[cfg(feature = "engine")]
 pub use engine::Engine;
 pub use faulty::Faulty;
+#[cfg(feature = "process")]
 pub use process::Process;
 pub use reference::Reference;
 #[cfg(feature = "torch")]

@@ -8,8 +8,7 @@ use super::coverage::Coverage;
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::file::peek;
-use crate::cases::{Capabilities, CaseFile, Feature, Observation, Reader, Sequence};
+use crate::cases::{Capabilities, Feature, Observation, Sequence};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -67,59 +66,6 @@ impl<'a> Run<'a> {
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),
-        }
-    }
-
-    /// Goldens that apply, as sequences.
-    pub(super) fn goldens(&mut self, options: &Options) -> Vec<Sequence> {
-        let mut reader = Reader::default();
-        let mut sequences = Vec::new();
-        for found in &options.goldens {
-            let file = found.read().and_then(|bytes| {
-                // What its metadata rules out is not made from its recipe.
-                let outline = peek(&bytes).ok().flatten();
-                let missing = outline.map(|outline| self.capabilities.missing_of(&outline));
-                match missing.filter(|missing| !missing.is_empty()) {
-                    Some(missing) => Ok(Err(missing)),
-                    None => {
-                        let file = reader.parse(&bytes, &found.name);
-                        file.map(Ok).map_err(|error| error.in_file(&found.path()))
-                    }
-                }
-            });
-            let sequence = match file {
-                Ok(Err(missing)) => {
-                    self.report.coverage.goldens += 1;
-                    self.leave_out(missing);
-                    continue;
-                }
-                Ok(Ok(CaseFile::Attention(case))) => case.sequence(),
-                Ok(Ok(CaseFile::Sequence(stored))) => stored.sequence,
-                Ok(Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_))) => continue,
-                Ok(Ok(CaseFile::Stage(stored))) => {
-                    self.leave_out(vec![stored.call.takes().name().to_owned()]);
-                    continue;
-                }
-                Err(error) => {
-                    self.report.bad_inputs.push(error.to_string());
-                    continue;
-                }
-            };
-            let sequence = sequence.on_layers_from(self.capabilities.first_layer);
-            let missing = self.capabilities.missing(&sequence);
-            self.report.coverage.goldens += 1;
-            if missing.is_empty() {
-                sequences.push(sequence);
-            }
-            self.leave_out(missing);
-        }
-        sequences
-    }
-
-    /// Counts a golden that is not asked for these reasons.
-    fn leave_out(&mut self, missing: Vec<String>) {
-        for feature in missing {
-            *self.report.left_out.entry(feature).or_default() += 1;
         }
     }
 
