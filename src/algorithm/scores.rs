@@ -1,4 +1,4 @@
-//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, or by another rule, and how heads are taken together. Scores are sums in f64 of the
+//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, or by another rule, and how the scores of heads are combined. Scores are sums in f64 of the
 //! labels, which hold values of the storage type.
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
@@ -26,7 +26,7 @@ pub struct Scores<'a> {
 const TOGETHER: usize = 512;
 
 impl<'a> Scores<'a> {
-    /// Of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
+    /// The scores of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
     /// ([`check_head_mode`]).
     pub fn new(inputs: &'a Inputs, batch: usize, labels: &'a Labels, selection: &Selection) -> Self {
         let mode = selection.heads;
@@ -72,7 +72,7 @@ impl<'a> Scores<'a> {
         head: usize,
         query: usize,
     ) -> Vec<f64> {
-        // What a sum starts from, for the sign of a sum of zeros.
+        // Sums start from −0, which keeps the sign of a sum of zeros.
         let mut scores = vec![-0.0; k.ncols()];
         let (label_channels, head_dim) = (q.len(), self.inputs.dims().head_dim);
         vectorised(
@@ -94,7 +94,7 @@ impl<'a> Scores<'a> {
 }
 
 impl Scores<'_> {
-    /// Dot products become scores of the rule, the factor apart.
+    /// Turns dot products into scores by the rule, without the factor.
     fn apply_rule<T: Copy + Into<f64>>(
         &self,
         scores: &mut [f64],
@@ -134,8 +134,8 @@ fn add_products<T: Copy + Into<f64>>(scores: &mut [f64], q: f64, k: &[T]) {
     }
 }
 
-/// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive mask or head
-/// weights that do.
+/// Checks that `summed-labels` applies. Errors: [`Error::HeadMode`] where channels, additive mask or head weights differ
+/// between heads.
 pub fn check_head_mode(
     inputs: &Inputs,
     channels: &ChannelOrder,

@@ -32,7 +32,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type that it means where q, k and v have the type `storage`.
+    /// The type of scores and weights where q, k and v have the type `storage`.
     pub fn of(self, storage: Storage) -> Storage {
         match self {
             Self::F32 => Storage::F32,
@@ -48,7 +48,7 @@ impl Storage {
     /// `x` rounded to this type, ties to even; beyond the largest value it becomes an infinity.
     #[inline]
     pub fn round(self, x: f32) -> f32 {
-        // Apart from the others, so that the common case is inlined into loops.
+        // f32 is tested here, so that the common case is inlined into loops.
         if self == Self::F32 { x } else { self.round_to_half(x) }
     }
 
