@@ -1,22 +1,23 @@
-//! Case files: one safetensors file per case (SPEC §6). Four kinds, distinguished by a metadata key that holds JSON:
+//! Case files: one safetensors file per case (SPEC §6). A metadata key that holds JSON says which kind it is; these, and for
+//! one stage those of `stage_file`:
 //!
 //! * `case`: an attention layer. Settings as in SPEC §6; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
 //!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
-//!   dimensions of 1 may be left out) and
-//!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
+//!   dimensions of 1 may be left out), `previous` (F32 [b, h, m, n]) and `head_weights` (F32 [b, h, m]).
+//!   Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
 //!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]).
 //! * `sequence`: calls of one instance. {"settings", "channel_selection", "dense_layers"} as in `docs/PROTOCOL.md`, and
 //!   "calls", a list of {"layer", "causal", "dtype", "scaling"}; the JSON text of a channel file under the metadata key
-//!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`, `call_1.q`, ….
-//!   `source` says who diverged on it.
+//!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`,
+//!   `call_0.head_weights`, `call_1.q`, …. `source` says who diverged on it.
 //! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
 //!   optionally `bits_BB.nonfinite_rows`, which have no finite labels and must be refused (SPEC D9).
 //! * `calibration`: {"kind"}; `block_0.q`, `block_0.k`, `block_1.q`, … [1, heads, t, d] as the kind needs, and the
 //!   expected `channels` (I64 [rows, d]).
 //!
-//! `source` says where an expectation came from; `known_divergence` names the row of SPEC §3 by which a recorded
-//! expectation must fall outside the SPEC.
+//! `source` says where an expectation came from; `known_divergence` names the row of SPEC §3 for which a recorded
+//! expectation must diverge from the SPEC.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -244,7 +245,7 @@ fn weighted(inputs: Arc<Inputs>, file: &Tensors, name: &str) -> Result<Arc<Input
 /// implementation does not offer. `None` for files in which values decide (a sequence, an additive mask, an earlier mask)
 /// and for files that hold no attention layer.
 ///
-/// Errors: as of [`Reader::parse`], as far as the metadata goes.
+/// Errors: those of [`Reader::parse`] that concern the metadata.
 pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
     let file = Tensors::parse(bytes)?;
     let Some(settings) = file.metadata.get("case") else { return Ok(None) };
@@ -263,7 +264,7 @@ pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
             let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _], [_, _, _, value_dim], [rows, _]) =
                 (&q[..], &k[..], &v[..], &rows[..])
             else {
-                // The whole file says what is wrong.
+                // Reading the whole file will say what is wrong.
                 return Ok(None);
             };
             let dims = Dims {
@@ -386,7 +387,7 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
 }
 
-/// Calls of one instance differ in their batches, queries, keys and layers only.
+/// Checks that the calls of one instance differ only in batch, queries, keys and layer.
 fn check_calls_alike(calls: &[Call]) -> Result<()> {
     let sizes = |call: &Call| {
         let dims = call.inputs.dims();
@@ -562,7 +563,7 @@ pub fn write(path: &Path, case: &Case) -> Result<()> {
     std::fs::write(path, to_bytes(case)).map_err(|source| Error::Access { path: path.to_owned(), source })
 }
 
-/// The `Detail` of a metadata mistake.
+/// An error about metadata.
 pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> Error {
     Error::Metadata(Detail::new(field, found, expected))
 }

@@ -8,7 +8,7 @@ use crate::algorithm::HeadMode;
 /// Names of the profiles.
 pub const NAMES: [&str; 3] = ["everything", "author", "hub"];
 
-/// The profile of a name.
+/// The profile of this name; `None` where there is none.
 pub fn find(name: &str) -> Option<Capabilities> {
     let profile = |first_layer: usize, lacks: &[Feature]| Capabilities {
         heads: vec![HeadMode::PerHead],

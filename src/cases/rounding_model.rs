@@ -18,7 +18,7 @@ pub struct RoundingModel {
     pub accumulation: Accumulation,
 }
 
-/// The JSON form of a [`RoundingModel`]: `kept` sets both `scores_kept` and `weights_kept`, each of which goes before it.
+/// The JSON form of a [`RoundingModel`]: `kept` sets `scores_kept` and `weights_kept` where they are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RoundingModelFields {
@@ -95,7 +95,7 @@ pub enum Accumulation {
     F64,
 }
 
-/// What makes a model allow more.
+/// A change that makes a model allow more.
 type Change = fn(&mut RoundingModel);
 
 impl RoundingModel {

@@ -79,10 +79,10 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// Stages that start somewhere and give some things; `None` for what is usual: a selection from scores, an output from a
+    /// Stages that start at `takes` and give `gives`; `None` stands for the default: a selection from scores, an output from a
     /// selection.
     ///
-    /// Errors: an empty list, things that cannot follow from what is taken, and no selection from inputs or scores.
+    /// Errors: an empty list, something that cannot follow from what is taken, or no selection from inputs or scores.
     pub fn new(takes: Takes, gives: Option<&[Given]>) -> Result<Self, Detail> {
         use Given::{Labels, Lse, Mask, Output, Scores, Selected};
         let possible: &[Given] = match takes {
@@ -122,7 +122,7 @@ impl Stages {
         *self != Self::default()
     }
 
-    /// Whether something is promised by name.
+    /// Whether every answer is declared to hold this.
     pub fn gives(&self, given: Given) -> bool {
         self.gives.contains(&given)
     }
@@ -242,7 +242,7 @@ impl StageCall {
         }
     }
 
-    /// The sizes; of scores without channels.
+    /// The sizes; scores have no channels.
     pub fn dims(&self) -> Dims {
         match self {
             Self::Scores(call) => call.dims(),
