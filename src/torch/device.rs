@@ -85,7 +85,7 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     Ok(device)
 }
 
-/// What a device is called: for CUDA what the driver's tool says, where it is there.
+/// The name of a device: for CUDA, what the driver's tool reports, where there is one.
 pub fn describe(device: Device) -> String {
     let Device::Cuda(number) = device else {
         return "cpu".into();

@@ -28,7 +28,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// From q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], of one type on one device, and A in f32, of four dimensions that
+    /// A layer from q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], of one type on one device, and A in f32, of four dimensions that
     /// broadcast to [b, h, m, n]; `None` where it is 0 everywhere.
     ///
     /// Errors: those of libtorch, for other shapes too.
@@ -110,7 +110,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Where it is.
+    /// The device that holds it.
     pub fn device(&self) -> Device {
         self.q.device()
     }
