@@ -15,9 +15,9 @@ pub struct Fault {
     pub row: &'static str,
     /// One sentence that says what such an implementation does.
     pub sentence: &'static str,
-    /// Whether it conforms all the same.
+    /// Whether it conforms nevertheless.
     pub conforms: bool,
-    /// Turns its switches.
+    /// Sets its switches.
     pub apply: fn(&mut Behaviour),
 }
 

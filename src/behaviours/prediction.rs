@@ -19,14 +19,14 @@ use crate::algorithm::{
 };
 use crate::cases::{Call, Instance, Sequence};
 
-/// What becomes of one call.
+/// The outcome of one call.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// It is refused, for any of these.
     Refused(Vec<Error>),
     /// It breaks: an error, or worse.
     Broken,
-    /// It breaks or is answered, as it checks before or after an early out.
+    /// It breaks or is answered, depending on whether it checks before or after an early out.
     BrokenOr(Box<Prediction>),
     /// Nothing can be said of the answer.
     Anything,
@@ -39,7 +39,7 @@ pub enum Outcome {
 pub struct Prediction {
     /// The behaviour.
     pub behaviour: Behaviour,
-    /// A as keys are ranked with it.
+    /// The inputs with A as the ranking uses it.
     pub ranking: Arc<Inputs>,
     /// What the attention reads.
     pub attending: Arc<Inputs>,
@@ -56,7 +56,7 @@ pub struct Prediction {
 pub struct Ranked {
     /// Per (batch, query head), row-major.
     pub labels: Vec<HeadLabels>,
-    /// How heads are taken together.
+    /// How heads share a selection.
     pub heads: HeadMode,
     /// How many keys are selected in each row.
     pub count: usize,
@@ -204,7 +204,7 @@ fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
     !dense && !full && instance.channels(call.layer).is_ok()
 }
 
-/// Whether a call that is over matters to later ones, given that `kept` do.
+/// Whether a call that was answered matters to later ones, given that the calls `kept` do.
 pub fn is_remembered(behaviour: Behaviour, instance: &Instance, kept: &[Call], call: &Call) -> bool {
     let first = behaviour.channels == Channels::FirstLayer && kept.is_empty();
     behaviour.label_cache == KeyLabels::SharedByLayers || (first && is_scored(behaviour, instance, call))
@@ -419,7 +419,7 @@ fn attending(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, 
     Ok(Arc::new(Inputs::new(parts)?))
 }
 
-/// A as keys are ranked with it.
+/// The inputs with A as the ranking uses it.
 fn ranking(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
     let parts = inputs.parts();
     let causality = if parts.causal { behaviour.causality } else { Causality::Own };
