@@ -96,7 +96,7 @@ pub trait Subject {
     }
 }
 
-/// Asks every call of a sequence of one fresh instance.
+/// Configures a fresh instance and asks it every call of a sequence.
 pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
     let capabilities = subject.capabilities();
     let instance = &sequence.instance;
@@ -115,7 +115,7 @@ pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
     Observation { sequence: sequence.clone(), answers, instance_refused }
 }
 
-/// An answer with everything in it that the subject offers, or which part is missing.
+/// The answer, if it holds everything that the subject declares; otherwise which part is missing.
 fn whole(
     capabilities: &Capabilities,
     instance: &Instance,
@@ -169,7 +169,7 @@ fn not_offered(method: &str) -> NoAnswer {
     NoAnswer::Failed(format!("{method} is not offered"))
 }
 
-/// What a call without an instance gets.
+/// The answer to a call without an instance.
 pub(crate) fn not_configured() -> NoAnswer {
     NoAnswer::Failed("called before it was configured".into())
 }
