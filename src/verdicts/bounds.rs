@@ -79,7 +79,7 @@ pub struct Approximate {
 }
 
 impl Approximate {
-    /// What A excludes.
+    /// The score of a key that A excludes.
     pub const EXCLUDED: Self = Self::new(f64::NEG_INFINITY, 0.0);
 
     /// NaN, which may rank anywhere.

@@ -138,7 +138,7 @@ pub struct ScoreBounds<'a> {
     factor: f64,
     /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
-    /// Where in all (batch, head) the first of them is.
+    /// The index of the first of them among all (batch, head).
     first: usize,
 }
 
@@ -155,7 +155,7 @@ impl<'a> ScoreBounds<'a> {
         scores.map(|scores| scores.with_all_labels(instance, call, model)).transpose()
     }
 
-    /// What [`ScoreBounds::new`] checks.
+    /// [`ScoreBounds::new`] before the labels are derived, with all of its other checks.
     fn without_labels(
         instance: &Instance,
         call: &'a Call,
@@ -190,7 +190,7 @@ impl<'a> ScoreBounds<'a> {
         }))
     }
 
-    /// The same for all heads. Errors: labels out of range.
+    /// With the labels of all heads. Errors: labels out of range.
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
         let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
@@ -200,7 +200,7 @@ impl<'a> ScoreBounds<'a> {
         Ok(all)
     }
 
-    /// The same for the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
+    /// With the labels of the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
     fn with_labels(
         &self,
         instance: &Instance,
@@ -228,7 +228,7 @@ impl<'a> ScoreBounds<'a> {
         Ok(Self { labels, first, ..*self })
     }
 
-    /// Scores as a behaviour has them.
+    /// The scores by which a behaviour ranks.
     pub fn predicted(prediction: &'a Prediction, ranked: &Ranked, model: RoundingModel) -> Self {
         let inputs = &prediction.ranking;
         let mut arithmetic = Arithmetic::new(model, inputs.storage());

@@ -18,7 +18,7 @@ pub enum Verdict {
     Judged(Judgement),
     /// The case has a fault, and was refused for it.
     RefusedRightly,
-    /// The case has no fault, or another one.
+    /// The case was refused without a fault, or for another one than it has.
     RefusedWrongly {
         /// What the implementation said.
         found: NoAnswer,
@@ -133,7 +133,7 @@ impl Judgement {
             (Some(Some(_)), _) if self.judged_labels => Some("scores"),
             (Some(Some(_)), _) => Some("labels or scores"),
             _ if from_scores => Some("selection"),
-            // Scores are right, and so is what was selected by them: the mask breaks a rule that is not of scores.
+            // Scores are right, and so is what was selected by them: the mask breaks a rule that does not depend on scores.
             (Some(None), Some(_)) => Some("selection"),
             (None, Some(_)) => None,
             (_, None) => Some("attention"),
@@ -191,7 +191,7 @@ pub struct MaskDivergence {
 /// What is wrong with a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MaskFault {
-    /// A key attended before is no longer, or its weight changed.
+    /// A key attended before is no longer attended, or its weight changed.
     ChangesEarlier {
         /// Key.
         key: usize,
@@ -231,9 +231,9 @@ pub enum MaskFault {
     Count {
         /// How many were selected.
         found: usize,
-        /// At least.
+        /// The fewest allowed.
         fewest: usize,
-        /// At most.
+        /// The most allowed.
         most: usize,
     },
     /// The mask must be full (SPEC §2.2), with weight 1 where no earlier masker gave another.

@@ -202,7 +202,7 @@ pub fn same_bits(a: ArrayView2<f32>, b: ArrayView2<f32>) -> bool {
     a.dim() == b.dim() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
-/// A label that an implementation shows and cannot have.
+/// A label shown with an answer that no conforming implementation has.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnsweredLabel {
     /// `q` or `k`.
