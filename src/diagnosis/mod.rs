@@ -1,4 +1,4 @@
-//! Diagnosis by explanation of an answer that diverges. A fault of the catalogue is named only if the SPEC with it, and with
+//! Why an answer diverges. A fault of the catalogue is named only if the SPEC with it, and with
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
@@ -24,8 +24,8 @@ pub struct Seen {
     pub after: usize,
 }
 
-/// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
-/// `known` did not. `None` where there are none.
+/// `known` and one or two more faults that together reproduce the target and every conforming answer seen, and of the
+/// diverging ones as many as any other choice. `None` where there are none.
 pub fn extend(
     known: &[&'static Fault],
     target: &Observation,
@@ -36,7 +36,7 @@ pub fn extend(
         CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
     best(singles, target, seen, model).or_else(|| {
-        // Coarse sums and anything else would reproduce too much.
+        // Coarse sums paired with another fault would reproduce too much.
         let candidates: Vec<&'static Fault> = candidates.into_iter().filter(|fault| !coarse(fault)).collect();
         let pairs = (0..candidates.len()).flat_map(|a| {
             let second = candidates[a + 1..].iter();
@@ -84,7 +84,7 @@ pub fn independent(faults: &[&'static Fault]) -> bool {
         })
 }
 
-/// The candidate that reproduces the target and most of what was seen; answers that conform must all be reproduced.
+/// Of the candidates that reproduce the target and every answer that conforms, the one that reproduces most of what was seen.
 fn best(
     candidates: Vec<Faults>,
     target: &Observation,
@@ -125,7 +125,7 @@ fn best(
     }
 }
 
-/// Coarse sums reproduce many small errors: what is exact goes first.
+/// Whether sums are coarse: these reproduce many small errors, so exact faults are preferred.
 fn coarse(fault: &Fault) -> bool {
     fault.behaviour().half_sums
 }
@@ -169,7 +169,7 @@ pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: Rou
     needed
 }
 
-/// Whether an observation that a set of faults reproduces is not reproduced without one of them.
+/// Whether a set of faults needs this one to reproduce an observation that it reproduces.
 pub fn needs(
     faults: &[&'static Fault],
     fault: &'static Fault,
