@@ -1,5 +1,5 @@
-//! The meta test: every fault of the catalogue is checked as if it were somebody's implementation. It must be caught, be
-//! named rightly or called unknown, and shrink to something small; those that conform must conform.
+//! Mutation testing of the suite: every fault of the catalogue is checked as if it were somebody's implementation. It must be
+//! caught, and be named rightly or called unknown; those that conform must be accepted. What it shrinks to is recorded.
 
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ pub struct FaultResult {
 }
 
 impl FaultResult {
-    /// Whether the suite did what it must: caught it and named nothing else, or let it pass.
+    /// Whether the suite did what it must: caught it and named nothing else, or accepted it.
     pub fn right(&self) -> bool {
         if self.must_conform {
             return self.caught_by.is_none();

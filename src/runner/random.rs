@@ -21,7 +21,7 @@ use crate::verdicts::{Certificate, Sharpness, judge};
 pub struct VerifyOptions {
     /// How many random cases each invariant gets; 0 leaves the invariants out.
     pub random_cases: u32,
-    /// Of the random cases.
+    /// Seed of the random cases.
     pub seed: u64,
 }
 

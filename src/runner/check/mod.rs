@@ -36,7 +36,7 @@ use crate::subjects::Subject;
 pub struct Options {
     /// How many random sequences are asked.
     pub cases: usize,
-    /// Of the random sequences.
+    /// Seed of the random sequences.
     pub seed: u64,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,

@@ -14,11 +14,11 @@ use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
 use crate::verdicts::{Sharpness, Verdict};
 
-/// Shrinking may end at one of several causes: the others are looked for as long as new ones are named.
+/// A failure may have several causes, of which shrinking shows one. At most this many are looked for, while new ones turn up.
 const MOST_CAUSES: usize = 4;
 
-/// A subject that hangs again and again is not waited for to the end: after so much time without a usable answer, and so
-/// many sequences.
+/// A check ends early once this much time, and at least this many sequences, brought no usable answer: the subject may hang
+/// again and again.
 pub(super) const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
 
 pub(super) struct Run<'a> {
@@ -32,7 +32,7 @@ pub(super) struct Run<'a> {
     pub(super) asked: usize,
     /// How often each sequence is asked.
     pub(super) repeat: usize,
-    /// A conforming sequence to be asked again once so many were asked.
+    /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
     /// Finds the causes of a failure that nothing explains so far.
     fn look_into(&mut self, observation: &Observation, kind: &'static str) {
         for _ in 0..MOST_CAUSES {
-            // What nothing explained before is not looked into again.
+            // A kind of failure that nothing explained before is not looked into again.
             let unknown = |finding: &&mut Finding| finding.kind == kind && finding.faults.is_empty();
             if let Some(finding) = self.report.findings.iter_mut().find(unknown) {
                 finding.sequences += 1;
@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What is not asked, with a count of goldens to come for each.
+/// What is not asked; the goldens that need each of them are yet to be counted.
 pub(super) fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
     let all = Capabilities::default();
     let features = capabilities.lacks.iter().map(|feature| feature.name());
