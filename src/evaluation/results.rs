@@ -79,7 +79,7 @@ pub struct ContenderResult {
     pub label_bits: Option<u8>,
     /// Keys attended to, mean over sparse layers, heads and queries.
     pub keys_read: f64,
-    /// Keys there were.
+    /// Keys there were to attend to, mean over the same.
     pub keys_held: f64,
     /// Bytes of labels, keys and values that a decode step reads in one sparse layer, at two bytes a number.
     pub bytes: f64,
