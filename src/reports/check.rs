@@ -129,7 +129,7 @@ pub fn replay_stage(
     text
 }
 
-/// How often what is promised, or what is not, was so.
+/// How often each property held: those promised, or those observed.
 pub(super) fn promises(report: &Report, promised: bool) -> Vec<String> {
     let shown = Promise::ALL.into_iter().filter_map(|promise| {
         let kept = report.promises.get(promise.name())?;
