@@ -81,7 +81,7 @@ pub struct Report {
     pub promises: BTreeMap<&'static str, Kept>,
     /// Wall-clock time of all of it.
     pub seconds: f64,
-    /// Random sequences per second, shrinking and diagnosis left out.
+    /// Sequences per second, goldens included, without the time for shrinking and diagnosis.
     pub sequences_per_second: f64,
 }
 
