@@ -165,7 +165,7 @@ impl Run<'_> {
         finding.explanations = vec![format!("{} is promised: {}", promise.name(), broken.line)];
         let once_more = ask(self.subject, &finding.observation.sequence);
         if !same(&finding.observation.answers, &once_more.answers) {
-            finding.explanations.push("asked again as it was, it is answered otherwise, too".into());
+            finding.explanations.push("the same sequence, asked again, is answered differently, too".into());
         }
         finding.sentence = format!("{prefix} is promised, and these answers do not keep it.");
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =

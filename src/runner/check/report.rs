@@ -186,7 +186,7 @@ impl Finding {
         example: StageExample,
     ) -> Self {
         let sentence = match verdict.stage {
-            Some(stage) => format!("The {stage} is wrong, as what it started from was given."),
+            Some(stage) => format!("The {stage} itself is wrong: what it starts from was given to it."),
             None => "Unknown: causes are named for subjects that take inputs only.".into(),
         };
         let observation = Observation::without_calls(first_seen);
