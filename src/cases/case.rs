@@ -183,7 +183,7 @@ pub enum NoAnswer {
 /// What an implementation answers to a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// All attended keys, those of the mask before included.
+    /// [b, h, m, n]: the weights of all attended keys, including those of the earlier mask and of earlier maskers.
     pub mask: Mask,
     /// [b, h, m, dv], where the implementation computes attention.
     pub output: Option<Array4<f32>>,

@@ -166,7 +166,7 @@ impl Codes {
         self.largest = self.largest.max(size);
     }
 
-    /// The memory of the blocks begun so far.
+    /// The memory of the blocks begun so far, in bytes.
     pub fn bytes(&self) -> usize {
         let chunk = |chunk: &Chunk| {
             size_of_val(&chunk.codes[..]) + size_of_val(&chunk.views[..]) + size_of_val(&chunk.bounds[..])

@@ -100,7 +100,7 @@ impl LabelCache {
         }
     }
 
-    /// The memory that it takes.
+    /// The memory that it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.codes.iter().map(Codes::bytes).sum()
     }

@@ -33,8 +33,11 @@ pub use torch::Torch;
 pub use torch_cache::TorchCache;
 
 /// An implementation of Double Sparsity. It is configured once for each instance and then called, for several layers and
-/// lengths; nothing of an earlier call may show in a later one. One that does a single stage says so in its capabilities and
+/// lengths; an earlier call must not change the answer to a later one. One that does a single stage says so in its capabilities and
 /// answers [`Subject::select`] or [`Subject::attend`] instead.
+///
+/// Errors of all its methods: [`NoAnswer::Refused`] or [`NoAnswer::Declined`] for inputs that must be refused (end of SPEC §2),
+/// [`NoAnswer::Failed`] for anything else.
 pub trait Subject {
     /// What reports call it.
     fn name(&self) -> String;
@@ -54,12 +57,12 @@ pub trait Subject {
         Err(not_offered("configure"))
     }
 
-    /// Mask and, where it computes attention, output of one call of the instance.
+    /// The mask [b, h, m, n] of one call of the instance and, where it computes attention, the output [b, h, m, dv].
     fn call(&mut self, _call: &Call) -> Result<Answer, NoAnswer> {
         Err(not_offered("call"))
     }
 
-    /// The keys with the largest scores (SPEC §2.9), as a mask of weights 0 and 1; asked where it takes scores.
+    /// The keys with the largest scores (SPEC §2.9), as a mask [b, h, m, n] of weights 0 and 1; asked where it takes scores.
     fn select(&mut self, _call: &ScoresCall) -> Result<Mask, NoAnswer> {
         Err(not_offered("select"))
     }
@@ -80,7 +83,7 @@ pub trait Subject {
         self.call(&case.call)
     }
 
-    /// Labels of one row (SPEC §2.5); `None` where it offers no such thing.
+    /// The labels of one row of numbers (SPEC §2.5), as many; `None` where it does not offer them.
     fn labels(
         &mut self,
         _row: &[f32],
@@ -90,7 +93,7 @@ pub trait Subject {
         None
     }
 
-    /// A channel order (SPEC §4); `None` where it offers no such thing.
+    /// The channel order of the activations (SPEC §4); `None` where it does not offer calibration.
     fn calibrate(&mut self, _case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
         None
     }
