@@ -36,8 +36,8 @@ pub use torch_cache::TorchCache;
 /// lengths; an earlier call must not change the answer to a later one. One that does a single stage says so in its capabilities and
 /// answers [`Subject::select`] or [`Subject::attend`] instead.
 ///
-/// Errors of all its methods: [`NoAnswer::Refused`] or [`NoAnswer::Declined`] for inputs that must be refused (end of SPEC §2),
-/// [`NoAnswer::Failed`] for anything else.
+/// Errors of all its methods: [`NoAnswer::Refused`] or [`NoAnswer::Declined`] for inputs that must be refused (end of SPEC
+/// §2), [`NoAnswer::Failed`] for anything else.
 pub trait Subject {
     /// What reports call it.
     fn name(&self) -> String;
@@ -83,7 +83,7 @@ pub trait Subject {
         self.call(&case.call)
     }
 
-    /// The labels of one row of numbers (SPEC §2.5), as many; `None` where it does not offer them.
+    /// The labels of one row (SPEC §2.5), one for each of its numbers; `None` where it does not offer them.
     fn labels(
         &mut self,
         _row: &[f32],

@@ -34,9 +34,9 @@ use crate::subjects::Subject;
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many random sequences are asked.
+    /// How many random sequences are asked; default 1000.
     pub cases: usize,
-    /// Seed of the random sequences.
+    /// Seed of the random sequences; default 0.
     pub seed: u64,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
@@ -47,9 +47,9 @@ pub struct Options {
     pub goldens: Vec<Found>,
     /// When to stop shrinking one finding.
     pub shrinking: Limits,
-    /// How many findings are shrunk; further kinds are only counted.
+    /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
-    /// How often each sequence is asked; 1 asks a small share again all the same.
+    /// How often each sequence is asked; default 1, which asks a small share again all the same.
     pub repeat: usize,
 }
 

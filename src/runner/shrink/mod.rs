@@ -18,9 +18,9 @@ use crate::cases::{Capabilities, Sequence};
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Wall-clock time.
+    /// Wall-clock time; default 8 seconds.
     pub time: Duration,
-    /// How often the failure may be tried.
+    /// How often the failure may be tried; default 20,000.
     pub tries: usize,
 }
 
