@@ -265,7 +265,7 @@ pub struct Selection {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
-    /// What is computed otherwise than in the published algorithm.
+    /// What differs from the published algorithm (SPEC §2.12).
     #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Rules,
 }
@@ -328,7 +328,7 @@ pub struct DoubleSparsityConfig {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
-    /// What is computed otherwise than in the published algorithm.
+    /// What differs from the published algorithm (SPEC §2.12).
     #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Rules,
 }

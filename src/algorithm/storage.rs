@@ -1,6 +1,6 @@
 //! The three storage types of SPEC §2.5. Values live in `f32` here and are rounded to the storage type after
-//! each operation. For f16 and bf16 that gives the same bits as arithmetic in the type itself: f32 has more
-//! than twice their significant bits plus two, so rounding twice cannot differ from rounding once
+//! each operation. For f16 and bf16 that gives the same bits as arithmetic in the type itself: f32 has at
+//! least twice their significant bits plus two, so rounding twice cannot differ from rounding once
 //! (Figueroa, "When is double rounding innocuous?", 1995), and it is what PyTorch does.
 
 use half::{bf16, f16};

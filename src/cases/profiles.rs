@@ -19,7 +19,7 @@ pub fn find(name: &str) -> Option<Capabilities> {
     match name {
         "everything" => Some(Capabilities::default()),
         // The author's evaluation attention: layers 0 and 1 are dense, dv = d, one row per query head, H a count. It checks
-        // little, and a row that attends to nothing is NaN there.
+        // few of its inputs, and a row that attends to nothing is NaN there.
         "author" => Some(profile(
             2,
             &[

@@ -11,9 +11,9 @@ use crate::algorithm::Detail;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Promise {
-    /// Of tied keys the lowest are selected; −0 and +0 tie.
+    /// Of keys that tie, the lowest are selected; −0 and +0 tie.
     TiesLowest,
-    /// Of tied keys the highest are selected; −0 and +0 tie.
+    /// Of keys that tie, the highest are selected; −0 and +0 tie.
     TiesHighest,
     /// The same question gets the same answer, bit for bit, at once and after others.
     Repeatable,

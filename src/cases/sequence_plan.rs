@@ -1,4 +1,4 @@
-//! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About half are single
+//! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About a third are single
 //! calls; the others do to one instance what requests do to a model that serves them: visit several layers, grow by decode
 //! steps or chunks, start anew, take back a tail, come in batches of another size. A few must be refused.
 
@@ -166,7 +166,7 @@ impl Pattern {
         }
     }
 
-    /// Whether its calls differ in the layer alone.
+    /// Whether it looks for bugs that show only where layers choose different channels.
     fn needs_channels(self) -> bool {
         matches!(self, Self::Layers | Self::LayersDecode)
     }

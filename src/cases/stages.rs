@@ -209,9 +209,9 @@ impl SelectionCall {
 /// A question to an implementation of one stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StageCall {
-    /// To a top-k.
+    /// A question to a top-k.
     Scores(ScoresCall),
-    /// To a sparse attention.
+    /// A question to a sparse attention.
     Selection(SelectionCall),
 }
 

@@ -140,7 +140,7 @@ pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) 
 }
 
 /// The faults of a set that one observation shows: those that cannot be left out, where they are enough; otherwise one or two
-/// that reproduce it, or some none of which can be left out.
+/// that reproduce it, or a set of which none can be left out.
 pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
     let fits =
         |some: &[&'static Fault]| reproduces(Behaviour::with(some.iter().copied()), observation, model);

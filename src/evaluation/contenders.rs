@@ -103,7 +103,7 @@ pub struct Contenders {
 }
 
 impl ContenderSettings {
-    /// All contenders, for a model of so many layers.
+    /// All contenders, for a model of this many layers.
     ///
     /// Errors: those of the files; [`Error::Algorithm`] for heavy sizes that do not exist; [`Error::Process`];
     /// [`Error::Setting`] for dense layers that the model does not have, and where two contenders have one name and heavy size.

@@ -120,9 +120,9 @@ pub struct Interval {
 /// layer has an empty list.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
-    /// Of its keys.
+    /// Share of exact top-k's keys.
     pub keys: Vec<Vec<f64>>,
-    /// Of its attention mass (softmax over all keys); a selection cannot exceed 1 but for ties.
+    /// Share of exact top-k's attention mass (softmax over all keys); at most 1, but for ties.
     pub mass: Vec<Vec<f64>>,
 }
 

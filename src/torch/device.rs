@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// No machine has this many devices; what was looked for must be said.
+    /// No machine has this many devices; the message must say what was looked for.
     #[test]
     fn a_missing_device_says_what_was_looked_for() {
         let error = open(DeviceChoice::Cuda(4096)).unwrap_err().to_string();

@@ -353,9 +353,9 @@ fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximat
 /// Sums of the products of one query's labels with those of each key, [n].
 struct Products {
     value: Vec<f64>,
-    /// Of their magnitudes.
+    /// Sums of their magnitudes.
     magnitude: Vec<f64>,
-    /// Of the errors that the labels' radii carry into them.
+    /// Sums of the errors that the labels' radii carry into them.
     carried: Vec<f64>,
 }
 

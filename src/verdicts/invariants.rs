@@ -64,7 +64,7 @@ type Check = fn(&Case, &mut Implementation) -> Result<(), Unmet>;
 /// A property of SPEC §2.
 #[derive(Clone, Copy)]
 pub struct Invariant {
-    /// In a few words.
+    /// The property in a few words.
     pub name: &'static str,
     /// The sections of the SPEC that it follows from.
     pub source: &'static str,

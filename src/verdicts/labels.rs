@@ -17,9 +17,9 @@ pub enum AllowedLabels {
     Exact(Array2<f32>),
     /// Each up to a radius.
     Within {
-        /// In f64.
+        /// The values, in f64.
         values: Array2<f64>,
-        /// Infinite where a label may be.
+        /// Their radii; infinite where a label may be.
         radii: Array2<f64>,
     },
 }

@@ -213,7 +213,7 @@ fn decimals(value: f64, measure: Measure) -> usize {
     }
 }
 
-/// A ratio with as many decimals as its interval is sharp, or points with their sign.
+/// A ratio, with the fewer decimals the wider its interval is, or points with their sign.
 pub fn against(interval: &Interval, measure: Measure) -> String {
     match measure {
         Measure::Perplexity => {

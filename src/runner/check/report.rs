@@ -65,7 +65,7 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Whether the named faults reproduce every answer.
     pub explained: bool,
-    /// Of all answers, how many the named faults reproduce.
+    /// How many of the answers kept the named faults reproduce.
     pub reproduced: usize,
     /// Answers that were too many to keep for the diagnosis.
     pub not_kept: usize,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-/// In the environment of every process that a child starts, so that all of them can be found again.
+/// A variable in the environment of every process that a child starts, by which all of them can be found again.
 const MARKER: &str = "DOUBLECHECK_RUN";
 
 /// How much of standard error is kept, in bytes.

@@ -12,7 +12,7 @@ pub struct Point {
     pub quality: Interval,
     /// H.
     pub heavy_size: Option<usize>,
-    /// What is said of it when pointed at.
+    /// Its tooltip.
     pub title: String,
 }
 

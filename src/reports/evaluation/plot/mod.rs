@@ -84,7 +84,7 @@ pub fn plot(evaluation: &Evaluation) -> Markup {
     drawing(evaluation, Some("http://www.w3.org/2000/svg"))
 }
 
-/// The same as part of a page, where no name space is said.
+/// The same as part of a page, without the XML namespace.
 pub(in crate::reports) fn inline(evaluation: &Evaluation) -> Markup {
     drawing(evaluation, None)
 }
