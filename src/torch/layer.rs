@@ -77,7 +77,7 @@ impl Layer {
         let (q, k, v) = (tensor(&parts.q)?, tensor(&parts.k)?, tensor(&parts.v)?);
         Ok(Self {
             additive_differs: inputs.attention_mask_differs_between_heads(),
-            // A label is off by less than a factor of 2 from a difference of two numbers, plus a third one.
+            // |label| is below twice the difference of two numbers plus a third: less than 16 times the largest number.
             labels_may_overflow: f64::from(largest) > inputs.storage().largest() / 16.0,
             ..Self::new(&q, &k, &v, additive, inputs.scaling())?
         })
