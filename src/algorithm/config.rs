@@ -62,7 +62,7 @@ impl HeadMode {
         Self::GroupMean,
     ];
 
-    /// How many consecutive heads share a selection.
+    /// How many heads in a row share a selection.
     pub fn sharing(self, dims: &Dims) -> usize {
         match self {
             Self::PerHead => 1,

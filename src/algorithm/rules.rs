@@ -1,5 +1,5 @@
-//! Where an implementation may declare that it differs from the published algorithm (SPEC §2.12): the score of one head and
-//! key, what is quantised, and keys that are selected whatever they score. The defaults are the published algorithm.
+//! What may be computed otherwise than in the published algorithm: the score of one head and key, what is quantised, and
+//! keys that are selected whatever they score (SPEC §2.5, §2.6, §2.9). The defaults are the published algorithm.
 
 use serde::{Deserialize, Serialize};
 

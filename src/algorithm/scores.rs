@@ -72,7 +72,7 @@ impl<'a> Scores<'a> {
         head: usize,
         query: usize,
     ) -> Vec<f64> {
-        // Sums start from −0, which keeps the sign of a sum of zeros.
+        // What a sum starts from, for the sign of a sum of zeros.
         let mut scores = vec![-0.0; k.ncols()];
         let (label_channels, head_dim) = (q.len(), self.inputs.dims().head_dim);
         vectorised(
@@ -94,7 +94,7 @@ impl<'a> Scores<'a> {
 }
 
 impl Scores<'_> {
-    /// Turns dot products into scores by the rule, without the factor.
+    /// Dot products become scores of the rule, the factor apart.
     fn apply_rule<T: Copy + Into<f64>>(
         &self,
         scores: &mut [f64],
@@ -134,8 +134,8 @@ fn add_products<T: Copy + Into<f64>>(scores: &mut [f64], q: f64, k: &[T]) {
     }
 }
 
-/// Checks that `summed-labels` applies. Errors: [`Error::HeadMode`] where channels, additive mask or head weights differ
-/// between heads.
+/// Errors: [`Error::HeadMode`] where `summed-labels` meets channels that differ between heads, or an additive mask or head
+/// weights that do.
 pub fn check_head_mode(
     inputs: &Inputs,
     channels: &ChannelOrder,

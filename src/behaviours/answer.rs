@@ -123,8 +123,8 @@ fn dot(q: ArrayView1<f32>, k: ArrayView1<f32>, half: bool) -> f64 {
     products.fold(0.0, |sum, product| round(sum + round(product)))
 }
 
-/// The plain attention that gives a behaviour's output: some behaviours attend with inputs and a mask other than those they
-/// show.
+/// What has to be attended to, as plain attention, so that it gives a behaviour's output: some behaviours attend with other
+/// inputs and another mask than they show.
 #[derive(Debug, Clone)]
 pub struct AttentionView {
     /// Inputs of the attention.
@@ -176,8 +176,8 @@ impl AttentionView {
         output
     }
 
-    /// A subject's output in the shape of the view, its NaN rows replaced by what the view computes; `None` where a row that
-    /// must be NaN is not.
+    /// An output that a subject shows, as the view has it; `None` where it is not NaN in the rows that must be. Those rows
+    /// are then as the view computes them.
     pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
         let mut shown = output.clone();
         let computed = computed.view().into_shape_with_order(self.shape).ok()?;

@@ -15,9 +15,9 @@ pub struct Fault {
     pub row: &'static str,
     /// One sentence that says what such an implementation does.
     pub sentence: &'static str,
-    /// Whether it conforms nevertheless.
+    /// Whether it conforms all the same.
     pub conforms: bool,
-    /// Sets its switches.
+    /// Turns its switches.
     pub apply: fn(&mut Behaviour),
 }
 

@@ -56,7 +56,7 @@ pub struct Prediction {
 pub struct Ranked {
     /// Per (batch, query head), row-major.
     pub labels: Vec<HeadLabels>,
-    /// How heads share a selection.
+    /// How heads are taken together.
     pub heads: HeadMode,
     /// How many keys are selected in each row.
     pub count: usize,

@@ -18,7 +18,7 @@ pub struct RoundingModel {
     pub accumulation: Accumulation,
 }
 
-/// The JSON form of a [`RoundingModel`]: `kept` sets `scores_kept` and `weights_kept` where they are left out.
+/// The JSON form of a [`RoundingModel`]: `kept` sets both `scores_kept` and `weights_kept`, each of which goes before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RoundingModelFields {
@@ -95,7 +95,7 @@ pub enum Accumulation {
     F64,
 }
 
-/// A change that makes a model allow more.
+/// What makes a model allow more.
 type Change = fn(&mut RoundingModel);
 
 impl RoundingModel {

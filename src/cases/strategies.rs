@@ -334,7 +334,7 @@ impl Plan {
         plan
     }
 
-    /// Usually raises H to the number of forced keys: a call with more of them than H must be refused.
+    /// H holds the forced keys, mostly: with more of them a call must be refused.
     fn make_room_for_forced_keys(&mut self) {
         let forced = self.selection.rules.forced;
         let most = forced.first + forced.last;

@@ -1,5 +1,5 @@
-//! Mutation testing of the suite: every fault of the catalogue is checked as if it were somebody's implementation. It must be
-//! caught, and be named rightly or called unknown; those that conform must be accepted. What it shrinks to is recorded.
+//! The meta test: every fault of the catalogue is checked as if it were somebody's implementation. It must be caught, be
+//! named rightly or called unknown, and shrink to something small; those that conform must conform.
 
 use std::time::Instant;
 

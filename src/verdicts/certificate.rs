@@ -155,7 +155,7 @@ impl<'a> ScoreBounds<'a> {
         scores.map(|scores| scores.with_all_labels(instance, call, model)).transpose()
     }
 
-    /// [`ScoreBounds::new`] before the labels are derived, with all of its other checks.
+    /// What [`ScoreBounds::new`] checks.
     fn without_labels(
         instance: &Instance,
         call: &'a Call,

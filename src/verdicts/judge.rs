@@ -133,7 +133,7 @@ impl Judgement {
             (Some(Some(_)), _) if self.judged_labels => Some("scores"),
             (Some(Some(_)), _) => Some("labels or scores"),
             _ if from_scores => Some("selection"),
-            // Scores are right, and so is what was selected by them: the mask breaks a rule that does not depend on scores.
+            // Scores are right, and so is what was selected by them: the mask breaks a rule that is not of scores.
             (Some(None), Some(_)) => Some("selection"),
             (None, Some(_)) => None,
             (_, None) => Some("attention"),

@@ -1,6 +1,6 @@
 //! The verdict on scores that an implementation gives beside its selection (SPEC §2.6, §2.7): each must lie within the radius
-//! that the certificate derives for it (SPEC §5), and be −∞ where A is. Keys attended before are not ranked, so
-//! their scores may be anything.
+//! that the certificate derives for it (SPEC §5), and be −∞ where A is. What is attended before is ranked by nobody, so that
+//! its score may be anything.
 
 use ndarray::Array4;
 
