@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Divergences that are known: names or rows of SPEC §3, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     known: Vec<String>,
-    /// How often each sequence is asked; 1 asks a small share again all the same
+    /// How often each sequence is asked; 1 still asks a small share again
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeat: usize,
     /// Case files, or folders of them, to ask as well [default: the bundled cases]

@@ -49,7 +49,7 @@ pub struct Options {
     pub shrinking: Limits,
     /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
-    /// How often each sequence is asked; default 1, which asks a small share again all the same.
+    /// How often each sequence is asked; default 1, which still asks a small share again.
     pub repeat: usize,
 }
 
