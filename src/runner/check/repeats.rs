@@ -45,7 +45,7 @@ pub struct Repeats {
     pub asked: usize,
     /// How many of them diverged.
     pub diverged: usize,
-    /// How many of them differ from the first answer in some bit, those that diverged included.
+    /// How many of them differ from the first answer in some bit.
     pub differed: usize,
 }
 
