@@ -242,7 +242,7 @@ impl StageCall {
         }
     }
 
-    /// The sizes; scores have no channels.
+    /// The sizes; of scores without channels.
     pub fn dims(&self) -> Dims {
         match self {
             Self::Scores(call) => call.dims(),
