@@ -32,8 +32,11 @@ pub fn extend(
     seen: &[Seen],
     model: RoundingModel,
 ) -> Option<Faults> {
-    let candidates: Vec<&'static Fault> =
-        CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
+    let selection = &target.sequence.instance.selection;
+    let candidates: Vec<&'static Fault> = CATALOGUE
+        .iter()
+        .filter(|fault| !fault.conforms && !known.contains(fault) && fault.asked.concerns(selection))
+        .collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
     best(singles, target, seen, model).or_else(|| {
         // Coarse sums and anything else would reproduce too much.
