@@ -1,5 +1,5 @@
 //! The named faults, each with the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
-//! [`Behaviour`](super::Behaviour) that it sets. Three of them conform to the SPEC and must not be caught.
+//! [`Behaviour`](super::Behaviour) that it sets. Two of them conform to the SPEC and must not be caught.
 
 use super::fault::{Asked, Fault, conforming, fault};
 use super::{
@@ -226,7 +226,7 @@ pub const CATALOGUE: &[Fault] = &[
     fault(
         "unscaled-scores",
         "§2.6",
-        "Scores are not divided by √r before the additive mask is added.",
+        "Scores are not divided by √r, or multiplied by another factor that is set, before the additive mask is added.",
         |b| {
             b.factor = Factor::One;
         },
@@ -236,10 +236,6 @@ pub const CATALOGUE: &[Fault] = &[
     }),
     fault("label-channel-factor", "§2.12", "Scores are divided by √r whatever the factor is.", |b| {
         b.factor = Factor::LabelChannels;
-    })
-    .asked(Asked::Factor),
-    fault("factor-ignored", "§2.12", "Scores are not multiplied by the factor that is set.", |b| {
-        b.factor = Factor::One;
     })
     .asked(Asked::Factor),
     fault("cosine-ignored", "§2.12", "Dot products are not divided by norms.", |b| {

@@ -9,7 +9,7 @@ use ndarray::{Array4, Axis};
 use super::labels::{bits, cached_labels, kv_head};
 use super::{
     Behaviour, Causality, Channels, Checks, Count, Earlier, ForcedKeys, ForcedRule, HeadLabels, KeyLabels,
-    KvHeads, Order, Quantiser, RankingMask, Scoring, Sharing, ShortContext,
+    Order, Quantiser, RankingMask, Scoring, Sharing, ShortContext,
 };
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::scores::check_head_mode;
@@ -261,7 +261,7 @@ fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<Chann
 /// What the attention reads: KV heads as the behaviour assigns them.
 fn attending(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
     let dims = inputs.dims();
-    if behaviour.kv_heads == KvHeads::Repeated || dims.kv_heads == dims.heads {
+    if (0..dims.heads).all(|head| kv_head(behaviour, head, &dims) == dims.kv_head(head)) {
         return Ok(inputs.clone());
     }
     let parts = inputs.parts();
