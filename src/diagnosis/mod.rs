@@ -7,6 +7,7 @@ pub mod reproduction;
 use rayon::prelude::*;
 
 use self::reproduction::reproduces;
+use crate::algorithm::Selection;
 use crate::behaviours::{Behaviour, CATALOGUE, Fault};
 use crate::cases::{Observation, RoundingModel};
 
@@ -22,6 +23,12 @@ pub struct Seen {
     pub conforms: bool,
     /// How many sequences had been asked by then.
     pub after: usize,
+}
+
+impl Seen {
+    fn selection(&self) -> Selection {
+        self.observation.sequence.instance.selection
+    }
 }
 
 /// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
@@ -195,6 +202,7 @@ pub fn alternatives(
     CATALOGUE
         .iter()
         .filter(|other| !other.conforms && !faults.contains(other) && !coarse(other))
+        .filter(|other| seen.iter().any(|seen| !seen.conforms && other.asked.concerns(&seen.selection())))
         .filter(|other| explains(&with(&others, &[other]), seen, model))
         .collect()
 }

@@ -284,7 +284,9 @@ impl Subject for Breaching {
         let spec = Behaviour::default();
         match how {
             How::LastBitByQueries if dims.queries > 1 => {
-                answer.output.iter_mut().for_each(|output| output.mapv_inplace(f32::next_up));
+                // Zeros of rows that attend to nothing are exact.
+                let moved = |x: f32| if x.is_normal() { x.next_up() } else { x };
+                answer.output.iter_mut().for_each(|output| output.mapv_inplace(moved));
             }
             How::LosesKey if self.races() => {
                 let attended = answer.mask.weights().indexed_iter().find(|(_, weight)| **weight != 0.0);
