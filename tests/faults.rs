@@ -29,7 +29,7 @@ fn options() -> Options {
 /// What is caught and named by few sequences is not asked more; whatever was found by then must not be misnamed.
 fn caught(planted: Planted) -> (FaultResult, Report) {
     let name = planted.name();
-    for cases in [125, 250, 500] {
+    for cases in [60, 250, 500] {
         let (result, report) = planted.check(&options_of(cases));
         assert!(result.caught_by.is_none() || result.right(), "{name} is misnamed: {report:#?}");
         if !result.diagnosis.is_empty() {
