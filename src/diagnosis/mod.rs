@@ -7,6 +7,7 @@ pub mod reproduction;
 use rayon::prelude::*;
 
 use self::reproduction::reproduces;
+use crate::algorithm::Selection;
 use crate::behaviours::{Behaviour, CATALOGUE, Fault};
 use crate::cases::{Observation, RoundingModel};
 
@@ -24,6 +25,12 @@ pub struct Seen {
     pub after: usize,
 }
 
+impl Seen {
+    fn selection(&self) -> Selection {
+        self.observation.sequence.instance.selection
+    }
+}
+
 /// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
 /// `known` did not. `None` where there are none.
 pub fn extend(
@@ -32,8 +39,11 @@ pub fn extend(
     seen: &[Seen],
     model: RoundingModel,
 ) -> Option<Faults> {
-    let candidates: Vec<&'static Fault> =
-        CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
+    let selection = &target.sequence.instance.selection;
+    let candidates: Vec<&'static Fault> = CATALOGUE
+        .iter()
+        .filter(|fault| !fault.conforms && !known.contains(fault) && fault.asked.concerns(selection))
+        .collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
     best(singles, target, seen, model).or_else(|| {
         // Coarse sums paired with another fault would reproduce too much.
@@ -192,6 +202,7 @@ pub fn alternatives(
     CATALOGUE
         .iter()
         .filter(|other| !other.conforms && !faults.contains(other) && !coarse(other))
+        .filter(|other| seen.iter().any(|seen| !seen.conforms && other.asked.concerns(&seen.selection())))
         .filter(|other| explains(&with(&others, &[other]), seen, model))
         .collect()
 }

@@ -286,6 +286,16 @@ impl Arithmetic {
         self.round(quotient.widen(gamma(4, U32) * quotient.magnitude()))
     }
 
+    /// w · x, which no rule of the SPEC has: one rounding of w and one of the product.
+    pub fn weighted(&self, x: Approximate, weight: f32) -> Approximate {
+        let infinite = x.may_be_minus_infinity || x.may_be_plus_infinity;
+        if !x.radius.is_finite() || (infinite && weight == 0.0) {
+            return Approximate::UNDETERMINED;
+        }
+        let product = self.scale(x, f64::from(weight));
+        self.round(product)
+    }
+
     /// w · max(x, 0), where x is a dot product multiplied by `factor`.
     pub fn relu(&self, x: Approximate, weight: f32, factor: f64) -> Approximate {
         let positive = |bound: f64| bound.max(0.0);
