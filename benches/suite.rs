@@ -12,7 +12,7 @@ use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::small_plans;
 use doublecheck::cases::{Answer, Call, Case, Instance, NoAnswer, Sequence};
 use doublecheck::runner::check::{self, check};
-use doublecheck::runner::faults::fault_result;
+use doublecheck::runner::faults::Planted;
 use doublecheck::runner::random::{VerifyOptions, small_cases};
 use doublecheck::runner::verify::verify;
 use doublecheck::subjects::{Engine, Reference, Subject};
@@ -64,7 +64,7 @@ fn shrinking() {
     let options =
         check::Options { cases: if testing() { 5 } else { 200 }, most_findings: 1, ..Default::default() };
     for fault in CATALOGUE {
-        let result = fault_result(fault, &options);
+        let (result, _) = Planted::Fault(fault).check(&options);
         if result.caught_by.is_some() {
             figure(&format!("shrinking, {}", result.name), result.shrinking_seconds, "s");
         }

@@ -1,4 +1,4 @@
-"""Exports golden tensors: runs the author's code and sparse-attention-hub on inputs of ours and writes case files.
+"""Exports golden tensors: runs the author's code and sparse-attention-hub on inputs made for this project and writes case files.
 
 The case-file format is described at the top of src/cases/file.rs, how every group of files comes about in
 golden/README.md. The two systems are imported from checkouts and run; none of their code is here.

@@ -1,7 +1,7 @@
 """Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
 
 The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
-arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. Where the suite started the
+arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. If the suite started the
 process, whatever it writes to standard output after this import, from Python or C or a child process, goes to standard
 error: import this first.
 """
@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 class Failed(Exception):
-    """A question or a result that this file cannot do anything with."""
+    """A question or a result that this file cannot handle."""
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def private_streams():
     return frames_in, frames_out
 
 
-# The suite sets this variable; elsewhere an import must not move anybody's output.
+# The suite sets this variable; without it an import must not redirect any output.
 STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
 
 
@@ -310,7 +310,7 @@ def serve(
     lacks=(),
     refusals=(),
 ):
-    """Answers questions until the suite says bye or its end of the input closes.
+    """Answers questions until the suite says bye or closes the input.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
     gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels,

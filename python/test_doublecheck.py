@@ -71,7 +71,7 @@ class Conversation(unittest.TestCase):
         self.hello = self.ask({"type": "hello", "protocol": 1, "version": "0"})[0]
 
     def tearDown(self):
-        """However a conversation ends, the process does too, and left nothing else on standard output."""
+        """However a conversation ends, the process ends, too, and has written nothing else to standard output."""
         rest, errors = self.process.communicate()
         self.assertEqual((rest, self.process.returncode), (b"", 0), errors.decode())
         self.errors = errors.decode()

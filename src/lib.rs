@@ -8,7 +8,7 @@
 //! ```
 //! use doublecheck::prelude::*;
 //!
-//! /// A correct masker with a bug of real ones: all layers use the channels of the layer that was asked first.
+//! /// A correct masker with a bug that real ones have: every layer uses the channels of the first layer asked.
 //! #[derive(Default)]
 //! struct MyMasker {
 //!     inner: Reference,
@@ -37,8 +37,8 @@
 //! assert_eq!((report.findings[0].size.calls, report.findings[0].size.keys), (2, 2), "{report}");
 //! ```
 //!
-//! In a test of your own: `assert!(report.conforms(), "{report}")`. What is asked and what a right answer is stands in
-//! `docs/SPEC.md`, "SPEC" for short; the command line, and implementations in other languages, in the project's README.
+//! In a test of your own, write `assert!(report.conforms(), "{report}")`. `docs/SPEC.md`, "SPEC" for short, defines what is
+//! asked and what a right answer is; the README describes the command line and implementations in other languages.
 //!
 //! Modules that are hidden here serve the command line, the tests and the benches; their items may change in any release.
 
@@ -48,6 +48,7 @@ pub mod algorithm;
 #[doc(hidden)]
 pub mod behaviours;
 pub mod cases;
+#[cfg(feature = "files")]
 mod checksum;
 mod compute;
 #[doc(hidden)]

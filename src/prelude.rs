@@ -8,5 +8,7 @@ pub use crate::cases::{
     Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance,
     LabelRounding, NoAnswer, Precision, Promise, RoundingModel, Sequence,
 };
-pub use crate::subjects::{Process, Reference, Subject};
+#[cfg(feature = "process")]
+pub use crate::subjects::Process;
+pub use crate::subjects::{Reference, Subject};
 pub use crate::{Finding, Limits, Options, Report, check};

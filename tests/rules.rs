@@ -14,7 +14,7 @@ use doublecheck::cases::{
     Answer, Call, Capabilities, Case, CaseFile, Feature, Instance, NoAnswer, Reader, RoundingModel,
     rule_names,
 };
-use doublecheck::subjects::{Engine, Faulty, Reference, Subject};
+use doublecheck::subjects::{Engine, Reference, Subject};
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
 use doublecheck::{Options, check};
 use proptest::prelude::*;
@@ -216,7 +216,7 @@ impl Subject for Confuses {
     }
 }
 
-/// Each is caught within 1,000 sequences and named by nothing of the catalogue; what does as it is asked conforms.
+/// Each is caught within 1,000 sequences and not misnamed; what does as it is asked conforms.
 #[test]
 fn confused_rules_are_found() {
     let plain = Rules::default();
@@ -229,32 +229,39 @@ fn confused_rules_are_found() {
     let wide = Rules { epsilon: Epsilon::new(1.0).unwrap(), ..cosine };
     let relu = Rules { score: ScoreRule::Relu, ..plain };
     let forced = |first, last| Rules { forced: Forced { first, last }, ..plain };
+    // What reproduces all answers alike is not decided between, and what the catalogue lacks is unknown.
+    let unknown: &[&str] = &[];
     let confusions = [
-        ((keys, alone), (plain, alone)),
-        ((queries, alone), (keys, alone)),
-        ((head_dim, alone), (plain, alone)),
-        ((one, alone), (plain, alone)),
-        ((cosine, alone), (plain, alone)),
-        ((wide, alone), (cosine, alone)),
-        ((relu, alone), (plain, alone)),
-        ((forced(0, 1), alone), (plain, alone)),
-        ((forced(2, 3), alone), (forced(2, 2), alone)),
-        ((forced(2, 0), alone), (forced(0, 2), alone)),
-        ((plain, HeadMode::Max), (plain, HeadMode::SummedScores)),
-        ((plain, HeadMode::Mean), (plain, HeadMode::Max)),
-        ((plain, HeadMode::GroupSum), (plain, HeadMode::SummedScores)),
-        ((plain, HeadMode::GroupMax), (plain, HeadMode::GroupSum)),
-        ((plain, HeadMode::GroupMean), (plain, HeadMode::PerHead)),
-        ((relu, HeadMode::SummedScores), (relu, HeadMode::Mean)),
+        ((keys, alone), (plain, alone), &["both-quantised"][..]),
+        ((queries, alone), (keys, alone), unknown),
+        ((head_dim, alone), (plain, alone), &["label-channel-factor"]),
+        ((one, alone), (plain, alone), &["label-channel-factor"]),
+        ((cosine, alone), (plain, alone), &["cosine-ignored"]),
+        ((wide, alone), (cosine, alone), unknown),
+        ((relu, alone), (plain, alone), &["head-weights-ignored", "relu-left-out"]),
+        ((forced(0, 1), alone), (plain, alone), &["forced-keys-ignored"]),
+        ((forced(2, 3), alone), (forced(2, 2), alone), unknown),
+        ((forced(2, 0), alone), (forced(0, 2), alone), &["forced-ends-swapped"]),
+        ((plain, HeadMode::Max), (plain, HeadMode::SummedScores), unknown),
+        ((plain, HeadMode::Mean), (plain, HeadMode::Max), &["heads-largest"]),
+        ((plain, HeadMode::GroupSum), (plain, HeadMode::SummedScores), unknown),
+        ((plain, HeadMode::GroupMax), (plain, HeadMode::GroupSum), &["heads-summed-for-largest"]),
+        ((plain, HeadMode::GroupMean), (plain, HeadMode::PerHead), &["heads-alone"]),
+        ((relu, HeadMode::SummedScores), (relu, HeadMode::Mean), &["head-weights-ignored"]),
     ];
-    for (asked, does) in confusions {
+    for (asked, does, names) in confusions {
         let without_weights = asked == (relu, HeadMode::SummedScores);
         let mut confused = Confuses { asked, does, without_weights, reference: Reference::default() };
         let options = Options { cases: 1000, ..Options::default() };
         let report = check(&mut confused, &options);
         assert!(!report.findings.is_empty(), "{asked:?} {does:?}");
+        let mut named: Vec<_> =
+            report.findings.iter().flat_map(|finding| finding.diagnosis.iter().copied()).collect();
+        named.sort_unstable();
+        named.dedup();
+        assert_eq!(named, names, "{asked:?} {does:?}: {report}");
         for finding in &report.findings {
-            assert!(finding.diagnosis.is_empty() && finding.size.keys <= 8, "{asked:?}: {}", finding.size);
+            assert!(finding.size.keys <= 8, "{asked:?}: {}", finding.size);
             let (selection, sequence) =
                 (finding.observation.sequence.instance.selection, &finding.observation.sequence);
             assert_eq!((selection.rules, selection.heads), asked);
@@ -323,10 +330,8 @@ fn what_offers_no_other_rules_refuses_them() {
         },
     ] {
         change(&mut case);
-        for subject in [&mut Engine::default() as &mut dyn Subject, &mut Faulty::new(&[])] {
-            let answer = subject.answer(&case);
-            assert!(matches!(answer, Err(NoAnswer::Refused(Error::HeadMode(_)))), "{answer:?}");
-        }
+        let answer = Engine::default().answer(&case);
+        assert!(matches!(answer, Err(NoAnswer::Refused(Error::HeadMode(_)))), "{answer:?}");
     }
 }
 

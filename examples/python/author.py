@@ -112,7 +112,7 @@ def main():
             "channels_shared",
         ],
         refusals=(Exception,),
-    )  # any exception is loud
+    )  # it refuses by any exception
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main():
         heads=["per-head"],
         lacks=["dense_layers", "channels_shared", *(["output"] if arguments.maskers_only else [])],
         refusals=(Exception,),
-    )  # any exception is loud
+    )  # it refuses by any exception
 
 
 if __name__ == "__main__":

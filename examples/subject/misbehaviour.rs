@@ -1,5 +1,5 @@
-//! What a command can do wrong, for the tests: `subject NAME [FILE]`. It is done at the first answer that it
-//! fits; where a file is named only once, as the file says afterwards, whatever is started then.
+//! What a command can do wrong, for the tests: `subject NAME [FILE]`. It happens at the first answer that it
+//! fits; if a file is named, only once, over all starts of the command, which the file records.
 
 use std::path::PathBuf;
 use std::process::Command;

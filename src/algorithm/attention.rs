@@ -83,7 +83,7 @@ pub fn log_sum_exp(inputs: &Inputs, mask: &Mask) -> Result<Array3<f32>> {
     Ok(sums)
 }
 
-/// The baseline: every key attended.
+/// The output [b, h, m, dv] with every key attended, as a baseline.
 pub fn dense_attention(inputs: &Inputs) -> Array4<f32> {
     attention(inputs, &Mask::full(&inputs.dims())).expect("a full mask has the inputs' shape")
 }

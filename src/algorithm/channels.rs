@@ -51,7 +51,7 @@ impl ChannelOrder {
         self.rows[0].len()
     }
 
-    /// Checks that every index is below d and that the rows fit the heads.
+    /// Checks that rows fit the heads and list at least `label_channels` channels, each below d.
     ///
     /// Errors: [`Error::ChannelRange`], [`Error::ChannelRows`].
     pub fn check(&self, dims: &Dims, label_channels: usize) -> Result<()> {
@@ -224,7 +224,7 @@ fn parse_key(key: &str) -> Result<Option<(usize, ChannelKind)>> {
     let malformed = || Error::Format(Detail::new("channel file key", format!("{key:?}"), expected));
     let rest = key.strip_prefix("model.layers.").ok_or_else(malformed)?;
     let (layer, rest) = rest.split_once('.').ok_or_else(malformed)?;
-    // Only the usual way to write a number, so that no two keys mean the same layer.
+    // Only the canonical form (no sign, no leading zero), so that no two keys mean the same layer.
     let number: usize = layer.parse().map_err(|_| malformed())?;
     if number.to_string() != layer {
         return Err(malformed());
@@ -291,7 +291,7 @@ fn json_type(value: &Value) -> &'static str {
     }
 }
 
-/// Channel indices of a model whose RoPE pairs channel c with c + d/2 (half-split), rewritten for weights stored
+/// The index of a channel in a model whose RoPE pairs channel c with c + d/2 (half-split), rewritten for weights stored
 /// with the pair side by side (interleaved): c → (2c mod d) + ⌊2c/d⌋ (SPEC D13).
 ///
 /// Errors: [`Error::Shape`] for an odd or zero head dimension, [`Error::ChannelRange`].

@@ -31,26 +31,26 @@ pub enum HeadMode {
     GroupSum,
     /// The largest score of the heads that read one KV head, which get the same selection.
     GroupMax,
-    /// As `group-sum`, divided by the number of these heads.
+    /// As `group-sum`, divided by the number of heads in the group.
     GroupMean,
 }
 
-/// How the scores of the heads that share a selection become one.
+/// How the scores of the heads that share a selection are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Combined {
     /// Their sum.
     Sum,
-    /// Their sum, divided by how many they are.
+    /// Their sum, divided by the number of heads.
     Mean,
     /// The largest.
     Max,
 }
 
 impl HeadMode {
-    /// Those of a subject that declares nothing else.
+    /// Those of the published algorithm, which a subject has unless it declares others.
     pub const ALL: [Self; 3] = [Self::PerHead, Self::SummedScores, Self::SummedLabels];
 
-    /// All there are.
+    /// All of them.
     pub const EVERY: [Self; 8] = [
         Self::PerHead,
         Self::SummedScores,
@@ -62,6 +62,9 @@ impl HeadMode {
         Self::GroupMean,
     ];
 
+    /// Those in which the heads that read one KV head share a selection.
+    pub const GROUPS: [Self; 3] = [Self::GroupSum, Self::GroupMax, Self::GroupMean];
+
     /// How many heads in a row share a selection.
     pub fn sharing(self, dims: &Dims) -> usize {
         match self {
@@ -71,7 +74,7 @@ impl HeadMode {
         }
     }
 
-    /// How scores of heads become one. `summed-labels` has one score to begin with.
+    /// How the scores of heads are combined. `summed-labels` has one score to begin with.
     pub fn combined(self) -> Combined {
         match self {
             Self::PerHead | Self::SummedScores | Self::SummedLabels | Self::GroupSum => Combined::Sum,
@@ -155,7 +158,7 @@ impl LabelBits {
     /// Labels as they are.
     pub const UNQUANTISED: Self = Self(16);
 
-    /// Errors: [`Error::LabelBits`] outside 1..=16.
+    /// B from a number. Errors: [`Error::LabelBits`] outside 1..=16.
     pub fn new(bits: u64) -> Result<Self> {
         match u8::try_from(bits) {
             Ok(bits) if (1..=16).contains(&bits) => Ok(Self(bits)),
@@ -168,7 +171,7 @@ impl LabelBits {
         self.0
     }
 
-    /// False for 16 bits.
+    /// Whether labels are quantised: false for 16 bits.
     pub fn quantises(self) -> bool {
         self != Self::UNQUANTISED
     }
@@ -206,7 +209,7 @@ impl From<LabelBits> for u64 {
 pub struct GroupFactor(NonZeroUsize);
 
 impl GroupFactor {
-    /// Errors: [`Error::GroupFactor`] for 0.
+    /// G from a number. Errors: [`Error::GroupFactor`] for 0.
     pub fn new(factor: u64) -> Result<Self> {
         usize::try_from(factor).ok().and_then(NonZeroUsize::new).map(Self).ok_or_else(|| {
             Error::GroupFactor(Detail::new("group_factor", factor, "an integer of at least 1"))
@@ -250,7 +253,7 @@ impl From<GroupFactor> for u64 {
     }
 }
 
-/// What SPEC §2 needs to know to select keys, apart from the channel order.
+/// The settings by which SPEC §2 selects keys, apart from the channel order.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Selection {
     /// H: how many keys are selected.
@@ -265,7 +268,7 @@ pub struct Selection {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
-    /// What is computed otherwise than in the published algorithm.
+    /// What differs from the published algorithm (SPEC §2.12).
     #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Rules,
 }
@@ -276,7 +279,7 @@ impl Selection {
         is_default(&self.rules) && HeadMode::ALL.contains(&self.heads)
     }
 
-    /// Errors: [`Error::HeadMode`] where this is not [`Self::is_plain`], for implementations that compute nothing else.
+    /// For implementations of the published algorithm alone. Errors: [`Error::HeadMode`] unless [`Self::is_plain`].
     pub fn check_plain(&self) -> Result<()> {
         if self.is_plain() {
             return Ok(());
@@ -291,7 +294,7 @@ impl Selection {
         self.rules.bits(self.label_bits)
     }
 
-    /// Each head ranks alone, and no call is short enough for a full mask. Errors: [`Error::GroupFactor`] for 0,
+    /// A per-head selection by the published algorithm, without dense fallback. Errors: [`Error::GroupFactor`] for 0,
     /// [`Error::LabelBits`] outside 1..=16.
     pub fn new(heavy_size: HeavySize, group_factor: u64, label_bits: u64) -> Result<Self> {
         Ok(Self {
@@ -328,13 +331,13 @@ pub struct DoubleSparsityConfig {
     /// Full mask when n − m ≤ H (SPEC D3).
     #[serde(default)]
     pub dense_fallback: bool,
-    /// What is computed otherwise than in the published algorithm.
+    /// What differs from the published algorithm (SPEC §2.12).
     #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Rules,
 }
 
 impl DoubleSparsityConfig {
-    /// The part that does not name files.
+    /// The settings apart from the channel file.
     pub fn selection(&self) -> Selection {
         Selection {
             heavy_size: self.heavy_size,
@@ -388,6 +391,7 @@ pub struct AttentionConfig {
     pub dense_layers: Vec<usize>,
 }
 
+#[cfg(feature = "files")]
 impl AttentionConfig {
     /// Reads a configuration. Errors: [`Error::Json`].
     pub fn from_json(text: &str) -> Result<Self> {

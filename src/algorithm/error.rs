@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// The three things a person needs to mend an input.
+/// The three things a person needs to fix an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detail {
     /// Which input or setting, with an index where one helps.
@@ -40,7 +40,7 @@ pub enum Error {
     /// A weight of an earlier mask that is negative or not a number.
     #[error("mask weight not allowed: {0}")]
     Weight(Detail),
-    /// H = 0, H not a number, or a fraction outside (0, 1].
+    /// H = 0, H not a number, a fraction outside (0, 1], or an H below the number of forced keys.
     #[error("heavy size not allowed: {0}")]
     HeavySize(Detail),
     /// G = 0 or G not dividing d.
@@ -73,7 +73,7 @@ pub enum Error {
     /// A channel file that cannot be read or is not what it should be.
     #[error("not readable: {0}")]
     Format(Detail),
-    /// JSON that does not say what it should.
+    /// JSON that cannot be parsed, or whose fields are not those expected.
     #[error("not readable: {field}: {problem}")]
     Json {
         /// The path of the field.

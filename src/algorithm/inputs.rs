@@ -15,19 +15,19 @@ pub type Row = (usize, usize, usize);
 /// The sizes of SPEC §1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
-    /// b
+    /// b: batch entries
     pub batch: usize,
-    /// h
+    /// h: query heads
     pub heads: usize,
-    /// hk
+    /// hk: KV heads
     pub kv_heads: usize,
-    /// m
+    /// m: query positions
     pub queries: usize,
-    /// n
+    /// n: key positions
     pub keys: usize,
-    /// d
+    /// d: head dimension of q and k
     pub head_dim: usize,
-    /// dv
+    /// dv: head dimension of v
     pub value_dim: usize,
 }
 
@@ -37,7 +37,7 @@ impl Dims {
         self.heads / self.kv_heads
     }
 
-    /// The KV head that a query head reads (SPEC §2.3): each KV head repeated g times in a row.
+    /// The KV head that a query head reads (SPEC §2.3): each KV head serves g consecutive query heads.
     pub fn kv_head(&self, head: usize) -> usize {
         head / self.group_size()
     }

@@ -95,7 +95,7 @@ impl Mask {
         keys.into_iter().for_each(|key| row[key] = 1.0);
     }
 
-    /// No longer attends to a key of one row.
+    /// Stops attending to a key of one row.
     pub fn remove(&mut self, (batch, head, query): Row, key: usize) {
         self.weights[[batch, head, query, key]] = 0.0;
     }

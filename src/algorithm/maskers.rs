@@ -173,7 +173,7 @@ pub fn double_sparsity(
     Ok(with_rows(previous, selected))
 }
 
-/// What each row of some heads selects; where they share a selection only the first, for all of them.
+/// The keys that each row of some heads selects. Heads that share a selection have one entry, under the first of them.
 fn select_group(
     scores: &Scores,
     dims: &Dims,
@@ -201,7 +201,7 @@ fn select_group(
     })
 }
 
-/// The keys of the first of some heads that share a selection, for each of them.
+/// Copies the keys of the first of the heads that share a selection to all of them.
 fn for_every_head(selected: Vec<(Row, Vec<usize>)>, sharing: usize) -> Vec<(Row, Vec<usize>)> {
     let copies = |((b, first, i), keys): (Row, Vec<usize>)| {
         (first..first + sharing).map(move |head| ((b, head, i), keys.clone()))
@@ -217,7 +217,7 @@ pub struct SparseAttention {
 }
 
 impl SparseAttention {
-    /// From maskers that exist already.
+    /// An attention with these maskers and dense layers.
     pub fn new(maskers: Vec<Box<dyn Masker>>, dense_layers: Vec<usize>) -> Self {
         Self { maskers, dense_layers }
     }

@@ -1,5 +1,5 @@
-//! The reference: Double Sparsity in plain Rust, one file per step of SPEC §2, written to be obviously right. It
-//! imports nothing of the rest of the crate.
+//! The reference: Double Sparsity in plain Rust, one file per step of SPEC §2, written to be obviously right. Of
+//! the rest of the crate it imports only `compute`.
 //!
 //! | step | file |
 //! |---|---|

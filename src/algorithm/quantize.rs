@@ -101,10 +101,10 @@ pub fn quantize_in_place(row: &mut [f32], bits: LabelBits, storage: Storage) -> 
 
 /// Replaces the rows of several positions by their labels. `columns` is [r, positions]: one channel after the other, so
 /// that loops run over positions. The operations are those of [`quantize_in_place`]. Returns whether all rows have labels;
-/// `columns` holds nothing of use where one has none.
+/// otherwise the contents of `columns` are meaningless.
 #[must_use]
 pub fn quantize_columns(columns: &mut [f32], positions: usize, bits: LabelBits, storage: Storage) -> bool {
-    // Once for each type, so that none is chosen within a loop.
+    // One instance for each type, so that no loop branches on it.
     vectorised(
         #[inline(always)]
         || match storage {
@@ -126,7 +126,7 @@ fn quantize_columns_of(columns: &mut [f32], positions: usize, bits: LabelBits, s
         }
     }
     let mut usable = true;
-    // What holds the largest values until here holds the scales from here on.
+    // From here on `hi` holds the scales in place of the largest values.
     for (&lo, hi) in lo.iter().zip(&mut hi) {
         let scale = scale_between(lo, *hi, codes, storage);
         usable &= is_usable(lo, *hi, scale, largest_code, storage);

@@ -76,7 +76,7 @@ pub enum ScoreRule {
 pub struct Epsilon(f64);
 
 impl Epsilon {
-    /// Errors: [`Error::NotFinite`] for what is not positive and finite in f32.
+    /// ε from a number. Errors: [`Error::NotFinite`] unless it is positive and finite in f32.
     pub fn new(epsilon: f64) -> Result<Self> {
         if (epsilon as f32).is_finite() && epsilon as f32 > 0.0 {
             return Ok(Self(epsilon));
@@ -137,7 +137,7 @@ impl ScoreFactor {
     /// 1.
     pub const ONE: Self = Self::Number(1.0);
 
-    /// A number. Errors: [`Error::NotFinite`] for what is not positive and finite in f32.
+    /// A factor that is a number. Errors: [`Error::NotFinite`] unless it is positive and finite in f32.
     pub fn number(factor: f64) -> Result<Self> {
         if (factor as f32).is_finite() && factor as f32 > 0.0 {
             return Ok(Self::Number(factor));
@@ -146,7 +146,7 @@ impl ScoreFactor {
         Err(Error::NotFinite(Detail::new("factor", format!("{factor:?}"), expected)))
     }
 
-    /// A score of r label channels of d, multiplied by it.
+    /// A score times the factor, for r label channels and head dimension d.
     #[inline]
     pub fn apply(self, score: f64, label_channels: usize, head_dim: usize) -> f64 {
         match self {
@@ -156,7 +156,7 @@ impl ScoreFactor {
         }
     }
 
-    /// Its value for r label channels of d.
+    /// The factor as a number, for r label channels and head dimension d.
     pub fn get(self, label_channels: usize, head_dim: usize) -> f64 {
         match self {
             Self::LabelChannels => 1.0 / (label_channels as f64).sqrt(),
@@ -212,7 +212,7 @@ impl Forced {
         key < self.first || (key <= position && position - key < self.last)
     }
 
-    /// Errors: [`Error::HeavySize`] where a row may have more forced keys than H.
+    /// Checks that H holds the forced keys. Errors: [`Error::HeavySize`] where a row may have more of them than H.
     pub fn check(self, dims: &Dims, heavy_size: usize) -> Result<()> {
         let most = self.first.saturating_add(self.last).min(dims.keys);
         if most <= heavy_size {

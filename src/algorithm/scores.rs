@@ -1,4 +1,4 @@
-//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, or by another rule, and how heads are taken together. Scores are sums in f64 of the
+//! SPEC §2.6 and §2.7: scores s = q̂·k̂ / √r + A, or by another rule, and how the scores of heads are combined. Scores are sums in f64 of the
 //! labels, which hold values of the storage type.
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
@@ -26,7 +26,7 @@ pub struct Scores<'a> {
 const TOGETHER: usize = 512;
 
 impl<'a> Scores<'a> {
-    /// Of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
+    /// The scores of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
     /// ([`check_head_mode`]).
     pub fn new(inputs: &'a Inputs, batch: usize, labels: &'a Labels, selection: &Selection) -> Self {
         let mode = selection.heads;

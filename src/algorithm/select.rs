@@ -2,7 +2,7 @@
 //! lowest key index.
 
 /// The selected key indices, ascending. `scores` has one entry per key, `excluded` says which keys an earlier
-/// mask attends to already. Keys scored −∞ are no candidates. Fewer candidates than `heavy_size`: all of them.
+/// mask attends to already. Keys scored −∞ are no candidates. If there are fewer candidates than `heavy_size`, all are selected.
 pub fn select(scores: &[f64], excluded: impl Fn(usize) -> bool, heavy_size: usize) -> Vec<usize> {
     if heavy_size == 0 {
         return Vec::new();

@@ -1,6 +1,6 @@
 //! The three storage types of SPEC §2.5. Values live in `f32` here and are rounded to the storage type after
-//! each operation. For f16 and bf16 that gives the same bits as arithmetic in the type itself: f32 has more
-//! than twice their significant bits plus two, so rounding twice cannot differ from rounding once
+//! each operation. For f16 and bf16 that gives the same bits as arithmetic in the type itself: f32 has at
+//! least twice their significant bits plus two, so rounding twice cannot differ from rounding once
 //! (Figueroa, "When is double rounding innocuous?", 1995), and it is what PyTorch does.
 
 use half::{bf16, f16};
@@ -32,7 +32,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type that it means where q, k and v have the type `storage`.
+    /// The type of scores and weights where q, k and v have the type `storage`.
     pub fn of(self, storage: Storage) -> Storage {
         match self {
             Self::F32 => Storage::F32,
@@ -48,7 +48,7 @@ impl Storage {
     /// `x` rounded to this type, ties to even; beyond the largest value it becomes an infinity.
     #[inline]
     pub fn round(self, x: f32) -> f32 {
-        // Apart from the others, so that the common case is inlined into loops.
+        // f32 is tested here, so that the common case is inlined into loops.
         if self == Self::F32 { x } else { self.round_to_half(x) }
     }
 

@@ -1,13 +1,12 @@
 //! The answer of a behaviour, in the reference's arithmetic: scores and attention in f64.
 
-use std::sync::Arc;
+use ndarray::ArrayView1;
 
-use ndarray::{Array4, ArrayView1, Axis, concatenate};
-
-use super::prediction::{HeadLabels, Prediction, Ranked};
-use super::{Earlier, Heads};
+use super::attending::AttentionView;
+use super::{Earlier, ForcedKeys, HeadLabels, Prediction, Ranked};
 use crate::algorithm::attention::attention;
-use crate::algorithm::{Error, HeadMode, InputParts, Inputs, Mask, Row, Storage};
+use crate::algorithm::config::Combined;
+use crate::algorithm::{Error, HeadMode, Mask, Row, Storage};
 use crate::cases::Answer;
 use crate::compute;
 
@@ -43,20 +42,19 @@ fn mask(prediction: &Prediction) -> Mask {
 }
 
 /// Whether a key may be selected because of what was attended before.
-pub fn excluded_before(prediction: &Prediction, heads: HeadMode, (b, head, i): Row, key: usize) -> bool {
-    if prediction.behaviour.earlier == Earlier::Candidates {
-        return false;
-    }
-    match heads {
-        HeadMode::PerHead => prediction.before.attends(b, head, i, key),
-        _ => (0..prediction.ranking.dims().heads).any(|head| prediction.before.attends(b, head, i, key)),
-    }
+fn excluded_before(prediction: &Prediction, heads: &[usize], (b, _, i): Row, key: usize) -> bool {
+    prediction.behaviour.earlier != Earlier::Candidates
+        && heads.iter().any(|&head| prediction.before.attends(b, head, i, key))
 }
 
-fn selected(prediction: &Prediction, ranked: &Ranked, row: Row) -> Vec<usize> {
+fn selected(prediction: &Prediction, ranked: &Ranked, row @ (_, head, i): Row) -> Vec<usize> {
+    let dims = prediction.ranking.dims();
     let scores = scores(prediction, ranked, row);
+    let heads = ranked.sharing.heads(head, &dims);
+    let forced = |key: usize| ranked.forced.holds(key, i, &dims);
     let candidate = |&key: &usize| {
-        scores[key] > f64::NEG_INFINITY && !excluded_before(prediction, ranked.heads, row, key)
+        (scores[key] > f64::NEG_INFINITY || ranked.forced.holds_excluded(key, i, &dims))
+            && !excluded_before(prediction, &heads, row, key)
     };
     let (mut keys, others): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(candidate);
     let behaviour = &prediction.behaviour;
@@ -64,221 +62,68 @@ fn selected(prediction: &Prediction, ranked: &Ranked, row: Row) -> Vec<usize> {
         keys.reverse();
     }
     keys.sort_by(|&a, &b| {
-        let (a, b) = if behaviour.smallest { (b, a) } else { (a, b) };
-        scores[b].partial_cmp(&scores[a]).unwrap_or(std::cmp::Ordering::Equal)
+        let (first, second) = if behaviour.smallest { (b, a) } else { (a, b) };
+        let by_score = scores[second].partial_cmp(&scores[first]).unwrap_or(std::cmp::Ordering::Equal);
+        forced(b).cmp(&forced(a)).then(by_score)
     });
+    let on_top = match ranked.forced.how {
+        ForcedKeys::OnTop => keys.iter().filter(|&&key| forced(key)).count(),
+        _ => 0,
+    };
     if behaviour.earlier == Earlier::FillsUp {
         keys.extend(others);
     }
-    keys.truncate(ranked.count);
+    keys.truncate(ranked.count + on_top);
     keys
 }
 
-fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
+/// The score of every key of one row; −∞ marks keys that A excludes.
+pub fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Vec<f64> {
     let dims = prediction.ranking.dims();
     let half = prediction.behaviour.half_sums;
+    let heads = ranked.sharing.heads(head, &dims);
     let labels = |head: usize| &ranked.labels[b * dims.heads + head];
     let of_head = |head: usize| -> Vec<f64> {
+        let row = (b, head, i);
         let additive = prediction.ranking.additive(b, head, i);
-        let HeadLabels { q, k, .. } = labels(head);
-        let score = |(key, k): (usize, ArrayView1<f32>)| {
-            dot(q.row(i), k, half) / ranked.divisor + f64::from(additive.at(key))
+        let weight = ranked.scoring.head_weight(&prediction.ranking, row, &heads);
+        let wide = |labels: ArrayView1<f32>| labels.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (q, k): (Vec<f64>, Vec<Vec<f64>>) = if ranked.sharing.mode() == Some(HeadMode::SummedLabels) {
+            let sum = |parts: Vec<Vec<f64>>| {
+                parts.into_iter().reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect())
+            };
+            let of_key = |key: usize| sum(heads.iter().map(|&head| wide(labels(head).k.row(key))).collect());
+            let q = sum(heads.iter().map(|&head| wide(labels(head).q.row(i))).collect());
+            (q.unwrap_or_default(), (0..dims.keys).filter_map(of_key).collect())
+        } else {
+            let HeadLabels { q, k, .. } = labels(head);
+            (wide(q.row(i)), k.outer_iter().map(wide).collect())
         };
-        k.outer_iter().enumerate().map(score).collect()
+        let score = |(key, k): (usize, &Vec<f64>)| {
+            let dot = dot(&q, k, half);
+            let score = ranked.scoring.score(dot, q.iter().copied(), k.iter().copied(), weight);
+            score + f64::from(additive.at(key))
+        };
+        k.iter().enumerate().map(score).collect()
     };
-    let share = if prediction.behaviour.heads == Heads::Mean { 1.0 / dims.heads as f64 } else { 1.0 };
-    match ranked.heads {
-        HeadMode::PerHead => of_head(head),
-        HeadMode::SummedScores => {
-            let mut sum = vec![0.0; dims.keys];
-            for head in 0..dims.heads {
-                sum.iter_mut().zip(of_head(head)).for_each(|(sum, score)| *sum += score * share);
+    ranked.sharing.scores(head, &dims, of_head, |how, parts: &[Vec<f64>]| {
+        let combine = |key: usize| {
+            let of_key = parts.iter().map(|scores| scores[key]);
+            match how {
+                Combined::Sum => of_key.sum(),
+                Combined::Mean => of_key.sum::<f64>() / parts.len() as f64,
+                Combined::Max => of_key.fold(f64::NEG_INFINITY, f64::max),
             }
-            sum
-        }
-        // Other modes than these three are not predicted.
-        _ => {
-            let additive = prediction.ranking.additive(b, 0, i);
-            let channels = labels(0).q.ncols();
-            let summed = |label: &dyn Fn(&HeadLabels) -> f32| -> f64 {
-                (0..dims.heads).map(|head| f64::from(label(labels(head)))).sum()
-            };
-            let q: Vec<f64> = (0..channels).map(|c| summed(&|head| head.q[[i, c]])).collect();
-            let score = |key: usize| {
-                let product = |(c, q): (usize, &f64)| q * summed(&|head| head.k[[key, c]]);
-                let dot: f64 = q.iter().enumerate().map(product).sum();
-                dot / ranked.divisor + f64::from(additive.at(key))
-            };
-            (0..dims.keys).map(score).collect()
-        }
-    }
+        };
+        (0..dims.keys).map(combine).collect()
+    })
 }
 
-fn dot(q: ArrayView1<f32>, k: ArrayView1<f32>, half: bool) -> f64 {
-    let products = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k));
+fn dot(q: &[f64], k: &[f64], half: bool) -> f64 {
+    let products = q.iter().zip(k).map(|(q, k)| q * k);
     if !half {
         return products.sum();
     }
     let round = |x: f64| f64::from(Storage::F16.round(x as f32));
     products.fold(0.0, |sum, product| round(sum + round(product)))
-}
-
-/// What has to be attended to, as plain attention, so that it gives a behaviour's output: some behaviours attend with other
-/// inputs and another mask than they show.
-#[derive(Debug, Clone)]
-pub struct AttentionView {
-    /// Inputs of the attention.
-    pub inputs: Arc<Inputs>,
-    /// Its mask.
-    pub mask: Mask,
-    shape: (usize, usize, usize, usize),
-    nan: Vec<Row>,
-}
-
-impl AttentionView {
-    /// The attention of a behaviour over the mask it shows. Errors: none for checked inputs.
-    pub fn new(prediction: &Prediction, mask: &Mask) -> Result<Self, Error> {
-        let behaviour = &prediction.behaviour;
-        let inputs = &prediction.attending;
-        let dims = inputs.dims();
-        let mut view = Self {
-            inputs: inputs.clone(),
-            mask: mask.clone(),
-            shape: dims.output_shape(),
-            nan: nan_rows(prediction, mask),
-        };
-        if behaviour.multiplies_weights {
-            let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
-            view.mask = Mask::from_weights(inverse, &dims)?;
-        }
-        if behaviour.shifts_weights {
-            let storage = inputs.storage();
-            let shifted = |weight: f32| if weight == 0.0 { 0.0 } else { storage.round(weight + 1e-6) };
-            view.mask = Mask::from_weights(view.mask.weights().mapv(shifted), &dims)?;
-        }
-        let missing = prediction.wanted_keys.saturating_sub(dims.keys);
-        if behaviour.attends_unwritten && missing > 0 && prediction.ranked.is_some() {
-            view = view.with_unwritten(missing)?;
-        }
-        if behaviour.softmax_over_all {
-            view = view.over_all()?;
-        }
-        Ok(view)
-    }
-
-    /// An output [·, ·, ·, dv] of the view, as the behaviour shows it: [b, h, m, dv].
-    pub fn output(&self, output: Array4<f32>) -> Array4<f32> {
-        let shape = self.shape;
-        let mut output = output.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape));
-        for &(b, head, i) in &self.nan {
-            output.slice_mut(ndarray::s![b, head, i, ..]).fill(f32::NAN);
-        }
-        output
-    }
-
-    /// An output that a subject shows, as the view has it; `None` where it is not NaN in the rows that must be. Those rows
-    /// are then as the view computes them.
-    pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
-        let mut shown = output.clone();
-        let computed = computed.view().into_shape_with_order(self.shape).ok()?;
-        for &(b, head, i) in &self.nan {
-            let row = ndarray::s![b, head, i, ..];
-            if !shown.slice(row).iter().all(|x| x.is_nan()) {
-                return None;
-            }
-            shown.slice_mut(row).assign(&computed.slice(row));
-        }
-        let (b, h, m, _) = self.inputs.dims().output_shape();
-        shown.into_shape_with_order((b, h, m, self.shape.3)).ok()
-    }
-
-    /// Rows in which the behaviour gives NaN.
-    pub fn has_nan_rows(&self) -> bool {
-        !self.nan.is_empty()
-    }
-
-    /// Keys of zeros, attended to, after the others.
-    fn with_unwritten(self, missing: usize) -> Result<Self, Error> {
-        let parts = self.inputs.parts();
-        let dims = self.inputs.dims();
-        let zeros = |tensor: &Array4<f32>| {
-            let (b, heads, _, size) = tensor.dim();
-            let slots = Array4::zeros((b, heads, missing, size));
-            concatenate(Axis(2), &[tensor.view(), slots.view()]).map_err(shape_error)
-        };
-        let (b, h, m, n) = dims.mask_shape();
-        let additive = Array4::from_shape_fn((b, h, m, n + missing), |(b, head, i, key)| {
-            if key < n { self.inputs.additive(b, head, i).at(key) } else { 0.0 }
-        });
-        let slots = Array4::ones((b, h, m, missing));
-        let weights =
-            concatenate(Axis(3), &[self.mask.weights().view(), slots.view()]).map_err(shape_error)?;
-        let inputs = Inputs::new(InputParts {
-            k: zeros(&parts.k)?,
-            v: zeros(&parts.v)?,
-            attention_mask: Some(additive),
-            causal: false,
-            ..parts.clone()
-        })?;
-        let mask = Mask::from_weights(weights, &inputs.dims())?;
-        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
-    }
-
-    /// Every row a batch entry of its own, attending to everything, with values of 0 where the mask attends to nothing.
-    fn over_all(self) -> Result<Self, Error> {
-        let (inputs, dims) = (&self.inputs, self.inputs.dims());
-        let rows: Vec<Row> = dims.rows().collect();
-        let (n, d, dv) = (dims.keys, dims.head_dim, dims.value_dim);
-        let at = |index: usize| rows[index];
-        let inputs = Inputs::new(InputParts {
-            q: Array4::from_shape_fn((rows.len(), 1, 1, d), |(index, _, _, c)| {
-                let (b, head, i) = at(index);
-                inputs.queries(b, head)[[i, c]]
-            }),
-            k: Array4::from_shape_fn((rows.len(), 1, n, d), |(index, _, key, c)| {
-                let (b, head, _) = at(index);
-                inputs.keys(b, head)[[key, c]]
-            }),
-            v: Array4::from_shape_fn((rows.len(), 1, n, dv), |(index, _, key, c)| {
-                let (b, head, i) = at(index);
-                if self.mask.attends(b, head, i, key) { inputs.values(b, head)[[key, c]] } else { 0.0 }
-            }),
-            attention_mask: Some(Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
-                let (b, head, i) = at(index);
-                inputs.additive(b, head, i).at(key)
-            })),
-            causal: false,
-            ..inputs.parts().clone()
-        })?;
-        let weights = Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
-            let (b, head, i) = at(index);
-            match self.mask.weight(b, head, i, key) {
-                0.0 => 1.0,
-                weight => weight,
-            }
-        });
-        let mask = Mask::from_weights(weights, &inputs.dims())?;
-        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
-    }
-}
-
-fn shape_error(error: ndarray::ShapeError) -> Error {
-    Error::Shape(crate::algorithm::Detail::new("attention", error, "tensors that can be joined"))
-}
-
-fn nan_rows(prediction: &Prediction, mask: &Mask) -> Vec<Row> {
-    let behaviour = &prediction.behaviour;
-    let inputs = &prediction.attending;
-    let half = behaviour.nan_in_f16 && inputs.storage() == Storage::F16;
-    let keys = inputs.dims().keys;
-    let is_nan = |&row @ (b, head, i): &Row| {
-        let additive = inputs.additive(b, head, i);
-        let empty = !mask.row(row).any(|(key, _)| additive.at(key) > f32::NEG_INFINITY);
-        let leaves_out = (0..keys).any(|key| !mask.attends(b, head, i, key));
-        (half && leaves_out) || (behaviour.nan_in_empty_rows && empty)
-    };
-    if !half && !behaviour.nan_in_empty_rows {
-        return Vec::new();
-    }
-    inputs.dims().rows().filter(is_nan).collect()
 }

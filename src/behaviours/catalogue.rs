@@ -1,77 +1,12 @@
-//! The named faults: each a sentence, the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
-//! [`Behaviour`] that it sets. Two of them conform to the SPEC and must not be caught.
+//! The named faults, each with the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
+//! [`Behaviour`](super::Behaviour) that it sets. Two of them conform to the SPEC and must not be caught.
 
+use super::fault::{Asked, Fault, conforming, fault};
 use super::{
-    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, KeyLabels, Order, Quantised, Quantiser,
-    ShortContext,
+    Causality, Channels, Checks, Cosine, Count, Earlier, Factor, ForcedKeys, HeadWeights, Heads, KeyLabels,
+    KvHeads, Order, Quantised, Quantiser, RankingMask, Relu, ShortContext,
 };
-
-/// A named way to differ from the SPEC.
-#[derive(Clone, Copy)]
-pub struct Fault {
-    /// What commands and records call it.
-    pub name: &'static str,
-    /// The row of SPEC §3, or the section that it goes against.
-    pub row: &'static str,
-    /// One sentence that says what such an implementation does.
-    pub sentence: &'static str,
-    /// Whether it conforms all the same.
-    pub conforms: bool,
-    /// Turns its switches.
-    pub apply: fn(&mut Behaviour),
-}
-
-impl std::fmt::Debug for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl PartialEq for Fault {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Fault {
-    /// The SPEC with this fault.
-    pub fn behaviour(&self) -> Behaviour {
-        Behaviour::with([self])
-    }
-
-    /// All faults of a name or row.
-    pub fn find_all(name: &str) -> Vec<&'static Self> {
-        let same = |text: &str| text.eq_ignore_ascii_case(name);
-        CATALOGUE.iter().filter(|fault| same(fault.name) || same(fault.row)).collect()
-    }
-}
-
-impl Behaviour {
-    /// The SPEC with some faults, applied in order.
-    pub fn with<'a>(faults: impl IntoIterator<Item = &'a Fault>) -> Self {
-        let mut behaviour = Self::default();
-        faults.into_iter().for_each(|fault| (fault.apply)(&mut behaviour));
-        behaviour
-    }
-}
-
-const fn fault(
-    name: &'static str,
-    row: &'static str,
-    sentence: &'static str,
-    apply: fn(&mut Behaviour),
-) -> Fault {
-    Fault { name, row, sentence, conforms: false, apply }
-}
-
-const fn conforming(
-    name: &'static str,
-    row: &'static str,
-    sentence: &'static str,
-    apply: fn(&mut Behaviour),
-) -> Fault {
-    Fault { name, row, sentence, conforms: true, apply }
-}
+use crate::algorithm::HeadMode;
 
 /// All of them, those of SPEC §3 first.
 pub const CATALOGUE: &[Fault] = &[
@@ -128,7 +63,7 @@ pub const CATALOGUE: &[Fault] = &[
         |b| {
             b.heads = Heads::Alone;
             b.quantiser = Quantiser::Off;
-            b.unscaled = true;
+            b.factor = Factor::One;
             b.attends_unwritten = true;
         },
     ),
@@ -156,8 +91,14 @@ pub const CATALOGUE: &[Fault] = &[
         "§2.3",
         "KV heads are tiled instead of repeated: head i reads KV head i mod hk.",
         |b| {
-            b.tiles_kv_heads = true;
+            b.kv_heads = KvHeads::Tiled;
         },
+    ),
+    fault(
+        "kv-heads-divided",
+        "§2.3",
+        "Head i reads KV head i / hk instead of i / g, or the last one where there is none.",
+        |b| b.kv_heads = KvHeads::DividedByCount,
     ),
     fault("short-rows-accepted", "D21", "Channel rows shorter than d / G give shorter labels.", |b| {
         b.accepts_short_rows = true;
@@ -188,6 +129,36 @@ pub const CATALOGUE: &[Fault] = &[
         |b| {
             b.label_cache = KeyLabels::SharedByLayers;
         },
+    ),
+    fault(
+        "labels-written-once",
+        "§2.4",
+        "The label of a position of a layer is never written again, whatever key comes there later.",
+        |b| b.label_cache = KeyLabels::WrittenOnce,
+    ),
+    fault(
+        "labels-kept-on-restart",
+        "§2.4",
+        "Labels of a layer are kept until a call is shorter: a new text as long as the old one finds its labels.",
+        |b| b.label_cache = KeyLabels::KeptOnRestart,
+    ),
+    fault(
+        "first-key-of-a-chunk",
+        "§2.4",
+        "Of the new keys of a later call with several queries only the first gets a label.",
+        |b| b.label_cache = KeyLabels::FirstOfChunk,
+    ),
+    fault(
+        "batch-slots",
+        "§2.4",
+        "Labels belong to a place in the batch: a batch of another size finds those of the call before.",
+        |b| b.label_cache = KeyLabels::BatchSlots,
+    ),
+    fault(
+        "answers-by-shape",
+        "§2.4",
+        "A call gets the answer of the first call of its layer and sizes.",
+        |b| b.answers_by_shape = true,
     ),
     fault(
         "stale-cache-slot",
@@ -228,6 +199,23 @@ pub const CATALOGUE: &[Fault] = &[
         b.quantised = Quantised::Keys;
     }),
     fault(
+        "both-quantised",
+        "§2.12",
+        "Labels of queries and keys are quantised where those of one of them should be.",
+        |b| b.quantised = Quantised::Both,
+    )
+    .asked(Asked::Quantised),
+    fault(
+        "other-side-quantised",
+        "§2.12",
+        "Labels of queries are quantised where those of keys should be, and the reverse.",
+        |b| b.quantised = Quantised::Swapped,
+    )
+    .asked(Asked::Quantised),
+    fault("codes-scored", "§2.5", "Codes are scored in place of the labels that they stand for.", |b| {
+        b.quantiser = Quantiser::Codes;
+    }),
+    fault(
         "int8-overflow",
         "§2.5",
         "Codes of 8 bits or more are kept in a signed byte and wrap around.",
@@ -238,14 +226,77 @@ pub const CATALOGUE: &[Fault] = &[
     fault(
         "unscaled-scores",
         "§2.6",
-        "Scores are not divided by √r before the additive mask is added.",
+        "Scores are not divided by √r, or multiplied by another factor that is set, before the additive mask is added.",
         |b| {
-            b.unscaled = true;
+            b.factor = Factor::One;
         },
     ),
-    fault("attention-mask-ignored", "§2.6", "Keys are ranked without the additive mask.", |b| {
-        b.ignores_attention_mask = true;
+    fault("head-dim-factor", "§2.6", "Scores are divided by √d instead of √r.", |b| {
+        b.factor = Factor::HeadDim;
     }),
+    fault("label-channel-factor", "§2.12", "Scores are divided by √r whatever the factor is.", |b| {
+        b.factor = Factor::LabelChannels;
+    })
+    .asked(Asked::Factor),
+    fault("cosine-ignored", "§2.12", "Dot products are not divided by norms.", |b| {
+        b.cosine = Cosine::Ignored;
+    })
+    .asked(Asked::Cosine),
+    fault("cosine-without-epsilon", "§2.12", "ε is left out below the cosine.", |b| {
+        b.cosine = Cosine::WithoutEpsilon;
+    })
+    .asked(Asked::Cosine),
+    fault("cosine-without-query-norm", "§2.12", "The cosine is not divided by the query's norm.", |b| {
+        b.cosine = Cosine::WithoutQueryNorm;
+    })
+    .asked(Asked::Cosine),
+    fault("cosine-without-key-norm", "§2.12", "The cosine is not divided by the key's norm.", |b| {
+        b.cosine = Cosine::WithoutKeyNorm;
+    })
+    .asked(Asked::Cosine),
+    fault("relu-left-out", "§2.12", "Negative dot products are not set to 0.", |b| b.relu = Relu::LeftOut)
+        .asked(Asked::Relu),
+    fault("relu-after-weight", "§2.12", "The head weight comes before relu, so that negative ones give 0.", |b| {
+        b.relu = Relu::AfterWeight;
+    })
+    .asked(Asked::Relu),
+    fault("head-weights-ignored", "§2.12", "Head weights are ignored.", |b| {
+        b.head_weights = HeadWeights::Ignored;
+    })
+    .asked(Asked::Relu),
+    fault("head-weights-of-first-head", "§2.12", "The head weight of head 0 is used for all heads.", |b| {
+        b.head_weights = HeadWeights::OfFirstHead;
+    })
+    .asked(Asked::Relu),
+    fault("head-weights-of-first-query", "§2.12", "The head weight of query 0 is used for all queries.", |b| {
+        b.head_weights = HeadWeights::OfFirstQuery;
+    })
+    .asked(Asked::Relu),
+    fault(
+        "head-weights-after-sum",
+        "§2.12",
+        "Scores of heads are combined first and multiplied by the mean of their weights afterwards.",
+        |b| b.head_weights = HeadWeights::AfterSum,
+    )
+    .asked(Asked::ReluOfHeads),
+    fault("attention-mask-ignored", "§2.6", "Keys are ranked without the additive mask.", |b| {
+        b.ranking_mask = RankingMask::Ignored;
+    }),
+    fault(
+        "attention-mask-of-first-entry",
+        "§2.6",
+        "Keys of every batch entry are ranked with the additive mask of entry 0.",
+        |b| b.ranking_mask = RankingMask::OfFirstEntry,
+    ),
+    fault("causality-ignored", "§2.6", "Keys after the query's position are ranked, too.", |b| {
+        b.causality = Causality::Ignored;
+    }),
+    fault(
+        "window-of-first-query",
+        "§2.6",
+        "All queries of a call rank the keys that its first query may rank.",
+        |b| b.causality = Causality::OfFirstQuery,
+    ),
     fault(
         "sees-next-key",
         "§2.6",
@@ -266,6 +317,55 @@ pub const CATALOGUE: &[Fault] = &[
     conforming("head-mean", "§2.7", "Scores are averaged over heads instead of summed.", |b| {
         b.heads = Heads::Mean;
     }),
+    fault(
+        "heads-largest",
+        "§2.7",
+        "The largest score of the heads is taken where their sum or mean should be.",
+        |b| b.heads = Heads::LargestForSum,
+    )
+    .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Mean, HeadMode::GroupSum])),
+    fault(
+        "heads-summed-for-largest",
+        "§2.12",
+        "Scores of heads are summed where the largest should be taken.",
+        |b| b.heads = Heads::SumForLargest,
+    )
+    .asked(Asked::Heads(&[HeadMode::Max, HeadMode::GroupMax])),
+    fault(
+        "groups-ignored",
+        "§2.12",
+        "All heads share a selection where those of one KV head should.",
+        |b| b.heads = Heads::AllForGroup,
+    )
+    .asked(Asked::Heads(&HeadMode::GROUPS)),
+    fault(
+        "groups-alone",
+        "§2.7",
+        "The heads of one KV head share a selection where all heads should.",
+        |b| b.heads = Heads::GroupForAll,
+    )
+    .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Mean, HeadMode::Max])),
+    fault(
+        "groups-strided",
+        "§2.12",
+        "Groups are made of every hk-th head instead of g heads in a row.",
+        |b| b.heads = Heads::Strided,
+    )
+    .asked(Asked::Heads(&HeadMode::GROUPS)),
+    fault(
+        "sum-of-maxima",
+        "§2.12",
+        "The largest scores of groups are summed where the largest of all heads, or of one group, should be taken.",
+        |b| b.heads = Heads::SumOfMaxima,
+    )
+    .asked(Asked::Heads(&[HeadMode::Max, HeadMode::GroupMax])),
+    fault(
+        "first-head-only",
+        "§2.7",
+        "The scores of the first head stand for all that share a selection.",
+        |b| b.heads = Heads::First,
+    )
+    .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum])),
     fault("previous-ignored", "§2.8", "The earlier mask is ignored.", |b| b.earlier = Earlier::Ignored),
     fault(
         "previous-selected-again",
@@ -279,6 +379,40 @@ pub const CATALOGUE: &[Fault] = &[
         b.smallest = true;
     }),
     conforming("ties-to-highest", "§2.9", "Ties go to the highest key index.", |b| b.highest_of_ties = true),
+    fault("forced-keys-ignored", "§2.12", "No key is selected whatever it scores.", |b| {
+        b.forced = ForcedKeys::Ignored;
+    })
+    .asked(Asked::Forced),
+    fault("forced-keys-on-top", "§2.12", "Forced keys are selected on top of H, not within.", |b| {
+        b.forced = ForcedKeys::OnTop;
+    })
+    .asked(Asked::Forced),
+    fault("forced-ends-swapped", "§2.12", "As many first keys are forced as last ones should be.", |b| {
+        b.forced = ForcedKeys::Swapped;
+    })
+    .asked(Asked::Forced),
+    fault(
+        "forced-last-of-call",
+        "§2.12",
+        "The last keys of the call are forced, not the last up to the query's position.",
+        |b| b.forced = ForcedKeys::LastOfCall,
+    )
+    .asked(Asked::Forced),
+    fault("forced-without-own", "§2.12", "The last forced keys end before the query's own.", |b| {
+        b.forced = ForcedKeys::WithoutOwn;
+    })
+    .asked(Asked::Forced),
+    fault(
+        "forced-though-excluded",
+        "§2.12",
+        "Forced keys are selected although the additive mask excludes them.",
+        |b| b.forced = ForcedKeys::ThoughExcluded,
+    )
+    .asked(Asked::Forced),
+    fault("forced-unchecked", "§2.12", "It answers where more keys are forced than H.", |b| {
+        b.forced = ForcedKeys::Unchecked;
+    })
+    .asked(Asked::Forced),
     fault(
         "full-mask-resets-weights",
         "D20",

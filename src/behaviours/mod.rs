@@ -1,28 +1,26 @@
 //! What an implementation may do instead of the SPEC. A [`Behaviour`] has one switch for each point in which
 //! implementations differ or might differ; its default is the SPEC. It serves twice: as a deliberately wrong
 //! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
-//! the faults, [`prediction`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it.
+//! the faults, [`prediction`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it. Of its parts [`heads`]
+//! says which scores become one, [`scoring`] what a score is, [`forced`] which keys need none, [`labels`] what is scored.
 
 pub mod answer;
+pub mod attending;
 pub mod catalogue;
+pub mod fault;
+pub mod forced;
+pub mod heads;
+pub mod labels;
 pub mod prediction;
+pub mod scoring;
 
-pub use catalogue::{CATALOGUE, Fault};
-pub use prediction::{HeadLabels, Outcome, Prediction, Ranked, predict};
-
-/// How heads share a selection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Heads {
-    /// As configured.
-    #[default]
-    Configured,
-    /// Each head alone, whatever is configured.
-    Alone,
-    /// Scores summed over heads, whatever is configured.
-    Summed,
-    /// The mean of scores in place of their sum.
-    Mean,
-}
+pub use catalogue::CATALOGUE;
+pub use fault::{Asked, Fault};
+pub use forced::{ForcedKeys, ForcedRule};
+pub use heads::{Heads, Sharing};
+pub use labels::HeadLabels;
+pub use prediction::{Outcome, Prediction, Ranked, predict};
+pub use scoring::{Cosine, Factor, HeadWeights, Relu, Scoring};
 
 /// What happens where n − m ≤ H.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -94,18 +92,24 @@ pub enum Quantiser {
     Symmetric,
     /// Codes of 8 bits or more are kept in a signed byte and wrap.
     Wrapping,
+    /// Codes are scored in place of labels.
+    Codes,
 }
 
 /// Which labels are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Quantised {
-    /// Those of queries and keys.
+    /// As configured.
     #[default]
+    Configured,
+    /// Those of queries and keys, whatever is configured.
     Both,
-    /// Those of queries.
+    /// Those of queries, whatever is configured.
     Queries,
-    /// Those of keys.
+    /// Those of keys, whatever is configured.
     Keys,
+    /// Those of queries where those of keys are configured, and the reverse.
+    Swapped,
 }
 
 /// Where labels of keys come from.
@@ -118,6 +122,38 @@ pub enum KeyLabels {
     NewestMissing,
     /// A position keeps the label of the first call that had it, whichever layer asked.
     SharedByLayers,
+    /// A position of a layer keeps the label of the first call that had it.
+    WrittenOnce,
+    /// A position of a layer keeps its label until a call has fewer keys than the one before.
+    KeptOnRestart,
+    /// Of the keys that are new in a call of several queries only the first gets a label; slots of the others hold zeros.
+    FirstOfChunk,
+    /// A batch of another size than in the call before finds that call's labels in the entries of both.
+    BatchSlots,
+}
+
+/// Which KV head a query head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvHeads {
+    /// Head i reads KV head i / g.
+    #[default]
+    Repeated,
+    /// Head i reads KV head i mod hk.
+    Tiled,
+    /// Head i reads KV head i / hk, or the last one where there are fewer.
+    DividedByCount,
+}
+
+/// Which part of the additive mask keys are ranked with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RankingMask {
+    /// All of it.
+    #[default]
+    Own,
+    /// None of it.
+    Ignored,
+    /// That of batch entry 0, for every entry.
+    OfFirstEntry,
 }
 
 /// What is done with keys that an earlier mask attends to.
@@ -144,6 +180,10 @@ pub enum Causality {
     SeesNext,
     /// One fewer.
     MissesOwn,
+    /// All of them.
+    Ignored,
+    /// Those that the call's first query may rank.
+    OfFirstQuery,
 }
 
 /// When inputs are checked.
@@ -191,12 +231,22 @@ pub struct Behaviour {
     pub quantised: Quantised,
     /// SPEC §2.4.
     pub label_cache: KeyLabels,
-    /// Scores are not divided by √r (SPEC §2.6).
-    pub unscaled: bool,
-    /// KV heads are tiled: query head i reads KV head i mod hk (SPEC §2.3).
-    pub tiles_kv_heads: bool,
-    /// Keys are ranked without the attention mask (SPEC §2.6).
-    pub ignores_attention_mask: bool,
+    /// A call gets the answer of the first call of its layer and sizes.
+    pub answers_by_shape: bool,
+    /// SPEC §2.6.
+    pub factor: Factor,
+    /// SPEC §2.12.
+    pub cosine: Cosine,
+    /// SPEC §2.12.
+    pub relu: Relu,
+    /// SPEC §2.12.
+    pub head_weights: HeadWeights,
+    /// SPEC §2.12.
+    pub forced: ForcedKeys,
+    /// SPEC §2.3.
+    pub kv_heads: KvHeads,
+    /// SPEC §2.6.
+    pub ranking_mask: RankingMask,
     /// SPEC §2.6.
     pub causality: Causality,
     /// SPEC §2.8, §2.10.

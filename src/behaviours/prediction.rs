@@ -4,29 +4,28 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array2, Array4, ArrayView2, Axis};
+use ndarray::{Array4, Axis};
 
+use super::labels::{bits, cached_labels, kv_head};
 use super::{
-    Behaviour, Causality, Channels, Checks, Count, Earlier, Heads, KeyLabels, Order, Quantised, Quantiser,
-    ShortContext,
+    Behaviour, Causality, Channels, Checks, Count, Earlier, ForcedKeys, ForcedRule, HeadLabels, KeyLabels,
+    Order, Quantiser, RankingMask, Scoring, Sharing, ShortContext,
 };
 use crate::algorithm::channels::half_split_to_interleaved;
-use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelKind, ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
-    Storage,
+    ChannelKind, ChannelOrder, Error, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
 };
 use crate::cases::{Call, Instance, Sequence};
 
-/// What becomes of one call.
+/// The outcome of one call.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// It is refused, for any of these.
     Refused(Vec<Error>),
     /// It breaks: an error, or worse.
     Broken,
-    /// It breaks or is answered, as it checks before or after an early out.
+    /// It breaks or is answered, depending on whether it checks before or after an early out.
     BrokenOr(Box<Prediction>),
     /// Nothing can be said of the answer.
     Anything,
@@ -39,7 +38,7 @@ pub enum Outcome {
 pub struct Prediction {
     /// The behaviour.
     pub behaviour: Behaviour,
-    /// A as keys are ranked with it.
+    /// The inputs with A as the ranking uses it.
     pub ranking: Arc<Inputs>,
     /// What the attention reads.
     pub attending: Arc<Inputs>,
@@ -57,30 +56,25 @@ pub struct Ranked {
     /// Per (batch, query head), row-major.
     pub labels: Vec<HeadLabels>,
     /// How heads are taken together.
-    pub heads: HeadMode,
-    /// How many keys are selected in each row.
+    pub sharing: Sharing,
+    /// How many keys are selected in each row, those forced on top apart.
     pub count: usize,
-    /// What the dot product is divided by.
-    pub divisor: f64,
-    /// B where labels are those of SPEC §2.5, so that rounding may move their codes.
-    pub bits: Option<LabelBits>,
-}
-
-/// Labels of one query head and what they were made from.
-#[derive(Debug, Clone)]
-pub struct HeadLabels {
-    /// Chosen channels of the queries [m, r], before quantisation.
-    pub q_source: Array2<f32>,
-    /// Chosen channels of the keys [n, r], before quantisation.
-    pub k_source: Array2<f32>,
-    /// [m, r]
-    pub q: Array2<f32>,
-    /// [n, r]
-    pub k: Array2<f32>,
+    /// What is made of a dot product.
+    pub scoring: Scoring,
+    /// What is selected whatever it scores.
+    pub forced: ForcedRule,
+    /// The bits of queries and of keys where labels are those of SPEC §2.5, so that rounding may move their codes.
+    pub bits: Option<[LabelBits; 2]>,
 }
 
 /// What a behaviour makes of call `index` of a sequence, given the calls before it.
 pub fn predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Outcome {
+    if behaviour.answers_by_shape {
+        let call = &sequence.calls[index];
+        let same = |other: &Call| other.layer == call.layer && other.inputs.dims() == call.inputs.dims();
+        let first = sequence.calls.iter().position(same).unwrap_or(index);
+        return predict(Behaviour { answers_by_shape: false, ..behaviour }, sequence, first);
+    }
     let outcome =
         try_predict(behaviour, sequence, index).unwrap_or_else(|error| Outcome::Refused(vec![error]));
     if !(behaviour.only_rows_per_head && breaks_on_rows(behaviour, sequence, index)) {
@@ -131,29 +125,35 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     if label_channels == 0 {
         return Ok(if full { Outcome::Answered(prediction.into()) } else { Outcome::Anything });
     }
-    let heads = heads(behaviour, instance.selection.heads);
+    let sharing = behaviour.heads.sharing(instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
-    match (fits, check_head_mode(&call.inputs, &channels, label_channels, heads)) {
-        (Err(fits), Err(heads)) => return Ok(Outcome::Refused(vec![fits, heads])),
-        (fits, heads) => fits.and(heads)?,
+    let mode = sharing.mode().unwrap_or(HeadMode::PerHead);
+    let heads = check_head_mode(&call.inputs, &channels, label_channels, mode);
+    let forced = check_forced(behaviour, instance, call);
+    let errors: Vec<Error> = [fits, heads, forced].into_iter().filter_map(Result::err).collect();
+    if !errors.is_empty() {
+        return Ok(Outcome::Refused(errors));
     }
     if full {
         return Ok(Outcome::Answered(prediction.into()));
+    }
+    if instance.selection.rules.forced.check(&dims, instance.selection.heavy_size.resolve(dims.keys)).is_err()
+    {
+        return Ok(Outcome::Anything);
     }
     let labels = match cached_labels(behaviour, sequence, index, &channels, label_channels) {
         Err(Error::LabelRange(_)) if behaviour.accepts_label_range => return Ok(Outcome::Anything),
         labels => labels?,
     };
-    let spec_labels = behaviour.quantiser == Quantiser::Spec
-        && behaviour.quantised == Quantised::Both
-        && behaviour.label_cache == KeyLabels::Fresh;
+    let spec_labels = behaviour.quantiser == Quantiser::Spec && behaviour.label_cache == KeyLabels::Fresh;
     prediction.ranking = ranking(behaviour, &call.inputs)?;
     prediction.ranked = Some(Ranked {
         labels,
-        heads,
+        sharing,
         count: count(behaviour, instance.selection.heavy_size, dims.keys),
-        divisor: if behaviour.unscaled { 1.0 } else { (label_channels as f64).sqrt() },
-        bits: spec_labels.then_some(instance.selection.label_bits),
+        scoring: Scoring::of(behaviour, &instance.selection.rules, label_channels, dims.head_dim),
+        forced: ForcedRule { configured: instance.selection.rules.forced, how: behaviour.forced },
+        bits: spec_labels.then_some(bits(behaviour, &instance.selection)),
     });
     Ok(Outcome::Answered(prediction.into()))
 }
@@ -179,12 +179,13 @@ fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(
     Ok((before, full))
 }
 
-fn heads(behaviour: Behaviour, configured: HeadMode) -> HeadMode {
-    match behaviour.heads {
-        Heads::Configured | Heads::Mean => configured,
-        Heads::Alone => HeadMode::PerHead,
-        Heads::Summed => HeadMode::SummedScores,
+/// Errors: more forced keys than H.
+fn check_forced(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(), Error> {
+    if behaviour.forced == ForcedKeys::Unchecked {
+        return Ok(());
     }
+    let dims = call.inputs.dims();
+    instance.selection.rules.forced.check(&dims, instance.selection.heavy_size.resolve(dims.keys))
 }
 
 fn count(behaviour: Behaviour, heavy_size: HeavySize, keys: usize) -> usize {
@@ -204,14 +205,19 @@ fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
     !dense && !full && instance.channels(call.layer).is_ok()
 }
 
-/// Whether a call that is over matters to later ones, given that `kept` do.
+/// Whether a call that was answered matters to later ones, given that the calls `kept` do.
 pub fn is_remembered(behaviour: Behaviour, instance: &Instance, kept: &[Call], call: &Call) -> bool {
     let first = behaviour.channels == Channels::FirstLayer && kept.is_empty();
-    behaviour.label_cache == KeyLabels::SharedByLayers || (first && is_scored(behaviour, instance, call))
+    let stateless = matches!(behaviour.label_cache, KeyLabels::Fresh | KeyLabels::NewestMissing);
+    !stateless || behaviour.answers_by_shape || (first && is_scored(behaviour, instance, call))
 }
 
 /// The rows of a call.
-fn channels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Result<ChannelOrder, Error> {
+pub(super) fn channels_of(
+    behaviour: Behaviour,
+    sequence: &Sequence,
+    index: usize,
+) -> Result<ChannelOrder, Error> {
     let (instance, call) = (&sequence.instance, &sequence.calls[index]);
     let file = &instance.channel_file;
     let kind = instance.channel_selection;
@@ -252,164 +258,10 @@ fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<Chann
     ChannelOrder::new(rows.rows().iter().map(row).collect())
 }
 
-/// The KV head that a query head reads.
-fn kv_head(behaviour: Behaviour, head: usize, dims: &Dims) -> usize {
-    if behaviour.tiles_kv_heads { head % dims.kv_heads } else { dims.kv_head(head) }
-}
-
-/// Labels of a call. Errors: [`Error::LabelRange`].
-fn cached_labels(
-    behaviour: Behaviour,
-    sequence: &Sequence,
-    index: usize,
-    channels: &ChannelOrder,
-    label_channels: usize,
-) -> Result<Vec<HeadLabels>, Error> {
-    let (instance, call) = (&sequence.instance, &sequence.calls[index]);
-    let mut labels = labels(behaviour, instance.selection.label_bits, call, channels, label_channels)?;
-    match behaviour.label_cache {
-        KeyLabels::Fresh => {}
-        KeyLabels::NewestMissing => labels.iter_mut().for_each(|head| {
-            if let Some(mut newest) = head.k.outer_iter_mut().next_back() {
-                newest.fill(0.0);
-            }
-        }),
-        KeyLabels::SharedByLayers => {
-            for earlier in (0..index).rev() {
-                let other = &sequence.calls[earlier];
-                let dims = other.inputs.dims();
-                if (dims.batch, dims.heads) != (call.inputs.dims().batch, call.inputs.dims().heads) {
-                    continue;
-                }
-                let Ok(channels) = channels_of(behaviour, sequence, earlier) else { continue };
-                let bits = instance.selection.label_bits;
-                let Ok(cached) = self::labels(behaviour, bits, other, &channels, label_channels) else {
-                    continue;
-                };
-                for (head, cached) in labels.iter_mut().zip(&cached) {
-                    let kept = head.k.nrows().min(cached.k.nrows());
-                    head.k
-                        .slice_mut(ndarray::s![..kept, ..])
-                        .assign(&cached.k.slice(ndarray::s![..kept, ..]));
-                }
-            }
-        }
-    }
-    Ok(labels)
-}
-
-fn labels(
-    behaviour: Behaviour,
-    bits: LabelBits,
-    call: &Call,
-    channels: &ChannelOrder,
-    label_channels: usize,
-) -> Result<Vec<HeadLabels>, Error> {
-    let (inputs, dims) = (&call.inputs, call.inputs.dims());
-    channels.check(&dims, label_channels)?;
-    let parts = inputs.parts();
-    let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
-    let quantise = |source: ArrayView2<f32>, row: &[usize], tensor: &Array4<f32>, used: bool| {
-        let quantiser = if used { behaviour.quantiser } else { Quantiser::Off };
-        Quantisation { quantiser, bits, storage: inputs.storage(), tensor }.labels(source, row)
-    };
-    heads
-        .map(|(b, head)| {
-            let row = &channels.row(head, &dims)[..label_channels];
-            let q = inputs.queries(b, head);
-            let kv_head = kv_head(behaviour, head, &dims);
-            let k = parts.k.slice(ndarray::s![b, kv_head, .., ..]);
-            Ok(HeadLabels {
-                q: quantise(q, row, &parts.q, behaviour.quantised != Quantised::Keys)?,
-                k: quantise(k, row, &parts.k, behaviour.quantised != Quantised::Queries)?,
-                q_source: q.select(Axis(1), row),
-                k_source: k.select(Axis(1), row),
-            })
-        })
-        .collect()
-}
-
-/// How one tensor is quantised.
-struct Quantisation<'a> {
-    quantiser: Quantiser,
-    bits: LabelBits,
-    storage: Storage,
-    tensor: &'a Array4<f32>,
-}
-
-impl Quantisation<'_> {
-    fn labels(&self, source: ArrayView2<f32>, row: &[usize]) -> Result<Array2<f32>, Error> {
-        let mut chosen = source.select(Axis(1), row);
-        if !self.bits.quantises() {
-            return Ok(chosen);
-        }
-        // What the SPEC refuses is refused whatever the quantiser does instead.
-        for position in chosen.outer_iter() {
-            quantize_in_place(&mut position.to_vec(), self.bits, self.storage)?;
-        }
-        let range_of_head = range(chosen.iter());
-        for (x, mut label) in source.outer_iter().zip(chosen.outer_iter_mut()) {
-            let range = match self.quantiser {
-                Quantiser::Off => continue,
-                Quantiser::Symmetric => {
-                    self.symmetric(&mut label);
-                    continue;
-                }
-                Quantiser::PerHead => range_of_head,
-                Quantiser::PerTensor => range(self.tensor.iter()),
-                Quantiser::BeforeChoosing => range(x.iter()),
-                Quantiser::Spec | Quantiser::HalfAway | Quantiser::Wrapping => range(label.iter()),
-            };
-            self.affine(range, &mut label)?;
-        }
-        Ok(chosen)
-    }
-
-    /// The steps of SPEC §2.5 with a given range.
-    fn affine(&self, (lo, hi): (f32, f32), label: &mut ndarray::ArrayViewMut1<f32>) -> Result<(), Error> {
-        let round = |x| self.storage.round(x);
-        let range = match round(hi - lo) {
-            0.0 => 1.0,
-            range => range,
-        };
-        let scale = round(round(1.0 / range) * self.bits.largest_code());
-        if !(range.is_finite() && scale.is_finite() && scale > 0.0) {
-            let found = format!("range {range:e}");
-            return Err(Error::LabelRange(Detail::new("label row", found, "a finite scale")));
-        }
-        let largest = round(self.bits.largest_code());
-        for x in label.iter_mut() {
-            let steps = round(round(*x - lo) * scale);
-            let code = match self.quantiser {
-                Quantiser::HalfAway => steps.round(),
-                _ => steps.round_ties_even(),
-            };
-            let code = match self.quantiser {
-                Quantiser::Wrapping => f32::from(code.clamp(0.0, largest) as i64 as u8 as i8),
-                _ => code.clamp(0.0, largest),
-            };
-            *x = round(round(code / scale) + lo);
-        }
-        Ok(())
-    }
-
-    fn symmetric(&self, label: &mut ndarray::ArrayViewMut1<f32>) {
-        let largest = label.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let scale = self.storage.round(largest / 127.0);
-        if scale > 0.0 {
-            label.mapv_inplace(|x| self.storage.round(self.storage.round(x / scale).trunc() * scale));
-        }
-    }
-}
-
-fn range<'a>(values: impl Iterator<Item = &'a f32>) -> (f32, f32) {
-    values.fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &x| (lo.min(x), hi.max(x)))
-}
-
 /// What the attention reads: KV heads as the behaviour assigns them.
 fn attending(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
     let dims = inputs.dims();
-    if !behaviour.tiles_kv_heads || dims.kv_heads == dims.heads {
+    if (0..dims.heads).all(|head| kv_head(behaviour, head, &dims) == dims.kv_head(head)) {
         return Ok(inputs.clone());
     }
     let parts = inputs.parts();
@@ -419,23 +271,33 @@ fn attending(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, 
     Ok(Arc::new(Inputs::new(parts)?))
 }
 
-/// A as keys are ranked with it.
+/// The inputs with A as the ranking uses it.
 fn ranking(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
     let parts = inputs.parts();
     let causality = if parts.causal { behaviour.causality } else { Causality::Own };
-    let ignored = behaviour.ignores_attention_mask && parts.attention_mask.is_some();
-    if causality == Causality::Own && !ignored {
+    let explicit = parts.attention_mask.is_some();
+    let ranking_mask = if explicit { behaviour.ranking_mask } else { RankingMask::Own };
+    if causality == Causality::Own && ranking_mask == RankingMask::Own {
         return Ok(inputs.clone());
     }
-    let mask = if ignored { None } else { parts.attention_mask.clone() };
-    if causality == Causality::Own {
-        return Ok(Arc::new(Inputs::new(InputParts { attention_mask: mask, ..parts.clone() })?));
+    let attention_mask = match (ranking_mask, &parts.attention_mask) {
+        (RankingMask::Ignored, _) => None,
+        (RankingMask::OfFirstEntry, Some(mask)) => Some(mask.select(Axis(0), &[0])),
+        (_, mask) => mask.clone(),
+    };
+    let with = |attention_mask, causal| {
+        let parts = InputParts { attention_mask, causal, ..parts.clone() };
+        Inputs::new(parts)?.with_head_weights(inputs.head_weights().cloned())
+    };
+    if matches!(causality, Causality::Own | Causality::Ignored) {
+        return with(attention_mask, causality == Causality::Own && parts.causal).map(Arc::new);
     }
     let dims = inputs.dims();
-    let plain = Inputs::new(InputParts { attention_mask: mask, causal: false, ..parts.clone() })?;
+    let plain = with(attention_mask, false)?;
     let explicit = Array4::from_shape_fn(dims.mask_shape(), |(b, head, i, key)| {
         let last = match causality {
             Causality::SeesNext => dims.position(i) + 1,
+            Causality::OfFirstQuery => dims.position(0),
             _ => dims.position(i).wrapping_sub(1),
         };
         // Position 0 without its own key sees nothing.
@@ -443,7 +305,5 @@ fn ranking(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Er
         if seen { plain.additive(b, head, i).at(key) } else { f32::NEG_INFINITY }
     });
     let heads = if plain.attention_mask_differs_between_heads() { dims.heads } else { 1 };
-    let explicit = explicit.slice(ndarray::s![.., ..heads, .., ..]).to_owned();
-    let parts = InputParts { attention_mask: Some(explicit), causal: false, ..parts.clone() };
-    Ok(Arc::new(Inputs::new(parts)?))
+    with(Some(explicit.slice(ndarray::s![.., ..heads, .., ..]).to_owned()), false).map(Arc::new)
 }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::case::metadata;
 use super::error::{Error, Result};
+use super::file::metadata;
 use super::tensors::{Tensors, floats};
 use crate::algorithm::calibrate::{BlockActivations, Importance};
 use crate::algorithm::channels::ranges;

@@ -1,5 +1,5 @@
-//! Finding case files: the ones bundled with the crate, and those in folders a person names. Both carry a list of
-//! checksums, so that a file that was changed by accident is noticed whatever byte it was.
+//! Finding case files: those bundled with the crate, and those in folders that a person names. A list of checksums beside
+//! them, where there is one, shows an accidental change of any byte.
 //!
 //! The bundled files are part of the compiled library (feature `bundled`), so that an installed command has them wherever it
 //! runs: `golden/bundled.tar.zst`, which `ci/bundle` packs, holds what `golden/SHA256SUMS` lists. They are unpacked in memory
@@ -73,7 +73,7 @@ impl Found {
 }
 
 /// The bundled case files, sorted by name: those of the folder `DOUBLECHECK_GOLDEN` where that is set, otherwise those in the
-/// library. Errors: as of [`find`].
+/// library. Errors: those of [`find`].
 #[cfg(feature = "bundled")]
 pub fn cases() -> Result<Vec<Found>> {
     if let Some(folder) = std::env::var_os("DOUBLECHECK_GOLDEN") {
@@ -84,7 +84,7 @@ pub fn cases() -> Result<Vec<Found>> {
     complete(found, &parse_checksums(&archive::checksums()?), Path::new("bundled"))
 }
 
-/// A file beside the bundled cases, `SHA256SUMS` or one of them, from where [`cases`] finds them. Errors: as of
+/// A file beside the bundled cases, `SHA256SUMS` or one of them, from where [`cases`] finds them. Errors: those of
 /// [`Found::read`].
 #[cfg(feature = "bundled")]
 pub fn read(name: &str) -> Result<Vec<u8>> {
@@ -163,7 +163,8 @@ pub fn find(path: &Path) -> Result<Vec<Found>> {
     complete(found, &read_checksums(path)?, path)
 }
 
-/// Files that were found in a place, sorted, where none is missing that its checksums name.
+/// The files found in a place, sorted. Errors: [`Error::Format`] where there is none, or where one listed in the checksums is
+/// missing.
 fn complete(mut found: Vec<Found>, sums: &BTreeMap<String, String>, place: &Path) -> Result<Vec<Found>> {
     found.sort();
     let missing = |name: &&String| !found.iter().any(|found| found.name == **name);

@@ -273,7 +273,7 @@ impl Capabilities {
                 || self.domains.iter().any(|domain| domain.holds(&sizes, call.storage())))
     }
 
-    /// Of what an outline asks for, what is not offered, in words. Where it is empty, the whole case may still ask for more.
+    /// What an outline asks for that is not offered, in words. Even where this is empty, the whole case may ask for more.
     pub fn missing_of(&self, outline: &Outline) -> Vec<String> {
         let Outline { selection, dims, storage, .. } = outline;
         let mut found = selection_features(selection, outline.earlier_maskers);
@@ -300,8 +300,8 @@ impl Capabilities {
         missing.into_iter().collect()
     }
 
-    /// Whether a call fits none of the domains. A call that must be refused has no number of label channels, and is judged by
-    /// the rest.
+    /// Whether a call fits none of the domains. Where G does not divide d there is no number of label channels, and the other
+    /// quantities decide.
     fn is_outside(&self, instance: &Instance, call: &Call) -> bool {
         !self.domains.is_empty()
             && !self.domains.iter().any(|domain| domain.outside(instance, call).is_empty())
@@ -332,7 +332,7 @@ pub(super) fn has_empty_row(call: &Call) -> bool {
         })
 }
 
-/// What a sequence asks for, [`Feature::Refusals`] and [`Feature::Output`] apart.
+/// What a sequence asks for, apart from [`Feature::Refusals`] and [`Feature::Output`].
 pub(crate) fn features(sequence: &Sequence) -> BTreeSet<Feature> {
     let instance = &sequence.instance;
     let mut found = selection_features(&instance.selection, !instance.earlier_maskers.is_empty());

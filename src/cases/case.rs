@@ -4,7 +4,7 @@ use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, Instance, Sequence};
 use crate::algorithm::calibrate::BlockActivations;
-use crate::algorithm::{ChannelKind, ChannelOrder, Detail, Dims, Error, Inputs, LabelBits, Mask, Storage};
+use crate::algorithm::{ChannelKind, ChannelOrder, Dims, Error, Inputs, LabelBits, Mask, Storage};
 use std::sync::Arc;
 
 use ndarray::{Array2, Array3, Array4};
@@ -83,7 +83,7 @@ pub struct Expectation {
     pub source: String,
     /// How that source rounds; `None` means as the author's code does.
     pub model: Option<RoundingModel>,
-    /// The row of SPEC §3 by which this expectation must fall outside the SPEC, for recorded faults.
+    /// For recorded faults, the row of SPEC §3 for which this expectation must diverge from the SPEC.
     pub known_divergence: Option<String>,
 }
 
@@ -183,11 +183,11 @@ pub enum NoAnswer {
 /// What an implementation answers to a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// All attended keys, those of the mask before included.
+    /// [b, h, m, n]: the weights of all attended keys, including those of the earlier mask and of earlier maskers.
     pub mask: Mask,
     /// [b, h, m, dv], where the implementation computes attention.
     pub output: Option<Array4<f32>>,
-    /// Where the implementation shows them.
+    /// The labels, where the implementation gives them.
     pub labels: Option<AnsweredLabels>,
     /// [b, h, m, n]: the scores by which keys were ranked, after the head rule and A, where the implementation gives them.
     pub scores: Option<Array4<f32>>,
@@ -195,7 +195,7 @@ pub struct Answer {
     pub lse: Option<Array3<f32>>,
 }
 
-/// Labels of every query head (SPEC §2.4, §2.5), as an implementation ranked with them.
+/// The labels of every query head (SPEC §2.4, §2.5) by which an implementation ranked keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnsweredLabels {
     /// [b, h, m, r]
@@ -258,11 +258,6 @@ pub struct CalibrationCase {
     pub channels: ChannelOrder,
     /// Where it came from.
     pub source: String,
-    /// The row of SPEC §3 by which the expectation must fall outside the SPEC.
+    /// For recorded faults, the row of SPEC §3 for which the expectation must diverge from the SPEC.
     pub known_divergence: Option<String>,
-}
-
-/// The `Detail` of a metadata mistake.
-pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> super::error::Error {
-    super::error::Error::Metadata(Detail::new(field, found, expected))
 }

@@ -15,7 +15,7 @@ use crate::algorithm::{Detail, Dims, HeavySize, Selection, Storage};
 /// Sizes beyond this are not searched for in a constraint without an upper end.
 const LARGEST: usize = 1 << 20;
 
-/// How many of the smallest values of a constraint are drawn where the value wanted is not allowed.
+/// Where a wanted value is not allowed, one of this many smallest allowed values is drawn instead.
 const DRAWN: usize = 8;
 
 /// A size that a domain may constrain.
@@ -46,7 +46,7 @@ pub enum Quantity {
     HeavySize,
     /// B
     LabelBits,
-    /// Tokens of a page, for what is given in pages
+    /// Keys of a page, for keys and values in pages
     PageSize,
 }
 
@@ -230,7 +230,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Of scores, where there are neither channels nor values.
+    /// The sizes of scores, which have neither channels nor values.
     pub fn of_heads(batch: usize, heads: usize, queries: usize, keys: usize) -> Self {
         let (kv_heads, group, label_channels, group_factor, value_dim, label_bits) = (heads, 1, 1, 1, 1, 16);
         Self { batch, kv_heads, group, queries, keys, label_channels, group_factor, value_dim, label_bits }
@@ -238,7 +238,7 @@ impl Sizes {
 }
 
 impl Domain {
-    /// The domain with one more constraint. Errors: where nothing is left of it, by the name of the constraint.
+    /// The domain with one more constraint. Errors: the constraint that leaves nothing to ask.
     pub fn with(mut self, quantity: Quantity, constraint: Constraint) -> Result<Self, Detail> {
         self.sizes.insert(quantity, constraint);
         self.check()?;
@@ -286,7 +286,7 @@ impl Domain {
         }
     }
 
-    /// Errors: the constraint that leaves nothing to ask.
+    /// Checks that something is left to ask. Errors: the constraint that leaves nothing.
     fn check(&self) -> Result<(), Detail> {
         let show = |quantity: Quantity| {
             let constraint = self.sizes.get(&quantity).map_or("any".to_owned(), ToString::to_string);
@@ -383,7 +383,7 @@ impl Domain {
         pairs
     }
 
-    /// Sizes inside the domain, as close to the given ones as their seed lets them be.
+    /// Sizes inside the domain: the given ones where they are allowed, otherwise small ones that the seed chooses.
     pub fn fit(&self, sizes: Sizes, seed: u64) -> Sizes {
         let word = |index: u64| super::recipe::mix(seed ^ super::recipe::mix(index));
         let fit = |quantity, value, index| match self.sizes.get(&quantity) {
@@ -444,7 +444,7 @@ impl Domain {
         }
     }
 
-    /// A number of keys above `heavy_size`, so that something is selected; `None` where the domain has none that is close.
+    /// A number of keys above `heavy_size`, so that some key is left out; `None` where the domain has none close to it.
     pub fn keys_above(&self, heavy_size: usize, seed: u64) -> Option<usize> {
         let word = super::recipe::mix(seed ^ super::recipe::mix(7)) as usize;
         let wanted = heavy_size + 1 + word % heavy_size.max(1);
@@ -467,7 +467,7 @@ impl Domain {
         }
     }
 
-    /// The types that are left of some. Where none is, nothing can be asked.
+    /// The type itself where it is allowed, otherwise one that is, chosen by the seed.
     pub fn fit_dtype(&self, dtype: Storage, seed: u64) -> Storage {
         match &self.dtypes {
             Some(dtypes) if !dtypes.contains(&dtype) => dtypes[seed as usize % dtypes.len()],
@@ -480,7 +480,7 @@ impl Domain {
         self.sizes_outside(&instance.selection, &call.inputs.dims(), call.inputs.storage())
     }
 
-    /// The same of sizes that are known without their numbers.
+    /// The same as [`Self::outside`], for sizes that are known without the tensors.
     pub fn sizes_outside(&self, selection: &Selection, dims: &Dims, storage: Storage) -> Vec<String> {
         let found = sizes(selection, dims);
         let mut outside: Vec<String> = found
@@ -508,12 +508,12 @@ impl Domain {
             && self.dtypes.as_ref().is_none_or(|dtypes| dtypes.contains(&storage))
     }
 
-    /// Whether a call may have so many queries and keys.
+    /// Whether a call may have this many queries and keys.
     pub fn allows_lengths(&self, queries: usize, keys: usize) -> bool {
         self.allows(Quantity::Queries, queries) && self.allows(Quantity::Keys, keys)
     }
 
-    /// Whether a batch of so many entries may be asked for.
+    /// Whether a batch of this many entries may be asked for.
     pub fn allows_batch(&self, batch: usize) -> bool {
         self.allows(Quantity::Batch, batch)
     }
@@ -526,7 +526,7 @@ impl Domain {
     }
 }
 
-/// The value of each quantity in a call; those of pages apart, which no call has.
+/// The value of each quantity in a call, except the page size, which no call has.
 pub fn sizes(selection: &Selection, dims: &Dims) -> [(Quantity, usize); 12] {
     let factor = selection.group_factor.get();
     [

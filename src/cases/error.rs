@@ -39,6 +39,7 @@ pub enum Error {
 
 impl Error {
     /// Field, found and expected without the kind of mistake, as a sentence.
+    #[cfg(feature = "process")]
     pub(crate) fn sentence(self) -> String {
         match self {
             Self::Format(detail) | Self::Tensor(detail) | Self::Metadata(detail) => detail.to_string(),

@@ -1,4 +1,5 @@
-//! Case files: one safetensors file per case (SPEC §6). Four kinds, distinguished by a metadata key that holds JSON:
+//! Case files: one safetensors file per case (SPEC §6). A metadata key that holds JSON says which kind it is; these, and for
+//! one stage those of `stage_file`:
 //!
 //! * `case`: an attention layer. Settings as in SPEC §6; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
@@ -16,8 +17,8 @@
 //! * `calibration`: {"kind"}; `block_0.q`, `block_0.k`, `block_1.q`, … [1, heads, t, d] as the kind needs, and the
 //!   expected `channels` (I64 [rows, d]).
 //!
-//! `source` says where an expectation came from; `known_divergence` names the row of SPEC §3 by which a recorded
-//! expectation must fall outside the SPEC.
+//! `source` says where an expectation came from; `known_divergence` names the row of SPEC §3 for which a recorded
+//! expectation must diverge from the SPEC.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bundled::Found;
 use super::capabilities::Outline;
-use super::case::{CalibrationCase, Case, Expectation, LabelCase, metadata};
+use super::case::{CalibrationCase, Case, Expectation, LabelCase};
 use super::error::{Error, Result};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
@@ -257,7 +258,7 @@ fn with_lengths(call: Call, lengths: Option<Lengths>) -> Result<Call> {
 /// implementation does not offer. `None` for files in which values decide (a sequence, an additive mask, an earlier mask)
 /// and for files that hold no attention layer.
 ///
-/// Errors: as of [`Reader::parse`], as far as the metadata goes.
+/// Errors: those of [`Reader::parse`] that concern the metadata.
 pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
     let file = Tensors::parse(bytes)?;
     let Some(settings) = file.metadata.get("case") else { return Ok(None) };
@@ -279,7 +280,7 @@ pub fn peek(bytes: &[u8]) -> Result<Option<Outline>> {
             let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _], [_, _, _, value_dim], [rows, _]) =
                 (&q[..], &k[..], &v[..], &rows[..])
             else {
-                // The whole file says what is wrong.
+                // Reading the whole file will say what is wrong.
                 return Ok(None);
             };
             let dims = Dims {
@@ -402,7 +403,7 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
 }
 
-/// Calls of one instance differ in their batches, queries, keys and layers only.
+/// Checks that the calls of one instance differ only in batch, queries, keys and layer.
 fn check_calls_alike(calls: &[Call]) -> Result<()> {
     let sizes = |call: &Call| {
         let dims = call.inputs.dims();
@@ -577,4 +578,9 @@ pub fn to_bytes(case: &Case) -> Vec<u8> {
 /// Writes one attention case. Errors: [`Error::Access`].
 pub fn write(path: &Path, case: &Case) -> Result<()> {
     std::fs::write(path, to_bytes(case)).map_err(|source| Error::Access { path: path.to_owned(), source })
+}
+
+/// An error about metadata.
+pub(super) fn metadata(field: &str, found: impl std::fmt::Display, expected: &str) -> Error {
+    Error::Metadata(Detail::new(field, found, expected))
 }

@@ -1,11 +1,14 @@
 //! What is checked: cases, the recipes and files they come from, and strategies that make random ones.
 
+#[cfg(feature = "files")]
 pub mod activations;
+#[cfg(feature = "files")]
 pub mod bundled;
 pub mod capabilities;
 pub mod case;
 pub mod domain;
 pub mod error;
+#[cfg(feature = "files")]
 pub mod file;
 pub mod observation;
 pub mod profiles;
@@ -17,16 +20,19 @@ pub mod rounding_model;
 pub mod rule_names;
 pub mod sequence;
 pub mod sequence_plan;
+#[cfg(feature = "files")]
 pub mod stage_file;
 pub mod stage_plan;
 pub mod stages;
 pub mod strategies;
+#[cfg(feature = "files")]
 pub(crate) mod tensors;
 
 pub use capabilities::{Capabilities, Feature, Outline};
 pub use case::{Answer, AnsweredLabels, CalibrationCase, Case, Expectation, LabelCase, NoAnswer};
 pub use domain::{Constraint, Domain, Quantity};
 pub use error::Error;
+#[cfg(feature = "files")]
 pub use file::{CaseFile, Reader, StoredSequence};
 pub use observation::Observation;
 pub use promise::Promise;
@@ -34,5 +40,6 @@ pub use ragged::Entry;
 pub use recipe::Recipe;
 pub use rounding_model::{Accumulation, LabelRounding, Precision, RoundingModel};
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
+#[cfg(feature = "files")]
 pub use stage_file::StoredStage;
 pub use stages::{Attended, Given, ScoresCall, SelectionCall, StageAnswer, StageCall, Stages, Takes};

@@ -21,7 +21,7 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// For what is no sequence of calls: a question to one stage, of which only the name is kept here.
+    /// For a question to one stage, which is no sequence of calls: only its name is kept here.
     pub fn without_calls(name: String) -> Self {
         let selection = Selection {
             heavy_size: HeavySize::Count(NonZeroUsize::MIN),

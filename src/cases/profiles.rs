@@ -8,7 +8,7 @@ use crate::algorithm::HeadMode;
 /// Names of the profiles.
 pub const NAMES: [&str; 3] = ["everything", "author", "hub"];
 
-/// The profile of a name.
+/// The profile of this name; `None` where there is none.
 pub fn find(name: &str) -> Option<Capabilities> {
     let profile = |first_layer: usize, lacks: &[Feature]| Capabilities {
         heads: vec![HeadMode::PerHead],
@@ -19,7 +19,7 @@ pub fn find(name: &str) -> Option<Capabilities> {
     match name {
         "everything" => Some(Capabilities::default()),
         // The author's evaluation attention: layers 0 and 1 are dense, dv = d, one row per query head, H a count. It checks
-        // little, and a row that attends to nothing is NaN there.
+        // few of its inputs, and a row that attends to nothing is NaN there.
         "author" => Some(profile(
             2,
             &[

@@ -1,4 +1,5 @@
-//! What an implementation may promise beyond the contract (`docs/PROTOCOL.md`, hello). Nobody has to; who does is held to it.
+//! What an implementation may promise beyond the contract (`docs/PROTOCOL.md`, hello). Promises are
+//! optional, but an implementation is held to those it makes.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +11,13 @@ use crate::algorithm::Detail;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Promise {
-    /// Of tied keys the lowest are selected; −0 and +0 tie.
+    /// Of keys that tie, the lowest are selected; −0 and +0 tie.
     TiesLowest,
-    /// Of tied keys the highest are selected; −0 and +0 tie.
+    /// Of keys that tie, the highest are selected; −0 and +0 tie.
     TiesHighest,
     /// The same question gets the same answer, bit for bit, at once and after others.
     Repeatable,
-    /// The answer to a batch entry depends neither on its companions nor on its place.
+    /// The answer to a batch entry depends neither on the other entries nor on its place.
     BatchInvariant,
     /// m queries in one call get what m calls of one query get.
     SliceInvariant,
@@ -55,7 +56,7 @@ impl Promise {
         }
     }
 
-    /// What it is counted in.
+    /// The unit in which it is counted.
     pub fn unit(self) -> &'static str {
         match self {
             Self::TiesLowest | Self::TiesHighest => "rows with ties",
@@ -68,7 +69,7 @@ impl Promise {
     }
 }
 
-/// Promises by their names. Errors: a name that is none, or two promises that exclude each other.
+/// Promises by their names. Errors: an unknown name, or two promises that exclude each other.
 pub fn promises_from_names(names: &[String]) -> Result<BTreeSet<Promise>, Detail> {
     let mut promises = BTreeSet::new();
     for (index, name) in names.iter().enumerate() {

@@ -34,6 +34,7 @@ pub(crate) struct RoundingModelFields {
     accumulation: Option<Accumulation>,
 }
 
+#[cfg(feature = "process")]
 impl RoundingModelFields {
     /// The model, with what is left out as in `default`.
     pub(crate) fn or(self, default: RoundingModel) -> RoundingModel {

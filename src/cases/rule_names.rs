@@ -1,5 +1,5 @@
-//! Rules by name: those of implementations in use, as far as this contract has them. A name stands for rules alone; which head
-//! modes, label bits and sizes an implementation has it declares beside them.
+//! Rules by name: those of implementations in use, as far as this contract covers them. A name stands for rules alone: head
+//! modes, label bits and sizes are declared beside it.
 
 use crate::algorithm::rules::Epsilon;
 use crate::algorithm::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
@@ -8,7 +8,7 @@ use crate::algorithm::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
 pub const NAMES: [&str; 6] =
     ["double-sparsity", "sglang-v1", "sglang-v2", "sglang-v2-cosine", "twilight", "dsa-indexer"];
 
-/// The rules of a name.
+/// The rules of this name; `None` where there are none.
 pub fn find(name: &str) -> Option<Rules> {
     let plain = Rules::default();
     match name {

@@ -34,7 +34,7 @@ pub struct Instance {
 pub enum EarlierMasker {
     /// The first keys.
     Sink(WindowConfig),
-    /// The last keys up to the query.
+    /// The last keys up to and including the query's own position.
     Local(WindowConfig),
 }
 
@@ -84,8 +84,8 @@ pub struct SelectionSettings {
 }
 
 impl Instance {
-    /// An instance for calls of layer 0, with these rows. Rows that are fewer than the heads and one for each KV head are
-    /// `k_proj`, any other `qk_proj`.
+    /// An instance for calls of layer 0, with these rows. Rows count as `k_proj` where there is one for each
+    /// KV head and the KV heads are fewer than the heads, otherwise as `qk_proj`.
     pub fn of_layer(selection: Selection, channels: ChannelOrder, dims: &Dims) -> Self {
         let per_kv_head = channels.rows().len() == dims.kv_heads && dims.kv_heads < dims.heads;
         let kind = if per_kv_head { ChannelKind::KProj } else { ChannelKind::QkProj };
@@ -208,7 +208,7 @@ impl Instance {
 }
 
 impl Call {
-    /// About how much memory it takes.
+    /// About how many bytes of memory the call and its answer take.
     pub fn bytes(&self) -> usize {
         let parts = self.inputs.parts();
         let masks = parts.attention_mask.as_ref().map_or(0, |mask| mask.len());

@@ -1,4 +1,4 @@
-//! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About half are single
+//! Random sequences: a [`Plan`] for the inputs, and which layers are called with which lengths. About a third are single
 //! calls; the others do to one instance what requests do to a model that serves them: visit several layers, grow by decode
 //! steps or chunks, start anew, take back a tail, come in batches of another size. A few must be refused.
 
@@ -20,7 +20,7 @@ use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder, Error, GroupFacto
 pub enum Pattern {
     /// One call.
     Once,
-    /// Each layer once, with as many keys.
+    /// Each layer once, with the same number of keys.
     Layers,
     /// One layer, one more key each time, one query at a time.
     Decode,
@@ -28,7 +28,7 @@ pub enum Pattern {
     LayersDecode,
     /// One layer, then the same layer with other and fewer keys.
     Restart,
-    /// One layer, then the same layer with as many other keys.
+    /// One layer, then the same layer with other keys, equally many.
     RestartEqual,
     /// One layer, then the same layer with other and more keys.
     RestartLonger,
@@ -44,7 +44,7 @@ pub enum Pattern {
     Return,
 }
 
-/// Which layer is called, with which text, where that text turns into another one, and how long it is.
+/// One call: which layer, on which text (the source of its keys), where that text turns into another, and how long it is.
 struct Visit {
     layer: usize,
     text: u64,
@@ -54,7 +54,7 @@ struct Visit {
     length: (usize, usize),
 }
 
-/// What makes calls ones that must be refused: all of them, or one that asks for a missing layer.
+/// Why calls must be refused: all of them, or the one that asks for a missing layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flaw {
     /// G does not divide d.
@@ -182,7 +182,7 @@ impl Pattern {
         }
     }
 
-    /// Whether its calls differ in the layer alone.
+    /// Whether it looks for bugs that show only where layers choose different channels.
     fn needs_channels(self) -> bool {
         matches!(self, Self::Layers | Self::LayersDecode)
     }
@@ -194,7 +194,7 @@ fn other_batch(batch: usize) -> usize {
 }
 
 impl SequencePlan {
-    /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
+    /// The plan without what is not offered; [`Capabilities::missing`] finds what only the finished sequence shows.
     fn restricted(mut self, capabilities: &Capabilities) -> Self {
         self.plan = self.plan.restricted(capabilities);
         let lacks = |feature| !capabilities.offers(feature);
@@ -234,7 +234,7 @@ impl SequencePlan {
     pub fn sequence(&self) -> Result<Sequence, Error> {
         let instance = self.instance()?;
         let mut calls = self.calls()?;
-        // Before calls that must be answered, too: a refusal is of one call.
+        // The first or the last call: a refusal concerns one call, and those after it must be answered.
         let flawed = if self.plan.seed.is_multiple_of(3) { calls.last_mut() } else { calls.first_mut() };
         if self.flaw == Some(Flaw::MissingLayer)
             && let Some(call) = flawed

@@ -64,7 +64,7 @@ impl ScoreShape {
 /// A random question to a top-k.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScoresPlan {
-    /// Of the numbers.
+    /// Seed of the numbers.
     pub seed: u64,
     /// b, h, m and n
     pub shape: [usize; 4],
@@ -102,7 +102,7 @@ impl Attended {
 /// A random question to a sparse attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SelectionPlan {
-    /// Of the numbers.
+    /// Seed of the numbers.
     pub seed: u64,
     /// The sizes.
     pub dims: Dims,
@@ -117,7 +117,7 @@ pub struct SelectionPlan {
 }
 
 /// A random question that a subject of these capabilities may be asked; the same seed makes the same one. `None` where the
-/// domain leaves none for this seed, or inputs are taken.
+/// domain leaves none for this seed, or the subject takes inputs.
 pub fn stage_call(capabilities: &Capabilities, seed: u64) -> Option<StageCall> {
     let call = match capabilities.stages.takes {
         Takes::Inputs => return None,
@@ -129,7 +129,7 @@ pub fn stage_call(capabilities: &Capabilities, seed: u64) -> Option<StageCall> {
     ragged.filter(offered).or_else(|| offered(&call).then_some(call))
 }
 
-/// What is drawn before a domain has its say.
+/// What is drawn before a domain restricts it.
 struct Draw {
     words: Words,
     drawn: u64,
@@ -150,7 +150,7 @@ impl Draw {
         list[self.below(list.len())]
     }
 
-    /// From 1 to `most`: small ones, any, and those beside powers of two, a third each.
+    /// A number of keys from 1 to `most`: a third each are small, arbitrary, or next to a power of two.
     fn keys(&mut self, most: usize) -> usize {
         match self.below(3) {
             0 => 1 + self.below(8),

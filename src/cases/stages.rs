@@ -80,10 +80,10 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// Stages that start somewhere and give some things; `None` for what is usual: a selection from scores, an output from a
+    /// Stages that start at `takes` and give `gives`; `None` stands for the default: a selection from scores, an output from a
     /// selection.
     ///
-    /// Errors: an empty list, things that cannot follow from what is taken, and no selection from inputs or scores.
+    /// Errors: an empty list, something that cannot follow from what is taken, or no selection from inputs or scores.
     pub fn new(takes: Takes, gives: Option<&[Given]>) -> Result<Self, Detail> {
         use Given::{Labels, Lse, Mask, Output, Scores, Selected};
         let possible: &[Given] = match takes {
@@ -123,7 +123,7 @@ impl Stages {
         *self != Self::default()
     }
 
-    /// Whether something is promised by name.
+    /// Whether every answer is declared to hold this.
     pub fn gives(&self, given: Given) -> bool {
         self.gives.contains(&given)
     }
@@ -245,9 +245,9 @@ impl SelectionCall {
 /// A question to an implementation of one stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StageCall {
-    /// To a top-k.
+    /// A question to a top-k.
     Scores(ScoresCall),
-    /// To a sparse attention.
+    /// A question to a sparse attention.
     Selection(SelectionCall),
 }
 

@@ -90,7 +90,7 @@ pub enum Previous {
 /// What a case looks like.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Of all numbers.
+    /// Seed of all numbers.
     pub seed: u64,
     /// b
     pub batch: usize,
@@ -108,7 +108,7 @@ pub struct Plan {
     pub value_dim: usize,
     /// H, G, B and the switches; d is r · G
     pub selection: Selection,
-    /// Of q, k and v.
+    /// The type of q, k and v.
     pub storage: Storage,
     /// Whether A is −∞ after the query's position.
     pub causal: bool,
@@ -261,7 +261,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
 }
 
 impl Plan {
-    /// The plan without what is not offered; what this cannot know beforehand [`Capabilities::missing`] tells.
+    /// The plan without what is not offered; [`Capabilities::missing`] finds what only the finished case shows.
     pub fn restricted(self, capabilities: &Capabilities) -> Self {
         let lacks = |feature| !capabilities.offers(feature);
         let seed = self.seed;
@@ -274,7 +274,7 @@ impl Plan {
             plan.selection.heads = capabilities.heads[pick(capabilities.heads.len())];
         }
         if !capabilities.rules.contains(&plan.selection.rules) && !capabilities.rules.is_empty() {
-            // Not in step with what is picked above.
+            // Independent of what is picked above.
             plan.selection.rules = capabilities.rules[(seed >> 8) as usize % capabilities.rules.len()];
         }
         plan.keys = plan.keys.min(capabilities.largest_keys.unwrap_or(plan.keys));
@@ -342,7 +342,7 @@ impl Plan {
         if most == 0 || refused {
             return;
         }
-        // A share of a shorter call's keys may be less.
+        // A count, as a fraction of a shorter call's keys may be fewer than the forced ones.
         let wanted = match self.selection.heavy_size {
             HeavySize::Count(count) => count.get().max(most),
             size @ HeavySize::Fraction(_) => size.resolve(self.keys).max(most),
@@ -374,8 +374,8 @@ impl Plan {
         })
     }
 
-    /// w of the rule `relu`: some 0, some negative; without them in one of four plans, and the same for all heads where these
-    /// are scored once.
+    /// w of the rule `relu`: some 0, some negative; `None` in one of four plans, and the same for all heads where these are
+    /// scored once.
     fn head_weights(&self, dims: &Dims) -> Option<Array3<f32>> {
         if self.selection.rules.score != ScoreRule::Relu || self.seed % 4 == 1 {
             return None;

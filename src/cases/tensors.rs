@@ -204,6 +204,7 @@ impl Writer {
     }
 
     /// The file after its length, as the process protocol sends it, in one piece.
+    #[cfg(feature = "process")]
     pub(crate) fn frame(mut self) -> Vec<u8> {
         let header = self.header();
         let length = 8 + header.len() + self.data.len();

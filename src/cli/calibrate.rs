@@ -22,7 +22,7 @@ pub struct Arguments {
     /// One row for all heads, as summed-labels needs
     #[arg(long)]
     shared: bool,
-    /// Take the activations of this model (GGUF, Llama architecture) on a text; feature torch
+    /// Take the activations of this model (GGUF, Llama architecture) on a text; needs the feature torch
     #[arg(long, value_name = "FILE", requires = "text")]
     model: Option<PathBuf>,
     /// Plain text or HTML; blocks are spread evenly over it
@@ -37,7 +37,7 @@ pub struct Arguments {
     /// Report how the result agrees with this channel file
     #[arg(long, value_name = "FILE", requires = "model")]
     compare: Option<PathBuf>,
-    /// G, which says how many leading channels are compared
+    /// G, which decides how many leading channels are compared
     #[arg(long, default_value_t = 4)]
     group_factor: u64,
     /// Where the model computes: cpu, cuda or cuda:N

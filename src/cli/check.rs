@@ -8,7 +8,7 @@ use doublecheck::Options;
 use doublecheck::algorithm::Rules;
 use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
-use doublecheck::reports::check::write_counterexamples;
+use doublecheck::reports::counterexamples;
 use doublecheck::reports::html;
 use doublecheck::runner::check::check_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Divergences that are known: names or rows of SPEC §3, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     known: Vec<String>,
-    /// How often each sequence is asked; 1 asks a small share again all the same
+    /// How often each sequence is asked; 1 still asks a small share again
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeat: usize,
     /// Case files, or folders of them, to ask as well [default: the bundled cases]
@@ -93,7 +93,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut report = check_with_progress(subject.as_mut(), &options, &mut progress);
     bar.finish_and_clear();
     if let Some(folder) = &arguments.out {
-        write_counterexamples(&mut report, folder)
+        counterexamples::write(&mut report, folder)
             .map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
     }
     if let Some(path) = &arguments.json {

@@ -29,11 +29,11 @@ pub struct Arguments {
 enum Command {
     #[command(flatten)]
     Task(Box<Task>),
-    /// Tell a finished evaluation again, from the evaluation.json of its folder
+    /// Print a finished evaluation again, from the evaluation.json of its folder
     Show {
         /// evaluation.json
         file: PathBuf,
-        /// Heat maps of recall too
+        /// Print heat maps of recall too
         #[arg(long)]
         recall: bool,
         /// Leave times out of the text
@@ -61,13 +61,13 @@ enum Task {
         /// Tokens that are scored after them
         #[arg(long, default_value_t = 512)]
         scored: usize,
-        /// Passages
+        /// How many passages
         #[arg(long, default_value_t = 2)]
         passages: usize,
         #[command(flatten)]
         common: Common,
     },
-    /// Question answering on files in LongBench's format; token-level F1
+    /// Question answering on files in LongBench's format, scored by token-level F1
     Qa {
         /// JSON lines: input, context, answers, all_classes, length, dataset
         #[arg(long, required = true, num_args = 1..)]
@@ -75,13 +75,13 @@ enum Task {
         /// Longest prompt in tokens; the middle of longer ones is left out [default: what the model was made for]
         #[arg(long)]
         limit: Option<usize>,
-        /// The first N items of each file only
+        /// Only the first N items of each file
         #[arg(long, value_name = "N")]
         items: Option<usize>,
         #[command(flatten)]
         common: Common,
     },
-    /// A number hidden in filler sentences, at depths from first to last; generated
+    /// Finding a number in filler sentences, at depths from first to last; prompts are generated
     Passkey {
         /// Filler sentences of a prompt
         #[arg(long, default_value_t = 100)]
@@ -92,7 +92,7 @@ enum Task {
         #[command(flatten)]
         common: Common,
     },
-    /// One of many numbers by its name; generated
+    /// Finding one of many numbers by its name; prompts are generated
     KeyValue {
         /// Pairs in a prompt
         #[arg(long, default_value_t = 20)]
@@ -134,7 +134,7 @@ struct Common {
     /// Which rows of the channel files
     #[arg(long, default_value = "qk_proj")]
     kind: ChannelKind,
-    /// H
+    /// Values of H, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "16,64,256,1024")]
     heavy_size: Vec<usize>,
     /// G
@@ -161,10 +161,10 @@ struct Common {
     /// Which part of a prompt is attended to sparsely (SPEC D15); perplexity is the same in both
     #[arg(long, value_enum, default_value_t = SetupName::Context)]
     setup: SetupName,
-    /// Who does Double Sparsity
+    /// Which implementation of this project selects
     #[arg(long, value_enum, default_value_t = By::Torch)]
     subject: By,
-    /// A command that answers the process protocol does Double Sparsity (docs/PROTOCOL.md); run by sh
+    /// A command that selects, asked over the process protocol (docs/PROTOCOL.md); run by sh
     #[arg(long, value_name = "COMMAND", conflicts_with = "subject")]
     command: Option<String>,
     /// How long the command may take for one answer, in seconds
@@ -176,13 +176,13 @@ struct Common {
     /// Seed of generated items
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Put each prompt into the chat template of the model's file, as instruction models expect
+    /// Put each prompt into the chat template of the model's file, as instruction-tuned models expect
     #[arg(long)]
     chat: bool,
-    /// Folder for evaluation.json, plot.svg, report.html and the progress, from which a run that was cut off goes on
+    /// Folder for evaluation.json, plot.svg, report.html and the progress from which an interrupted run resumes
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print where the selection of each contender loses what exact top-k keeps, by layer and head
+    /// Print where each selection loses what exact top-k keeps, by layer and head
     #[arg(long)]
     recall: bool,
     /// Leave times out of the text

@@ -5,9 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use doublecheck::Options;
-use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::reports::faults::render;
-use doublecheck::runner::faults::fault_result;
+use doublecheck::runner::faults::Planted;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, print, write};
@@ -29,17 +28,14 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let mut faults: Vec<&'static Fault> = CATALOGUE.iter().collect();
-    if !arguments.only.is_empty() {
-        faults = super::subject::faults(&arguments.only, "--only")?;
-    }
+    let planted = if arguments.only.is_empty() { Planted::all() } else { only(&arguments.only)? };
     let options = Options { cases: arguments.cases, seed: arguments.seed, ..Options::default() };
-    let bar = ProgressBar::new(faults.len() as u64)
+    let bar = ProgressBar::new(planted.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
     let mut results = Vec::new();
-    for fault in faults {
-        bar.set_message(fault.name);
-        results.push(fault_result(fault, &options));
+    for planted in planted {
+        bar.set_message(planted.name());
+        results.push(planted.check(&options).0);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -48,4 +44,19 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     print(&render(&results))?;
     Ok(if results.iter().all(|result| result.right()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is planted by these names or rows.
+fn only(names: &[String]) -> Result<Vec<Planted>, Failure> {
+    let mut planted = Vec::new();
+    for name in names {
+        let found = Planted::find_all(name);
+        if found.is_empty() {
+            let expected: Vec<_> = Planted::all().into_iter().map(Planted::name).collect();
+            let expected = expected.join(", ");
+            return Err(format!("--only: found {name:?}, expected D1 to D23 or one of {expected}").into());
+        }
+        planted.extend(found);
+    }
+    Ok(planted)
 }

@@ -41,7 +41,7 @@ enum Command {
     /// Measure what selecting keys does to a language model's answers (feature torch)
     #[cfg(feature = "torch")]
     Eval(eval::Arguments),
-    /// Measure what selecting keys does to a language model's answers; this build cannot, it lacks the feature torch
+    /// Measure what selecting keys does to a language model's answers; not in this build, which lacks the feature torch
     #[cfg(not(feature = "torch"))]
     Eval {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
@@ -52,7 +52,7 @@ enum Command {
 /// What a command may fail with; the message goes to stderr and the exit code is 2.
 type Failure = Box<dyn std::error::Error>;
 
-/// What a command says that cannot do without libtorch.
+/// What a command that needs libtorch says in a build without it.
 #[cfg(not(feature = "torch"))]
 const WITHOUT_TORCH: &str = "found a build without libtorch, expected one made with \
                              LIBTORCH=$(ci/libtorch) cargo build --release --features torch";

@@ -16,7 +16,7 @@ use super::Failure;
 
 #[derive(Args)]
 pub struct Choice {
-    /// Who is checked
+    /// Which implementation of this project is checked
     #[arg(long, value_enum, default_value_t = Kind::Reference)]
     subject: Kind,
     /// Where torch computes: cpu, cuda or cuda:N

@@ -1,4 +1,4 @@
-//! Diagnosis by explanation of an answer that diverges. A fault of the catalogue is named only if the SPEC with it, and with
+//! Why an answer diverges. A fault of the catalogue is named only if the SPEC with it, and with
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
@@ -7,6 +7,7 @@ pub mod reproduction;
 use rayon::prelude::*;
 
 use self::reproduction::reproduces;
+use crate::algorithm::Selection;
 use crate::behaviours::{Behaviour, CATALOGUE, Fault};
 use crate::cases::{Observation, RoundingModel};
 
@@ -24,6 +25,12 @@ pub struct Seen {
     pub after: usize,
 }
 
+impl Seen {
+    fn selection(&self) -> Selection {
+        self.observation.sequence.instance.selection
+    }
+}
+
 /// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
 /// `known` did not. `None` where there are none.
 pub fn extend(
@@ -32,11 +39,14 @@ pub fn extend(
     seen: &[Seen],
     model: RoundingModel,
 ) -> Option<Faults> {
-    let candidates: Vec<&'static Fault> =
-        CATALOGUE.iter().filter(|fault| !fault.conforms && !known.contains(fault)).collect();
+    let selection = &target.sequence.instance.selection;
+    let candidates: Vec<&'static Fault> = CATALOGUE
+        .iter()
+        .filter(|fault| !fault.conforms && !known.contains(fault) && fault.asked.concerns(selection))
+        .collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
     best(singles, target, seen, model).or_else(|| {
-        // Coarse sums and anything else would reproduce too much.
+        // Coarse sums paired with another fault would reproduce too much.
         let candidates: Vec<&'static Fault> = candidates.into_iter().filter(|fault| !coarse(fault)).collect();
         let pairs = (0..candidates.len()).flat_map(|a| {
             let second = candidates[a + 1..].iter();
@@ -84,7 +94,7 @@ pub fn independent(faults: &[&'static Fault]) -> bool {
         })
 }
 
-/// The candidate that reproduces the target and most of what was seen; answers that conform must all be reproduced.
+/// Of the candidates that reproduce the target and every answer that conforms, the one that reproduces most of what was seen.
 fn best(
     candidates: Vec<Faults>,
     target: &Observation,
@@ -125,7 +135,7 @@ fn best(
     }
 }
 
-/// Coarse sums reproduce many small errors: what is exact goes first.
+/// Whether sums are coarse: these reproduce many small errors, so exact faults are preferred.
 fn coarse(fault: &Fault) -> bool {
     fault.behaviour().half_sums
 }
@@ -140,7 +150,7 @@ pub fn explains(faults: &[&'static Fault], seen: &[Seen], model: RoundingModel) 
 }
 
 /// The faults of a set that one observation shows: those that cannot be left out, where they are enough; otherwise one or two
-/// that reproduce it, or some none of which can be left out.
+/// that reproduce it, or a set of which none can be left out.
 pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: RoundingModel) -> Faults {
     let fits =
         |some: &[&'static Fault]| reproduces(Behaviour::with(some.iter().copied()), observation, model);
@@ -169,7 +179,7 @@ pub fn shown_by(faults: &[&'static Fault], observation: &Observation, model: Rou
     needed
 }
 
-/// Whether an observation that a set of faults reproduces is not reproduced without one of them.
+/// Whether a set of faults needs this one to reproduce an observation that it reproduces.
 pub fn needs(
     faults: &[&'static Fault],
     fault: &'static Fault,
@@ -192,6 +202,7 @@ pub fn alternatives(
     CATALOGUE
         .iter()
         .filter(|other| !other.conforms && !faults.contains(other) && !coarse(other))
+        .filter(|other| seen.iter().any(|seen| !seen.conforms && other.asked.concerns(&seen.selection())))
         .filter(|other| explains(&with(&others, &[other]), seen, model))
         .collect()
 }

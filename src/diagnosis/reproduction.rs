@@ -3,9 +3,10 @@
 //! subject returns are compared if the model says that they are exact.
 
 use crate::algorithm::attention::attention;
-use crate::algorithm::{HeadMode, Mask, Row};
-use crate::behaviours::answer::{AttentionView, full_mask};
-use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict};
+use crate::algorithm::{Mask, Row};
+use crate::behaviours::answer::full_mask;
+use crate::behaviours::attending::AttentionView;
+use crate::behaviours::{Behaviour, Earlier, ForcedKeys, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, Entry, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
 use crate::verdicts::labels::same_bits;
@@ -26,10 +27,6 @@ pub fn reproduces_call(
     index: usize,
     model: RoundingModel,
 ) -> bool {
-    // Behaviours are those of the published algorithm.
-    if !observation.sequence.instance.selection.is_plain() {
-        return false;
-    }
     let answer = &observation.answers[index];
     if let Some(entries) = observation.sequence.calls[index].entries() {
         return reproduces_entries(behaviour, observation, index, &entries, model);
@@ -82,7 +79,7 @@ fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> b
             let scores = ScoreBounds::predicted(prediction, ranked, model);
             let fits =
                 dims.rows().all(|row| row_fits(prediction, ranked, &scores.row(row), &answer.mask, row));
-            fits && (ranked.heads == HeadMode::PerHead || heads_agree(prediction, &answer.mask))
+            fits && heads_agree(prediction, ranked, &answer.mask)
         }
     };
     mask && labels_fit(prediction, answer, model)
@@ -129,14 +126,15 @@ fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &
     let (b, head, i) = at;
     let fills = prediction.behaviour.earlier == Earlier::FillsUp;
     let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(prediction, candidacy)).collect();
-    let (classes, fewest, most) = if ranked.count == 0 {
+    let count = ranked.count + forced_on_top(ranked, &row);
+    let (classes, fewest, most) = if count == 0 {
         let none = |candidacy: &Candidacy| match candidacy {
             Candidacy::Scored(_) => Class::Out,
             _ => Class::Before,
         };
         (row.iter().map(none).collect(), 0, 0)
     } else {
-        let certificate = certify_row(&row, ranked.count);
+        let certificate = certify_row(&row, count);
         (certificate.classes, certificate.fewest, certificate.most)
     };
     // Keys that must have been selected, and keys that may have been.
@@ -160,9 +158,18 @@ fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &
         possible += usize::from(may);
     }
     if fills {
-        return certain <= ranked.count && possible >= ranked.count.min(classes.len());
+        return certain <= count && possible >= count.min(classes.len());
     }
     certain <= most && possible >= fewest
+}
+
+/// How many keys of a row are forced on top of H.
+fn forced_on_top(ranked: &Ranked, row: &[Candidacy]) -> usize {
+    let forced = |candidacy: &&Candidacy| matches!(candidacy, Candidacy::Forced(_));
+    match ranked.forced.how {
+        ForcedKeys::OnTop => row.iter().filter(forced).count(),
+        _ => 0,
+    }
 }
 
 /// The smallest score first, where the behaviour ranks so.
@@ -173,15 +180,17 @@ fn reversed(prediction: &Prediction, candidacy: Candidacy) -> Candidacy {
     }
 }
 
-fn heads_agree(prediction: &Prediction, mask: &Mask) -> bool {
+/// Heads that share a selection must have selected the same keys.
+fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
     let dims = call_dims(prediction);
-    let added = |head: usize, (b, i, key): (usize, usize, usize)| {
-        mask.attends(b, head, i, key) && !prediction.before.attends(b, head, i, key)
-    };
-    let fresh = |(b, i, key)| (0..dims.heads).all(|head| !prediction.before.attends(b, head, i, key));
-    let positions = (0..dims.batch)
-        .flat_map(|b| (0..dims.queries).flat_map(move |i| (0..dims.keys).map(move |key| (b, i, key))));
-    positions.filter(|&at| fresh(at)).all(|at| (1..dims.heads).all(|head| added(head, at) == added(0, at)))
+    dims.rows().all(|(b, head, i)| {
+        let heads = ranked.sharing.heads(head, &dims);
+        let fresh = |key: &usize| heads.iter().all(|&head| !prediction.before.attends(b, head, i, *key));
+        heads[0] == head
+            || (0..dims.keys)
+                .filter(fresh)
+                .all(|key| mask.attends(b, head, i, key) == mask.attends(b, heads[0], i, key))
+    })
 }
 
 fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {

@@ -60,7 +60,7 @@ pub struct Attend<'a, A> {
 impl<A: Fn(usize) -> f32> WithSimd for Attend<'_, A> {
     type Output = ();
 
-    /// With the vector instructions that there are: everything it calls is inlined.
+    /// With the vector instructions available: everything it calls is inlined.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, query, scaling, attended, additive, output } = self;
@@ -108,7 +108,7 @@ fn add_values(rows: &Rows, keys: &[usize], weights: &[f32], value: Range<usize>,
     }
 }
 
-/// In two partial sums of vectors, then the rest.
+/// A dot product in two vectors of partial sums, then the rest.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));

@@ -1,6 +1,6 @@
 //! The label cache of one KV head and one row of channels (SPEC §2.4, §2.5): each key is gathered and quantised once,
-//! when it is appended. What a step reads of it are r codes of at most 8 bits, an offset and a step: codes of B ≤ 4 bits
-//! are packed in pairs (half the bytes, and a step is bound by reading), B ≤ 8 are a byte each, and finer labels
+//! when it is appended. For each key a decode step reads r codes of at most 8 bits, an offset and a step size. Codes of
+//! B ≤ 4 bits are packed in pairs (half the bytes, and reading bounds the time), B ≤ 8 are a byte each, and finer labels
 //! (9 to 16 bits) are kept as bytes again, as a coarse view of labels that live in the key itself.
 //!
 //! The view of a label is lo + step·code. How far it may be off is measured when the key is appended, and a score of
@@ -75,7 +75,7 @@ impl Codes {
         Ok(labels)
     }
 
-    /// The same of a key that was appended, into `labels`.
+    /// Writes the labels of a key that was appended into `labels`. Errors: those of [`Codes::labels`].
     pub fn write_labels(&self, rows: &Rows, key: usize, labels: &mut [f32]) -> Result<()> {
         rows.gather(key, &self.channels, labels);
         quantize_in_place(labels, self.bits, self.storage)
@@ -166,7 +166,7 @@ impl Codes {
         self.largest = self.largest.max(size);
     }
 
-    /// The memory of the blocks begun so far.
+    /// The memory of the blocks begun so far, in bytes.
     pub fn bytes(&self) -> usize {
         let chunk = |chunk: &Chunk| {
             size_of_val(&chunk.codes[..]) + size_of_val(&chunk.views[..]) + size_of_val(&chunk.bounds[..])
@@ -215,8 +215,8 @@ impl Term {
         let sum: f64 = factors.iter().copied().map(f64::from).sum();
         let magnitude = factors.iter().map(|&factor| f64::from(factor).abs()).sum();
         let norm = factors.iter().map(|&factor| f64::from(factor).powi(2)).sum::<f64>().sqrt();
-        // Of every product and sum of codes at most r + 4 roundings, of the terms' sum `terms`, of the factors and their
-        // sum 2, of the interval 3, and less than one more for the f64 arithmetic of the score itself (Higham, §3.1).
+        // At most r + 4 roundings in products and sums of codes, `terms` in the sum of the terms, 2 in the factors and
+        // their sum, 3 in the interval, and less than one more for the f64 arithmetic of the score itself (Higham, §3.1).
         let roundings =
             f64::from(u32::try_from(padded + terms + 16).unwrap_or(u32::MAX)) * f64::powi(2.0, -24);
         let relative = if roundings < 0.5 { roundings / (1.0 - roundings) } else { f64::INFINITY };
@@ -248,7 +248,7 @@ impl Codes {
             for (((score, dot), lo), step) in scores.iter_mut().zip(&dots).zip(lo).zip(step) {
                 *score += dot * step + lo * term.sum;
             }
-            // Of the labels: by Hölder's inequality or by Cauchy and Schwarz's. The last summand covers underflow.
+            // The error of the labels, by Hölder's or the Cauchy–Schwarz inequality. The last summand covers underflow.
             let labels = (term.magnitude * bound.error).min(term.norm * bound.norm * (1.0 + 1e-9));
             *error += labels
                 + term.relative * term.magnitude * bound.size

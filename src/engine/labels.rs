@@ -1,5 +1,5 @@
 //! SPEC §2.3 to §2.9 over a label cache: one [`Codes`] for each KV head and each row of channels that reads it, and the
-//! selection. All three head modes score a key by a sum of terms, each a query's factors times the labels of one cache:
+//! selection. The published head modes score a key by a sum of terms, each a query's factors times the labels of one cache:
 //! one term in `per-head`, one for each head in `summed-scores`, one for each KV head in `summed-labels`.
 //!
 //! Two passes give exactly the reference's selection, ties included: the first scores all keys in f32 from the codes,
@@ -20,16 +20,16 @@ use crate::algorithm::select::select;
 use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Row, Selection, Storage};
 use crate::compute;
 
-/// Keys turned away together.
+/// Keys that are compared with the threshold together.
 const LANES: usize = 16;
 
 /// The label cache of one Double Sparsity masker.
 #[derive(Debug, Clone)]
 pub struct LabelCache {
     selection: Selection,
-    /// The caches of one batch entry: which KV head each is of.
+    /// For each cache of one batch entry, the KV head that it belongs to.
     kv_heads: Vec<usize>,
-    /// Which of them a query head reads.
+    /// For each query head, which of these caches it reads.
     of_head: Vec<usize>,
     /// [b, caches of one batch entry]
     codes: Vec<Codes>,
@@ -41,7 +41,7 @@ pub struct LabelCache {
 struct Line {
     row: Row,
     terms: Vec<Term>,
-    /// Keys that causality leaves.
+    /// How many keys causality leaves.
     visible: usize,
     /// Keys below `visible` that are no candidates, ascending.
     excluded: Vec<usize>,
@@ -50,7 +50,8 @@ struct Line {
 }
 
 impl LabelCache {
-    /// An empty cache. Errors: G not dividing d, channels that do not fit, `summed-labels` without shared channels.
+    /// An empty cache. Errors: G not dividing d, channels that do not fit, anything but the published algorithm,
+    /// `summed-labels` without shared channels.
     pub fn new(dims: &Dims, channels: &ChannelOrder, selection: Selection, storage: Storage) -> Result<Self> {
         let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
         channels.check(dims, label_channels)?;
@@ -99,7 +100,7 @@ impl LabelCache {
         }
     }
 
-    /// The memory that it takes.
+    /// The memory that it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.codes.iter().map(Codes::bytes).sum()
     }
@@ -147,12 +148,12 @@ impl LabelCache {
     }
 }
 
-/// Where a row is among all rows.
+/// The index of a row among all rows, in row-major order.
 pub fn index(dims: &Dims, (batch, head, query): Row) -> usize {
     (batch * dims.heads + head) * dims.queries + query
 }
 
-/// One selection.
+/// The selection of one step.
 struct Ranking<'a, 'q> {
     cache: &'a LabelCache,
     query: &'a Checked<'q>,
@@ -353,7 +354,7 @@ impl Ranking<'_, '_> {
     }
 }
 
-/// The first pass, with the vector instructions that there are: everything it calls is inlined.
+/// The first pass, with the vector instructions available: everything it calls is inlined.
 struct Sort<'a, 'q> {
     ranking: &'a Ranking<'a, 'q>,
     lines: &'a [Line],
@@ -393,7 +394,7 @@ fn offer(line: &Line, first: usize, scores: &mut [f32], errors: &[f64], top: &mu
     }
 }
 
-/// Offers some keys of which few are worth it, without a branch for those that are not.
+/// Offers those of some keys that can reach the threshold, usually few, without a branch for each of the others.
 #[inline(always)]
 fn offer_part(scores: &[f32; LANES], radius: f32, visible: usize, first: usize, top: &mut Top) {
     let mut worth = [0; LANES];

@@ -52,12 +52,12 @@ pub struct Layout {
     pub storage: Storage,
 }
 
-/// What adds keys to a row, in the order of a list (SPEC §2.10).
+/// One masker of a list: each adds keys to a row, in the order of the list (SPEC §2.10).
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineMasker {
     /// The first keys.
     Sink(Sink),
-    /// The last keys up to the query.
+    /// The last keys up to and including the query's own position.
     Local(Local),
     /// The keys with the largest exact scores; reads every key in full, as the reference does.
     Oracle(Oracle),
@@ -81,7 +81,7 @@ pub struct Bytes {
     pub rows: usize,
 }
 
-/// A masker with what it keeps.
+/// A masker with its cache.
 #[derive(Debug, Clone)]
 enum Stage {
     Plain(EngineMasker),
@@ -91,7 +91,7 @@ enum Stage {
 /// The cache of one attention layer: keys, values and labels.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// Of the keys so far.
+    /// The sizes, with the keys so far.
     dims: Dims,
     storage: Storage,
     stages: Vec<Stage>,
@@ -99,7 +99,7 @@ pub struct Engine {
     rows: Vec<Rows>,
 }
 
-/// What a step gives.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// The attended keys of each row (batch, head, query), in row-major order.
@@ -127,7 +127,7 @@ impl Engine {
     /// An empty cache.
     ///
     /// Errors: [`Error::Shape`] for a size of 0 or heads that the KV heads do not divide; G not dividing d, channels that
-    /// do not fit, `summed-labels` without shared channels.
+    /// do not fit, anything but the published algorithm, `summed-labels` without shared channels.
     pub fn new(layout: Layout, maskers: Vec<EngineMasker>) -> Result<Self> {
         let Layout { batch, heads, kv_heads, head_dim, value_dim, storage } = layout;
         let sizes = [batch, heads, kv_heads, head_dim, value_dim];

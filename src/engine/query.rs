@@ -22,7 +22,7 @@ pub struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Queries after whose positions nothing is attended, and nothing else.
+    /// Causal queries, with neither an additive nor an earlier mask.
     pub fn causal(q: ArrayView4<'a, f32>) -> Self {
         Self { q, attention_mask: None, causal: true, scaling: None, previous: None }
     }
@@ -31,7 +31,7 @@ impl<'a> Query<'a> {
 /// A [`Query`] that fits `dims`.
 #[derive(Debug)]
 pub struct Checked<'a> {
-    /// With the queries and keys of this step.
+    /// The sizes, with the queries and keys of this step.
     pub dims: Dims,
     /// [b, h, m, d], contiguous, rounded to the storage type.
     q: Array4<f32>,
@@ -62,7 +62,7 @@ pub fn stored(field: &str, tensor: ArrayView4<f32>, storage: Storage) -> Result<
     }
 }
 
-/// Errors: [`Error::Shape`] unless the tensor has the expected shape, of which `None` may be any size above 0.
+/// Checks a shape; `None` stands for any size above 0. Errors: [`Error::Shape`].
 pub fn check_shape(field: &str, found: &[usize], expected: [Option<usize>; 4]) -> Result<()> {
     let fits = found
         .iter()
@@ -76,8 +76,8 @@ pub fn check_shape(field: &str, found: &[usize], expected: [Option<usize>; 4]) -
 }
 
 impl<'a> Checked<'a> {
-    /// Errors: [`Error::Shape`] for sizes that do not fit `dims` (also m > n), [`Error::NotFinite`] for NaN or ±∞ in q,
-    /// NaN or +∞ in A, and a scaling that is not finite.
+    /// Checks a query. Errors: [`Error::Shape`] for sizes that do not fit `dims` (also m > n), [`Error::NotFinite`] for NaN
+    /// or ±∞ in q, NaN or +∞ in A, and a scaling that is not finite.
     pub fn new(query: &Query<'a>, dims: Dims, storage: Storage) -> Result<Self> {
         let Dims { batch, heads, head_dim, keys, .. } = dims;
         check_shape("q", query.q.shape(), [Some(batch), Some(heads), None, Some(head_dim)])?;

@@ -51,7 +51,7 @@ impl Rows {
         self.len += 1;
     }
 
-    /// The memory of the rows so far.
+    /// The memory of the rows so far, in bytes.
     pub fn bytes(&self) -> usize {
         let chunk = |chunk: &Chunk| match chunk {
             Chunk::F32(numbers) => size_of_val(&numbers[..]),

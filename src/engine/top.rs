@@ -29,7 +29,7 @@ pub struct Sorted {
 }
 
 impl Top {
-    /// `heavy_size` is at least 1.
+    /// No candidates yet, for `heavy_size` keys, at least 1.
     pub fn new(heavy_size: usize) -> Self {
         Self {
             heavy_size,
@@ -45,7 +45,7 @@ impl Top {
         self.threshold
     }
 
-    /// A key whose score lies in [low, high], both finite.
+    /// Offers a key whose score lies in [low, high], both finite.
     pub fn offer(&mut self, low: f32, high: f32, key: usize) {
         self.candidates.push(Candidate { low, high, key });
         if self.candidates.len() >= self.limit {
@@ -55,7 +55,7 @@ impl Top {
         }
     }
 
-    /// The candidates of both, of different keys.
+    /// The candidates of both, which were offered different keys.
     pub fn merge(mut self, other: Self) -> Self {
         for Candidate { low, high, key } in other.candidates {
             if high >= self.threshold {

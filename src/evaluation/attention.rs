@@ -18,12 +18,12 @@ use crate::torch::attention::{attention, dense};
 use crate::torch::layer::causal;
 use crate::torch::{self, Layer, TorchMasker, masker, to_device, to_host};
 
-/// What adds keys, in the order of a list (SPEC §2.10).
+/// One masker of a list: each adds keys, in the order of the list (SPEC §2.10).
 #[derive(Debug, Clone)]
 pub enum Stage {
     /// The first keys.
     Sink(HeavySize),
-    /// The last keys up to the query.
+    /// The last keys up to and including the query's own position.
     Local(HeavySize),
     /// The keys with the largest exact scores.
     Oracle(HeavySize),
@@ -48,9 +48,9 @@ pub enum Selector {
 pub struct Tally {
     /// Keys attended to, summed over sparse layers, heads and queries.
     pub read: f64,
-    /// Keys there were, summed over the same.
+    /// Keys that A leaves, summed over the same.
     pub held: f64,
-    /// How many (layer, head, query) these are.
+    /// How many (layer, head, query) were summed over.
     pub rows: f64,
     /// What was kept of exact top-k.
     pub recall: RecallSums,

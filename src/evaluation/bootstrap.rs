@@ -1,5 +1,5 @@
 //! How sure a figure is: 95 % intervals by the percentile bootstrap (Efron, 1979). The units that a measure is averaged
-//! over are drawn anew, with replacement, 2,000 times; the interval is what the middle 95 % of the figures span. The seed
+//! over are resampled with replacement 2,000 times; the interval is what the middle 95 % of the figures span. The seed
 //! is fixed, so the same units give the same interval.
 //!
 //! Where there is little to draw from, the interval says little: one unit can only be drawn again and again, and its
@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use super::results::{Interval, Measure, Unit};
 
-/// How often units are drawn anew.
+/// How many resamples are drawn.
 const RESAMPLES: usize = 2_000;
 
 /// Share of resamples beyond each end of the interval.

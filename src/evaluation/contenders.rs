@@ -35,7 +35,7 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// SHA-256 of its settings, maskers and channels. Of a command nothing but its own name is known.
+    /// SHA-256 of its settings, maskers and channels; a command counts by its name alone.
     pub fn fingerprint(&self) -> String {
         let known = format!("{} {:?} {}", self.masker, self.heavy_size, self.sparse.describe());
         sha256(known.as_bytes())
@@ -48,7 +48,7 @@ impl Contender {
     }
 }
 
-/// Who does Double Sparsity.
+/// The implementation of Double Sparsity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Implementation {
     /// Maskers in libtorch operations, where the model computes.
@@ -86,7 +86,7 @@ pub struct ContenderSettings {
     pub configurations: Vec<PathBuf>,
     /// Layers that stay dense.
     pub dense_layers: Vec<usize>,
-    /// Who does Double Sparsity.
+    /// The implementation of Double Sparsity.
     pub implementation: Implementation,
 }
 
@@ -103,7 +103,7 @@ pub struct Contenders {
 }
 
 impl ContenderSettings {
-    /// All contenders, for a model of so many layers.
+    /// All contenders, for a model of this many layers.
     ///
     /// Errors: those of the files; [`Error::Algorithm`] for heavy sizes that do not exist; [`Error::Process`];
     /// [`Error::Setting`] for dense layers that the model does not have, and where two contenders have one name and heavy size.
@@ -186,7 +186,7 @@ impl ContenderSettings {
         })
     }
 
-    /// Who does Double Sparsity, by name.
+    /// The implementation of Double Sparsity, with its name.
     fn selector(&self, instance: Instance) -> Result<(String, Selector)> {
         let subject: Box<dyn Subject> = match &self.implementation {
             Implementation::Torch => return Ok(("torch".into(), Selector::of_instance(&instance))),

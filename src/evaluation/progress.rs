@@ -1,4 +1,4 @@
-//! What an evaluation has done so far, written down step by step, so that a run that was cut off goes on where it stopped.
+//! What an evaluation has done so far, written down step by step, so that an interrupted run resumes where it stopped.
 
 use std::fs::File;
 use std::io::Write;
@@ -37,7 +37,7 @@ pub struct Trial {
     pub seconds: f64,
 }
 
-/// What was done before and is done now, a line of JSON each, below a line with the settings.
+/// The trials done so far, by this run or an earlier one: in the file a line of JSON each, below a line with the settings.
 #[derive(Debug)]
 pub struct Progress {
     done: Vec<Trial>,
@@ -45,13 +45,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Precision in memory only.
+    /// Progress kept in memory only.
     pub fn unwritten() -> Self {
         Self { done: Vec::new(), file: None }
     }
 
-    /// Precision in a file; what an earlier run with the same settings has written there is taken over. A last line that was cut off,
-    /// and what failed, is done again.
+    /// Progress kept in a file; what an earlier run with the same settings has written there is taken over. A last line that
+    /// was cut off, and what failed, is done again.
     ///
     /// Errors: [`Error::Progress`] for other settings and for files that cannot be read or written.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
@@ -85,7 +85,7 @@ impl Progress {
         Ok(progress)
     }
 
-    /// Precision in `progress.jsonl` of a folder, which is made where there is none, for this model, set-up and work.
+    /// Progress kept in `progress.jsonl` of a folder, which is created if needed, for this model, set-up and work.
     ///
     /// Errors: [`Error::Progress`] for a folder that cannot be made; those of [`Progress::open`].
     pub fn in_folder(folder: &Path, model: &Model, setup: Setup, work: &[Work]) -> Result<Self> {

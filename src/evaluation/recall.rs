@@ -24,7 +24,7 @@ pub struct HeadSums {
 pub struct RecallSums {
     keys: Vec<Vec<f64>>,
     mass: Vec<Vec<f64>>,
-    /// By layer.
+    /// How many queries were summed, by layer.
     queries: Vec<f64>,
 }
 

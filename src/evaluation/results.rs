@@ -79,7 +79,7 @@ pub struct ContenderResult {
     pub label_bits: Option<u8>,
     /// Keys attended to, mean over sparse layers, heads and queries.
     pub keys_read: f64,
-    /// Keys there were.
+    /// Keys there were to attend to, mean over the same.
     pub keys_held: f64,
     /// Bytes of labels, keys and values that a decode step reads in one sparse layer, at two bytes a number.
     pub bytes: f64,
@@ -120,9 +120,9 @@ pub struct Interval {
 /// layer has an empty list.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
-    /// Of its keys.
+    /// Share of exact top-k's keys.
     pub keys: Vec<Vec<f64>>,
-    /// Of its attention mass (softmax over all keys); a selection cannot exceed 1 but for ties.
+    /// Share of exact top-k's attention mass (softmax over all keys); at most 1, but for ties.
     pub mass: Vec<Vec<f64>>,
 }
 

@@ -25,7 +25,7 @@ const PREFILL: usize = 512;
 /// Scored tokens that make one unit of the bootstrap.
 const BLOCK: usize = 32;
 
-/// The whole evaluation: does what is not done yet, and compares. `tick` hears what is done next, for each piece of work and
+/// The whole evaluation: does what is not done yet, and compares. `tick` is called with what is done next, for each piece of work and
 /// contender. The command line is left empty.
 ///
 /// Errors: those of [`run`] and of [`results`].
@@ -71,9 +71,9 @@ pub fn evaluate(
     })
 }
 
-/// Does all work with every contender, as far as it is not done yet. `tick` hears what is done next.
+/// Does all work with every contender, as far as it is not done yet. `tick` is called with what is done next.
 ///
-/// Errors: those of the model; of progress that cannot be written. What a contender fails at is a trial too.
+/// Errors: those of the model; of progress that cannot be written. A contender's failure is recorded as a trial.
 pub fn run(
     model: &Model,
     work: &[Work],

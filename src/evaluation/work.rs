@@ -70,7 +70,7 @@ pub enum Work {
         answers: Vec<String>,
         /// How many tokens may be generated.
         most_tokens: usize,
-        /// In percent.
+        /// Scores an answer by the right ones, in percent.
         score: fn(&str, &[String]) -> f64,
     },
 }

@@ -71,7 +71,7 @@ impl Calibrator {
         Self { sums: nothing(layers), last: nothing(layers), blocks: 0 }
     }
 
-    /// Runs the model on blocks of tokens that are spread evenly over texts, from beginning to end. `tick` hears of each.
+    /// Runs the model on blocks of tokens that are spread evenly over texts, from beginning to end. `tick` is called for each.
     ///
     /// Errors: [`Error::Tokens`] for no blocks, and for texts that are too short; those of the texts and of the model.
     pub fn of_texts(

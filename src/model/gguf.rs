@@ -30,7 +30,7 @@ impl Gguf {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
         let name = path.display().to_string();
-        // Looked at here because a reader of something else takes its bytes for huge counts.
+        // Checked here, because the reader would take the bytes of any other file for huge counts.
         if bytes.get(..4) != Some(b"GGUF".as_slice()) {
             let found = format!("a file that begins with {:?}", bytes.get(..4).unwrap_or(&bytes));
             return Err(wrong(&name, found, "a GGUF file, which begins with \"GGUF\""));
@@ -61,7 +61,7 @@ impl Gguf {
         read(value).ok_or_else(|| wrong(key, format!("{:?}", value.value_type()), expected))
     }
 
-    /// Text metadata. Errors: [`Error::Model`] where it is missing or of another type; so for the others.
+    /// Text metadata. Errors: [`Error::Model`] where it is missing or of another type; likewise for the functions below.
     pub fn text(&self, key: &str) -> Result<&str> {
         let value = self.content.metadata.get(key).ok_or_else(|| wrong(key, "nothing", "text"))?;
         match value {

@@ -99,7 +99,7 @@ pub trait Attention {
         Ok(())
     }
 
-    /// Causal attention: q [1, h, m, d], k and v [1, hk, n, d], after the rotary embedding (half-split); [1, h, m, d].
+    /// Causal attention: q [1, h, m, d], k and v [1, hk, n, d], after the rotary embedding (half-split). Gives [1, h, m, d].
     ///
     /// Errors: whatever it refuses or fails at.
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor>;
@@ -229,7 +229,7 @@ impl Llama {
         &self.config
     }
 
-    /// Where it computes.
+    /// The device that it computes on.
     pub fn device(&self) -> Device {
         self.device
     }

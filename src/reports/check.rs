@@ -1,7 +1,6 @@
 //! A check as text: what was asked, each finding with its counterexample and diagnosis, what was left out, a summary.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use super::{sequence, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
@@ -130,7 +129,7 @@ pub fn replay_stage(
     text
 }
 
-/// How often what is promised, or what is not, was so.
+/// How often each property held: those promised, or those observed.
 pub(super) fn promises(report: &Report, promised: bool) -> Vec<String> {
     let shown = Promise::ALL.into_iter().filter_map(|promise| {
         let kept = report.promises.get(promise.name())?;
@@ -234,33 +233,4 @@ fn summary(report: &Report, with_times: bool) -> String {
             write!(text, "; {:.1} s, {:.0} sequences a second", report.seconds, report.sequences_per_second);
     }
     text + "\n"
-}
-
-/// Writes each counterexample as a case file and as text, in place of those of an earlier run, and notes the files in the
-/// report. Errors: those of writing.
-pub fn write_counterexamples(report: &mut Report, folder: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let stem =
-            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("finding-"));
-        let ours = stem.is_some_and(|number| number.parse::<usize>().is_ok());
-        if ours && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt") {
-            std::fs::remove_file(path)?;
-        }
-    }
-    let (subject, version) = (report.subject.clone(), report.version);
-    for (index, finding) in report.findings.iter_mut().enumerate() {
-        let path = folder.join(format!("finding-{}.safetensors", index + 1));
-        let source =
-            format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
-        let bytes = match &finding.example {
-            Some(example) => crate::cases::stage_file::to_bytes(&example.call, &source),
-            None => crate::cases::file::sequence_to_bytes(&finding.observation.sequence, &source),
-        };
-        std::fs::write(&path, bytes)?;
-        std::fs::write(path.with_extension("txt"), self::finding(index, finding))?;
-        finding.file = Some(path);
-    }
-    Ok(())
 }

@@ -29,7 +29,7 @@ pub fn render(results: &[FaultResult]) -> String {
     let count = |right: fn(&FaultResult) -> bool| results.iter().filter(|result| right(result)).count();
     finished(&table)
         + &format!(
-            "\n{} faults: {} caught, {} of them named; {} of {} that conform let pass; {:.0} s\n",
+            "\n{} faults: {} caught, {} of them named; {} of {} conforming variants accepted; {:.0} s\n",
             count(|result| !result.must_conform),
             count(|result| !result.must_conform && result.caught_by.is_some()),
             count(|result| result.right() && !result.diagnosis.is_empty()),

@@ -1,12 +1,15 @@
 //! How results are presented: as text for a terminal, as JSON, and as one HTML file.
 
 pub mod check;
+#[cfg(feature = "files")]
+pub mod counterexamples;
 #[cfg(feature = "cli")]
 pub mod evaluation;
 #[cfg(feature = "cli")]
 pub mod faults;
 #[cfg(feature = "cli")]
 pub mod html;
+#[cfg(feature = "files")]
 pub mod inspect;
 pub mod sequence;
 pub mod stages;

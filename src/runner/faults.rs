@@ -1,20 +1,30 @@
-//! The meta test: every fault of the catalogue is checked as if it were somebody's implementation. It must be caught, be
-//! named rightly or called unknown, and shrink to something small; those that conform must conform.
+//! The meta test: every fault of the catalogue, and every breach of a declaration, is checked as if it were somebody's
+//! implementation. It must be caught, be named rightly or called unknown, and shrink to something small; those that conform
+//! must conform.
 
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::check::{Options, Report, Size, check};
-use crate::behaviours::Fault;
-use crate::subjects::Faulty;
+use super::check::{Finding, Options, Report, Size, check};
+use crate::behaviours::{CATALOGUE, Fault};
+use crate::subjects::{BREACHES, Breach, Breaching, Faulty, Subject};
+
+/// What is planted in the reference.
+#[derive(Debug, Clone, Copy)]
+pub enum Planted {
+    /// A fault of the catalogue, which the diagnosis names.
+    Fault(&'static Fault),
+    /// A breach of what is declared, which the kind of the finding names.
+    Breach(&'static Breach),
+}
 
 /// How one fault fared.
 #[derive(Debug, Clone, Serialize)]
 pub struct FaultResult {
     /// The fault.
     pub name: &'static str,
-    /// The row of SPEC §3 or the section of §2 it goes against.
+    /// The row of SPEC §3 or the section of the SPEC it goes against.
     pub row: &'static str,
     /// Whether it must conform.
     pub must_conform: bool,
@@ -35,7 +45,7 @@ pub struct FaultResult {
 }
 
 impl FaultResult {
-    /// Whether the suite did what it must: caught it and named nothing else, or let it pass.
+    /// Whether the suite did what it must: caught it and named nothing else, or accepted it.
     pub fn right(&self) -> bool {
         if self.must_conform {
             return self.caught_by.is_none();
@@ -44,32 +54,86 @@ impl FaultResult {
     }
 }
 
-/// The names in all findings, each once; none where a finding has none.
-fn named(report: &Report) -> Vec<&'static str> {
-    if report.findings.iter().any(|finding| finding.diagnosis.is_empty()) {
-        return Vec::new();
+impl Planted {
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        CATALOGUE.iter().map(Self::Fault).chain(BREACHES.iter().map(Self::Breach)).collect()
     }
-    let mut names: Vec<_> = report.findings.iter().flat_map(|finding| finding.diagnosis.clone()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
 
-/// Checks one fault.
-pub fn fault_result(fault: &Fault, options: &Options) -> FaultResult {
-    let start = Instant::now();
-    let report = check(&mut Faulty::new(&[fault]), options);
-    let first = report.findings.first();
-    FaultResult {
-        name: fault.name,
-        row: fault.row,
-        must_conform: fault.conforms,
-        caught_by: first.map(|finding| finding.kind),
-        after: first.map_or(report.sequences, |finding| finding.after),
-        sequences: report.diverged,
-        size: first.map(|finding| finding.size),
-        shrinking_seconds: first.map_or(0.0, |finding| finding.shrinking_seconds),
-        diagnosis: named(&report),
-        seconds: start.elapsed().as_secs_f64(),
+    /// All of a name, a row of SPEC §3 or a section.
+    pub fn find_all(name: &str) -> Vec<Self> {
+        let same = |text: &str| text.eq_ignore_ascii_case(name);
+        Self::all().into_iter().filter(|planted| same(planted.name()) || same(planted.row())).collect()
+    }
+
+    /// What commands and records call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fault(fault) => fault.name,
+            Self::Breach(breach) => breach.name,
+        }
+    }
+
+    /// The row of SPEC §3 or the section of the SPEC it goes against.
+    pub fn row(self) -> &'static str {
+        match self {
+            Self::Fault(fault) => fault.row,
+            Self::Breach(breach) => breach.row,
+        }
+    }
+
+    /// Whether it conforms all the same.
+    pub fn conforms(self) -> bool {
+        matches!(self, Self::Fault(fault) if fault.conforms)
+    }
+
+    /// The reference with it.
+    pub fn subject(self) -> Box<dyn Subject> {
+        match self {
+            Self::Fault(fault) => Box::new(Faulty::new(&[fault])),
+            Self::Breach(breach) => Box::new(Breaching::new(breach)),
+        }
+    }
+
+    /// Checks the reference with it, and says how that went.
+    pub fn check(self, options: &Options) -> (FaultResult, Report) {
+        let start = Instant::now();
+        let report = check(self.subject().as_mut(), options);
+        let first = report.findings.first();
+        let result = FaultResult {
+            name: self.name(),
+            row: self.row(),
+            must_conform: self.conforms(),
+            caught_by: first.map(|finding| finding.kind),
+            after: first.map_or(report.sequences, |finding| finding.after),
+            sequences: match self {
+                Self::Fault(_) => report.diverged,
+                // A broken promise conforms otherwise.
+                Self::Breach(_) => report.findings.iter().map(|finding| finding.sequences).sum(),
+            },
+            size: first.map(|finding| finding.size),
+            shrinking_seconds: first.map_or(0.0, |finding| finding.shrinking_seconds),
+            diagnosis: self.named(&report.findings),
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        (result, report)
+    }
+
+    /// The names in all findings, each once; none where a finding has none.
+    fn named(self, findings: &[Finding]) -> Vec<&'static str> {
+        let names = |finding: &Finding| match self {
+            Self::Fault(_) => finding.diagnosis.clone(),
+            Self::Breach(breach) if breach.is_shown_by(finding.kind, &finding.sentence) => vec![breach.name],
+            Self::Breach(_) if finding.diagnosis.is_empty() => vec![finding.kind],
+            Self::Breach(_) => finding.diagnosis.clone(),
+        };
+        let of_findings: Vec<_> = findings.iter().map(names).collect();
+        if of_findings.iter().any(Vec::is_empty) {
+            return Vec::new();
+        }
+        let mut names = of_findings.concat();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 }

@@ -21,7 +21,7 @@ use crate::verdicts::{Certificate, Sharpness, judge};
 pub struct VerifyOptions {
     /// How many random cases each invariant gets; 0 leaves the invariants out.
     pub random_cases: u32,
-    /// Of the random cases.
+    /// Seed of the random cases.
     pub seed: u64,
 }
 
@@ -32,7 +32,7 @@ pub struct RandomReport {
     pub cases: usize,
     /// How many of them had to be refused, and were.
     pub refused: usize,
-    /// In how many the mask equals the reference's.
+    /// Cases in which the mask equals the reference's.
     pub masks_equal: usize,
     /// How many rows of labels were compared bit for bit with the reference's.
     pub label_rows: usize,
@@ -64,7 +64,7 @@ pub fn random_cases(subject: &mut dyn Subject, options: VerifyOptions) -> Random
 
 /// Judges a subject on small random cases, on all cores: each has a subject of its own. Only mask and output are judged, as
 /// in `check`; nothing is compared with the reference beyond that. Each core stops at its first divergence and shrinks it. The
-/// same seed makes the same cases on as many cores.
+/// same seed makes the same cases on the same number of cores.
 ///
 /// Errors: those of `new_subject`.
 pub fn small_cases<S: Subject, E: Send>(

@@ -8,13 +8,14 @@ use crate::algorithm::Mask;
 use crate::behaviours::answer::answer;
 use crate::behaviours::prediction::is_remembered;
 use crate::behaviours::{Behaviour, Fault, Outcome, predict};
-use crate::cases::{Answer, Call, Instance, NoAnswer, RoundingModel, Sequence};
+use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel, Sequence};
 
 /// The reference with some faults.
 #[derive(Debug)]
 pub struct Faulty {
     name: String,
     behaviour: Behaviour,
+    capabilities: Capabilities,
     /// The instance and those of its calls that matter to later ones: faults may carry state over.
     seen: Option<Sequence>,
 }
@@ -24,7 +25,8 @@ impl Faulty {
     pub fn new(faults: &[&Fault]) -> Self {
         let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
         let behaviour = Behaviour::with(faults.iter().copied());
-        Self { name: format!("reference with {}", names.join(" and ")), behaviour, seen: None }
+        let capabilities = Fault::capabilities(faults);
+        Self { name: format!("reference with {}", names.join(" and ")), behaviour, capabilities, seen: None }
     }
 }
 
@@ -37,8 +39,11 @@ impl Subject for Faulty {
         RoundingModel::REFERENCE
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        instance.selection.check_plain()?;
         let (name, instance) = (self.name.clone(), instance.clone());
         self.seen = Some(Sequence { name, instance, calls: Vec::new() });
         Ok(())

@@ -1,9 +1,11 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+pub mod breach;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod faulty;
+#[cfg(feature = "process")]
 pub mod process;
 pub mod reference;
 #[cfg(feature = "torch")]
@@ -20,9 +22,11 @@ use crate::cases::{
     Observation, RoundingModel, ScoresCall, SelectionCall, Sequence, StageAnswer, StageCall,
 };
 
+pub use breach::{BREACHES, Breach, Breaching};
 #[cfg(feature = "engine")]
 pub use engine::Engine;
 pub use faulty::Faulty;
+#[cfg(feature = "process")]
 pub use process::Process;
 pub use reference::Reference;
 #[cfg(feature = "torch")]
@@ -31,8 +35,11 @@ pub use torch::Torch;
 pub use torch_cache::TorchCache;
 
 /// An implementation of Double Sparsity. It is configured once for each instance and then called, for several layers and
-/// lengths; nothing of an earlier call may show in a later one. One that does a single stage says so in its capabilities and
+/// lengths; an earlier call must not change the answer to a later one. One that does a single stage says so in its capabilities and
 /// answers [`Subject::select`] or [`Subject::attend`] instead.
+///
+/// Errors of all its methods: [`NoAnswer::Refused`] or [`NoAnswer::Declined`] for inputs that must be refused (end of SPEC
+/// §2), [`NoAnswer::Failed`] for anything else.
 pub trait Subject {
     /// What reports call it.
     fn name(&self) -> String;
@@ -52,12 +59,12 @@ pub trait Subject {
         Err(not_offered("configure"))
     }
 
-    /// Mask and, where it computes attention, output of one call of the instance.
+    /// The mask [b, h, m, n] of one call of the instance and, where it computes attention, the output [b, h, m, dv].
     fn call(&mut self, _call: &Call) -> Result<Answer, NoAnswer> {
         Err(not_offered("call"))
     }
 
-    /// The keys with the largest scores (SPEC §2.9), as a mask of weights 0 and 1; asked where it takes scores.
+    /// The keys with the largest scores (SPEC §2.9), as a mask [b, h, m, n] of weights 0 and 1; asked where it takes scores.
     fn select(&mut self, _call: &ScoresCall) -> Result<Mask, NoAnswer> {
         Err(not_offered("select"))
     }
@@ -78,7 +85,7 @@ pub trait Subject {
         self.call(&case.call)
     }
 
-    /// Labels of one row (SPEC §2.5); `None` where it offers no such thing.
+    /// The labels of one row (SPEC §2.5), one for each of its numbers; `None` where it does not offer them.
     fn labels(
         &mut self,
         _row: &[f32],
@@ -88,13 +95,13 @@ pub trait Subject {
         None
     }
 
-    /// A channel order (SPEC §4); `None` where it offers no such thing.
+    /// The channel order of the activations (SPEC §4); `None` where it does not offer calibration.
     fn calibrate(&mut self, _case: &CalibrationCase) -> Option<Result<ChannelOrder, NoAnswer>> {
         None
     }
 }
 
-/// Asks every call of a sequence of one fresh instance.
+/// Configures a fresh instance and asks it every call of a sequence.
 pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
     let capabilities = subject.capabilities();
     let instance = &sequence.instance;
@@ -113,7 +120,7 @@ pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
     Observation { sequence: sequence.clone(), answers, instance_refused }
 }
 
-/// An answer with everything in it that the subject offers, or which part is missing.
+/// The answer, if it holds everything that the subject declares; otherwise which part is missing.
 fn whole(
     capabilities: &Capabilities,
     instance: &Instance,
@@ -167,7 +174,7 @@ fn not_offered(method: &str) -> NoAnswer {
     NoAnswer::Failed(format!("{method} is not offered"))
 }
 
-/// What a call without an instance gets.
+/// The answer to a call without an instance.
 pub(crate) fn not_configured() -> NoAnswer {
     NoAnswer::Failed("called before it was configured".into())
 }

@@ -65,7 +65,7 @@ pub struct DecodeStep {
 
 impl LabelledKvCache {
     /// An empty cache. `dims` gives b, h, hk, d and dv; its n and m are not used. `kept` says what scores and attention weights
-    /// are kept in: f32, or as the author's code does the storage type, in which top-k takes half the passes and attention
+    /// are kept in: f32, or, as in the author's code, the storage type, in which top-k takes half the passes and attention
     /// is libtorch's own; scores that are summed over heads are f32 in any case. `scaling` is the factor of q·k.
     ///
     /// Errors: those of [`check`]; those of libtorch.

@@ -85,7 +85,7 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     Ok(device)
 }
 
-/// What a device is called: for CUDA what the driver's tool says, where it is there.
+/// The name of a device: for CUDA, what the driver's tool reports, where there is one.
 pub fn describe(device: Device) -> String {
     let Device::Cuda(number) = device else {
         return "cpu".into();
@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// No machine has this many devices; what was looked for must be said.
+    /// No machine has this many devices; the message must say what was looked for.
     #[test]
     fn a_missing_device_says_what_was_looked_for() {
         let error = open(DeviceChoice::Cuda(4096)).unwrap_err().to_string();

@@ -28,7 +28,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// From q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], of one type on one device, and A in f32, of four dimensions that
+    /// A layer from q [b, h, m, d], k [b, hk, n, d] and v [b, hk, n, dv], of one type on one device, and A in f32, of four dimensions that
     /// broadcast to [b, h, m, n]; `None` where it is 0 everywhere.
     ///
     /// Errors: those of libtorch, for other shapes too.
@@ -77,7 +77,7 @@ impl Layer {
         let (q, k, v) = (tensor(&parts.q)?, tensor(&parts.k)?, tensor(&parts.v)?);
         Ok(Self {
             additive_differs: inputs.attention_mask_differs_between_heads(),
-            // A label is off by less than a factor of 2 from a difference of two numbers, plus a third one.
+            // |label| is below twice the difference of two numbers plus a third: less than 16 times the largest number.
             labels_may_overflow: f64::from(largest) > inputs.storage().largest() / 16.0,
             ..Self::new(&q, &k, &v, additive, inputs.scaling())?
         })
@@ -110,7 +110,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Where it is.
+    /// The device that holds it.
     pub fn device(&self) -> Device {
         self.q.device()
     }

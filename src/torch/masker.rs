@@ -29,7 +29,7 @@ fn folded(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_reshape([-1, a, b])?)
 }
 
-/// What shows labels that are not finite, at no or little cost.
+/// What reveals labels that are not finite, at little or no cost.
 enum Probe {
     /// Labels are not quantised.
     None,
@@ -45,7 +45,7 @@ pub struct Selected {
     pub keys: Tensor,
     /// [b, h or 1, m, H]: whether each of them is a candidate; `None` where all keys are.
     pub valid: Option<Tensor>,
-    /// What shows labels that are not finite; read it when the answer is read, not before.
+    /// What reveals labels that are not finite; read it when the answer is read, not before.
     probe: Probe,
 }
 
@@ -100,8 +100,8 @@ pub fn filled(layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// What the settings and channels of a layer must satisfy: G, the channels, and for `summed-labels` channels shared by all heads.
-/// Returns r.
+/// Checks settings and channels of a layer, and returns r. Errors: G not dividing d, channels that do not fit, anything but the
+/// published algorithm, `summed-labels` without shared channels.
 pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std::result::Result<i64, Error> {
     let (factor, d) = (selection.group_factor.get(), dims.head_dim);
     if d % factor != 0 {
@@ -176,7 +176,7 @@ pub struct TorchMasker {
 }
 
 impl TorchMasker {
-    /// Refuses what does not fit ([`check`]).
+    /// A masker for these channels. Errors: those of [`check`]; those of libtorch.
     pub fn new(
         dims: &Dims,
         channels: &ChannelOrder,
@@ -203,7 +203,7 @@ impl TorchMasker {
     /// SPEC §2.3 to §2.9, for a layer that fits ([`Layer::check`]). Labels that leave the storage type (D9) show in
     /// [`TorchMasker::check_labels`], for which the caller waits when it reads the answer.
     pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Selected> {
-        // Keys attended before are masked out, and with them what top-k would show.
+        // Keys attended before are masked out, so that top-k would not show a NaN in their labels.
         let sum = layer.labels_may_overflow || before.is_some();
         let (scores, sum) = self.scores(layer, sum)?;
         let all_candidates = layer.additive.is_none();
@@ -243,7 +243,7 @@ impl TorchMasker {
     }
 
     /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both
-    /// are quantised at once. The rest is padding of any content: w is a multiple of 8, as matrix products like it.
+    /// are quantised at once. The rest is padding of any content: w is a multiple of 8, which suits matrix products.
     fn labels(&self, layer: &Layer) -> Result<Tensor> {
         let Dims { batch, heads, kv_heads, queries, keys, .. } = layer.dims;
         let group = layer.dims.group_size() as i64;

@@ -79,7 +79,7 @@ pub struct Approximate {
 }
 
 impl Approximate {
-    /// What A excludes.
+    /// The score of a key that A excludes.
     pub const EXCLUDED: Self = Self::new(f64::NEG_INFINITY, 0.0);
 
     /// NaN, which may rank anywhere.
@@ -284,6 +284,16 @@ impl Arithmetic {
         let largest = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let quotient = between(dot.value / divisor.value, smallest, largest);
         self.round(quotient.widen(gamma(4, U32) * quotient.magnitude()))
+    }
+
+    /// w · x, which no rule of the SPEC has: one rounding of w and one of the product.
+    pub fn weighted(&self, x: Approximate, weight: f32) -> Approximate {
+        let infinite = x.may_be_minus_infinity || x.may_be_plus_infinity;
+        if !x.radius.is_finite() || (infinite && weight == 0.0) {
+            return Approximate::UNDETERMINED;
+        }
+        let product = self.scale(x, f64::from(weight));
+        self.round(product)
     }
 
     /// w · max(x, 0), where x is a dot product multiplied by `factor`.

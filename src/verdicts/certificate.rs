@@ -17,8 +17,10 @@ use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use super::ragged;
 use crate::algorithm::scores::check_head_mode;
-use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
-use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
+use crate::algorithm::{Error, HeadMode, Inputs, LabelBits, Mask, Row, ScoreRule, Storage};
+use crate::behaviours::{
+    Cosine, Earlier, ForcedRule, HeadLabels, Prediction, Ranked, Relu, Scoring, Sharing,
+};
 use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
@@ -135,17 +137,16 @@ pub enum Candidacy {
 pub struct ScoreBounds<'a> {
     inputs: &'a Inputs,
     before: &'a Mask,
-    heads: HeadMode,
-    rules: Rules,
+    sharing: Sharing,
+    scoring: Scoring,
+    forced: ForcedRule,
     /// Whether keys attended before are ranked too, which the SPEC does not allow.
     before_ranked: bool,
     arithmetic: Arithmetic,
     label_channels: usize,
-    /// What the dot product is multiplied by.
-    factor: f64,
     /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
-    /// Where in all (batch, head) the first of them is.
+    /// The index of the first of them among all (batch, head).
     first: usize,
 }
 
@@ -186,28 +187,28 @@ impl<'a> ScoreBounds<'a> {
         Ok(Some(Self {
             inputs,
             before,
-            heads: settings.heads,
-            rules: settings.rules,
+            sharing: Sharing::Mode(settings.heads),
+            scoring: Scoring::spec(&settings.rules, label_channels, dims.head_dim),
+            forced: ForcedRule::spec(settings.rules.forced),
             before_ranked: false,
             arithmetic: Arithmetic::new(model, inputs.storage()),
             label_channels,
-            factor: settings.rules.factor.get(label_channels, dims.head_dim),
             labels: Vec::new(),
             first: 0,
         }))
     }
 
-    /// The same for all heads. Errors: labels out of range.
+    /// With the labels of all heads. Errors: labels out of range.
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
         let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
-        if self.heads == HeadMode::SummedLabels {
+        if self.sharing == Sharing::Mode(HeadMode::SummedLabels) {
             all.labels = sum_over_heads(&all.labels, dims.heads, self.arithmetic);
         }
         Ok(all)
     }
 
-    /// The same for the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
+    /// With the labels of the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
     fn with_labels(
         &self,
         instance: &Instance,
@@ -235,7 +236,7 @@ impl<'a> ScoreBounds<'a> {
         Ok(Self { labels, first, ..*self })
     }
 
-    /// Scores as a behaviour has them.
+    /// The scores by which a behaviour ranks.
     pub fn predicted(prediction: &'a Prediction, ranked: &Ranked, model: RoundingModel) -> Self {
         let inputs = &prediction.ranking;
         let mut arithmetic = Arithmetic::new(model, inputs.storage());
@@ -243,80 +244,68 @@ impl<'a> ScoreBounds<'a> {
             arithmetic.accumulation = arithmetic.accumulation.max(Storage::F16.unit_roundoff());
             arithmetic.sum_range = (Storage::F16.largest(), Storage::F16.smallest_subnormal());
         }
-        let allowed = |source: &Array2<f32>, label: &Array2<f32>| match (ranked.bits, model.labels) {
-            (Some(bits), LabelRounding::Rounded) if bits.quantises() => {
+        let allowed = |source: &Array2<f32>, label: &Array2<f32>, bits: Option<LabelBits>| match bits {
+            Some(bits) if model.labels == LabelRounding::Rounded && bits.quantises() => {
                 rounded_rows(source.view(), bits, inputs.storage())
             }
             _ => AllowedLabels::Exact(label.t().as_standard_layout().into_owned()),
         };
-        let head = |head: &HeadLabels| (allowed(&head.q_source, &head.q), allowed(&head.k_source, &head.k));
+        let head = |head: &HeadLabels| {
+            let [of_queries, of_keys] = ranked.bits.map_or([None; 2], |bits| bits.map(Some));
+            (allowed(&head.q_source, &head.q, of_queries), allowed(&head.k_source, &head.k, of_keys))
+        };
         let mut labels: Vec<_> = ranked.labels.iter().map(head).collect();
-        if ranked.heads == HeadMode::SummedLabels {
+        if ranked.sharing == Sharing::Mode(HeadMode::SummedLabels) {
             labels = sum_over_heads(&labels, inputs.dims().heads, arithmetic);
         }
         Self {
             inputs,
             before: &prediction.before,
-            heads: ranked.heads,
-            rules: Rules::default(),
+            sharing: ranked.sharing,
+            scoring: ranked.scoring,
+            forced: ranked.forced,
             before_ranked: prediction.behaviour.earlier == Earlier::Candidates,
             arithmetic,
             label_channels: ranked.labels[0].q.ncols(),
-            factor: 1.0 / ranked.divisor,
             labels,
             first: 0,
         }
     }
 
     /// The score of every key of one row, after the head rule and A, candidate or not.
-    pub fn ranked_by(&self, row @ (batch, head, query): Row) -> Vec<Approximate> {
+    pub fn ranked_by(&self, (batch, head, query): Row) -> Vec<Approximate> {
         let dims = self.inputs.dims();
-        let sharing = self.heads.sharing(&dims);
-        let first = head / sharing * sharing;
-        let heads = first..first + sharing;
-        match self.heads {
-            HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
-            HeadMode::SummedLabels => self.scores(batch, row),
-            mode => {
-                let of_head = |head| self.scores(batch * dims.heads + head, (batch, head, query));
-                let per_head: Vec<_> = heads.clone().map(of_head).collect();
-                let combine = |key: usize| {
-                    let parts: Vec<_> = per_head.iter().map(|scores| scores[key]).collect();
-                    self.arithmetic.combine(mode.combined(), &parts)
-                };
-                (0..dims.keys).map(combine).collect()
-            }
-        }
+        // Labels summed over heads are one for each batch entry.
+        let summed = self.sharing == Sharing::Mode(HeadMode::SummedLabels);
+        let of_head = |head: usize| {
+            let labels = if summed { batch } else { batch * dims.heads + head };
+            self.scores(labels, (batch, head, query))
+        };
+        self.sharing.scores(head, &dims, of_head, |how, parts: &[Vec<Approximate>]| {
+            let combine = |key: usize| {
+                let of_key: Vec<_> = parts.iter().map(|scores| scores[key]).collect();
+                self.arithmetic.combine(how, &of_key)
+            };
+            (0..dims.keys).map(combine).collect()
+        })
     }
 
     /// Every key of one row.
     pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
         let dims = self.inputs.dims();
-        let sharing = self.heads.sharing(&dims);
-        let first = head / sharing * sharing;
-        let heads = first..first + sharing;
+        let heads = self.sharing.heads(head, &dims);
         let scores = self.ranked_by(row);
-        let forced = (self.rules.forced, dims.position(query));
         let before = self.before.row_weights(row);
-        let candidacy = |(key, score): (usize, Approximate)| {
-            if self.before_ranked {
-                return if score == Approximate::EXCLUDED {
-                    Candidacy::Excluded
-                } else {
-                    Candidacy::Scored(score)
-                };
+        let earlier = |key: usize| heads.iter().any(|&head| self.before.attends(batch, head, query, key));
+        let candidacy = |(key, score): (usize, Approximate)| match score {
+            _ if !self.before_ranked && before[key] != 0.0 => Candidacy::Before,
+            _ if !self.before_ranked && heads.len() > 1 && earlier(key) => Candidacy::Excluded,
+            _ if score == Approximate::EXCLUDED && self.forced.holds_excluded(key, query, &dims) => {
+                Candidacy::Forced(Approximate::new(0.0, 0.0))
             }
-            if before[key] != 0.0 {
-                Candidacy::Before
-            } else if score == Approximate::EXCLUDED
-                || (sharing > 1 && heads.clone().any(|head| self.before.attends(batch, head, query, key)))
-            {
-                Candidacy::Excluded
-            } else if forced.0.holds(key, forced.1) {
-                Candidacy::Forced(score)
-            } else {
-                Candidacy::Scored(score)
-            }
+            _ if score == Approximate::EXCLUDED => Candidacy::Excluded,
+            _ if self.forced.holds(key, query, &dims) => Candidacy::Forced(score),
+            _ => Candidacy::Scored(score),
         };
         scores.into_iter().enumerate().map(candidacy).collect()
     }
@@ -327,23 +316,35 @@ impl<'a> ScoreBounds<'a> {
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
         let Products { value, magnitude, carried } = products(&q, keys);
         let q_norm = self.arithmetic.norm(q.iter().copied());
-        let weight = self.inputs.head_weight((batch, head, query));
+        let sharing = self.sharing.heads(head, &self.inputs.dims());
+        let weight = self.scoring.head_weight(self.inputs, (batch, head, query), &sharing);
+        let one = Approximate::new(1.0, 0.0);
+        let factor = self.scoring.factor;
         let score = |key: usize| {
             // A label that may be an infinity may make any score, NaN included.
             let carried = if carried[key].is_nan() { f64::INFINITY } else { carried[key] };
             let dot =
                 self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
-            let score = match self.rules.score {
-                ScoreRule::Dot => self.arithmetic.scale(dot, self.factor),
+            let score = match self.scoring.rule {
+                ScoreRule::Dot => self.arithmetic.scale(dot, factor),
                 ScoreRule::Cosine => {
                     let k = (0..self.label_channels).map(|channel| keys.at(channel, key));
-                    let epsilon = self.rules.epsilon.get();
-                    let cosine = self.arithmetic.cosine(dot, q_norm, self.arithmetic.norm(k), epsilon);
-                    scaled(self.arithmetic, cosine, self.factor)
+                    let (q, k) = match self.scoring.cosine {
+                        Cosine::WithoutQueryNorm => (one, self.arithmetic.norm(k)),
+                        Cosine::WithoutKeyNorm => (q_norm, one),
+                        _ => (q_norm, self.arithmetic.norm(k)),
+                    };
+                    scaled(self.arithmetic, self.arithmetic.cosine(dot, q, k, self.scoring.epsilon), factor)
                 }
                 ScoreRule::Relu => {
-                    let scaled = self.arithmetic.scale(dot, self.factor);
-                    self.arithmetic.relu(scaled, weight, self.factor)
+                    let scaled = self.arithmetic.scale(dot, factor);
+                    match self.scoring.relu {
+                        Relu::Spec => self.arithmetic.relu(scaled, weight, factor),
+                        Relu::LeftOut => self.arithmetic.weighted(scaled, weight),
+                        Relu::AfterWeight => {
+                            self.arithmetic.relu(self.arithmetic.weighted(scaled, weight), 1.0, factor)
+                        }
+                    }
                 }
             };
             self.arithmetic.add_mask(score, additive.at(key))
@@ -360,9 +361,9 @@ fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximat
 /// Sums of the products of one query's labels with those of each key, [n].
 struct Products {
     value: Vec<f64>,
-    /// Of their magnitudes.
+    /// Sums of their magnitudes.
     magnitude: Vec<f64>,
-    /// Of the errors that the labels' radii carry into them.
+    /// Sums of the errors that the labels' radii carry into them.
     carried: Vec<f64>,
 }
 

@@ -1,5 +1,5 @@
 //! What a verdict on one call rests on: the certificate, the scores of the row at fault, the output within its bounds, and
-//! the labels of SPEC §2.5. It is large and slow to derive, so that only calls that a report prints get it.
+//! the labels of SPEC §2.5. It is large and slow to derive, so only calls that a report prints get it.
 
 use std::collections::HashSet;
 
@@ -23,7 +23,7 @@ pub struct Evidence {
     pub verdict: Verdict,
     /// What any conforming mask must satisfy, or the error with which the call must be refused.
     pub certificate: Result<Certificate, Error>,
-    /// The row at fault: batch, head, query. The first one where no row is.
+    /// The row at fault: batch, head, query. The first row where none is at fault.
     pub row: Row,
     /// Keys whose weight no conforming answer has: batch, head, query, key.
     pub wrong: HashSet<[usize; 4]>,

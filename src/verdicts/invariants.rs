@@ -1,4 +1,4 @@
-//! Properties that every implementation must have, whatever it computes them with. Each takes a random case, asks the
+//! Properties that every implementation must have, however it computes. Each takes a random case, asks the
 //! implementation one or two questions, and says what is wrong with the answers. Where rounding may decide between
 //! near-ties, the certificate of the case decides what counts as different.
 
@@ -65,9 +65,9 @@ type Check = fn(&Case, &mut Implementation) -> Result<(), Unmet>;
 /// A property of SPEC §2.
 #[derive(Clone, Copy)]
 pub struct Invariant {
-    /// In a few words.
+    /// The property in a few words.
     pub name: &'static str,
-    /// Where the SPEC says so.
+    /// The sections of the SPEC that it follows from.
     pub source: &'static str,
     check: Check,
 }
@@ -152,7 +152,7 @@ fn selecting_twice(case: &Case, implementation: &mut Implementation) -> Result<(
 }
 
 /// Where all heads are equal, their sum ranks keys as each of them does. `summed-labels` multiplies q·k by h² and adds A once:
-/// with A present it ranks otherwise.
+/// with A present it ranks differently.
 fn equal_heads(case: &Case, implementation: &mut Implementation) -> Result<(), Unmet> {
     let additive = case.call.inputs.parts().attention_mask.is_some();
     match case.instance.selection.heads {

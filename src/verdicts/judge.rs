@@ -19,7 +19,7 @@ pub enum Verdict {
     Judged(Judgement),
     /// The case has a fault, and was refused for it.
     RefusedRightly,
-    /// The case has no fault, or another one.
+    /// The case was refused without a fault, or for another one than it has.
     RefusedWrongly {
         /// What the implementation said.
         found: NoAnswer,
@@ -192,7 +192,7 @@ pub struct MaskDivergence {
 /// What is wrong with a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MaskFault {
-    /// A key attended before is no longer, or its weight changed.
+    /// A key attended before is no longer attended, or its weight changed.
     ChangesEarlier {
         /// Key.
         key: usize,
@@ -237,9 +237,9 @@ pub enum MaskFault {
     Count {
         /// How many were selected.
         found: usize,
-        /// At least.
+        /// The fewest allowed.
         fewest: usize,
-        /// At most.
+        /// The most allowed.
         most: usize,
     },
     /// The mask must be full (SPEC §2.2), with weight 1 where no earlier masker gave another.

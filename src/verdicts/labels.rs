@@ -17,9 +17,9 @@ pub enum AllowedLabels {
     Exact(Array2<f32>),
     /// Each up to a radius.
     Within {
-        /// In f64.
+        /// The values, in f64.
         values: Array2<f64>,
-        /// Infinite where a label may be.
+        /// Their radii; infinite where a label may be.
         radii: Array2<f64>,
     },
 }
@@ -202,7 +202,7 @@ pub fn same_bits(a: ArrayView2<f32>, b: ArrayView2<f32>) -> bool {
     a.dim() == b.dim() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
-/// A label that an implementation shows and cannot have.
+/// A label shown with an answer that no conforming implementation has.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnsweredLabel {
     /// `q` or `k`.

@@ -330,7 +330,7 @@ fn dots(q: &[f64], keys: ArrayView2<f32>) -> Vec<(f64, f64)> {
     dots
 }
 
-/// In eight partial sums, one for each lane of a vector register.
+/// The sum of the terms, in eight partial sums, one for each lane of a vector register.
 #[inline(always)]
 fn sum(terms: &[f64]) -> f64 {
     const LANES: usize = 8;

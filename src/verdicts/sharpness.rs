@@ -9,7 +9,7 @@ use super::judge::Verdict;
 pub struct Sharpness {
     /// Rows of masks that were judged.
     pub rows: usize,
-    /// Keys in those rows whose membership rounding alone decides.
+    /// Keys in those rows that rounding alone could move in or out of the selection.
     pub open: usize,
     /// Largest error of an output as a share of its bound.
     pub worst_output_error: Option<f64>,
@@ -18,7 +18,7 @@ pub struct Sharpness {
 }
 
 impl Sharpness {
-    /// Of one verdict; nothing where the answer was refused.
+    /// The sharpness of one verdict; empty where the answer was refused.
     pub fn of(verdict: &Verdict) -> Self {
         let Some(judgement) = verdict.judgement() else {
             return Self::default();

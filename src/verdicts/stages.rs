@@ -32,7 +32,7 @@ impl StageVerdict {
     }
 }
 
-/// Judges an answer under a rounding model, which says nothing of a top-k.
+/// Judges an answer under a rounding model, which does not matter to a top-k.
 pub fn judge_stage(
     call: &StageCall,
     answer: &Result<StageAnswer, NoAnswer>,

@@ -189,7 +189,7 @@ fn finding_claims(claims: &mut Claims) {
         "docs/findings.md",
         format!("evaluation attention** {} random sequences", conforming(&author)),
     );
-    // "The two others are one bug", "the counterexample made of the two".
+    // "The other two are one bug", "the counterexample made of the two".
     assert_eq!((whole(&author["diverged"]), list(&author["findings"]).len()), (2, 1));
     assert!(rows(&author).into_iter().eq(["D18"]));
     claim(claims, "README.md", format!("**A widely used port** {} random sequences.", conforming(&hub)));

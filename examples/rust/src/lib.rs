@@ -1,5 +1,5 @@
-//! A small Double Sparsity in f32: each head alone, labels not quantised. What it has to do with the suite is in
-//! `tests/check.rs`.
+//! A small Double Sparsity in f32: each head alone, labels not quantised. `tests/check.rs` checks it with the
+//! suite.
 
 /// The keys [n, d] and the query [d] of one head, and how to select among them.
 pub struct Row<'a> {

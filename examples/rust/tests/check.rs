@@ -1,4 +1,4 @@
-//! The adapter, and the check: what this crate does not offer it says, everything else is asked.
+//! The adapter, and the check: it declares what this crate does not offer, and everything else is asked.
 
 use doublecheck::prelude::*;
 use my_masker::{Row, select};

@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(earlier, before, "{context}");
     }
 
-    /// A change of these values changes every published figure: the generator of random numbers is another then.
+    /// If these values change, the generator of random numbers has changed, and with it every published figure.
     #[test]
     fn a_seed_makes_the_same_task_for_ever() {
         assert_eq!(passkey(3, 40, 0.5).unwrap().answers, ["14630"]);

@@ -1,4 +1,4 @@
-//! The figures of an evaluation in words and digits: what the text and the HTML page say alike.
+//! The figures of an evaluation in words and digits: as the text and the HTML page both print them.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ pub enum Difference {
     Better,
     /// The interval is equality, as far as it is shown.
     Equal,
-    /// The interval holds equality, and more.
+    /// The interval contains equality, and more.
     Open,
 }
 
@@ -48,7 +48,7 @@ impl Difference {
         }
     }
 
-    /// Of a row; None for dense attention.
+    /// How a row compares; None for dense attention.
     pub fn of_row(row: &ContenderResult, measure: Measure) -> Option<Self> {
         let found = row.against_dense.as_ref().map(|against| Self::of(against, measure))?;
         Some(if row.units.len() < FEWEST_UNITS { Self::Open } else { found })
@@ -213,7 +213,7 @@ fn decimals(value: f64, measure: Measure) -> usize {
     }
 }
 
-/// A ratio with as many decimals as its interval is sharp, or points with their sign.
+/// A ratio, with the fewer decimals the wider its interval is, or points with their sign.
 pub fn against(interval: &Interval, measure: Measure) -> String {
     match measure {
         Measure::Perplexity => {
@@ -243,7 +243,7 @@ fn signed(points: f64) -> String {
     }
 }
 
-/// With so many decimals; powers of ten from a million on.
+/// A number with this many decimals, or with a power of ten from a million on.
 pub fn number(x: f64, decimals: usize) -> String {
     match x {
         f64::INFINITY => "∞".into(),

@@ -42,7 +42,7 @@ impl CallView<'_> {
         }
     }
 
-    /// Where one side gives no answer: what was said and what had to be.
+    /// Where one side gives no answer: what was said and what should have been.
     fn refusals(&self) -> Markup {
         html! {
             @if let Err(found) = self.answer {

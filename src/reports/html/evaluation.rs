@@ -161,7 +161,7 @@ fn heat_map(caption: &str, layers: &[Vec<f64>]) -> Markup {
     })
 }
 
-/// The more is missed, the stronger the colour; the root tells small losses apart.
+/// The more is missed, the stronger the colour; the square root makes small losses visible.
 fn cell(share: f64) -> Markup {
     if !share.is_finite() {
         return html! { td { "–" } };

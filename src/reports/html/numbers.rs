@@ -9,7 +9,7 @@ pub fn exact(x: f32) -> String {
     if plain { x.to_string() } else { format!("{x:e}") }
 }
 
-/// Nine decimals, or as many digits where those say too little.
+/// Nine decimals, in scientific notation where plain ones would say too little.
 pub fn precise(x: f64) -> String {
     if x.is_infinite() {
         return if x > 0.0 { "∞" } else { "-∞" }.into();

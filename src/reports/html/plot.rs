@@ -33,14 +33,14 @@ pub struct ScoredRow<'a> {
     pub found: Vec<f32>,
 }
 
-/// From scores to pixels.
+/// Maps scores to pixels.
 struct Scale {
     low: f64,
     high: f64,
 }
 
 impl Scale {
-    /// Of all finite numbers, with some room on both sides. Where all scores are alike, rounding alone does not spread
+    /// A scale for all finite numbers, with some room on both sides. Where all scores are alike, rounding alone does not spread
     /// over the whole width.
     fn of(scores: &[f64], bounds: &[f64]) -> Self {
         let extremes = |numbers: &[f64]| {

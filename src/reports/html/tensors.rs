@@ -26,13 +26,13 @@ impl Mark {
     }
 }
 
-/// Whether a number has other bits than it must.
+/// Marks a number whose bits differ from those expected.
 pub fn differs(expected: &Array4<f32>, found: &Array4<f32>, at: [usize; 4]) -> Mark {
     let same = expected.get(at).is_some_and(|expected| expected.to_bits() == found[at].to_bits());
     if same { Mark::None } else { Mark::Wrong }
 }
 
-/// A tensor, one row for each of its last axis.
+/// A tensor as a table: a row holds the numbers along its last axis.
 pub fn numbers(name: &str, tensor: &Array4<f32>, mark: &dyn Fn([usize; 4]) -> Mark) -> Markup {
     let shape = tensor.shape();
     let caption = html! { code { (name) } " " span.shape { (format!("{shape:?}")) } };

@@ -8,7 +8,7 @@ const MOST: usize = 3;
 
 type Answers = [Result<Answer, NoAnswer>];
 
-/// Whether answers are the same bit for bit. Refusals are, whatever they say.
+/// Whether answers are the same bit for bit. Two refusals count as the same, whatever they say.
 pub(super) fn same(first: &Answers, second: &Answers) -> bool {
     first.iter().zip(second).all(|pair| match pair {
         (Ok(first), Ok(second)) => same_answer(first, second),

@@ -5,6 +5,8 @@
 mod coverage;
 mod differences;
 mod findings;
+#[cfg(feature = "files")]
+mod goldens;
 mod promises;
 mod repeats;
 mod report;
@@ -22,6 +24,7 @@ pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
 use super::seed::test_runner;
 use super::shrink::Limits;
+#[cfg(feature = "files")]
 use crate::cases::bundled::Found;
 use crate::cases::sequence_plan::sequence_plans;
 use crate::cases::{Capabilities, Takes};
@@ -31,21 +34,22 @@ use crate::subjects::Subject;
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many random sequences are asked.
+    /// How many random sequences are asked; default 1000.
     pub cases: usize,
-    /// Of the random sequences.
+    /// Seed of the random sequences; default 0.
     pub seed: u64,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
     pub known: Faults,
     /// Case files that are asked as well, where they apply.
+    #[cfg(feature = "files")]
     pub goldens: Vec<Found>,
     /// When to stop shrinking one finding.
     pub shrinking: Limits,
-    /// How many findings are shrunk; further kinds are only counted.
+    /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
-    /// How often each sequence is asked; 1 asks a small share again all the same.
+    /// How often each sequence is asked; default 1, which still asks a small share again.
     pub repeat: usize,
 }
 
@@ -56,6 +60,7 @@ impl Default for Options {
             seed: 0,
             profile: Capabilities::default(),
             known: Vec::new(),
+            #[cfg(feature = "files")]
             goldens: Vec::new(),
             shrinking: Limits::default(),
             most_findings: 24,
@@ -74,7 +79,10 @@ pub fn check_with_progress(
         return stages::check_stages(subject, options, progress);
     }
     let mut run = Run::new(subject, options);
+    #[cfg(feature = "files")]
     let goldens = run.goldens(options);
+    #[cfg(not(feature = "files"))]
+    let goldens = Vec::<crate::cases::Sequence>::new();
     let total = goldens.len();
     let capabilities = run.capabilities.clone();
     let plans = sequence_plans(&capabilities);

@@ -17,27 +17,28 @@ use crate::runner::shrink::reductions::{with_more_padding, with_one_entry, with_
 use crate::runner::shrink::{Limits, shrink};
 use crate::subjects::{Subject, ask};
 
-/// What a promise that was not kept is called.
+/// The kind of finding for a promise that was not kept.
 pub(super) const BROKEN_PROMISE: &str = "broken promise";
 
-/// One of so many sequences is held against a promise.
+/// One sequence in this many is held against a promise.
 const PROMISED: usize = 2;
 
-/// One of so many is observed where nothing is promised, where that takes no more questions, and where it does.
+/// One in this many is observed where nothing is promised and observing takes no further questions.
 const OBSERVED: usize = 16;
+/// The same where observing takes further questions.
 const OBSERVED_BY_ASKING: usize = 64;
 
 /// The most tries of shrinking.
 const MOST_TRIES: usize = 400;
 
-/// How often something that may be promised was so.
+/// How often a property that may be promised held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Kept {
     /// Whether it is promised.
     pub promised: bool,
-    /// How often it was so.
+    /// How often it held.
     pub held: usize,
-    /// Of how many times that it could be seen.
+    /// How often it could be seen whether it held.
     pub of: usize,
 }
 
@@ -48,7 +49,7 @@ pub(super) struct Broken {
     line: String,
 }
 
-/// How often a promise held in one sequence, of how many times, and where first not.
+/// How often a promise held in one sequence, out of how many times, and where it was first broken.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     held: usize,
@@ -74,7 +75,7 @@ pub(super) fn nothing_counted(capabilities: &Capabilities) -> BTreeMap<&'static 
 }
 
 impl Run<'_> {
-    /// Counts how often something that may be promised was so.
+    /// Counts how often a property that may be promised held.
     pub(super) fn observe(&mut self, promise: Promise, held: usize, of: usize) {
         if let Some(kept) = self.report.promises.get_mut(promise.name()) {
             kept.held += held;
@@ -88,7 +89,7 @@ impl Run<'_> {
         self.asked % every == every / 2
     }
 
-    /// Whether any promise is looked at now, `selected` apart.
+    /// Whether any promise is looked at now, apart from those about `selected`.
     pub(super) fn is_promise_checked(&self) -> bool {
         self.is_turn(Promise::TiesLowest, OBSERVED)
             || self.is_turn(Promise::TiesHighest, OBSERVED)
@@ -167,7 +168,7 @@ impl Run<'_> {
         finding.explanations = vec![format!("{} is promised: {}", promise.name(), broken.line)];
         let once_more = ask(self.subject, &finding.observation.sequence);
         if !same(&finding.observation.answers, &once_more.answers) {
-            finding.explanations.push("asked again as it was, it is answered otherwise, too".into());
+            finding.explanations.push("the same sequence, asked again, is answered differently, too".into());
         }
         finding.sentence = format!("{prefix} is promised, and these answers do not keep it.");
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =

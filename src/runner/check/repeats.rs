@@ -1,5 +1,5 @@
-//! The same question again. A small share of sequences is asked twice at once, and a smaller one once more after others;
-//! `Options::repeat` asks each so many times. What diverges only sometimes is a finding of its own kind: it has a rate, no
+//! The same question again. A small share of sequences is asked again at once, and a smaller one again after others;
+//! `Options::repeat` sets how often each is asked. What diverges only sometimes is a finding of its own kind: it has a rate, no
 //! cause in the catalogue, and is not shrunk as if each try decided.
 
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ use crate::runner::shrink::{Limits, shrink};
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
 
-/// What a subject that answers otherwise when asked again is called.
+/// The kind of finding for a subject that answers differently when asked again.
 pub(super) const NOT_REPEATABLE: &str = "not repeatable";
 
-/// One sequence of so many is asked again at once.
+/// One sequence in this many is asked again at once.
 const AT_ONCE: usize = 16;
 
-/// One of so many is asked again after some others.
+/// One sequence in this many is asked again after some others.
 const LATER: usize = 32;
 
-/// After how many others.
+/// How many others.
 const OTHERS: usize = 8;
 
-/// Before a failure counts as one that always shows, its sequence is asked so many more times.
+/// Before a failure counts as one that always shows, its sequence is asked this many more times.
 const BEFORE_SHRINKING: usize = 4;
 
 /// How often the sequence of a finding is asked to learn its rate, and for how long at most.
@@ -45,7 +45,7 @@ pub struct Repeats {
     pub asked: usize,
     /// How many of them diverged.
     pub diverged: usize,
-    /// How many of them differ from the first answer in some bit, those that diverged included.
+    /// How many of them differ from the first answer in some bit.
     pub differed: usize,
 }
 
@@ -103,7 +103,7 @@ impl Run<'_> {
     pub(super) fn diverges_sometimes(&mut self, diverging: &Observation, kind: &'static str) -> bool {
         let known = self.apart.iter().any(|finding| finding.kind == NOT_REPEATABLE);
         let unknown = |finding: &Finding| finding.kind == kind && finding.faults.is_empty();
-        // What nothing explained before is not asked again each time.
+        // A kind of failure that nothing explained before is not asked again each time.
         if !known && self.report.findings.iter().any(unknown) {
             return false;
         }
@@ -169,8 +169,8 @@ impl Run<'_> {
         rate(self.subject, first, self.report.model, most, self.capabilities.promises(Promise::Repeatable))
     }
 
-    /// A smaller sequence of which some answers conform and others do not. Each try asks so often that a rate as that seen
-    /// would show, so that few tries are made.
+    /// A smaller sequence of which some answers conform and others do not. Each try asks often enough for a failure of
+    /// the rate seen to show, so only a few tries are made.
     fn shrink_repeated(&mut self, sequence: &Sequence, rate: &Rate) -> (Sequence, usize, f64, bool) {
         let unchanged = (sequence.clone(), 0, 0.0, false);
         let seen = rate.repeats.diverged.max(rate.repeats.differed);

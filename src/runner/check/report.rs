@@ -66,7 +66,7 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Whether the named faults reproduce every answer.
     pub explained: bool,
-    /// Of all answers, how many the named faults reproduce.
+    /// How many of the answers kept the named faults reproduce.
     pub reproduced: usize,
     /// Answers that were too many to keep for the diagnosis.
     pub not_kept: usize,
@@ -78,11 +78,11 @@ pub struct Report {
     pub bad_inputs: Vec<String>,
     /// Sequences asked again.
     pub repeats: Repeats,
-    /// How often what may be promised was so, by the names of `docs/PROTOCOL.md`.
+    /// How often each property that may be promised held, by its name in `docs/PROTOCOL.md`.
     pub promises: BTreeMap<&'static str, Kept>,
     /// Wall-clock time of all of it.
     pub seconds: f64,
-    /// Random sequences per second, shrinking and diagnosis left out.
+    /// Sequences per second, goldens included, without the time for shrinking and diagnosis.
     pub sequences_per_second: f64,
 }
 
@@ -91,7 +91,7 @@ pub struct Report {
 pub struct Finding {
     /// The kind of failure, in a few words.
     pub kind: &'static str,
-    /// The sequence in which it was first seen, and how many had been asked by then.
+    /// The name of the sequence in which it was first seen.
     pub first_seen: String,
     /// How many sequences had been asked by then.
     pub after: usize,
@@ -150,7 +150,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// An answer that was given after so many sequences and is not shrunk yet; faults that it shows.
+    /// A finding that is not shrunk yet: an observation made after `after` sequences, and the faults it shows.
     pub(super) fn new(observation: Observation, after: usize, faults: Faults, model: RoundingModel) -> Self {
         let mut finding = Self {
             kind: NOT_REPEATABLE,
@@ -183,7 +183,7 @@ impl Finding {
         finding
     }
 
-    /// A question to one stage, the answer to which was seen to fail after so many; not shrunk yet.
+    /// The same for a question to one stage, whose answer failed after `after` questions.
     pub(super) fn of_stage(
         first_seen: String,
         after: usize,
@@ -191,7 +191,7 @@ impl Finding {
         example: StageExample,
     ) -> Self {
         let sentence = match verdict.stage {
-            Some(stage) => format!("The {stage} is wrong, as what it started from was given."),
+            Some(stage) => format!("The {stage} itself is wrong: what it starts from was given to it."),
             None => "Unknown: causes are named for subjects that take inputs only.".into(),
         };
         let observation = Observation::without_calls(first_seen);
@@ -226,7 +226,7 @@ impl Finding {
 pub struct ReportedStages {
     /// Where it starts.
     pub takes: Takes,
-    /// What it promises to give.
+    /// What it declares that every answer holds.
     pub gives: Vec<Given>,
     /// Answers that hold scores, which were judged where keys are ranked.
     pub scores: usize,
@@ -273,7 +273,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// Of a sequence.
+    /// The sizes of a sequence.
     pub fn of(sequence: &Sequence) -> Self {
         let most = |size: fn(&crate::algorithm::Dims) -> usize| {
             sequence.calls.iter().map(|call| size(&call.inputs.dims())).max().unwrap_or(0)
@@ -289,7 +289,7 @@ impl Size {
         }
     }
 
-    /// Of a question to one stage; scores have no d, which is 0 then.
+    /// The sizes of a question to one stage; scores have no d, which is 0 then.
     pub fn of_stage(call: &StageCall) -> Self {
         let dims = call.dims();
         let head_dim = if call.takes() == Takes::Scores { 0 } else { dims.head_dim };

@@ -8,18 +8,17 @@ use super::coverage::Coverage;
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::file::peek;
-use crate::cases::{Capabilities, CaseFile, Feature, Observation, Reader, Sequence};
+use crate::cases::{Capabilities, Feature, Observation, Sequence};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
 use crate::verdicts::{Sharpness, Verdict};
 
-/// Shrinking may end at one of several causes: the others are looked for as long as new ones are named.
+/// A failure may have several causes, of which shrinking shows one. At most this many are looked for, while new ones turn up.
 const MOST_CAUSES: usize = 4;
 
-/// A subject that hangs again and again is not waited for to the end: after so much time without a usable answer, and so
-/// many sequences.
+/// A check ends early once this much time, and at least this many sequences, brought no usable answer: the subject may hang
+/// again and again.
 pub(super) const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4);
 
 pub(super) struct Run<'a> {
@@ -33,7 +32,7 @@ pub(super) struct Run<'a> {
     pub(super) asked: usize,
     /// How often each sequence is asked.
     pub(super) repeat: usize,
-    /// A conforming sequence to be asked again once so many were asked.
+    /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
@@ -67,59 +66,6 @@ impl<'a> Run<'a> {
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),
-        }
-    }
-
-    /// Goldens that apply, as sequences.
-    pub(super) fn goldens(&mut self, options: &Options) -> Vec<Sequence> {
-        let mut reader = Reader::default();
-        let mut sequences = Vec::new();
-        for found in &options.goldens {
-            let file = found.read().and_then(|bytes| {
-                // What its metadata rules out is not made from its recipe.
-                let outline = peek(&bytes).ok().flatten();
-                let missing = outline.map(|outline| self.capabilities.missing_of(&outline));
-                match missing.filter(|missing| !missing.is_empty()) {
-                    Some(missing) => Ok(Err(missing)),
-                    None => {
-                        let file = reader.parse(&bytes, &found.name);
-                        file.map(Ok).map_err(|error| error.in_file(&found.path()))
-                    }
-                }
-            });
-            let sequence = match file {
-                Ok(Err(missing)) => {
-                    self.report.coverage.goldens += 1;
-                    self.leave_out(missing);
-                    continue;
-                }
-                Ok(Ok(CaseFile::Attention(case))) => case.sequence(),
-                Ok(Ok(CaseFile::Sequence(stored))) => stored.sequence,
-                Ok(Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_))) => continue,
-                Ok(Ok(CaseFile::Stage(stored))) => {
-                    self.leave_out(vec![stored.call.takes().name().to_owned()]);
-                    continue;
-                }
-                Err(error) => {
-                    self.report.bad_inputs.push(error.to_string());
-                    continue;
-                }
-            };
-            let sequence = sequence.on_layers_from(self.capabilities.first_layer);
-            let missing = self.capabilities.missing(&sequence);
-            self.report.coverage.goldens += 1;
-            if missing.is_empty() {
-                sequences.push(sequence);
-            }
-            self.leave_out(missing);
-        }
-        sequences
-    }
-
-    /// Counts a golden that is not asked for these reasons.
-    fn leave_out(&mut self, missing: Vec<String>) {
-        for feature in missing {
-            *self.report.left_out.entry(feature).or_default() += 1;
         }
     }
 
@@ -188,7 +134,7 @@ impl<'a> Run<'a> {
     /// Finds the causes of a failure that nothing explains so far.
     fn look_into(&mut self, observation: &Observation, kind: &'static str) {
         for _ in 0..MOST_CAUSES {
-            // What nothing explained before is not looked into again.
+            // A kind of failure that nothing explained before is not looked into again.
             let unknown = |finding: &&mut Finding| finding.kind == kind && finding.faults.is_empty();
             if let Some(finding) = self.report.findings.iter_mut().find(unknown) {
                 finding.sequences += 1;
@@ -242,7 +188,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What is not asked, with a count of goldens to come for each.
+/// What is not asked; the goldens that need each of them are yet to be counted.
 pub(super) fn left_out(capabilities: &Capabilities) -> BTreeMap<String, usize> {
     let all = Capabilities::default();
     let features = capabilities.lacks.iter().map(|feature| feature.name());

@@ -9,7 +9,7 @@ use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{MOST_UNUSABLE, left_out};
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call;
-use crate::cases::{Capabilities, CaseFile, Reader, StageAnswer, StageCall, Takes};
+use crate::cases::{Capabilities, StageAnswer, StageCall, Takes};
 use crate::runner::shrink::stages::shrink_stage;
 use crate::subjects::{Reference, Subject, ask_stage};
 use crate::verdicts::judge_stage;
@@ -29,7 +29,10 @@ pub(super) fn check_stages(
     let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
     report.left_out = left_out(&capabilities);
     report.left_out.insert(Takes::Inputs.name().into(), 0);
-    let goldens = goldens(&capabilities, options, &mut report);
+    #[cfg(feature = "files")]
+    let goldens = super::goldens::of_stage(&capabilities, options, &mut report);
+    #[cfg(not(feature = "files"))]
+    let goldens = Vec::new();
     report.declared = options.known.iter().map(|fault| fault.name).collect();
     report.stages = ReportedStages::of(&capabilities.stages);
     let (mut thinking, mut unusable) = (Duration::ZERO, (Duration::ZERO, 0));
@@ -101,29 +104,6 @@ pub(super) fn check_stages(
     let asking = report.seconds - thinking.as_secs_f64();
     report.sequences_per_second = report.calls as f64 / asking.max(1e-9);
     report
-}
-
-/// Goldens that are questions to this stage; those of whole layers are counted as not offered.
-fn goldens(capabilities: &Capabilities, options: &Options, report: &mut Report) -> Vec<(String, StageCall)> {
-    let mut reader = Reader::default();
-    let mut questions = Vec::new();
-    for found in &options.goldens {
-        let missing = match reader.read_found(found) {
-            Ok(CaseFile::Stage(stored)) if capabilities.offers_stage(&stored.call) => {
-                questions.push((stored.name, stored.call));
-                continue;
-            }
-            Ok(CaseFile::Stage(stored)) => stored.call.takes(),
-            Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
-            Ok(CaseFile::Attention(_) | CaseFile::Sequence(_)) => Takes::Inputs,
-            Err(error) => {
-                report.bad_inputs.push(error.to_string());
-                continue;
-            }
-        };
-        *report.left_out.entry(missing.name().into()).or_default() += 1;
-    }
-    questions
 }
 
 fn count(report: &mut Report, answer: &Result<StageAnswer, crate::cases::NoAnswer>) {

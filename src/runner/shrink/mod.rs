@@ -18,9 +18,9 @@ use crate::cases::{Capabilities, Sequence};
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Wall-clock time.
+    /// Wall-clock time; default 8 seconds.
     pub time: Duration,
-    /// How often the failure may be tried.
+    /// How often the failure may be tried; default 20,000.
     pub tries: usize,
 }
 
@@ -43,7 +43,7 @@ pub struct Shrunk {
     pub seconds: f64,
 }
 
-/// Shrinks a sequence for which `fails` is true, to what a subject of these capabilities may be asked.
+/// Shrinks a sequence for which `fails` is true, within what a subject of these capabilities may be asked.
 pub fn shrink(
     sequence: Sequence,
     limits: Limits,
@@ -179,7 +179,7 @@ impl Search<'_> {
             changed |= self.accept(Some(candidate));
         }
         for bits in [16, 1, 2, 3, 4, 8] {
-            // 16 bits are none; below that fewer are plainer.
+            // 16 bits mean unquantised; below that, fewer are plainer.
             let current = u64::from(self.current.instance.selection.label_bits);
             if current == 16 || bits >= current && bits != 16 {
                 break;

@@ -169,7 +169,7 @@ fn with_selected(
             previous = Some(Mask::from_weights(weights, &inputs.dims()).ok()?);
         }
     }
-    // They have the first three axes of q.
+    // Head weights have the first three axes of q.
     let weights = call.inputs.head_weights().map(|weights| match q {
         Some((axis, kept)) => weights.select(Axis(axis), kept),
         None => weights.clone(),
@@ -299,7 +299,7 @@ pub(super) fn without_keys(sequence: &Sequence, start: usize, end: usize) -> Opt
     })
 }
 
-/// As many fewer keys to select as there are fewer keys.
+/// Without some keys, and with H lowered by as many.
 pub(super) fn without_keys_and_heavy(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
     let HeavySize::Count(count) = sequence.instance.selection.heavy_size else {
         return None;

@@ -27,7 +27,7 @@ pub struct ShrunkStage {
     pub seconds: f64,
 }
 
-/// Shrinks a question for which `fails` is true, to what a subject of these capabilities may be asked.
+/// Shrinks a question for which `fails` is true, within what a subject of these capabilities may be asked.
 pub fn shrink_stage(
     mut call: StageCall,
     limits: Limits,

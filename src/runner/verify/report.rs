@@ -78,11 +78,11 @@ pub struct Group {
     pub name: String,
     /// How many cases were judged.
     pub cases: usize,
-    /// In how many the subject's mask, labels or order equal the stored ones.
+    /// Cases in which the subject's mask, labels or order equal the stored ones.
     pub bit_exact: usize,
-    /// In how many the subject was asked, and both it and the stored expectation conform.
+    /// Cases in which the subject was asked, and both it and the stored expectation conform.
     pub conforming: usize,
-    /// In how many one of them does not.
+    /// Cases in which one of the two does not conform.
     pub diverged: usize,
     /// How many stored expectations are recorded bugs that diverge by their row of SPEC §3, as expected.
     pub recorded: usize,

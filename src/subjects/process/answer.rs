@@ -113,7 +113,7 @@ impl AnswerReader<'_> {
         }
     }
 
-    /// What Double Sparsity adds to. Where that is refused, so must be the call, and what the answer is does not matter.
+    /// The mask that Double Sparsity adds to. Where that is refused the call must be refused too, whatever the answer.
     fn before(&self) -> Mask {
         self.instance.before(self.call).unwrap_or_else(|_| self.instance.start(self.call))
     }
@@ -136,7 +136,7 @@ impl AnswerReader<'_> {
             (None, Some(_)) => return Err(one_of_two("q_labels", "k_labels")),
         };
         let (b, h, m, n) = self.call.inputs.dims().mask_shape();
-        // How many channels labels have is for the verdict to say.
+        // The verdict judges how many channels labels have.
         let channels = q.view.shape().last().copied().unwrap_or(0);
         Ok(Some(AnsweredLabels {
             q: shaped_floats("q_labels", &q, (b, h, m, channels))?,

@@ -16,23 +16,23 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-/// In the environment of every process that a child starts, so that all of them can be found again.
+/// A variable in the environment of every process that a child starts, by which all of them can be found again.
 const MARKER: &str = "DOUBLECHECK_RUN";
 
 /// How much of standard error is kept, in bytes.
 const TAIL: usize = 8 << 10;
 
-/// How often a silent child is looked at.
+/// How often a silent child is polled.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How long a child that closed its output may take to end, and an ended child's last words to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Process groups and markers of the children that run, for the case that the suite itself is told to end.
+/// Process groups and markers of the children that run, in case the suite itself is told to stop.
 static RUNNING: Mutex<Vec<(Pid, String)>> = Mutex::new(Vec::new());
 
-/// Ends all children and what they started, without reaping them: for a suite that is about to end. The list stays locked:
-/// nobody shall start another one, or report these ends as findings, in the moment that is left.
+/// Ends all children and what they started, without reaping them: for a suite that is about to end. The list stays
+/// locked, so that until then no other child starts and these ends are not reported as findings.
 pub(super) fn end_all() {
     let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     for (pid, marker) in running.iter() {
@@ -56,12 +56,12 @@ pub(super) struct Child {
     tail_complete: Receiver<()>,
 }
 
-/// What the thread that reads standard output has to tell.
+/// What the thread that reads standard output reports.
 enum Event {
     Frame(Vec<u8>),
     /// The end of standard output, in words where it came inside a frame.
     End(Option<String>),
-    /// Something else than a frame, in words; nothing is read after it.
+    /// Something other than a frame, in words; nothing is read after it.
     Wrong(String),
 }
 
@@ -85,7 +85,7 @@ impl Tail {
         kept.drain(..surplus);
     }
 
-    /// As text; bytes that are none are replaced.
+    /// As text; bytes that are not UTF-8 are replaced.
     pub(super) fn text(&self) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (a, b) = kept.as_slices();
@@ -192,12 +192,12 @@ impl Child {
         self.end();
     }
 
-    /// Ends it and everything it started. The status is there where it had ended by itself.
+    /// Ends it and everything it started. Returns its exit status if it had ended by itself.
     pub(super) fn end(&mut self) -> Option<ExitStatus> {
         let process = self.process.take()?;
         let by_itself = has_ended(self.pid);
         self.questions = None;
-        // Before it is reaped, so that its number cannot have become another's. Fails where nothing is left.
+        // Before it is reaped, so that its id cannot be another process's by now. Fails where nothing is left.
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pid, _)| *pid != self.pid);
         let _ = kill_process_group(self.pid, Signal::KILL);
         let status = reap(process);
@@ -249,7 +249,7 @@ fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A text that no other child of this or another run has.
+/// A marker that no other child has, of this run or another.
 fn marker() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -302,7 +302,7 @@ mod escaped {
     pub(super) fn end(_marker: &str) {}
 }
 
-/// Until the questions end, or the child reads no more.
+/// Writes questions until there are no more, or the child stops reading.
 fn write_questions(mut stdin: ChildStdin, questions: Receiver<Vec<u8>>) {
     for frame in questions {
         if stdin.write_all(&frame).is_err() {
@@ -318,7 +318,7 @@ fn keep_tail(mut stderr: impl Read, tail: &Tail, _complete: Sender<()>) {
     }
 }
 
-/// Until the output ends, or holds something else than a frame, or nobody listens.
+/// Reads frames until the output ends, holds something other than a frame, or nobody receives them.
 fn read_frames(stdout: ChildStdout, reading: &Reading, events: &SyncSender<Event>) {
     let mut stdout = BufReader::with_capacity(1 << 16, stdout);
     loop {
@@ -348,7 +348,7 @@ fn read_frame(stdout: &mut BufReader<ChildStdout>, reading: &Reading) -> Event {
         return Event::Wrong(text(&beginning).unwrap_or_else(long));
     }
     reading.unfinished.store(length, Ordering::SeqCst);
-    // Memory is taken as it is written to, not before.
+    // The system commits this memory only as it is written to.
     let mut frame = vec![0; length as usize];
     let found = fill(stdout, &mut frame);
     reading.unfinished.store(0, Ordering::SeqCst);
@@ -372,8 +372,8 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> usize {
     filled
 }
 
-/// What to say where something else than a frame begins with text: a line of it, or eight characters at
-/// least.
+/// The message for something other than a frame that begins with text: a whole line, all there is, or at
+/// least eight bytes.
 fn text(bytes: &[u8]) -> Option<String> {
     const SHOWN: usize = 60;
     let printable =

@@ -22,10 +22,10 @@ use crate::cases::{
     RoundingModel, Stages, Takes,
 };
 
-/// The version of the protocol.
+/// The first version of the protocol.
 const PROTOCOL: u64 = 1;
 
-/// The version that a command names which declares what it takes or gives.
+/// The version for commands that declare what they take or give.
 const NEWEST: u64 = 2;
 
 /// The metadata key of a message.
@@ -37,7 +37,7 @@ const SLACK: u64 = 1 << 20;
 /// What a message says; the outer error is a sentence that says why the conversation cannot go on.
 pub(crate) type Decoded<T> = Result<T, String>;
 
-/// What a command says of itself.
+/// What a command says about itself.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hello {
     /// What reports call it, where it says so.
@@ -138,8 +138,8 @@ pub(crate) fn largest_answer(call: &Call) -> u64 {
     all.saturating_add(scores_and_lse).saturating_add(SLACK)
 }
 
-/// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typing error must
-/// neither widen nor narrow the check unnoticed.
+/// Reads the answer to `hello`. Errors: a sentence naming field, found and expected; a typo must not
+/// silently widen or narrow the check.
 pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     let message = Message::parse(bytes)?;
     if message.kind() == Some("failed") {

@@ -1,6 +1,6 @@
 //! Any command as a subject, asked over its standard input and output (`docs/PROTOCOL.md`). The command is
-//! started once and started anew after anything that leaves its conversation in doubt: it ended, was silent
-//! for too long, wrote something else than the answer to its question. What happened is the answer to that
+//! started once and restarted after anything that leaves its conversation in doubt: it ended, was silent
+//! for too long, wrote something other than the answer to its question. What happened is the answer to that
 //! question, and the next one is asked of the new process.
 
 mod answer;
@@ -20,13 +20,13 @@ use crate::cases::{
     Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
 };
 
-/// How long a command may take to say hello: importing torch takes long.
+/// How long a command may take to say hello: importing torch is slow.
 const STARTUP: Duration = Duration::from_secs(120);
 
 /// How long a command may take to end after goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// So many starts in a row without a hello are the last.
+/// After this many starts in a row without a hello the command is given up.
 const STARTS: usize = 3;
 
 /// How many lines of standard error a finding shows.
@@ -72,7 +72,7 @@ pub struct Process {
     child: Option<Child>,
     tail: Tail,
     instance: Option<Instance>,
-    /// What the child that runs answered to the instance's configuration.
+    /// What the running child answered to `configure`.
     configured: Option<Result<(), NoAnswer>>,
     last_id: u64,
     restarts: usize,
@@ -109,7 +109,7 @@ impl Process {
         })
     }
 
-    /// How often the command was started anew.
+    /// How often the command was restarted.
     pub fn restarts(&self) -> usize {
         self.restarts
     }
@@ -135,7 +135,7 @@ impl Process {
         NoAnswer::Failed(problem)
     }
 
-    /// Starts the command anew where it is gone.
+    /// Restarts the command if it is gone.
     fn revive(&mut self) -> Result<(), NoAnswer> {
         if self.child.is_some() {
             return Ok(());
@@ -162,7 +162,7 @@ impl Process {
         NoAnswer::Failed(format!("the command could not be started again: {problem}"))
     }
 
-    /// Configures the child for the current instance, where it was not yet.
+    /// Configures the child for the current instance, unless it is already.
     fn ready(&mut self) -> Result<(), NoAnswer> {
         self.revive()?;
         if let Some(configured) = &self.configured {
@@ -202,7 +202,7 @@ impl Subject for Process {
         self.selected = None;
         self.ready()?;
         let instance = self.instance.take().ok_or_else(not_configured)?;
-        // A command that speaks of promises says itself how it lists keys.
+        // A command that declares `promises` says there how it lists keys.
         let any_order = self.hello.capabilities.promises.is_some();
         let answer = self.ask(
             messages::largest_answer(call),
@@ -258,7 +258,7 @@ fn start(command: &str, startup: Duration) -> Result<(Child, Hello), ProcessErro
     }
 }
 
-/// Ends a child; what happened, how it ended where it did so by itself, and the end of its standard error.
+/// Ends a child. Returns what happened, how it ended if it did so by itself, and the end of its standard error.
 fn epitaph(mut child: Child, problem: &str) -> String {
     let status = child.end().map(|status| format!(" ({status})")).unwrap_or_default();
     let tail = child.tail().text();

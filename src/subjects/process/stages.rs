@@ -58,7 +58,7 @@ pub(super) fn largest_attention(call: &SelectionCall) -> u64 {
     ((b * h * m * (dv + 1)) as u64).saturating_mul(4).saturating_add(largest_message())
 }
 
-/// What was asked for, or what was said instead of it.
+/// What was asked for, or what the command said instead.
 type Answered<T> = Decoded<Result<T, NoAnswer>>;
 
 /// Reads the answer of a top-k.

@@ -22,7 +22,7 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// Covers all figures with some room on both sides, at least a tenth; figures without a logarithm are left out.
+    /// Covers all figures with some room on both sides, at least 0.02 decades; figures without a logarithm are left out.
     pub fn logarithmic(figures: &[f64], start: f64, end: f64) -> Self {
         let positive = figures.iter().copied().filter(|x| x.is_finite() && *x > 0.0);
         let (low, high) = extremes(positive.map(f64::log10)).unwrap_or((0.0, 1.0));
@@ -30,14 +30,14 @@ impl Axis {
         Self { low: low - room, high: high + room, logarithmic: true, start, end }
     }
 
-    /// Covers all finite figures with some room on both sides, at least two.
+    /// Covers all finite figures with some room on both sides, at least 2.
     pub fn linear(figures: &[f64], start: f64, end: f64) -> Self {
         let (low, high) = extremes(figures.iter().copied().filter(|x| x.is_finite())).unwrap_or((0.0, 100.0));
         let room = (0.06 * (high - low)).max(2.0);
         Self { low: low - room, high: high + room, logarithmic: false, start, end }
     }
 
-    /// Pixels. What is not on the axis is far beyond its end; nothing is nowhere.
+    /// The pixel of a figure, always finite: far beyond an end if the figure is off the axis, at the start for NaN.
     pub fn pixels(&self, figure: f64) -> f64 {
         let place = if self.logarithmic { figure.log10() } else { figure };
         let share = (place - self.low) / (self.high - self.low);
@@ -45,7 +45,7 @@ impl Axis {
         self.start + share * (self.end - self.start)
     }
 
-    /// Pixels, beside the edge for what is not on the axis.
+    /// The pixel of a figure, just inside the edge if the figure is off the axis.
     pub fn within(&self, figure: f64) -> f64 {
         let (least, most) = (self.start.min(self.end), self.start.max(self.end));
         self.pixels(figure).clamp(least + EDGE, most - EDGE)

@@ -12,7 +12,7 @@ pub struct Point {
     pub quality: Interval,
     /// H.
     pub heavy_size: Option<usize>,
-    /// What is said of it when pointed at.
+    /// Its tooltip.
     pub title: String,
 }
 
@@ -27,7 +27,7 @@ pub struct Curve<'a> {
     pub points: Vec<Point>,
 }
 
-/// Told apart with any common colour vision, and readable on light and dark ground.
+/// Distinguishable with any common form of colour vision, and readable on light and dark backgrounds.
 const COLOURS: [&str; 8] =
     ["#3f8fd0", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#8a6fd1", "#a0522d", "#d6336c"];
 const DASHES: [&str; 5] = ["none", "8 4", "2 3", "10 3 2 3", "5 3"];

@@ -1,5 +1,5 @@
 //! Quality over what a decode step reads, as a drawing. Where some maskers are close to dense attention and others far away,
-//! the upper panel shows them all and the lower one those that are close. Its colours can be read on light and on dark ground.
+//! the upper panel shows them all and the lower one those that are close. Its colours can be read on light and on dark backgrounds.
 
 mod axis;
 mod curve;
@@ -15,24 +15,24 @@ use crate::evaluation::results::{ContenderResult, Evaluation, Measure};
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 66.0;
-/// Holds the value of dense attention.
+/// The right margin holds the value of dense attention.
 const RIGHT: f64 = 104.0;
 const TOP: f64 = 30.0;
 /// Between panels: the lower one's title.
 const GAP: f64 = 36.0;
 /// Below the panels: texts of the axis.
 const BOTTOM: f64 = 76.0;
-/// Of a line of the legend.
+/// Height of a line of the legend.
 const LINE: f64 = 22.0;
-/// Of a character of the legend.
+/// Width of a character of the legend.
 const CHARACTER: f64 = 7.4;
-/// Of text, axes and grid.
+/// Colour of text, axes and grid.
 const NEUTRAL: &str = "#7a7a7a";
 /// A perplexity is close to dense attention's up to this ratio.
 const CLOSE: f64 = 1.5;
 /// A second panel is worth it from this ratio on.
 const FAR: f64 = 2.0;
-/// What is infinite lies above all else by this factor.
+/// An infinite figure is drawn above all others by this factor.
 const INFINITE: f64 = 3.0;
 const LOWER_IS_BETTER: &str = "perplexity, lower is better";
 
@@ -84,7 +84,7 @@ pub fn plot(evaluation: &Evaluation) -> Markup {
     drawing(evaluation, Some("http://www.w3.org/2000/svg"))
 }
 
-/// The same as part of a page, where no name space is said.
+/// The same as part of a page, without the XML namespace.
 pub(in crate::reports) fn inline(evaluation: &Evaluation) -> Markup {
     drawing(evaluation, None)
 }

@@ -1,11 +1,11 @@
 //! Where a label can stand without covering anything.
 
-/// Of a label's text.
+/// Width of a character of a label.
 const CHARACTER: f64 = 6.6;
 const HEIGHT: f64 = 10.0;
-/// Precision free around a label.
+/// Pixels kept free around a label.
 const ROOM: f64 = 3.0;
-/// Lines are avoided at places this far apart.
+/// A line is avoided at points of it that are this many pixels apart.
 const STEP: f64 = 3.0;
 
 /// Left, top, right, bottom, in pixels.
@@ -18,7 +18,7 @@ pub struct Area {
 }
 
 impl Area {
-    /// Whether a place is inside, or so close to it.
+    /// Whether a point is inside, or within `room` of it.
     pub fn holds(&self, (x, y): (f64, f64), room: f64) -> bool {
         let across = (self.left - room..=self.right + room).contains(&x);
         across && (self.top - room..=self.bottom + room).contains(&y)

@@ -1,0 +1,168 @@
+//! The attention of a behaviour as plain attention (SPEC §2.11) over other inputs and another mask than it shows.
+
+use std::sync::Arc;
+
+use ndarray::{Array4, Axis, concatenate};
+
+use super::Prediction;
+use crate::algorithm::{Error, InputParts, Inputs, Mask, Row, Storage};
+
+/// What has to be attended to, as plain attention, so that it gives a behaviour's output: some behaviours attend with other
+/// inputs and another mask than they show.
+#[derive(Debug, Clone)]
+pub struct AttentionView {
+    /// Inputs of the attention.
+    pub inputs: Arc<Inputs>,
+    /// Its mask.
+    pub mask: Mask,
+    shape: (usize, usize, usize, usize),
+    nan: Vec<Row>,
+}
+
+impl AttentionView {
+    /// The attention of a behaviour over the mask it shows. Errors: none for checked inputs.
+    pub fn new(prediction: &Prediction, mask: &Mask) -> Result<Self, Error> {
+        let behaviour = &prediction.behaviour;
+        let inputs = &prediction.attending;
+        let dims = inputs.dims();
+        let mut view = Self {
+            inputs: inputs.clone(),
+            mask: mask.clone(),
+            shape: dims.output_shape(),
+            nan: nan_rows(prediction, mask),
+        };
+        if behaviour.multiplies_weights {
+            let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
+            view.mask = Mask::from_weights(inverse, &dims)?;
+        }
+        if behaviour.shifts_weights {
+            let storage = inputs.storage();
+            let shifted = |weight: f32| if weight == 0.0 { 0.0 } else { storage.round(weight + 1e-6) };
+            view.mask = Mask::from_weights(view.mask.weights().mapv(shifted), &dims)?;
+        }
+        let missing = prediction.wanted_keys.saturating_sub(dims.keys);
+        if behaviour.attends_unwritten && missing > 0 && prediction.ranked.is_some() {
+            view = view.with_unwritten(missing)?;
+        }
+        if behaviour.softmax_over_all {
+            view = view.over_all()?;
+        }
+        Ok(view)
+    }
+
+    /// An output [·, ·, ·, dv] of the view, as the behaviour shows it: [b, h, m, dv].
+    pub fn output(&self, output: Array4<f32>) -> Array4<f32> {
+        let shape = self.shape;
+        let mut output = output.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape));
+        for &(b, head, i) in &self.nan {
+            output.slice_mut(ndarray::s![b, head, i, ..]).fill(f32::NAN);
+        }
+        output
+    }
+
+    /// An output that a subject shows, as the view has it; `None` where it is not NaN in the rows that must be. Those rows
+    /// are then as the view computes them.
+    pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
+        let mut shown = output.clone();
+        let computed = computed.view().into_shape_with_order(self.shape).ok()?;
+        for &(b, head, i) in &self.nan {
+            let row = ndarray::s![b, head, i, ..];
+            if !shown.slice(row).iter().all(|x| x.is_nan()) {
+                return None;
+            }
+            shown.slice_mut(row).assign(&computed.slice(row));
+        }
+        let (b, h, m, _) = self.inputs.dims().output_shape();
+        shown.into_shape_with_order((b, h, m, self.shape.3)).ok()
+    }
+
+    /// Rows in which the behaviour gives NaN.
+    pub fn has_nan_rows(&self) -> bool {
+        !self.nan.is_empty()
+    }
+
+    /// Keys of zeros, attended to, after the others.
+    fn with_unwritten(self, missing: usize) -> Result<Self, Error> {
+        let parts = self.inputs.parts();
+        let dims = self.inputs.dims();
+        let zeros = |tensor: &Array4<f32>| {
+            let (b, heads, _, size) = tensor.dim();
+            let slots = Array4::zeros((b, heads, missing, size));
+            concatenate(Axis(2), &[tensor.view(), slots.view()]).map_err(shape_error)
+        };
+        let (b, h, m, n) = dims.mask_shape();
+        let additive = Array4::from_shape_fn((b, h, m, n + missing), |(b, head, i, key)| {
+            if key < n { self.inputs.additive(b, head, i).at(key) } else { 0.0 }
+        });
+        let slots = Array4::ones((b, h, m, missing));
+        let weights =
+            concatenate(Axis(3), &[self.mask.weights().view(), slots.view()]).map_err(shape_error)?;
+        let inputs = Inputs::new(InputParts {
+            k: zeros(&parts.k)?,
+            v: zeros(&parts.v)?,
+            attention_mask: Some(additive),
+            causal: false,
+            ..parts.clone()
+        })?;
+        let mask = Mask::from_weights(weights, &inputs.dims())?;
+        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
+    }
+
+    /// Every row a batch entry of its own, attending to everything, with values of 0 where the mask attends to nothing.
+    fn over_all(self) -> Result<Self, Error> {
+        let (inputs, dims) = (&self.inputs, self.inputs.dims());
+        let rows: Vec<Row> = dims.rows().collect();
+        let (n, d, dv) = (dims.keys, dims.head_dim, dims.value_dim);
+        let at = |index: usize| rows[index];
+        let inputs = Inputs::new(InputParts {
+            q: Array4::from_shape_fn((rows.len(), 1, 1, d), |(index, _, _, c)| {
+                let (b, head, i) = at(index);
+                inputs.queries(b, head)[[i, c]]
+            }),
+            k: Array4::from_shape_fn((rows.len(), 1, n, d), |(index, _, key, c)| {
+                let (b, head, _) = at(index);
+                inputs.keys(b, head)[[key, c]]
+            }),
+            v: Array4::from_shape_fn((rows.len(), 1, n, dv), |(index, _, key, c)| {
+                let (b, head, i) = at(index);
+                if self.mask.attends(b, head, i, key) { inputs.values(b, head)[[key, c]] } else { 0.0 }
+            }),
+            attention_mask: Some(Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
+                let (b, head, i) = at(index);
+                inputs.additive(b, head, i).at(key)
+            })),
+            causal: false,
+            ..inputs.parts().clone()
+        })?;
+        let weights = Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
+            let (b, head, i) = at(index);
+            match self.mask.weight(b, head, i, key) {
+                0.0 => 1.0,
+                weight => weight,
+            }
+        });
+        let mask = Mask::from_weights(weights, &inputs.dims())?;
+        Ok(Self { inputs: Arc::new(inputs), mask, ..self })
+    }
+}
+
+fn shape_error(error: ndarray::ShapeError) -> Error {
+    Error::Shape(crate::algorithm::Detail::new("attention", error, "tensors that can be joined"))
+}
+
+fn nan_rows(prediction: &Prediction, mask: &Mask) -> Vec<Row> {
+    let behaviour = &prediction.behaviour;
+    let inputs = &prediction.attending;
+    let half = behaviour.nan_in_f16 && inputs.storage() == Storage::F16;
+    let keys = inputs.dims().keys;
+    let is_nan = |&row @ (b, head, i): &Row| {
+        let additive = inputs.additive(b, head, i);
+        let empty = !mask.row(row).any(|(key, _)| additive.at(key) > f32::NEG_INFINITY);
+        let leaves_out = (0..keys).any(|key| !mask.attends(b, head, i, key));
+        (half && leaves_out) || (behaviour.nan_in_empty_rows && empty)
+    };
+    if !half && !behaviour.nan_in_empty_rows {
+        return Vec::new();
+    }
+    inputs.dims().rows().filter(is_nan).collect()
+}

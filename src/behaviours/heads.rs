@@ -1,0 +1,122 @@
+//! SPEC §2.7 and what an implementation may do instead: whose scores are taken together, how, and which heads share the
+//! selection that follows.
+
+use crate::algorithm::config::Combined;
+use crate::algorithm::{Dims, HeadMode};
+
+/// How heads share a selection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Heads {
+    /// As configured.
+    #[default]
+    Configured,
+    /// Each head alone, whatever is configured.
+    Alone,
+    /// Scores summed over heads, whatever is configured.
+    Summed,
+    /// The mean of scores in place of their sum.
+    Mean,
+    /// The largest score in place of the sum or the mean.
+    LargestForSum,
+    /// The sum in place of the largest score.
+    SumForLargest,
+    /// All heads where those of one KV head are configured.
+    AllForGroup,
+    /// Those of one KV head where all heads are configured.
+    GroupForAll,
+    /// Of a group's heads every hk-th in place of g in a row.
+    Strided,
+    /// The largest score of each KV head's heads, summed over KV heads, where a largest score is configured.
+    SumOfMaxima,
+    /// The scores of the first of the heads that share a selection.
+    First,
+}
+
+impl Heads {
+    /// What becomes of a configured mode.
+    pub fn sharing(self, configured: HeadMode) -> Sharing {
+        use HeadMode::{GroupMax, GroupMean, GroupSum, Max, Mean, PerHead, SummedLabels, SummedScores};
+        let mode = match (self, configured) {
+            (Self::Alone, _) => PerHead,
+            (Self::Summed, _) => SummedScores,
+            (Self::Mean, SummedScores) => Mean,
+            (Self::Mean, GroupSum) => GroupMean,
+            (Self::LargestForSum, SummedScores | Mean) => Max,
+            (Self::LargestForSum, GroupSum | GroupMean) => GroupMax,
+            (Self::SumForLargest, Max) => SummedScores,
+            (Self::SumForLargest, GroupMax) => GroupSum,
+            (Self::AllForGroup, GroupSum) => SummedScores,
+            (Self::AllForGroup, GroupMean) => Mean,
+            (Self::AllForGroup, GroupMax) => Max,
+            (Self::GroupForAll, SummedScores) => GroupSum,
+            (Self::GroupForAll, Mean) => GroupMean,
+            (Self::GroupForAll, Max) => GroupMax,
+            (Self::Strided, GroupSum | GroupMean | GroupMax) => return Sharing::Strided(configured),
+            (Self::SumOfMaxima, Max | GroupMax) => return Sharing::SumOfMaxima,
+            (Self::First, mode) if !matches!(mode, PerHead | SummedLabels) => return Sharing::FirstOf(mode),
+            (_, mode) => mode,
+        };
+        Sharing::Mode(mode)
+    }
+}
+
+/// Which heads share a selection, and whose scores make theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// As the SPEC says.
+    Mode(HeadMode),
+    /// Heads i, i + hk, i + 2·hk and so on, taken together as a mode of groups says.
+    Strided(HeadMode),
+    /// The heads of a mode share the scores of the first of them.
+    FirstOf(HeadMode),
+    /// All heads share the sum over KV heads of the largest score of the heads that read one.
+    SumOfMaxima,
+}
+
+impl Sharing {
+    /// The mode, where it is one.
+    pub fn mode(self) -> Option<HeadMode> {
+        match self {
+            Self::Mode(mode) => Some(mode),
+            _ => None,
+        }
+    }
+
+    /// The heads that share a selection with this one, itself included, in rising order.
+    pub fn heads(self, head: usize, dims: &Dims) -> Vec<usize> {
+        let in_a_row = |sharing: usize| {
+            let first = head / sharing * sharing;
+            (first..first + sharing).collect()
+        };
+        match self {
+            Self::Mode(mode) | Self::FirstOf(mode) => in_a_row(mode.sharing(dims)),
+            Self::Strided(_) => (head % dims.kv_heads..dims.heads).step_by(dims.kv_heads).collect(),
+            Self::SumOfMaxima => in_a_row(dims.heads),
+        }
+    }
+
+    /// The scores of every key for a head: `of_head` gives those of one head, `combine` takes those of several together.
+    /// `summed-labels` has one score to begin with, that of head 0.
+    pub fn scores<T>(
+        self,
+        head: usize,
+        dims: &Dims,
+        of_head: impl Fn(usize) -> Vec<T>,
+        combine: impl Fn(Combined, &[Vec<T>]) -> Vec<T>,
+    ) -> Vec<T> {
+        let heads = self.heads(head, dims);
+        let together = |how, heads: &[usize]| {
+            combine(how, &heads.iter().map(|&head| of_head(head)).collect::<Vec<Vec<T>>>())
+        };
+        match self {
+            Self::Mode(HeadMode::PerHead) => of_head(head),
+            Self::Mode(HeadMode::SummedLabels) => of_head(0),
+            Self::Mode(mode) | Self::Strided(mode) => together(mode.combined(), &heads),
+            Self::FirstOf(_) => of_head(heads[0]),
+            Self::SumOfMaxima => {
+                let maxima = heads.chunks(dims.group_size()).map(|group| together(Combined::Max, group));
+                combine(Combined::Sum, &maxima.collect::<Vec<_>>())
+            }
+        }
+    }
+}
