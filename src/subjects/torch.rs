@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
-use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, Call, EarlierMasker, Instance, NoAnswer, RoundingModel};
+use crate::algorithm::{HeadMode, LabelBits, Mask, Storage};
+use crate::cases::{Answer, Call, Capabilities, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use crate::torch::attention::attention;
 use crate::torch::{self, DeviceChoice, DeviceError, Layer, TorchMasker, device, masker, to_device, to_host};
 
@@ -96,6 +96,11 @@ impl Subject for Torch {
 
     fn rounding_model(&self) -> RoundingModel {
         RoundingModel::F32
+    }
+
+    /// All head modes; rules other than the published ones are asked for by name, as of the reference.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { heads: HeadMode::EVERY.to_vec(), ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -7,7 +7,9 @@ use tch::{Device, Tensor};
 use super::Subject;
 use super::torch::{Torch, attend};
 use crate::algorithm::{LabelBits, Mask, Storage};
-use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer, Precision, RoundingModel};
+use crate::cases::{
+    Answer, AnsweredLabels, Call, Capabilities, Instance, NoAnswer, Precision, RoundingModel,
+};
 use crate::torch::cache::{LabelScores, LabelledKvCache};
 use crate::torch::masker::early_out;
 use crate::torch::{self, DeviceChoice, DeviceError, Layer, to_host};
@@ -39,13 +41,14 @@ impl TorchCache {
             LabelledKvCache::new(&dims, channels, selection, storage, self.kept, scaling, device)?;
         let layer = Layer::of_inputs(inputs, device)?;
         layer.check(selection.heads)?;
+        selection.rules.forced.check(&dims, selection.heavy_size.resolve(dims.keys))?;
         let before = self.torch.mask_before(instance, call, &layer)?;
         if let Some(full) = early_out(&layer, selection, before.as_ref())? {
             return attend(&layer, &full);
         }
         fill(&mut cache, &layer)?;
         let (q, additive) = (queries(&layer)?, layer.additive.as_ref());
-        let LabelScores { query_labels, scores } = cache.score(&q, additive)?;
+        let LabelScores { query_labels, scores } = cache.score(&q, additive, layer.head_weights.as_ref())?;
         let selected = cache.select(&scores, additive, before.as_ref())?;
         cache.check(&query_labels)?;
         let mask = selected.mask(&layer, before.as_ref())?;
@@ -96,6 +99,10 @@ impl Subject for TorchCache {
 
     fn rounding_model(&self) -> RoundingModel {
         RoundingModel { scores_kept: self.kept, weights_kept: self.kept, ..self.torch.rounding_model() }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.torch.capabilities()
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
