@@ -226,11 +226,11 @@ fn step(
     let mut cache = cache(row, tensors, heads, kept)?;
     let answer = cache.step(q, None)?;
     cache.check(&answer.query_labels)?;
-    let scores = cache.score(q, None)?.scores;
+    let scores = cache.score(q, None, None)?.scores;
     let selected = cache.select(&scores, None, None)?;
     let whole = median_ms(WARM_UP, || Ok(cache.step(q, None)?))?;
     let parts = [
-        ("score", median_ms(WARM_UP, || Ok(cache.score(q, None)?))?),
+        ("score", median_ms(WARM_UP, || Ok(cache.score(q, None, None)?))?),
         ("top_k", median_ms(WARM_UP, || Ok(cache.select(&scores, None, None)?))?),
         ("sparse", median_ms(WARM_UP, || Ok(cache.attend(q, &selected, None)?))?),
     ];

@@ -31,7 +31,7 @@ group hub also ray[tune] 2.60.0, scipy 1.17.1, matplotlib 3.11.2 and seaborn 0.1
 """
 
 GOLDEN = pathlib.Path(__file__).resolve().parent
-GROUPS = ("grid", "real", "small", "quantisation", "hub", "calibration")
+GROUPS = ("grid", "lengths", "real", "small", "quantisation", "hub", "calibration")
 WRITTEN = set()
 
 
@@ -144,7 +144,8 @@ def from_recipe(**sizes):
     exponents = [min((int(word) & -int(word)).bit_length() - 1 if word else 64, 3) for word in words(seed, 3, d)]
     k = values(seed, 1, (b, hk, n, d)) * torch.tensor([2.0**x for x in exponents])
     order = words(seed, 4, h * d).reshape(h, d)
-    channels = [sorted(range(d), key=lambda c: (-exponents[c], int(order[head, c]))) for head in range(h)]
+    count = {"per-head": h, "per-kv-head": hk, "shared": 1}[sizes.get("rows", "per-head")]
+    channels = [sorted(range(d), key=lambda c: (-exponents[c], int(order[row, c]))) for row in range(count)]
     return {"q": values(seed, 0, (b, h, m, d)), "k": k, "v": values(seed, 2, (b, hk, n, d)),
             "channels": torch.tensor(channels), "recipe": recipe}
 
@@ -157,6 +158,9 @@ def check_recipe():
     assert made["k"].flatten()[:2].tolist() == [-6.7115478515625, 0.0352783203125]
     assert made["v"].flatten()[0].item() == 1.053558349609375
     assert made["channels"].tolist() == [[4, 0, 6, 7, 1, 3, 2, 5], [4, 6, 0, 7, 1, 3, 5, 2]]
+    for rows in ("per-kv-head", "shared"):
+        fewer = from_recipe(seed=1, batch=1, heads=2, kv_heads=1, queries=1, keys=3, head_dim=8, rows=rows)
+        assert fewer["channels"].tolist() == made["channels"].tolist()[:1]
 
 
 # --- the author's code ------------------------------------------------------------------------------------------------
@@ -233,7 +237,8 @@ class Author:
         attention.q_proj = Returns(flat(case.q))
         attention.k_proj, attention.v_proj = Returns(flat(case.k[:, :, -m:])), Returns(flat(case.v[:, :, -m:]))
         attention.o_proj = torch.nn.Identity()
-        attention.sorted_channel = case.channels
+        # One row for each query head, whatever the case has (SPEC §1).
+        attention.sorted_channel = case.channels.repeat_interleave(h // len(case.channels), 0)
         attention.heavy_const, attention.group_factor = case.settings["heavy_size"], case.settings["group_factor"]
         attention.label_bits = case.settings["label_bits"]
         # A rotation by 0 leaves q and k as they are.
@@ -264,6 +269,30 @@ def export_grid(author, _hub, _activations, folder):
                 for heavy_size in (128, 512, 1024):
                     case = Case(**made, heavy_size=heavy_size, group_factor=group_factor, label_bits=label_bits)
                     author.export(case, folder / f"n{keys}-g{group_factor}-b{label_bits}-h{heavy_size}.safetensors")
+
+
+def export_lengths(author, _hub, _activations, folder):
+    """For kernels with a fixed type and layout: real lengths whose last block of keys is a partial one, in half precision too."""
+    shapes = {
+        # name: heads, KV heads, d, channel rows, G, B, H
+        "mha-d64-b16": (4, 4, 64, "per-head", 4, 16, 256),
+        "mha-d64-b4": (4, 4, 64, "shared", 4, 4, 256),
+        "mha-d128-b16": (4, 4, 128, "per-head", 8, 16, 512),
+        "gqa-d64-b4": (8, 2, 64, "shared", 2, 4, 256),
+        "gqa-d64-b16": (8, 2, 64, "shared", 4, 16, 128),
+        "gqa-d128-b4": (8, 2, 128, "per-kv-head", 16, 4, 512),
+        "gqa-d128-b16": (8, 2, 128, "per-kv-head", 8, 16, 256),
+    }
+    for keys in (4133, 8193):
+        for dtype in ("bf16", "f16", "f32"):
+            for name, (heads, kv_heads, d, rows, group_factor, label_bits, heavy_size) in shapes.items():
+                # The grid has grouped heads in f32.
+                if dtype == "f32" and (kv_heads < heads or label_bits < 16):
+                    continue
+                sizes = {} if rows == "per-head" else {"rows": rows}
+                made = from_recipe(seed=2, batch=1, heads=heads, kv_heads=kv_heads, queries=1, keys=keys, head_dim=d, **sizes)
+                case = Case(**made, heavy_size=heavy_size, group_factor=group_factor, label_bits=label_bits, dtype=dtype)
+                author.export(case, folder / f"n{keys}-{dtype}-{name}.safetensors")
 
 
 def load_activations(path):

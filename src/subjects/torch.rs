@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Subject, not_configured};
 use crate::algorithm::config::WindowConfig;
-use crate::algorithm::{LabelBits, Mask, Storage};
+use crate::algorithm::{HeadMode, LabelBits, Mask, Storage};
 use crate::cases::ragged::by_entry;
 use crate::cases::{Answer, Call, Capabilities, EarlierMasker, Instance, NoAnswer, RoundingModel};
 use crate::torch::attention::attention;
@@ -99,8 +99,9 @@ impl Subject for Torch {
         RoundingModel::F32
     }
 
+    /// All head modes; rules other than the published ones are asked for by name, as of the reference.
     fn capabilities(&self) -> Capabilities {
-        Capabilities { ragged: true, ..Capabilities::default() }
+        Capabilities { heads: HeadMode::EVERY.to_vec(), ragged: true, ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -42,13 +42,14 @@ impl TorchCache {
             LabelledKvCache::new(&dims, channels, selection, storage, self.kept, scaling, device)?;
         let layer = Layer::of_inputs(inputs, device)?;
         layer.check(selection.heads)?;
+        selection.rules.forced.check(&dims, selection.heavy_size.resolve(dims.keys))?;
         let before = self.torch.mask_before(instance, call, &layer)?;
         if let Some(full) = early_out(&layer, selection, before.as_ref())? {
             return attend(&layer, &full);
         }
         fill(&mut cache, &layer)?;
         let (q, additive) = (queries(&layer)?, layer.additive.as_ref());
-        let LabelScores { query_labels, scores } = cache.score(&q, additive)?;
+        let LabelScores { query_labels, scores } = cache.score(&q, additive, layer.head_weights.as_ref())?;
         let selected = cache.select(&scores, additive, before.as_ref())?;
         cache.check(&query_labels)?;
         let mask = selected.mask(&layer, before.as_ref())?;
@@ -102,7 +103,7 @@ impl Subject for TorchCache {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { ragged: true, ..Capabilities::default() }
+        self.torch.capabilities()
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -15,8 +15,11 @@ use tch::{Device, Kind, Tensor};
 use super::attention::{divided, exponentials};
 use super::error::Result;
 use super::layer::{kind, product};
-use super::masker::{Selected, check, is_finite, label_channels, label_range, largest, quantize_};
-use crate::algorithm::{ChannelOrder, Detail, Dims, Error, HeadMode, Precision, Selection, Storage};
+use super::masker::{Ranking, Selected, check, is_finite, label_channels, label_range, largest, quantize_};
+use super::rules::{self, ScoreParts, for_every_head};
+use crate::algorithm::{
+    ChannelOrder, Detail, Dims, Error, HeadMode, LabelBits, Precision, ScoreRule, Selection, Storage,
+};
 
 /// Storage is made for a multiple of this many keys, so that every packing divides it.
 const KEYS_MULTIPLE: i64 = 128;
@@ -49,7 +52,7 @@ pub struct LabelledKvCache {
 pub struct LabelScores {
     /// Labels of the queries, [b, h, m, r] in the storage type.
     pub query_labels: Tensor,
-    /// [b, h, m, n], or [b, 1, m, n] in the summed modes; larger is better.
+    /// [b, selections, m, n], of each head, each KV head or all; larger is better.
     pub scores: Tensor,
 }
 
@@ -114,16 +117,21 @@ impl LabelledKvCache {
         rows as usize * width as usize * self.labels_kind().elt_size_in_bytes()
     }
 
-    /// Rows of labels and numbers in each: b·h and r where heads rank alone; b and h·r in `summed-scores`, where the sum over
-    /// heads is one longer product; b and r in `summed-labels`, where only the sum over heads is kept.
+    /// Rows of labels and numbers in each: b·h and r where each head has scores; b and h·r where [`Self::is_one_product`]; b and r
+    /// in `summed-labels`, where only the sum over heads is kept.
     fn rows_and_width(&self) -> (i64, i64) {
         let (b, h) = (self.dims.batch as i64, self.dims.heads as i64);
         let r = *self.channels.size().last().unwrap_or(&1);
         match self.selection.heads {
-            HeadMode::PerHead => (b * h, r),
-            HeadMode::SummedScores => (b, h * r),
-            _ => (b, r),
+            HeadMode::SummedLabels => (b, r),
+            _ if self.is_one_product() => (b, h * r),
+            _ => (b * h, r),
         }
+    }
+
+    /// Whether the sum over heads is one longer product.
+    fn is_one_product(&self) -> bool {
+        self.selection.heads == HeadMode::SummedScores && self.selection.rules.score == ScoreRule::Dot
     }
 
     /// How many positions a product takes as one row: the power of two that fills 128 numbers. Wider labels gain nothing.
@@ -194,8 +202,9 @@ impl LabelledKvCache {
         place.f_narrow(2, d, dv)?.f_copy_(&v.f_reshape([b * hk, added, dv])?)?;
         let _ = self.inputs_probe.f_add_(&zero_if_finite(&place)?)?;
         let group = self.dims.group_size() as i64;
-        let labels = self.labels_of(&k.f_unsqueeze(2)?.f_expand([b, hk, group, added, d], false)?)?;
-        if self.selection.label_bits.quantises() {
+        let [_, bits] = self.selection.bits();
+        let labels = self.labels_of(&k.f_unsqueeze(2)?.f_expand([b, hk, group, added, d], false)?, bits)?;
+        if bits.quantises() {
             let _ = self.labels_probe.f_add_(&zero_if_finite(&labels)?)?;
         }
         self.labels.f_narrow(1, held, added)?.f_copy_(&self.arranged(&labels)?)?;
@@ -213,13 +222,13 @@ impl LabelledKvCache {
     }
 
     /// SPEC §2.4 and §2.5: labels [b, h, c, r] of positions [b, hk, g, c, d].
-    fn labels_of(&self, positions: &Tensor) -> Result<Tensor> {
+    fn labels_of(&self, positions: &Tensor, bits: LabelBits) -> Result<Tensor> {
         let size = positions.size();
         let (b, hk, group, count) = (size[0], size[1], size[2], size[3]);
         let channels = self.channels.f_expand([b, hk, group, count, -1], false)?;
         let labels = positions.f_gather(4, &channels, false)?.f_view([b, hk * group, count, -1])?;
-        if self.selection.label_bits.quantises() {
-            quantize_(&mut labels.f_transpose(2, 3)?, self.selection.label_bits, self.storage)?;
+        if bits.quantises() {
+            quantize_(&mut labels.f_transpose(2, 3)?, bits, self.storage)?;
         }
         Ok(labels)
     }
@@ -228,9 +237,9 @@ impl LabelledKvCache {
     fn arranged(&self, labels: &Tensor) -> Result<Tensor> {
         let (rows, width) = self.rows_and_width();
         Ok(match self.selection.heads {
-            HeadMode::PerHead => labels.f_reshape([rows, -1, width])?,
-            HeadMode::SummedScores => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width])?,
-            _ => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
+            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
+            _ if self.is_one_product() => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width])?,
+            _ => labels.f_reshape([rows, -1, width])?,
         })
     }
 
@@ -241,27 +250,34 @@ impl LabelledKvCache {
         let (b, h, n) = (self.dims.batch as i64, self.dims.heads as i64, self.dims.keys as i64);
         let held = self.labels.f_narrow(1, 0, n)?;
         Ok(match self.selection.heads {
-            HeadMode::PerHead => Some(held.f_reshape([b, h, n, -1])?),
-            HeadMode::SummedScores => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
-            _ => None,
+            HeadMode::SummedLabels => None,
+            _ if self.is_one_product() => Some(held.f_reshape([b, n, h, -1])?.f_transpose(1, 2)?),
+            _ => Some(held.f_reshape([b, h, n, -1])?),
         })
     }
 
     /// One decode step: label scores, the H best keys, and attention over them. q is [b, h, m, d] in the storage type; `additive`
-    /// is A in f32, broadcastable to [b, h, m, n], `None` where it is 0 everywhere, as for one query that sees all keys held.
+    /// is A in f32, broadcastable to [b, h, m, n], `None` where it is 0 everywhere, as for one query that sees all keys held. Head
+    /// weights are 1.
     ///
-    /// Errors: those of [`LabelledKvCache::score`].
+    /// Errors: those of [`LabelledKvCache::score`] and [`LabelledKvCache::select`].
     pub fn step(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<DecodeStep> {
-        let LabelScores { query_labels, scores } = self.score(q, additive)?;
+        let LabelScores { query_labels, scores } = self.score(q, additive, None)?;
         let selected = self.select(&scores, additive, None)?;
         let output = self.attend(q, &selected, additive)?;
         Ok(DecodeStep { query_labels, selected, output })
     }
 
-    /// SPEC §2.6 and §2.7: label scores of all keys held. Without A they are not divided by √r, which changes no ranking.
+    /// SPEC §2.6, §2.7 and §2.12: label scores of all keys held. Without A they are not multiplied by the factor, which changes no
+    /// ranking. `head_weights` are w in f32, [b, h, m, 1], for the rule `relu`; `None` where they are 1.
     ///
     /// Errors: [`Error::Shape`] for a q that does not fit and for a cache without keys; those of libtorch.
-    pub fn score(&mut self, q: &Tensor, additive: Option<&Tensor>) -> Result<LabelScores> {
+    pub fn score(
+        &mut self,
+        q: &Tensor,
+        additive: Option<&Tensor>,
+        head_weights: Option<&Tensor>,
+    ) -> Result<LabelScores> {
         let Dims { batch, heads, kv_heads, keys, head_dim, .. } = self.dims;
         let queries = q.size().get(2).copied().unwrap_or_default();
         self.check_tensor("q", q, [batch as i64, heads as i64, queries, head_dim as i64])?;
@@ -270,23 +286,45 @@ impl LabelledKvCache {
             return Err(Error::Shape(Detail::new("q and cache", found, "at least one of each")).into());
         }
         let (b, hk, m, n, d) = (batch as i64, kv_heads as i64, queries, keys as i64, head_dim as i64);
-        let query_labels = self.labels_of(&q.f_reshape([b, hk, -1, m, d])?)?;
-        let dots = self.dots(&self.arranged(&query_labels)?)?.f_view([b, -1, m, n])?;
-        let Some(additive) = additive else {
-            return Ok(LabelScores { query_labels, scores: dots });
+        let [bits, _] = self.selection.bits();
+        let query_labels = self.labels_of(&q.f_reshape([b, hk, -1, m, d])?, bits)?;
+        let rows = self.arranged(&query_labels)?;
+        let dots = self.dots(&rows)?.f_view([b, -1, m, n])?;
+        let norms = match self.selection.rules.score {
+            ScoreRule::Cosine => {
+                let of = |labels: &Tensor| -> Result<Tensor> {
+                    Ok(rules::norms(labels, -1)?.f_view([b, -1, labels.size()[1]])?)
+                };
+                Some((of(&rows)?, of(&self.labels.f_narrow(1, 0, n)?)?))
+            }
+            _ => None,
         };
-        let r = query_labels.size()[3];
-        let additive = match self.selection.heads {
-            HeadMode::PerHead => additive.shallow_clone(),
-            HeadMode::SummedScores if additive.size()[1] == 1 => additive.f_mul_scalar(heads as f64)?,
-            HeadMode::SummedScores => additive.f_sum_dim_intlist(1, true, Kind::Float)?,
-            // All heads have the same A.
-            _ => additive.f_narrow(1, 0, 1)?,
+        // In summed-labels all heads have the same A and the same weights.
+        let summed = self.selection.heads == HeadMode::SummedLabels;
+        let of_one = |x: &Tensor| if summed { x.f_narrow(1, 0, 1) } else { Ok(x.shallow_clone()) };
+        let additive = match additive {
+            Some(additive) if self.is_one_product() && additive.size()[1] == 1 => {
+                Some(additive.f_mul_scalar(heads as f64)?)
+            }
+            Some(additive) if self.is_one_product() => {
+                Some(additive.f_sum_dim_intlist(1, true, Kind::Float)?)
+            }
+            additive => additive.map(of_one).transpose()?,
         };
-        let scores = dots.f_to_kind(Kind::Float)?.f_div_scalar((r as f64).sqrt())?.f_add(&additive)?;
-        // A dot product that overflows to +∞ makes NaN of −∞, and NaN would come first.
-        let excluded = additive.f_eq(f64::NEG_INFINITY)?;
-        let scores = scores.f_masked_fill(&excluded, f64::NEG_INFINITY)?;
+        let dots = if additive.is_some() { dots.f_to_kind(Kind::Float)? } else { dots };
+        let parts = ScoreParts {
+            norms,
+            head_weights: head_weights.map(of_one).transpose()?,
+            additive: additive.as_ref(),
+            label_channels: query_labels.size()[3],
+            head_dim: d,
+        };
+        let mut scores = rules::scores(&self.selection.rules, dots, &parts)?;
+        if let Some(additive) = &additive {
+            // A dot product that overflows to +∞ makes NaN of −∞, and NaN would come first.
+            scores = scores.f_masked_fill(&additive.f_eq(f64::NEG_INFINITY)?, f64::NEG_INFINITY)?;
+        }
+        let scores = rules::combined(self.selection.heads, &scores, &self.dims)?;
         Ok(LabelScores { query_labels, scores })
     }
 
@@ -308,7 +346,8 @@ impl LabelledKvCache {
 
     /// A product that is summed in f32, in the type that scores are kept in.
     fn kept_product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let in_storage = self.kept == Precision::Storage && self.selection.heads == HeadMode::PerHead;
+        let plain = self.selection.heads == HeadMode::PerHead && self.selection.rules.score == ScoreRule::Dot;
+        let in_storage = self.kept == Precision::Storage && plain;
         if in_storage && self.device().is_cuda() {
             Ok(a.f_bmm(b)?)
         } else if in_storage {
@@ -319,7 +358,9 @@ impl LabelledKvCache {
     }
 
     /// SPEC §2.8 and §2.9: the H best keys, from [`LabelledKvCache::score`] with the same A. Keys attended `before`, a mask of weights
-    /// [b, h, m, n] in f32, are no candidates. Errors: those of libtorch.
+    /// [b, h, m, n] in f32, are no candidates.
+    ///
+    /// Errors: [`Error::HeavySize`] for an H that cannot hold the forced keys; those of libtorch.
     pub fn select(
         &self,
         scores: &Tensor,
@@ -327,7 +368,9 @@ impl LabelledKvCache {
         before: Option<&Tensor>,
     ) -> Result<Selected> {
         let heavy_size = self.selection.heavy_size.resolve(self.dims.keys);
-        largest(scores, before, heavy_size, additive.is_none())
+        let forced = self.selection.rules.forced;
+        forced.check(&self.dims, heavy_size)?;
+        largest(scores, before, Ranking { heavy_size, forced, all_candidates: additive.is_none() })
     }
 
     /// SPEC §2.11 over the selected keys alone: [b, h, m, dv], in f32 or in the storage type. Errors: those of libtorch.
@@ -366,18 +409,18 @@ impl LabelledKvCache {
             return heads(&logits.f_softmax(-1, Kind::Float)?.f_bmm(&v)?);
         }
         let mut logits = heads(&logits)?;
-        let keys = selected.keys.f_expand([b, h, m, width], false)?;
+        let keys = for_every_head(&selected.keys, h)?;
         if let Some(additive) = additive {
             let all = additive.f_expand([b, h, m, self.dims.keys as i64], false)?;
             logits = logits.f_add(&all.f_gather(-1, &keys, false)?)?;
         }
-        let weights = selected.weights()?.f_expand([b, h, m, width], false)?;
+        let weights = for_every_head(&selected.weights()?, h)?;
         let e = exponentials(&logits, &weights)?;
         let total = e.f_sum_dim_intlist(-1, true, Kind::Float)?;
         divided(&heads(&batched(&rows(&e)?)?.f_bmm(&v)?)?, &total)
     }
 
-    /// Keys [b, h or 1, m, H] beside their values: [b, hk, ·, d + dv], in the order of the selections that each KV head serves.
+    /// Keys [b, selections, m, H] beside their values: [b, hk, ·, d + dv], in the order of the selections that each KV head serves.
     fn read(&self, keys: &Tensor) -> Result<Tensor> {
         let (b, hk) = (self.dims.batch as i64, self.dims.kv_heads as i64);
         let width = self.keys_values.size()[2];
@@ -385,9 +428,9 @@ impl LabelledKvCache {
         let bytes = width as usize * self.keys_values.kind().elt_size_in_bytes();
         let wide = if bytes.is_multiple_of(8) { Kind::Int64 } else { self.keys_values.kind() };
         let rows = self.keys_values.f_view_dtype(wide)?.f_view([b, hk, self.capacity, -1])?;
-        let keys = match self.selection.heads {
-            HeadMode::PerHead => keys.f_view([b, hk, -1, 1])?,
-            _ => keys.f_view([b, 1, -1, 1])?,
+        let keys = match keys.size()[1] {
+            1 => keys.f_view([b, 1, -1, 1])?,
+            _ => keys.f_view([b, hk, -1, 1])?,
         };
         let index = keys.f_expand([b, hk, -1, rows.size()[3]], false)?;
         Ok(rows.f_gather(2, &index, false)?.f_view_dtype(self.keys_values.kind())?)

@@ -1,7 +1,7 @@
 //! One attention layer's q, k, v and A on a device, and moving numbers there and back. Query heads are kept as [hk, g] beside the
 //! KV heads they read, so that KV heads are never repeated.
 
-use ndarray::Array4;
+use ndarray::{Array4, Axis};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::error::Result;
@@ -21,6 +21,10 @@ pub struct Layer {
     pub additive: Option<Tensor>,
     /// Whether A differs between heads.
     pub additive_differs: bool,
+    /// Head weights w of the rule `relu` in f32, [b, h, m, 1]; `None` where they are 1.
+    pub head_weights: Option<Tensor>,
+    /// Whether head weights differ between heads.
+    pub head_weights_differ: bool,
     /// Whether numbers are so large that labels may be infinite; otherwise labels that are not finite are NaN.
     pub labels_may_overflow: bool,
     /// Factor of q·k in the attention.
@@ -50,6 +54,8 @@ impl Layer {
             v: v.f_reshape([b * hk, n, dv])?,
             additive_differs: additive.as_ref().is_some_and(|additive| additive.size()[1] != 1),
             additive,
+            head_weights: None,
+            head_weights_differ: false,
             // Not known without reading the numbers.
             labels_may_overflow: true,
             scaling,
@@ -75,7 +81,13 @@ impl Layer {
         }
         let largest = parts.q.iter().chain(&parts.k).fold(0.0f32, |largest, x| largest.max(x.abs()));
         let (q, k, v) = (tensor(&parts.q)?, tensor(&parts.k)?, tensor(&parts.v)?);
+        let head_weights = match inputs.head_weights() {
+            Some(weights) => Some(to_device(&weights.clone().insert_axis(Axis(3)), device)?),
+            None => None,
+        };
         Ok(Self {
+            head_weights,
+            head_weights_differ: inputs.head_weights_differ_between_heads(),
             additive_differs: inputs.attention_mask_differs_between_heads(),
             // |label| is below twice the difference of two numbers plus a third: less than 16 times the largest number.
             labels_may_overflow: f64::from(largest) > inputs.storage().largest() / 16.0,
@@ -91,20 +103,25 @@ impl Layer {
             Some(additive) => Some(additive.shallow_clone()),
             None => None,
         };
+        let head_weights = match &self.head_weights {
+            Some(weights) => Some(weights.f_index_select(2, rows)?),
+            None => None,
+        };
         Ok(Self {
             dims: Dims { queries: rows.numel(), ..self.dims },
             q: self.q.f_index_select(3, rows)?,
             k: self.k.shallow_clone(),
             v: self.v.shallow_clone(),
             additive,
+            head_weights,
             ..*self
         })
     }
 
-    /// Refuses `summed-labels` with an additive mask that differs between heads.
+    /// Refuses `summed-labels` with an additive mask or head weights that differ between heads.
     pub fn check(&self, heads: HeadMode) -> Result<()> {
-        if heads == HeadMode::SummedLabels && self.additive_differs {
-            let expected = "an attention_mask shared by all heads";
+        if heads == HeadMode::SummedLabels && (self.additive_differs || self.head_weights_differ) {
+            let expected = "an attention_mask and head_weights shared by all heads";
             return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)).into());
         }
         Ok(())

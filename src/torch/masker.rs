@@ -10,15 +10,15 @@ use tch::{Device, Kind, Tensor};
 use super::attention::logits;
 use super::error::Result;
 use super::layer::{Layer, kind, product};
+use super::rules::{self, ScoreParts, for_every_head, shared};
 use crate::algorithm::{
-    ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, LabelBits, Selection, Storage,
+    ChannelOrder, Detail, Dims, Error, Forced, HeadMode, HeavySize, LabelBits, ScoreRule, Selection, Storage,
 };
 
 /// Key and query positions, to compare: [n] and [m, 1].
-fn positions(dims: &Dims, device: Device) -> Result<(Tensor, Tensor)> {
-    let keys = Tensor::f_arange(dims.keys as i64, (Kind::Int64, device))?;
-    let first = (dims.keys - dims.queries) as i64;
-    let queries = Tensor::f_arange_start(first, dims.keys as i64, (Kind::Int64, device))?;
+pub(super) fn positions(queries: i64, keys: i64, device: Device) -> Result<(Tensor, Tensor)> {
+    let queries = Tensor::f_arange_start(keys - queries, keys, (Kind::Int64, device))?;
+    let keys = Tensor::f_arange(keys, (Kind::Int64, device))?;
     Ok((keys, queries.f_unsqueeze(1)?))
 }
 
@@ -41,9 +41,9 @@ enum Probe {
 
 /// What Double Sparsity adds to a mask, before it is written.
 pub struct Selected {
-    /// [b, h or 1, m, H]: key indices, in no particular order.
+    /// [b, selections, m, H]: key indices, in no particular order; one selection for each head, for each KV head or for all.
     pub keys: Tensor,
-    /// [b, h or 1, m, H]: whether each of them is a candidate; `None` where all keys are.
+    /// [b, selections, m, H]: whether each of them is a candidate; `None` where all keys are.
     pub valid: Option<Tensor>,
     /// What reveals labels that are not finite; read it when the answer is read, not before.
     probe: Probe,
@@ -53,12 +53,12 @@ impl Selected {
     /// The mask before with weight 1 at the selected keys: [b, h, m, n] in f32.
     pub fn mask(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
         let shape = layer.mask_shape();
-        let index = self.keys.f_expand([shape[0], shape[1], shape[2], -1], false)?;
+        let index = for_every_head(&self.keys, shape[1])?;
         let mut added = Tensor::f_zeros(shape, (Kind::Float, layer.device()))?;
         match &self.valid {
             None => drop(added.f_scatter_value_(-1, &index, 1.0)?),
             Some(valid) => {
-                let valid = valid.f_to_kind(Kind::Float)?.f_expand(index.size(), false)?;
+                let valid = for_every_head(&valid.f_to_kind(Kind::Float)?, shape[1])?;
                 drop(added.f_scatter_(-1, &index, &valid)?);
             }
         }
@@ -68,7 +68,7 @@ impl Selected {
         }
     }
 
-    /// Weights of the selected keys, [b, h, m, H] in f32: 1, or 0 where there were fewer candidates.
+    /// Weights of the selected keys, [b, selections, m, H] in f32: 1, or 0 where there were fewer candidates.
     pub fn weights(&self) -> Result<Tensor> {
         Ok(match &self.valid {
             None => self.keys.f_ones_like()?.f_to_kind(Kind::Float)?,
@@ -118,7 +118,7 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
     if let Some(&channel) = rows.iter().flatten().find(|&&channel| channel >= d) {
         return Err(Error::ChannelRange(Detail::new("channels", channel, format!("below {d}"))));
     }
-    selection.check_plain()?;
+    rules::check(selection)?;
     let first = &rows[0][..label_channels];
     let shared = rows.iter().all(|row| row[..label_channels] == *first);
     if selection.heads == HeadMode::SummedLabels && !shared {
@@ -202,14 +202,17 @@ impl TorchMasker {
 
     /// SPEC §2.3 to §2.9, for a layer that fits ([`Layer::check`]). Labels that leave the storage type (D9) show in
     /// [`TorchMasker::check_labels`], for which the caller waits when it reads the answer.
+    ///
+    /// Errors: [`Error::HeavySize`] for an H that cannot hold the forced keys; those of libtorch.
     pub fn select(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Selected> {
+        let heavy_size = self.heavy_size(&layer.dims)?;
         // Keys attended before are masked out, so that top-k would not show a NaN in their labels.
         let sum = layer.labels_may_overflow || before.is_some();
         let (scores, sum) = self.scores(layer, sum)?;
         let all_candidates = layer.additive.is_none();
-        let heavy_size = self.selection.heavy_size.resolve(layer.dims.keys);
-        let selected = largest(&scores, before, heavy_size, all_candidates)?;
-        let quantises = self.selection.label_bits.quantises();
+        let ranking = Ranking { heavy_size, forced: self.selection.rules.forced, all_candidates };
+        let selected = largest(&scores, before, ranking)?;
+        let quantises = self.quantises();
         Ok(match sum {
             Some(sum) => Selected { probe: Probe::Sum(sum), ..selected },
             None if quantises => selected,
@@ -217,8 +220,23 @@ impl TorchMasker {
         })
     }
 
+    /// H as a number of keys that holds the forced ones.
+    fn heavy_size(&self, dims: &Dims) -> Result<usize> {
+        let heavy_size = self.selection.heavy_size.resolve(dims.keys);
+        self.selection.rules.forced.check(dims, heavy_size)?;
+        Ok(heavy_size)
+    }
+
+    /// Whether labels of keys or queries are quantised.
+    fn quantises(&self) -> bool {
+        self.selection.bits().iter().any(|bits| bits.quantises())
+    }
+
     /// The mask before with what Double Sparsity adds: [b, h, m, n] in f32 (SPEC §2.2 to §2.10). Waits for the device.
+    ///
+    /// Errors: those of [`Self::select`] and [`Self::check_labels`].
     pub fn add_mask(&self, layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
+        self.heavy_size(&layer.dims)?;
         if let Some(full) = early_out(layer, &self.selection, before)? {
             return Ok(full);
         }
@@ -242,8 +260,8 @@ impl TorchMasker {
         Ok(())
     }
 
-    /// Quantised labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both
-    /// are quantised at once. The rest is padding of any content: w is a multiple of 8, which suits matrix products.
+    /// Labels [b, h, r, w] in the storage type: first those of the n keys, then those of the m queries, so that both are quantised at
+    /// once where both are. The rest is padding of any content: w is a multiple of 8, which suits matrix products.
     fn labels(&self, layer: &Layer) -> Result<Tensor> {
         let Dims { batch, heads, kv_heads, queries, keys, .. } = layer.dims;
         let group = layer.dims.group_size() as i64;
@@ -262,48 +280,62 @@ impl TorchMasker {
         let channels = self.channels.f_expand([b, hk, group, r, m], false)?;
         let _ = layer.q.f_transpose(3, 4)?.f_gather_out(&place, 3, &channels, false)?;
         let mut labels = labels.f_view([b, h, r, width])?;
-        if self.selection.label_bits.quantises() {
-            quantize_(&mut labels, self.selection.label_bits, self.storage)?;
+        let [query_bits, key_bits] = self.selection.bits();
+        if query_bits == key_bits {
+            if key_bits.quantises() {
+                quantize_(&mut labels, key_bits, self.storage)?;
+            }
+            return Ok(labels);
+        }
+        for (bits, first, count) in [(key_bits, 0, n), (query_bits, n, m)] {
+            if bits.quantises() {
+                quantize_(&mut labels.f_narrow(3, first, count)?, bits, self.storage)?;
+            }
         }
         Ok(labels)
     }
 
-    /// Label scores with A: [b, h, m, n] in f32, or [b, 1, m, n] in the summed modes; and where it is asked for and labels are
+    /// Scores with A of the selections that heads share: [b, selections, m, n] in f32; and where it is asked for and labels are
     /// quantised, the sum of the products.
     fn scores(&self, layer: &Layer, with_sum: bool) -> Result<(Tensor, Option<Tensor>)> {
         let [b, h, m, n] = layer.mask_shape();
         let (hk, group) = (layer.dims.kv_heads as i64, layer.dims.group_size() as i64);
         let d = layer.dims.head_dim as i64;
-        let (bits, heads) = (self.selection.label_bits, self.selection.heads);
-        let mut sum = None;
-        let mut scores = if !bits.quantises() && heads != HeadMode::SummedLabels {
+        let (heads, rules) = (self.selection.heads, &self.selection.rules);
+        let summed = heads == HeadMode::SummedLabels;
+        let cosine = rules.score == ScoreRule::Cosine;
+        let (mut sum, mut norms) = (None, None);
+        let dots = if !self.quantises() && !summed && !cosine {
             // Channels that are no label become 0 in q; then k needs no gathering.
             let q = layer.q.f_mul(&self.is_label)?.f_reshape([b * hk, group * m, d])?;
             product(&q, &layer.k.f_transpose(1, 2)?)?.f_reshape([b, h, m, n])?
         } else {
             let mut labels = self.labels(layer)?;
-            if heads == HeadMode::SummedLabels {
+            if summed {
                 labels = labels.f_sum_dim_intlist(1, true, Kind::Float)?;
             }
             let (keys, queries) = (labels.f_narrow(3, 0, n)?, labels.f_narrow(3, n, m)?);
+            if cosine {
+                norms = Some((rules::norms(&queries, 2)?, rules::norms(&keys, 2)?));
+            }
             let dots = product(&folded(&queries.f_transpose(-1, -2)?)?, &folded(&keys)?)?;
-            if with_sum && bits.quantises() {
+            if with_sum && self.quantises() {
                 sum = Some(dots.f_sum(Kind::Float)?);
             }
             dots.f_reshape([b, -1, m, n])?
         };
-        // Without A the label scale changes no ranking.
-        if let Some(additive) = &layer.additive {
-            // In summed-labels all heads have the same A.
-            let summed = heads == HeadMode::SummedLabels;
-            let additive = if summed { additive.f_narrow(1, 0, 1)? } else { additive.shallow_clone() };
-            let root = (self.label_channels as f64).sqrt();
-            scores = scores.f_div_scalar(root)?.f_add(&additive)?;
-        }
-        if heads == HeadMode::SummedScores {
-            scores = scores.f_sum_dim_intlist(1, true, Kind::Float)?;
-        }
-        Ok((scores, sum))
+        // In summed-labels all heads have the same A and the same weights.
+        let of_one = |x: &Tensor| if summed { x.f_narrow(1, 0, 1) } else { Ok(x.shallow_clone()) };
+        let additive = layer.additive.as_ref().map(of_one).transpose()?;
+        let parts = ScoreParts {
+            norms,
+            head_weights: layer.head_weights.as_ref().map(of_one).transpose()?,
+            additive: additive.as_ref(),
+            label_channels: self.label_channels,
+            head_dim: d,
+        };
+        let scores = rules::scores(rules, dots, &parts)?;
+        Ok((rules::combined(heads, &scores, &layer.dims)?, sum))
     }
 }
 
@@ -332,30 +364,41 @@ pub(super) fn is_finite(x: &Tensor) -> Result<bool> {
     Ok(x.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }
 
-/// The H largest scores of each row that are candidates (SPEC §2.8, §2.9).
-pub(super) fn largest(
-    scores: &Tensor,
-    before: Option<&Tensor>,
-    heavy_size: usize,
-    all_candidates: bool,
-) -> Result<Selected> {
-    let excluded = match before {
-        None => None,
+/// What is selected of scores.
+pub(super) struct Ranking {
+    /// H
+    pub heavy_size: usize,
+    /// Keys that come first.
+    pub forced: Forced,
+    /// Whether A excludes none.
+    pub all_candidates: bool,
+}
+
+impl Ranking {
+    /// Nothing is forced.
+    fn plain(layer: &Layer, heavy_size: HeavySize) -> Self {
+        let (heavy_size, all_candidates) = (heavy_size.resolve(layer.dims.keys), layer.additive.is_none());
+        Self { heavy_size, forced: Forced::default(), all_candidates }
+    }
+}
+
+/// The H largest scores [b, selections, m, n] of each row that are candidates (SPEC §2.8, §2.9, §2.12).
+pub(super) fn largest(scores: &Tensor, before: Option<&Tensor>, ranking: Ranking) -> Result<Selected> {
+    let (_, selections, m, n) = scores.size4()?;
+    let scores = match before {
+        None => scores.shallow_clone(),
         Some(before) => {
-            let before = if scores.size()[1] == before.size()[1] {
+            let before = if selections == before.size()[1] {
                 before.shallow_clone()
             } else {
-                before.f_amax(1, true)?
+                shared(before, selections)?.f_amax(2, false)?
             };
-            Some(before.f_ne(0.0)?)
+            scores.f_masked_fill(&before.f_ne(0.0)?, f64::NEG_INFINITY)?
         }
     };
-    let scores = match &excluded {
-        None => scores.shallow_clone(),
-        Some(excluded) => scores.f_masked_fill(excluded, f64::NEG_INFINITY)?,
-    };
-    let (values, keys) = scores.f_topk(heavy_size as i64, -1, true, false)?;
-    let valid = match (before, all_candidates) {
+    let scores = rules::force(ranking.forced, &scores, m, n)?;
+    let (values, keys) = scores.f_topk(ranking.heavy_size as i64, -1, true, false)?;
+    let valid = match (before, ranking.all_candidates) {
         (None, true) => None,
         _ => Some(values.f_gt(f64::NEG_INFINITY)?),
     };
@@ -364,7 +407,7 @@ pub(super) fn largest(
 
 /// Exact top-k: the H largest q·k·scaling + A, each head alone.
 pub fn oracle(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> Result<Selected> {
-    largest(&logits(layer)?, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
+    largest(&logits(layer)?, before, Ranking::plain(layer, heavy_size))
 }
 
 /// Keys drawn at random among those that A leaves, each head and query alone, by libtorch's generator.
@@ -374,19 +417,19 @@ pub fn random(layer: &Layer, heavy_size: HeavySize, before: Option<&Tensor>) -> 
         None => numbers,
         Some(additive) => numbers.f_add(additive)?,
     };
-    largest(&scores, before, heavy_size.resolve(layer.dims.keys), layer.additive.is_none())
+    largest(&scores, before, Ranking::plain(layer, heavy_size))
 }
 
 /// The first keys, added where they are not attended yet.
 pub fn sink(layer: &Layer, size: HeavySize, before: &Tensor) -> Result<Tensor> {
-    let (keys, _) = positions(&layer.dims, layer.device())?;
+    let (keys, _) = positions(layer.dims.queries as i64, layer.dims.keys as i64, layer.device())?;
     let window = keys.f_lt(size.resolve(layer.dims.keys) as i64)?;
     add_window(&window, before)
 }
 
 /// The last keys up to and including each query's own position, added where they are not attended yet.
 pub fn local(layer: &Layer, size: HeavySize, before: &Tensor) -> Result<Tensor> {
-    let (keys, queries) = positions(&layer.dims, layer.device())?;
+    let (keys, queries) = positions(layer.dims.queries as i64, layer.dims.keys as i64, layer.device())?;
     let distance = queries.f_sub(&keys)?;
     let size = size.resolve(layer.dims.keys) as i64;
     let window = distance.f_ge(0)?.f_logical_and(&distance.f_lt(size)?)?;

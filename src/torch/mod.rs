@@ -5,6 +5,7 @@
 //! |---|---|
 //! | q, k, v and A on a device; moving numbers there and back | `layer` |
 //! | the mask from raw keys (SPEC §2.2 to §2.10), exact top-k, windows | `masker` |
+//! | scores, heads and forced keys by other rules (SPEC §2.12) | `rules` |
 //! | attention over a mask, or over selected keys (SPEC §2.11) | `attention` |
 //! | keys, values and labels kept across decode steps | `cache` |
 //! | where libtorch computes | `device` |
@@ -16,6 +17,7 @@ pub mod device;
 pub mod error;
 pub mod layer;
 pub mod masker;
+pub mod rules;
 
 pub use cache::LabelledKvCache;
 pub use device::{DeviceChoice, DeviceError};

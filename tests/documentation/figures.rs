@@ -128,6 +128,13 @@ fn evaluation_claims(claims: &mut Claims) {
     let task = record["task"].as_str().unwrap();
     assert!(task.starts_with("perplexity of 512 tokens after 3072 of context, 3 passages"), "{task}");
     assert!(record["model"].as_str().unwrap().contains("135M"));
+    // Most figures of the SPEC are sizes and bits, so that it is not among the pages above.
+    let of_64 = |masker| format!("{:.2}", quality(masker, Some(64)));
+    let (exact, summed) = (of_64("oracle"), of_64("summed-scores"));
+    let measured = format!(
+        "dense {dense:.2}. With H = 64, G = 4, B = 4: exact top-k {exact}, Double Sparsity {right:.2}, summed-scores {summed}, the fault D4 {wrong}."
+    );
+    assert!(on_one_line(&read("docs/SPEC.md")).contains(&measured), "docs/SPEC.md: {measured}");
     claim(claims, "README.md", "A 135M model on 3,072 tokens of context".into());
     let device = record["device"].as_str().unwrap();
     assert_eq!(device, "cpu, 16 threads");
