@@ -1,10 +1,11 @@
 //! Single bounds from both sides: what is right stays inside, and an error of a few times the true rounding does not.
 
 use doublecheck::algorithm::quantize::quantize_in_place;
-use doublecheck::algorithm::{InputParts, Inputs, LabelBits, Mask, Storage};
+use doublecheck::algorithm::config::Combined;
+use doublecheck::algorithm::{InputParts, Inputs, LabelBits, Mask, Ranks, Storage};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::{Accumulation, LabelRounding, Precision, RoundingModel};
-use doublecheck::verdicts::bounds::{Approximate, U32, U64, recomputed_mean};
+use doublecheck::verdicts::bounds::{Approximate, Arithmetic, U32, U64, recomputed_mean};
 use doublecheck::verdicts::labels::rounded_rows;
 use doublecheck::verdicts::output::judge_output;
 use ndarray::{Array2, Array4};
@@ -202,5 +203,40 @@ fn a_recomputed_mean_is_within_its_bound_and_the_bound_is_small() {
         }
         // Far below one rounding of f32, which any output carries.
         assert!(recomputed_mean(terms) < 1e-4 * U32 * terms.max(100) as f64);
+    }
+}
+
+/// Scores of ranks whose parts are exchanged in bf16: what rounds them right is inside, and off by a few of the bound's roundings
+/// more is outside.
+#[test]
+fn ranks_hold_rounded_parts_and_no_more() {
+    let words = Words::new(4, 0);
+    let arithmetic = Arithmetic::new(RoundingModel::F32, Storage::F32);
+    for i in 0..3000u64 {
+        let (count, together) = (2 + i % 3, 1 + i % 4);
+        let exchanged = [Storage::Bf16, Storage::F16][i as usize % 2];
+        let heads = count * together;
+        let scores: Vec<f32> = (0..heads).map(|head| words.value(16 * i + head)).collect();
+        let parts: Vec<f32> = scores.chunks(together as usize).map(|part| part.iter().sum()).collect();
+        let sum = |step: Storage| {
+            let rounded = parts.iter().map(|&part| exchanged.round(part));
+            f64::from(rounded.reduce(|a, b| step.round(a + b)).unwrap())
+        };
+        let known: Vec<_> = scores.iter().map(|&score| Approximate::new(f64::from(score), 0.0)).collect();
+        let ranks = Ranks::new(count, exchanged).unwrap();
+        let allowed = arithmetic.combine(Combined::Sum, ranks, &known);
+        for sum in [sum(Storage::F32), sum(exchanged), f64::from(exchanged.round(sum(Storage::F32) as f32))] {
+            assert!(allowed.low() <= sum && sum <= allowed.high(), "{sum} outside {allowed:?}");
+        }
+        // A part is rounded once and t times in sums.
+        let magnitude: f64 = parts.iter().map(|part| f64::from(part.abs())).sum();
+        let exact: f64 = scores.iter().map(|&score| f64::from(score)).sum();
+        let error = (count as f64 + 2.0) * exchanged.unit_roundoff() * magnitude;
+        assert!(exact + error > allowed.high(), "{exact} + {error} is let pass");
+        // Without the exchange the bound is that of f32.
+        let plain = arithmetic.combine(Combined::Sum, Ranks::new(count, Storage::F32).unwrap(), &known);
+        let size: f64 = known.iter().map(|score| score.value.abs()).sum();
+        let error = 3.0 * (heads as f64 + 4.0) * U32 * size;
+        assert!(exact + error > plain.high() && plain.radius < error, "{exact} + {error} is let pass");
     }
 }

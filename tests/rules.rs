@@ -7,7 +7,9 @@ use std::cell::RefCell;
 
 use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
-use doublecheck::algorithm::{Error, Forced, HeadMode, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
+use doublecheck::algorithm::{
+    Error, Forced, HeadMode, QuantisedLabels, Ranks, Rules, ScoreFactor, ScoreRule, Storage,
+};
 use doublecheck::cases::file::{sequence_to_bytes, to_bytes};
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
@@ -30,12 +32,14 @@ fn rules() -> impl Strategy<Value = Rules> {
         select(vec![ScoreRule::Dot, ScoreRule::Cosine, ScoreRule::Relu]),
         select(vec![ScoreFactor::LabelChannels, ScoreFactor::HeadDim, ScoreFactor::ONE]),
         select(vec![(0, 0), (0, 1), (2, 3)]),
+        select(vec![(1, Storage::F32), (1, Storage::F32), (2, Storage::F32), (3, Storage::Bf16)]),
     )
-        .prop_map(|(quantised, score, factor, (first, last))| Rules {
+        .prop_map(|(quantised, score, factor, (first, last), (ranks, parts))| Rules {
             quantised,
             score,
             epsilon: Epsilon::default(),
             factor,
+            ranks: Ranks::new(ranks, parts).unwrap(),
             forced: Forced { first, last },
         })
 }
@@ -94,14 +98,14 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
         };
         factor * score + f64::from(inputs.additive(b, head, query).at(key))
     };
-    let of_key = |key: usize| {
+    let of_part = |key: usize, heads: std::ops::Range<usize>| {
         let labels: Vec<_> = heads.clone().map(|head| labels(head, key)).collect::<Option<_>>()?;
         if selection.heads == HeadMode::SummedLabels {
             let sum = |part: fn(&Pair) -> Vec<f64>| {
                 let zero = vec![0.0; r];
                 labels.iter().map(part).fold(zero, |a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect())
             };
-            return Some(score(0, key, &sum(|label| label.0.clone()), &sum(|label| label.1.clone())));
+            return Some(score(heads.start, key, &sum(|label| label.0.clone()), &sum(|label| label.1.clone())));
         }
         let scores: Vec<f64> =
             heads.clone().zip(&labels).map(|(head, (q, k))| score(head, key, q, k)).collect();
@@ -111,6 +115,17 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
             "mean" | "group-mean" => sum() / scores.len() as f64,
             _ => sum(),
         })
+    };
+    let ranks = if selection.heads == HeadMode::PerHead { 1 } else { rules.ranks.count() };
+    let size = heads.len() / ranks;
+    let of_key = |key: usize| {
+        let part = |rank: usize| {
+            let first = heads.start + rank * size;
+            let part = of_part(key, first..first + size)?;
+            let rounded = ranks > 1 && rules.ranks.parts() == Storage::Bf16;
+            Some(if rounded { f64::from(half::bf16::from_f64(part)) } else { part })
+        };
+        (0..ranks).map(part).sum::<Option<f64>>()
     };
     (0..dims.keys).map(of_key).collect()
 }
@@ -229,6 +244,7 @@ fn confused_rules_are_found() {
     let wide = Rules { epsilon: Epsilon::new(1.0).unwrap(), ..cosine };
     let relu = Rules { score: ScoreRule::Relu, ..plain };
     let forced = |first, last| Rules { forced: Forced { first, last }, ..plain };
+    let ranks = |count, parts| Rules { ranks: Ranks::new(count, parts).unwrap(), ..plain };
     let confusions = [
         ((keys, alone), (plain, alone)),
         ((queries, alone), (keys, alone)),
@@ -246,6 +262,13 @@ fn confused_rules_are_found() {
         ((plain, HeadMode::GroupMax), (plain, HeadMode::GroupSum)),
         ((plain, HeadMode::GroupMean), (plain, HeadMode::PerHead)),
         ((relu, HeadMode::SummedScores), (relu, HeadMode::Mean)),
+        // The sum of maxima is not the maximum, and neither is that of other parts.
+        ((plain, HeadMode::Max), (ranks(2, Storage::F32), HeadMode::Max)),
+        ((ranks(2, Storage::F32), HeadMode::Max), (plain, HeadMode::Max)),
+        ((ranks(2, Storage::F32), HeadMode::Max), (ranks(4, Storage::F32), HeadMode::Max)),
+        ((ranks(2, Storage::F32), HeadMode::GroupMax), (plain, HeadMode::GroupMax)),
+        ((ranks(2, Storage::F32), HeadMode::SummedLabels), (plain, HeadMode::SummedLabels)),
+        ((ranks(2, Storage::F32), HeadMode::SummedScores), (ranks(2, Storage::Bf16), HeadMode::SummedScores)),
     ];
     for (asked, does) in confusions {
         let without_weights = asked == (relu, HeadMode::SummedScores);

@@ -11,7 +11,7 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{
-    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Row, Rules, ScoreFactor, ScoreRule, Storage,
+    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Ranks, Row, Rules, ScoreFactor, ScoreRule, Storage,
 };
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
@@ -44,6 +44,10 @@ struct Simulated {
     nan_first: bool,
     /// The head weight is multiplied by the factor, not the dot product.
     weight_scaled_first: bool,
+    /// Sums of the parts of ranks are rounded to their type at each step.
+    rounded_steps: bool,
+    /// Sums of the parts of ranks are rounded to their type at the end.
+    rounded_end: bool,
 }
 
 impl Simulated {
@@ -85,7 +89,15 @@ impl Simulated {
         for row @ (b, head, i) in dims.rows() {
             let first = head / sharing * sharing;
             let heads = first..first + sharing;
-            let scores = if mode == HeadMode::SummedLabels {
+            let ranks = if mode == HeadMode::PerHead { 1 } else { selection.rules.ranks.count() };
+            let size = heads.len() / ranks;
+            let part = |rank: usize| {
+                let heads = first + rank * size..first + (rank + 1) * size;
+                let heads = if mode == HeadMode::PerHead { head..head + 1 } else { heads };
+                if mode != HeadMode::SummedLabels {
+                    let scores = heads.map(|head| self.head_scores(case, &labels, kept, (b, head, i)));
+                    return self.combined(mode, &scores.collect::<Vec<_>>(), kept);
+                }
                 let sum = |label: &dyn Fn(usize) -> Vec<f32>| -> Vec<f32> {
                     let mut sum = vec![0.0f32; label_channels];
                     heads
@@ -100,11 +112,9 @@ impl Simulated {
                     self.score(case, row, &q, ArrayView1::from(&k), additive.at(key), kept)
                 };
                 (0..dims.keys).map(score).collect()
-            } else {
-                let per_head: Vec<_> =
-                    heads.clone().map(|head| self.head_scores(case, &labels, kept, (b, head, i))).collect();
-                self.combined(mode, &per_head, kept)
             };
+            let parts: Vec<Vec<f32>> = (0..ranks).map(part).collect();
+            let scores = self.reduced(parts, selection.rules.ranks.parts(), kept);
             let excluded = |key| heads.clone().any(|head| before.attends(b, head, i, key));
             // A score that overflows to −∞ is no candidate.
             let rank = |score: f32| match (score.is_nan(), self.nan_first) {
@@ -124,6 +134,20 @@ impl Simulated {
             mask.add(row, kept_anyway);
         }
         Ok(mask)
+    }
+
+    /// The sum of the parts of ranks as an all-reduce has it: in f32 and rounded at the end, or rounded at each step.
+    fn reduced(self, mut parts: Vec<Vec<f32>>, exchanged: Storage, kept: Storage) -> Vec<f32> {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let step = if self.rounded_steps { exchanged } else { Storage::F32 };
+        let sum = |key: usize| {
+            let parts = parts.iter().map(|part| exchanged.round(part[key]));
+            let sum = parts.reduce(|a, b| step.round(a + b)).unwrap();
+            kept.round(if self.rounded_end { exchanged.round(sum) } else { sum })
+        };
+        (0..parts[0].len()).map(sum).collect()
     }
 
     fn combined(self, mode: HeadMode, per_head: &[Vec<f32>], kept: Storage) -> Vec<f32> {
@@ -247,24 +271,21 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 
 fn simulated() -> impl Strategy<Value = Simulated> {
     let kept = || select(vec![Precision::F32, Precision::Storage]);
-    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (kept(), kept(), switches).prop_map(
-        |(
+    (kept(), kept(), any::<[bool; 7]>()).prop_map(|(scores_kept, weights_kept, switches)| {
+        let [max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first, ..] = switches;
+        let [.., rounded_steps, rounded_end] = switches;
+        Simulated {
             scores_kept,
             weights_kept,
-            (max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first),
-        )| {
-            Simulated {
-                scores_kept,
-                weights_kept,
-                max_over_all,
-                output_in_storage,
-                rounded_for_product,
-                nan_first,
-                weight_scaled_first,
-            }
-        },
-    )
+            max_over_all,
+            output_in_storage,
+            rounded_for_product,
+            nan_first,
+            weight_scaled_first,
+            rounded_steps,
+            rounded_end,
+        }
+    })
 }
 
 /// Every invariant must have had something to say.
@@ -301,12 +322,14 @@ fn rules() -> impl Strategy<Value = Rules> {
         select(vec![1e-6, 1e-3, 1.0]),
         factor,
         select(vec![(0, 0), (0, 1), (1, 0), (2, 3)]),
+        prop_oneof![2 => Just((1, Storage::F32)), 3 => (2..=4u64, select(Storage::ALL.to_vec()))],
     )
-        .prop_map(|(quantised, score, epsilon, factor, (first, last))| Rules {
+        .prop_map(|(quantised, score, epsilon, factor, (first, last), (ranks, parts))| Rules {
             quantised,
             score,
             epsilon: Epsilon::new(epsilon).unwrap(),
             factor,
+            ranks: Ranks::new(ranks, parts).unwrap(),
             forced: Forced { first, last },
         })
 }
@@ -376,6 +399,8 @@ fn a_finding_names_the_narrowest_wider_model() {
         rounded_for_product: true,
         nan_first: false,
         weight_scaled_first: false,
+        rounded_steps: false,
+        rounded_end: false,
     };
     let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
     for (simulated, expected) in

@@ -148,6 +148,7 @@ pub fn double_sparsity(
     let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
     channels.check(&dims, label_channels)?;
     check_head_mode(inputs, channels, label_channels, selection.heads)?;
+    selection.rules.ranks.check(selection.heads, &dims)?;
     let heavy_size = selection.heavy_size.resolve(dims.keys);
     selection.rules.forced.check(&dims, heavy_size)?;
     if previous.is_full() {

@@ -9,6 +9,7 @@ use super::error::{Detail, Error, Result};
 use super::inputs::{Inputs, Row};
 use super::labels::Labels;
 use super::rules::{Rules, ScoreRule};
+use super::storage::Storage;
 use crate::compute::vectorised;
 
 /// Scores of every key for one query, ready to be ranked.
@@ -18,8 +19,10 @@ pub struct Scores<'a> {
     labels: &'a Labels,
     mode: HeadMode,
     rules: Rules,
-    /// Labels of q [r, m] and k [r, n] summed over heads, in `summed-labels`.
-    summed: Option<(Array2<f64>, Array2<f64>)>,
+    /// In `summed-labels`: labels of q [r, m] and k [r, n] summed over the heads of each rank.
+    summed: Vec<(Array2<f64>, Array2<f64>)>,
+    /// How many heads in a row are taken together before the parts of ranks are summed.
+    together: usize,
 }
 
 /// Keys scored together: their scores stay in the first level of cache.
@@ -27,37 +30,49 @@ const TOGETHER: usize = 512;
 
 impl<'a> Scores<'a> {
     /// Of one batch entry. The labels must be those of all heads that share a selection, and the head mode must fit
-    /// ([`check_head_mode`]).
+    /// ([`check_head_mode`], [`super::rules::Ranks::check`]).
     pub fn new(inputs: &'a Inputs, batch: usize, labels: &'a Labels, selection: &Selection) -> Self {
-        let mode = selection.heads;
-        let summed = (mode == HeadMode::SummedLabels).then(|| labels.summed_over_heads());
-        Self { inputs, batch, labels, mode, rules: selection.rules, summed }
+        let (mode, rules) = (selection.heads, selection.rules);
+        let together = rules.ranks.together(mode, &inputs.dims());
+        let summed = match mode {
+            HeadMode::SummedLabels => labels.summed_over_heads(together),
+            _ => Vec::new(),
+        };
+        Self { inputs, batch, labels, mode, rules, summed, together }
     }
 
     /// Scores of one row; they are the same for every head that shares its selection. −∞ marks keys that A excludes.
     pub fn row(&self, head: usize, query: usize) -> Vec<f64> {
-        match &self.summed {
-            Some((q, k)) => self.scored(q.column(query), k.view(), 0, query),
-            None if self.mode == HeadMode::PerHead => self.head_row(head, query),
-            None => {
-                let heads = self.labels.heads();
-                let count = heads.len() as f64;
-                let rows = heads.map(|head| self.head_row(head, query));
-                let combine = |a: f64, b: f64| match self.mode.combined() {
-                    Combined::Sum | Combined::Mean => a + b,
-                    Combined::Max => a.max(b),
-                };
-                let combined = rows.reduce(|mut all, row| {
-                    all.iter_mut().zip(row).for_each(|(all, score)| *all = combine(*all, score));
-                    all
-                });
-                let mut combined = combined.unwrap_or_default();
-                if self.mode.combined() == Combined::Mean {
-                    combined.iter_mut().for_each(|score| *score /= count);
-                }
-                combined
-            }
+        if self.mode == HeadMode::PerHead {
+            return self.head_row(head, query);
         }
+        let starts: Vec<usize> = self.labels.heads().step_by(self.together).collect();
+        let parts = starts.iter().enumerate().map(|(rank, &first)| self.part(rank, first, query));
+        if starts.len() == 1 {
+            return parts.flatten().collect();
+        }
+        let kept = self.rules.ranks.parts();
+        // Beyond f32 nothing is rounded.
+        let rounded = |score: f64| if kept == Storage::F32 { score } else { f64::from(kept.round(score as f32)) };
+        let parts = parts.map(|part| part.into_iter().map(rounded).collect());
+        parts.reduce(|all: Vec<f64>, part| combined(all, part, |a, b| a + b)).unwrap_or_default()
+    }
+
+    /// What the heads of one rank make of a row, the head rule within them.
+    fn part(&self, rank: usize, first: usize, query: usize) -> Vec<f64> {
+        if let Some((q, k)) = self.summed.get(rank) {
+            return self.scored(q.column(query), k.view(), first, query);
+        }
+        let rows = (first..first + self.together).map(|head| self.head_row(head, query));
+        let combine = |a: f64, b: f64| match self.mode.combined() {
+            Combined::Sum | Combined::Mean => a + b,
+            Combined::Max => a.max(b),
+        };
+        let mut part = rows.reduce(|all, row| combined(all, row, combine)).unwrap_or_default();
+        if self.mode.combined() == Combined::Mean {
+            part.iter_mut().for_each(|score| *score /= self.together as f64);
+        }
+        part
     }
 
     fn head_row(&self, head: usize, query: usize) -> Vec<f64> {
@@ -117,6 +132,11 @@ impl Scores<'_> {
             }
         }
     }
+}
+
+fn combined(mut all: Vec<f64>, row: Vec<f64>, combine: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    all.iter_mut().zip(row).for_each(|(all, score)| *all = combine(*all, score));
+    all
 }
 
 fn norm<T: Copy + Into<f64>>(label: ArrayView1<T>) -> f64 {

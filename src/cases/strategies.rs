@@ -326,12 +326,27 @@ impl Plan {
         if !offered.contains(&plan.rows) && !offered.is_empty() {
             plan.rows = offered[pick(offered.len())];
         }
+        plan.make_heads_for_ranks(lacks(Feature::GroupedHeads));
         if let Some(domain) = plan.domain_of(capabilities) {
             let domain = domain.clone();
             plan.fit(&domain);
         }
         plan.make_room_for_forced_keys();
         plan
+    }
+
+    /// As many heads as can be split into equal parts, mostly: otherwise a call must be refused.
+    fn make_heads_for_ranks(&mut self, only_kv_heads: bool) {
+        let (ranks, mode) = (self.selection.rules.ranks, self.selection.heads);
+        let refused = self.seed.is_multiple_of(32);
+        if refused || ranks.check(mode, &self.dims()).is_ok() {
+            return;
+        }
+        if only_kv_heads {
+            self.kv_heads = self.kv_heads.next_multiple_of(ranks.count());
+        } else {
+            self.group = self.group.next_multiple_of(ranks.count());
+        }
     }
 
     /// H holds the forced keys, mostly: with more of them a call must be refused.

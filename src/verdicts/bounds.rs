@@ -15,6 +15,10 @@
 //! * **head sum** (SPEC §2.7): sums of h terms in f32 at least under γ_{h+2} (the two more allow a mean), rounded to the
 //!   kept type. A mean multiplies that by 1/h, as a factor. A maximum rounds nothing: its smallest value is the largest of the
 //!   smallest, its largest the largest of the largest.
+//! * **ranks** (SPEC §2.12): the head rule within each part, with all of its roundings; where parts are exchanged in another type,
+//!   one rounding to it, half a unit in the last place of a part, u of that type times its magnitude at most; then t − 1 additions in
+//!   that type or wider and a last rounding to it, γ_t: whether partial sums are rounded to it depends on how they are reduced.
+//!   The certificate's own value rounds no part, so that its radius holds what the reference rounds, too.
 //! * **norm** (of the rule `cosine`): the sum of r squares as a sum of products, where a label off by ρ moves its square by
 //!   2|x|ρ + ρ² at most; its square root under γ_4 of f32, as roots on GPUs are within 2 units, rounded to the kept type.
 //! * **cosine**: the product of two norms, rounded; ε rounded to the kept type, the addition, rounding; the quotient under γ_4
@@ -28,8 +32,8 @@
 //! Where an f32 sum of products can overflow on the way, both sides are open. A score that may be +∞ before A = −∞ is added
 //! may be NaN after it, and rank anywhere.
 
-use crate::algorithm::Storage;
 use crate::algorithm::config::Combined;
+use crate::algorithm::{Ranks, Storage};
 use crate::cases::{Accumulation, RoundingModel};
 
 /// u of f32.
@@ -316,23 +320,50 @@ impl Arithmetic {
         self.round(product)
     }
 
-    /// The scores of heads that share a selection as one.
-    pub fn combine(&self, combined: Combined, parts: &[Approximate]) -> Approximate {
+    /// The scores of heads that share a selection as one: `together` of them by the head rule, and the sum of these parts.
+    pub fn combine(&self, combined: Combined, ranks: Ranks, scores: &[Approximate]) -> Approximate {
+        let together = scores.len() / ranks.count();
+        if together == scores.len() {
+            return self.combine_part(combined, scores);
+        }
+        let parts = scores.chunks(together).map(|part| self.combine_part(combined, part));
+        self.sum_of_parts(ranks.parts(), &parts.collect::<Vec<_>>())
+    }
+
+    fn combine_part(&self, combined: Combined, scores: &[Approximate]) -> Approximate {
         match combined {
-            Combined::Sum => self.sum_over_heads(parts),
+            Combined::Sum => self.sum_over_heads(scores),
             Combined::Mean => {
-                let sum = self.sum_over_heads(parts);
+                let sum = self.sum_over_heads(scores);
                 if sum == Approximate::EXCLUDED || sum == Approximate::UNDETERMINED {
                     return sum;
                 }
-                self.scale(sum, 1.0 / parts.len() as f64)
+                self.scale(sum, 1.0 / scores.len() as f64)
             }
-            Combined::Max => largest(parts),
+            Combined::Max => largest(scores),
         }
+    }
+
+    /// The sum of the parts of ranks, each rounded to the type in which they are exchanged.
+    pub fn sum_of_parts(&self, exchanged: Storage, parts: &[Approximate]) -> Approximate {
+        if exchanged == Storage::F32 {
+            return self.sum_over_heads(parts);
+        }
+        let exchange = Self { kept: exchanged, ..*self };
+        let settled = |part: &Approximate| *part == Approximate::EXCLUDED || !part.radius.is_finite();
+        let rounded = |part: &Approximate| if settled(part) { *part } else { exchange.round(*part) };
+        let parts: Vec<_> = parts.iter().map(rounded).collect();
+        // Additions in f32 round by less than those in the type that they are not rounded to.
+        self.sum_in(exchanged, parts.len(), &parts)
     }
 
     /// A sum over heads, in f32 at least.
     pub fn sum_over_heads(&self, parts: &[Approximate]) -> Approximate {
+        self.sum_in(Storage::F32, parts.len() + 2, parts)
+    }
+
+    /// A sum of scores in some type at least, with so many roundings to it.
+    fn sum_in(&self, storage: Storage, roundings: usize, parts: &[Approximate]) -> Approximate {
         if parts.iter().any(|part| part.value == f64::NEG_INFINITY) {
             let nan = parts.iter().any(|part| part.may_be_plus_infinity);
             return if nan { Approximate::UNDETERMINED } else { Approximate::EXCLUDED };
@@ -340,8 +371,8 @@ impl Arithmetic {
         let value = parts.iter().map(|part| part.value).sum();
         let magnitude: f64 = parts.iter().map(|part| part.magnitude()).sum();
         let carried: f64 = parts.iter().map(|part| part.radius).sum();
-        let rounding = gamma(parts.len() + 2, U32) * magnitude;
-        let overflows = magnitude + rounding > Storage::F32.largest();
+        let rounding = gamma(roundings, storage.unit_roundoff()) * magnitude;
+        let overflows = magnitude + rounding > storage.largest();
         let minus = overflows || parts.iter().any(|part| part.may_be_minus_infinity);
         let plus = overflows || parts.iter().any(|part| part.may_be_plus_infinity);
         // Infinities of both signs add to NaN, which may rank anywhere.

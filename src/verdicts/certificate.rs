@@ -136,7 +136,7 @@ pub struct ScoreBounds<'a> {
     label_channels: usize,
     /// What the dot product is multiplied by.
     factor: f64,
-    /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
+    /// Queries and keys per (batch, head); in `summed-labels` per (batch, rank), summed over the heads of the rank.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
     /// Where in all (batch, head) the first of them is.
     first: usize,
@@ -172,6 +172,7 @@ impl<'a> ScoreBounds<'a> {
         check_head_mode(inputs, channels, label_channels, settings.heads)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         settings.rules.forced.check(&dims, heavy_size)?;
+        settings.rules.ranks.check(settings.heads, &dims)?;
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
@@ -195,7 +196,8 @@ impl<'a> ScoreBounds<'a> {
         let dims = self.inputs.dims();
         let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
         if self.heads == HeadMode::SummedLabels {
-            all.labels = sum_over_heads(&all.labels, dims.heads, self.arithmetic);
+            let together = self.rules.ranks.together(self.heads, &dims);
+            all.labels = sum_over_heads(&all.labels, together, self.arithmetic);
         }
         Ok(all)
     }
@@ -269,15 +271,22 @@ impl<'a> ScoreBounds<'a> {
         let heads = first..first + sharing;
         match self.heads {
             HeadMode::PerHead => self.scores(batch * dims.heads + head, row),
-            HeadMode::SummedLabels => self.scores(batch, row),
+            HeadMode::SummedLabels => {
+                let (ranks, together) = (self.rules.ranks, self.rules.ranks.together(self.heads, &dims));
+                let of_rank = |rank| {
+                    let labels = batch * ranks.count() + rank;
+                    self.scores(labels, (batch, rank * together, query))
+                };
+                if ranks.count() == 1 {
+                    return of_rank(0);
+                }
+                let per_rank: Vec<_> = (0..ranks.count()).map(of_rank).collect();
+                by_key(&per_rank, |parts| self.arithmetic.sum_of_parts(ranks.parts(), parts))
+            }
             mode => {
                 let of_head = |head| self.scores(batch * dims.heads + head, (batch, head, query));
                 let per_head: Vec<_> = heads.clone().map(of_head).collect();
-                let combine = |key: usize| {
-                    let parts: Vec<_> = per_head.iter().map(|scores| scores[key]).collect();
-                    self.arithmetic.combine(mode.combined(), &parts)
-                };
-                (0..dims.keys).map(combine).collect()
+                by_key(&per_head, |scores| self.arithmetic.combine(mode.combined(), self.rules.ranks, scores))
             }
         }
     }
@@ -345,6 +354,12 @@ impl<'a> ScoreBounds<'a> {
     }
 }
 
+/// What the scores of each key make together, from rows of scores.
+fn by_key(rows: &[Vec<Approximate>], combine: impl Fn(&[Approximate]) -> Approximate) -> Vec<Approximate> {
+    let of_key = |key: usize| combine(&rows.iter().map(|row| row[key]).collect::<Vec<_>>());
+    (0..rows[0].len()).map(of_key).collect()
+}
+
 /// What may rank anywhere may do so whatever it is multiplied by.
 fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximate {
     if score == Approximate::UNDETERMINED { score } else { arithmetic.scale(score, factor) }
@@ -389,17 +404,18 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
     Products { value, magnitude, carried }
 }
 
+/// Labels summed over as many heads in a row as are taken `together`.
 fn sum_over_heads(
     labels: &[(AllowedLabels, AllowedLabels)],
-    heads: usize,
+    together: usize,
     arithmetic: Arithmetic,
 ) -> Vec<(AllowedLabels, AllowedLabels)> {
-    let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
-        let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();
-        let keys: Vec<_> = batch.iter().map(|(_, keys)| keys).collect();
+    let sum = |part: &[(AllowedLabels, AllowedLabels)]| {
+        let queries: Vec<_> = part.iter().map(|(queries, _)| queries).collect();
+        let keys: Vec<_> = part.iter().map(|(_, keys)| keys).collect();
         (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
     };
-    labels.chunks(heads).map(sum).collect()
+    labels.chunks(together).map(sum).collect()
 }
 
 /// Labels summed over heads, in f32 at least, with radii.
