@@ -1,7 +1,7 @@
 //! Single bounds from both sides: what is right stays inside, and an error of a few times the true rounding does not.
 
-use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::config::Combined;
+use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::{InputParts, Inputs, LabelBits, Mask, Ranks, Storage};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::{Accumulation, LabelRounding, Precision, RoundingModel};
@@ -203,6 +203,25 @@ fn a_recomputed_mean_is_within_its_bound_and_the_bound_is_small() {
         }
         // Far below one rounding of f32, which any output carries.
         assert!(recomputed_mean(terms) < 1e-4 * U32 * terms.max(100) as f64);
+    }
+}
+
+/// A label multiplied by a channel weight: either product is inside, one a few roundings away is not.
+#[test]
+fn weighted_labels_hold_their_products_and_little_more() {
+    let words = Words::new(5, 0);
+    for i in 0..3000u64 {
+        let kept = Storage::ALL[i as usize % 3];
+        let arithmetic = Arithmetic::new(RoundingModel::PYTORCH, kept);
+        let (x, weight) = (kept.round(words.value(2 * i)), words.value(2 * i + 1));
+        let allowed = arithmetic.weighted(Approximate::new(f64::from(x), 0.0), weight);
+        for weight in [weight, kept.round(weight)] {
+            let product = f64::from(kept.round(x * weight));
+            assert!(allowed.low() <= product && product <= allowed.high(), "{product} outside {allowed:?}");
+        }
+        let exact = f64::from(x) * f64::from(weight);
+        let error = 4.0 * kept.unit_roundoff() * exact.abs() + 4.0 * kept.smallest_normal();
+        assert!(exact + error > allowed.high() && exact - error < allowed.low(), "{error} is let pass");
     }
 }
 

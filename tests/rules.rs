@@ -33,9 +33,11 @@ fn rules() -> impl Strategy<Value = Rules> {
         select(vec![ScoreFactor::LabelChannels, ScoreFactor::HeadDim, ScoreFactor::ONE]),
         select(vec![(0, 0), (0, 1), (2, 3)]),
         select(vec![(1, Storage::F32), (1, Storage::F32), (2, Storage::F32), (3, Storage::Bf16)]),
+        any::<bool>(),
     )
-        .prop_map(|(quantised, score, factor, (first, last), (ranks, parts))| Rules {
+        .prop_map(|(quantised, score, factor, (first, last), (ranks, parts), channel_weights)| Rules {
             quantised,
+            channel_weights,
             score,
             epsilon: Epsilon::default(),
             factor,
@@ -76,11 +78,18 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
         name if name.starts_with("group-") => head / group * group..head / group * group + group,
         _ => 0..dims.heads,
     };
+    // Which row of C a head uses, among one for each query head, one for each KV head, or one.
+    let own_row = |head: usize, rows: usize| head / (dims.heads / rows);
     let labels = |head: usize, key: usize| {
-        let row = &case.channels().ok()?.row(head, &dims)[..r];
+        let channels = case.channels().ok()?;
+        let row = &channels.rows()[own_row(head, channels.rows().len())][..r];
         let q = inputs.parts().q.slice(ndarray::s![b, head, query, ..]).to_vec();
         let k = inputs.parts().k.slice(ndarray::s![b, head / group, key, ..]).to_vec();
-        let q = label(case, q, row, rules.quantised != QuantisedLabels::Keys)?;
+        let mut q = label(case, q, row, rules.quantised != QuantisedLabels::Keys)?;
+        if let (true, Some(weights)) = (rules.channel_weights, channels.weights()) {
+            let weights = &weights[own_row(head, weights.len())];
+            q.iter_mut().zip(weights).for_each(|(x, weight)| *x *= f64::from(*weight));
+        }
         let k = label(case, k, row, rules.quantised != QuantisedLabels::Queries)?;
         Some((q, k))
     };
@@ -105,7 +114,12 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
                 let zero = vec![0.0; r];
                 labels.iter().map(part).fold(zero, |a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect())
             };
-            return Some(score(heads.start, key, &sum(|label| label.0.clone()), &sum(|label| label.1.clone())));
+            return Some(score(
+                heads.start,
+                key,
+                &sum(|label| label.0.clone()),
+                &sum(|label| label.1.clone()),
+            ));
         }
         let scores: Vec<f64> =
             heads.clone().zip(&labels).map(|(head, (q, k))| score(head, key, q, k)).collect();
@@ -134,12 +148,13 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
 /// others.
 #[test]
 fn scores_and_selections_are_those_of_the_definition() {
-    let (compared, forced_rows) = (RefCell::new(0), RefCell::new(0));
+    let (compared, forced_rows, weighted) = (RefCell::new(0), RefCell::new(0), RefCell::new(0));
     let mut runner = TestRunner::new(proptest_config(6000, REGRESSIONS));
     let outcome = runner.run(&cases(), |case| {
         let before = case.before().unwrap();
         let model = RoundingModel::REFERENCE;
         let bounds = ScoreBounds::new(&case.instance, &case.call, model, &before);
+        *weighted.borrow_mut() += usize::from(case.channels().unwrap().weights().is_some());
         let answer = Reference::default().answer(&case);
         let Ok(Some(bounds)) = bounds else {
             prop_assert_eq!(bounds.is_err(), answer.is_err());
@@ -190,7 +205,9 @@ fn scores_and_selections_are_those_of_the_definition() {
         Ok(())
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
-    assert!(compared.into_inner() > 100_000 && forced_rows.into_inner() > 1000);
+    assert!(
+        compared.into_inner() > 100_000 && forced_rows.into_inner() > 1000 && weighted.into_inner() > 1000
+    );
 }
 
 /// The reference with other rules and another head mode than those it is asked for.
@@ -244,6 +261,8 @@ fn confused_rules_are_found() {
     let wide = Rules { epsilon: Epsilon::new(1.0).unwrap(), ..cosine };
     let relu = Rules { score: ScoreRule::Relu, ..plain };
     let forced = |first, last| Rules { forced: Forced { first, last }, ..plain };
+    let weighted = Rules { channel_weights: true, ..plain };
+    let weighted_cosine = Rules { channel_weights: true, ..cosine };
     let ranks = |count, parts| Rules { ranks: Ranks::new(count, parts).unwrap(), ..plain };
     let confusions = [
         ((keys, alone), (plain, alone)),
@@ -262,6 +281,8 @@ fn confused_rules_are_found() {
         ((plain, HeadMode::GroupMax), (plain, HeadMode::GroupSum)),
         ((plain, HeadMode::GroupMean), (plain, HeadMode::PerHead)),
         ((relu, HeadMode::SummedScores), (relu, HeadMode::Mean)),
+        ((weighted, alone), (plain, alone)),
+        ((weighted_cosine, alone), (cosine, alone)),
         // The sum of maxima is not the maximum, and neither is that of other parts.
         ((plain, HeadMode::Max), (ranks(2, Storage::F32), HeadMode::Max)),
         ((ranks(2, Storage::F32), HeadMode::Max), (plain, HeadMode::Max)),

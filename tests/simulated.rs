@@ -48,6 +48,10 @@ struct Simulated {
     rounded_steps: bool,
     /// Sums of the parts of ranks are rounded to their type at the end.
     rounded_end: bool,
+    /// Channel weights are rounded to the type of scores.
+    weights_stored: bool,
+    /// Labels of keys are multiplied by channel weights, in f32 and where only the product counts.
+    weights_on_keys: bool,
 }
 
 impl Simulated {
@@ -195,6 +199,19 @@ impl Simulated {
                 ScoreFactor::Number(factor) => x * factor as f32,
             })
         };
+        let weights = case.channels().unwrap().weights_of(row.1, &case.dims());
+        let weighted = |labels: &[f32]| -> Vec<f32> {
+            let weights = weights.filter(|_| rules.channel_weights);
+            let weights = weights.map_or(vec![1.0; labels.len()], |weights| weights.to_vec());
+            let stored = |weight: f32| if self.weights_stored { kept.round(weight) } else { weight };
+            labels.iter().zip(weights).map(|(x, weight)| kept.round(x * stored(weight))).collect()
+        };
+        let (q, k) = if self.weights_on_keys && kept == Storage::F32 && rules.score != ScoreRule::Cosine {
+            (q.to_vec(), ndarray::Array1::from(weighted(&k.to_vec())))
+        } else {
+            (weighted(q), k.to_owned())
+        };
+        let (q, k) = (q.as_slice(), k.view());
         let product = kept.round(dot(q, k));
         let score = match rules.score {
             ScoreRule::Dot => scaled(product),
@@ -271,9 +288,10 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 
 fn simulated() -> impl Strategy<Value = Simulated> {
     let kept = || select(vec![Precision::F32, Precision::Storage]);
-    (kept(), kept(), any::<[bool; 7]>()).prop_map(|(scores_kept, weights_kept, switches)| {
-        let [max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first, ..] = switches;
-        let [.., rounded_steps, rounded_end] = switches;
+    (kept(), kept(), any::<[bool; 9]>()).prop_map(|(scores_kept, weights_kept, switches)| {
+        let [max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first, ..] =
+            switches;
+        let [.., rounded_steps, rounded_end, weights_stored, weights_on_keys] = switches;
         Simulated {
             scores_kept,
             weights_kept,
@@ -284,6 +302,8 @@ fn simulated() -> impl Strategy<Value = Simulated> {
             weight_scaled_first,
             rounded_steps,
             rounded_end,
+            weights_stored,
+            weights_on_keys,
         }
     })
 }
@@ -323,15 +343,19 @@ fn rules() -> impl Strategy<Value = Rules> {
         factor,
         select(vec![(0, 0), (0, 1), (1, 0), (2, 3)]),
         prop_oneof![2 => Just((1, Storage::F32)), 3 => (2..=4u64, select(Storage::ALL.to_vec()))],
+        any::<bool>(),
     )
-        .prop_map(|(quantised, score, epsilon, factor, (first, last), (ranks, parts))| Rules {
-            quantised,
-            score,
-            epsilon: Epsilon::new(epsilon).unwrap(),
-            factor,
-            ranks: Ranks::new(ranks, parts).unwrap(),
-            forced: Forced { first, last },
-        })
+        .prop_map(
+            |(quantised, score, epsilon, factor, (first, last), (ranks, parts), channel_weights)| Rules {
+                quantised,
+                channel_weights,
+                score,
+                epsilon: Epsilon::new(epsilon).unwrap(),
+                factor,
+                ranks: Ranks::new(ranks, parts).unwrap(),
+                forced: Forced { first, last },
+            },
+        )
 }
 
 /// As for the published algorithm, with every rule and head mode, about 3,000 cases of each mode. Some verdict must have left a choice, and some none.
@@ -401,6 +425,8 @@ fn a_finding_names_the_narrowest_wider_model() {
         weight_scaled_first: false,
         rounded_steps: false,
         rounded_end: false,
+        weights_stored: false,
+        weights_on_keys: false,
     };
     let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
     for (simulated, expected) in

@@ -343,7 +343,7 @@ fn scores_of(instance: &Instance, call: &Call) -> Option<Array4<f32>> {
     let mut scores = Array4::zeros(dims.mask_shape());
     for b in 0..dims.batch {
         let labels = labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok()?;
-        let of_batch = Scores::new(inputs, b, &labels, &instance.selection);
+        let of_batch = Scores::new(inputs, b, &labels, channels, &instance.selection);
         for (head, i) in (0..dims.heads).flat_map(|head| (0..dims.queries).map(move |i| (head, i))) {
             for (key, score) in of_batch.row(head, i).into_iter().enumerate() {
                 scores[[b, head, i, key]] = score as f32;

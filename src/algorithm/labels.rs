@@ -51,7 +51,8 @@ impl Labels {
             labels.outer_iter().for_each(|head| sum += &head.mapv(f64::from));
             sum
         };
-        let parts = |labels: &Array3<f32>| labels.axis_chunks_iter(Axis(0), together).map(sum).collect::<Vec<_>>();
+        let parts =
+            |labels: &Array3<f32>| labels.axis_chunks_iter(Axis(0), together).map(sum).collect::<Vec<_>>();
         parts(&self.q).into_iter().zip(parts(&self.k)).collect()
     }
 }

@@ -18,6 +18,9 @@ pub struct Rules {
     /// Which of q̂ and k̂ are quantised where B < 16.
     #[serde(skip_serializing_if = "is_default")]
     pub quantised: QuantisedLabels,
+    /// Whether q̂ is multiplied by the channel weights of its row before it is scored; without weights by 1.
+    #[serde(skip_serializing_if = "is_default")]
+    pub channel_weights: bool,
     /// The score of one head and key.
     #[serde(skip_serializing_if = "is_default")]
     pub score: ScoreRule,
@@ -339,6 +342,7 @@ mod tests {
         assert_eq!(json(Rules::default()), "{}");
         let rules = Rules {
             quantised: QuantisedLabels::Keys,
+            channel_weights: true,
             score: ScoreRule::Cosine,
             epsilon: Epsilon::new(0.5).unwrap(),
             factor: ScoreFactor::HeadDim,
@@ -346,7 +350,7 @@ mod tests {
             forced: Forced { first: 0, last: 1 },
         };
         let text = concat!(
-            r#"{"quantised":"keys","score":"cosine","epsilon":0.5,"factor":"1/sqrt(d)","#,
+            r#"{"quantised":"keys","channel_weights":true,"score":"cosine","epsilon":0.5,"factor":"1/sqrt(d)","#,
             r#""ranks":{"count":2,"parts":"bf16"},"forced":{"last":1}}"#
         );
         assert_eq!(json(rules), text);
@@ -365,6 +369,7 @@ mod tests {
             r#"{"factor":-1}"#,
             r#"{"factor":1e300}"#,
             r#"{"epsilon":0}"#,
+            r#"{"channel_weights":1}"#,
             r#"{"ranks":0}"#,
             r#"{"ranks":1.5}"#,
             r#"{"ranks":{"count":2,"parts":"f64"}}"#,

@@ -15,7 +15,7 @@ use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
     ChannelKind, ChannelOrder, Detail, Dims, Error, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
-    Storage,
+    Selection, Storage,
 };
 use crate::cases::{Call, Instance, Sequence};
 
@@ -133,7 +133,8 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     }
     let heads = heads(behaviour, instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
-    match (fits, check_head_mode(&call.inputs, &channels, label_channels, heads)) {
+    let selection = Selection { heads, ..instance.selection };
+    match (fits, check_head_mode(&call.inputs, &channels, label_channels, &selection)) {
         (Err(fits), Err(heads)) => return Ok(Outcome::Refused(vec![fits, heads])),
         (fits, heads) => fits.and(heads)?,
     }

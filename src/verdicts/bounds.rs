@@ -12,6 +12,8 @@
 //!   type; √r, its reciprocal and the product, or one division, under γ_3 of f32; rounding to the kept type; A rounded
 //!   to the kept type, the addition, rounding. Where A is 0 nothing is added.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
+//! * **channel weights** (SPEC §2.12): the weight rounded to the kept type or not, which is known exactly, and the product rounded to
+//!   the kept type. A kernel that multiplies k̂ instead in f32, or the products, rounds as often, by shares of the same magnitudes.
 //! * **head sum** (SPEC §2.7): sums of h terms in f32 at least under γ_{h+2} (the two more allow a mean), rounded to the
 //!   kept type. A mean multiplies that by 1/h, as a factor. A maximum rounds nothing: its smallest value is the largest of the
 //!   smallest, its largest the largest of the largest.
@@ -318,6 +320,18 @@ impl Arithmetic {
             may_be_plus_infinity: weight > 0.0 && x.may_be_plus_infinity,
         };
         self.round(product)
+    }
+
+    /// A label multiplied by a channel weight.
+    pub fn weighted(&self, label: Approximate, weight: f32) -> Approximate {
+        let stored = f64::from(self.kept.round(weight));
+        if !stored.is_finite() {
+            return label.open(true, true);
+        }
+        let weight = f64::from(weight);
+        let size = weight.abs().max(stored.abs());
+        let cast = (stored - weight).abs() * label.value.abs();
+        self.round(Approximate::new(label.value * weight, label.radius * size + cast))
     }
 
     /// The scores of heads that share a selection as one: `together` of them by the head rule, and the sum of these parts.

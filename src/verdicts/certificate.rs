@@ -16,7 +16,7 @@ use ndarray::Array2;
 use super::bounds::{Approximate, Arithmetic};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use crate::algorithm::scores::check_head_mode;
-use crate::algorithm::{Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
+use crate::algorithm::{ChannelOrder, Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
 use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
@@ -169,10 +169,9 @@ impl<'a> ScoreBounds<'a> {
         let channels = instance.channels(call.layer)?;
         let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
         channels.check(&dims, label_channels)?;
-        check_head_mode(inputs, channels, label_channels, settings.heads)?;
+        check_head_mode(inputs, channels, label_channels, &settings)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         settings.rules.forced.check(&dims, heavy_size)?;
-        settings.rules.ranks.check(settings.heads, &dims)?;
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
@@ -217,17 +216,28 @@ impl<'a> ScoreBounds<'a> {
         let operations = groups.len() * size * dims.keys * self.label_channels;
         let labels = compute::map(groups.collect(), operations, |index: usize| {
             let (batch, head) = (index / dims.kv_heads, index % dims.kv_heads * size);
-            head_labels(
-                self.inputs,
-                channels,
-                self.label_channels,
-                bits,
-                model.labels,
-                (batch, head..head + size),
-            )
+            let heads = head..head + size;
+            let of_heads = (batch, heads.clone());
+            let labels =
+                head_labels(self.inputs, channels, self.label_channels, bits, model.labels, of_heads)?;
+            Ok(heads.zip(labels).map(|(head, labels)| self.weighted(channels, head, labels)).collect())
         });
-        let labels = labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
-        Ok(Self { labels, first, ..*self })
+        let labels: Vec<Vec<_>> = labels.into_iter().collect::<Result<_, Error>>()?;
+        Ok(Self { labels: labels.into_iter().flatten().collect(), first, ..*self })
+    }
+
+    /// The labels of a head, those of queries multiplied by channel weights where these are used.
+    fn weighted(
+        &self,
+        channels: &ChannelOrder,
+        head: usize,
+        (queries, keys): (AllowedLabels, AllowedLabels),
+    ) -> (AllowedLabels, AllowedLabels) {
+        let weights = channels.weights_of(head, &self.inputs.dims());
+        match weights.filter(|_| self.rules.channel_weights) {
+            None => (queries, keys),
+            Some(weights) => (weighted_labels(&queries, weights, self.arithmetic), keys),
+        }
     }
 
     /// Scores as a behaviour has them.
@@ -402,6 +412,20 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
         },
     );
     Products { value, magnitude, carried }
+}
+
+/// Labels multiplied by channel weights, with radii.
+fn weighted_labels(labels: &AllowedLabels, weights: &[f32], arithmetic: Arithmetic) -> AllowedLabels {
+    let shape = labels.dim();
+    let (mut values, mut radii) = (Array2::zeros(shape), Array2::zeros(shape));
+    for (channel, position) in ndarray::indices(shape) {
+        let (value, radius) = labels.at(channel, position);
+        let product = arithmetic.weighted(Approximate::new(value, radius), weights[channel]);
+        let overflows = product.may_be_minus_infinity || product.may_be_plus_infinity;
+        values[[channel, position]] = product.value;
+        radii[[channel, position]] = if overflows { f64::INFINITY } else { product.radius };
+    }
+    AllowedLabels::Within { values, radii }
 }
 
 /// Labels summed over as many heads in a row as are taken `together`.

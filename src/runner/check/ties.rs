@@ -1,6 +1,6 @@
 //! Keys that tie for certain: whatever the arithmetic, as long as it is the same for each key. Their label rows are equal (−0
 //! and +0 are), or their sums of products are exact in f32 and equal; and so is what A adds. A cosine depends on more than a sum of
-//! products, and keys that are forced tie with none.
+//! products, channel weights round it, and keys that are forced tie with none.
 
 use std::collections::HashMap;
 
@@ -57,7 +57,7 @@ fn in_row(
     let mut groups: HashMap<Vec<u32>, Vec<usize>> = HashMap::new();
     let additive: Vec<_> = heads.clone().map(|head| call.inputs.additive(b, head, i)).collect();
     let position = call.inputs.dims().position(i);
-    let by_sums = rules.score != ScoreRule::Cosine;
+    let by_sums = rules.score != ScoreRule::Cosine && !rules.channel_weights;
     for key in 0..call.inputs.dims().keys {
         let excluded = rules.forced.holds(key, position)
             || additive.iter().any(|additive| additive.at(key) == f32::NEG_INFINITY)
