@@ -29,7 +29,9 @@ pub use file::{CaseFile, Reader, StoredSequence};
 pub use observation::Observation;
 pub use promise::Promise;
 pub use recipe::Recipe;
-pub use rounding_model::{Accumulation, LabelRounding, Precision, RoundingModel};
+pub use rounding_model::{
+    Accumulation, Exponent, FactorOrder, LabelRounding, Precision, Products, RoundingModel,
+};
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
 pub use stage_file::StoredStage;
 pub use stages::{Attended, Given, ScoresCall, SelectionCall, StageAnswer, StageCall, Stages, Takes};

@@ -11,6 +11,10 @@
 //! * **score** (SPEC §2.6): the sum over r products under γ_r of the accumulation type; rounding of the sum to the kept
 //!   type; √r, its reciprocal and the product, or one division, under γ_3 of f32; rounding to the kept type; A rounded
 //!   to the kept type, the addition, rounding. Where A is 0 nothing is added.
+//! * **tf32**: an operand rounded or cut to 11 significant bits is off by 2^-10 relatively, a product by 2·2^-10 + 2^-20, which the sum
+//!   carries. Operands of f16 and bf16 are not changed. (Nothing is said of operands that are subnormal in f32.)
+//! * **factor before the sum**: each number of q is multiplied by the factor as a score is, γ_3 of f32 and a rounding to the kept type,
+//!   and carries that into the products as a label's radius; the sum is not multiplied again and overflows by what it then is.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
 //! * **channel weights** (SPEC §2.12): the weight rounded to the kept type or not, which is known exactly, and the product rounded to
 //!   the kept type. A kernel that multiplies k̂ instead in f32, or the products, rounds as often, by shares of the same magnitudes.
@@ -36,7 +40,7 @@
 
 use crate::algorithm::config::Combined;
 use crate::algorithm::{Ranks, Storage};
-use crate::cases::{Accumulation, RoundingModel};
+use crate::cases::{Accumulation, FactorOrder, Products, RoundingModel};
 
 /// u of f32.
 pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
@@ -154,10 +158,35 @@ pub struct Arithmetic {
     pub sum_range: (f64, f64),
     /// The type that scores and logits are rounded to.
     pub kept: Storage,
+    /// The relative error of a product of two operands that are rounded first.
+    pub product: f64,
+    /// Whether the factor is multiplied into q before the sum.
+    pub factor_first: bool,
+}
+
+/// How far a product is off relatively where each operand is rounded or cut to 11 significant bits: (1 + 2^-10)² − 1. Numbers of
+/// f16 and bf16 have no more.
+pub(super) fn product_error(products: Products, wide: bool) -> f64 {
+    const CUT: f64 = 1.0 / 1024.0;
+    match products {
+        Products::Tf32 if wide => 2.0 * CUT + CUT * CUT,
+        Products::Tf32 | Products::Exact => 0.0,
+    }
 }
 
 impl Arithmetic {
-    /// The arithmetic that a model allows for a storage type.
+    /// The arithmetic of the attention that a model allows for a storage type.
+    pub fn of_attention(model: RoundingModel, storage: Storage) -> Self {
+        let scores = Self::new(model, storage);
+        Self { product: product_error(model.attention_products, storage == Storage::F32), ..scores }
+    }
+
+    /// The same for scores of labels that are wider than the storage type: summed, or weighted.
+    pub fn with_wide_labels(self, model: RoundingModel) -> Self {
+        Self { product: product_error(model.score_products, true), ..self }
+    }
+
+    /// The arithmetic of scores that a model allows for a storage type.
     pub fn new(model: RoundingModel, storage: Storage) -> Self {
         let accumulation = match model.accumulation {
             Accumulation::F32 => U32,
@@ -168,7 +197,13 @@ impl Arithmetic {
             Accumulation::F32 => Storage::F32.largest(),
             Accumulation::F64 => f64::INFINITY,
         };
-        Self { accumulation, sum_range: (largest, Storage::F32.smallest_normal()), kept }
+        Self {
+            accumulation,
+            sum_range: (largest, Storage::F32.smallest_normal()),
+            kept,
+            product: product_error(model.score_products, storage == Storage::F32),
+            factor_first: model.factor == FactorOrder::Before,
+        }
     }
 
     /// Unit roundoff of the kept type.
@@ -192,6 +227,7 @@ impl Arithmetic {
     /// A sum of `terms` products, `value` in f64, the sum of their magnitudes, and the error they carry already.
     #[inline]
     pub fn sum_of_products(&self, terms: usize, value: f64, magnitude: f64, carried: f64) -> Approximate {
+        let carried = carried + self.product * (magnitude + carried);
         let exactness = gamma(terms + 1, U64);
         let relative = gamma(terms, self.accumulation) + exactness;
         let (largest, underflow) = self.sum_range;
@@ -205,10 +241,16 @@ impl Arithmetic {
     /// Multiplication or division by a number that is itself known up to rounding to f32.
     #[inline]
     pub fn scale(&self, x: Approximate, factor: f64) -> Approximate {
+        self.scale_by(x, factor, 3)
+    }
+
+    /// The same with so many roundings to f32.
+    #[inline]
+    pub fn scale_by(&self, x: Approximate, factor: f64, roundings: usize) -> Approximate {
         let (minus, plus) = (x.may_be_minus_infinity, x.may_be_plus_infinity);
         let (minus, plus) = if factor < 0.0 { (plus, minus) } else { (minus, plus) };
         let scaled = Approximate::new(x.value * factor, x.radius * factor.abs()).open(minus, plus);
-        self.round(scaled.widen(gamma(3, U32) * scaled.magnitude()))
+        self.round(scaled.widen(gamma(roundings, U32) * scaled.magnitude()))
     }
 
     /// Addition of A at one key.
@@ -228,6 +270,18 @@ impl Arithmetic {
         let cast_opens = (stored == f64::NEG_INFINITY, stored == f64::INFINITY);
         let sum = Approximate { value: x.value + mask, radius: x.radius + cast, ..x };
         self.round(sum.open(cast_opens.0, cast_opens.1))
+    }
+
+    /// Addition of A at one key to a logit that is multiplied by `unit`, as is A: a product of f32 with a rounded constant.
+    pub fn add_scaled_mask(&self, x: Approximate, mask: f32, unit: f64) -> Approximate {
+        if mask == f32::NEG_INFINITY || mask == 0.0 {
+            return self.add_mask(x, mask);
+        }
+        let mask = Approximate::new(f64::from(mask) * unit, gamma(3, U32) * f64::from(mask.abs()) * unit);
+        let mask = self.round(mask);
+        let (minus, plus) = (mask.may_be_minus_infinity, mask.may_be_plus_infinity);
+        let sum = Approximate { value: x.value + mask.value, radius: x.radius + mask.radius, ..x };
+        self.round(sum.open(minus, plus))
     }
 
     /// ‖x‖ of a label of values with radii: at least 0, and +∞ where the sum of squares may overflow.

@@ -11,14 +11,14 @@
 
 use std::ops::Range;
 
-use ndarray::Array2;
+use ndarray::{Array2, Array4, ArrayView2, s};
 
-use super::bounds::{Approximate, Arithmetic};
+use super::bounds::{Approximate, Arithmetic, underflow};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{ChannelOrder, Error, HeadMode, Inputs, Mask, Row, Rules, ScoreRule, Storage};
 use crate::behaviours::{Earlier, HeadLabels, Prediction, Ranked};
-use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
+use crate::cases::{AnsweredLabels, Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -155,6 +155,54 @@ impl<'a> ScoreBounds<'a> {
         scores.map(|scores| scores.with_all_labels(instance, call, model)).transpose()
     }
 
+    /// Scores from labels that an implementation gives, whether these are right or not. Labels that may be any of several are given
+    /// in the storage type or as they are ranked with; in f16 and bf16 the former rounds each once more. `None` also where there
+    /// are another number of label channels, or labels that are not finite. Errors: as of [`ScoreBounds::new`].
+    pub fn from_labels(
+        instance: &Instance,
+        call: &'a Call,
+        model: RoundingModel,
+        before: &'a Mask,
+        labels: &AnsweredLabels,
+    ) -> Result<Option<Self>, Error> {
+        let Some(mut bounds) = Self::without_labels(instance, call, model, before)? else {
+            return Ok(None);
+        };
+        let finite = labels.q.iter().chain(&labels.k).all(|x| x.is_finite());
+        if !finite || labels.q.dim().3 != bounds.label_channels {
+            return Ok(None);
+        }
+        let storage = call.inputs.storage();
+        let rounded = model.labels == LabelRounding::Rounded && storage != Storage::F32;
+        let allowed = |of_head: ArrayView2<f32>| {
+            let values = of_head.t().as_standard_layout().into_owned();
+            if !rounded {
+                return AllowedLabels::Exact(values);
+            }
+            let radius = |&x: &f32| storage.unit_roundoff() * f64::from(x.abs()) + underflow(storage);
+            AllowedLabels::Within { radii: values.map(radius), values: values.mapv(f64::from) }
+        };
+        let channels = instance.channels(call.layer)?;
+        let dims = call.inputs.dims();
+        let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
+        bounds.labels = heads
+            .map(|(b, head)| {
+                let of = |labels: &Array4<f32>| allowed(labels.slice(s![b, head, .., ..]));
+                bounds.weighted(channels, head, (of(&labels.q), of(&labels.k)))
+            })
+            .collect();
+        Ok(Some(bounds.summed()))
+    }
+
+    /// With labels summed over heads, where they are scored so.
+    fn summed(mut self) -> Self {
+        if self.heads == HeadMode::SummedLabels {
+            let together = self.rules.ranks.together(self.heads, &self.inputs.dims());
+            self.labels = sum_over_heads(&self.labels, together, self.arithmetic);
+        }
+        self
+    }
+
     /// What [`ScoreBounds::new`] checks.
     fn without_labels(
         instance: &Instance,
@@ -172,6 +220,8 @@ impl<'a> ScoreBounds<'a> {
         check_head_mode(inputs, channels, label_channels, &settings)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         settings.rules.forced.check(&dims, heavy_size)?;
+        let arithmetic = Arithmetic::new(model, inputs.storage());
+        let wide = settings.heads == HeadMode::SummedLabels || settings.rules.channel_weights;
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
@@ -182,7 +232,7 @@ impl<'a> ScoreBounds<'a> {
             heads: settings.heads,
             rules: settings.rules,
             before_ranked: false,
-            arithmetic: Arithmetic::new(model, inputs.storage()),
+            arithmetic: if wide { arithmetic.with_wide_labels(model) } else { arithmetic },
             label_channels,
             factor: settings.rules.factor.get(label_channels, dims.head_dim),
             labels: Vec::new(),
@@ -193,12 +243,7 @@ impl<'a> ScoreBounds<'a> {
     /// The same for all heads. Errors: labels out of range.
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
-        let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
-        if self.heads == HeadMode::SummedLabels {
-            let together = self.rules.ranks.together(self.heads, &dims);
-            all.labels = sum_over_heads(&all.labels, together, self.arithmetic);
-        }
-        Ok(all)
+        Ok(self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?.summed())
     }
 
     /// The same for the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
@@ -337,7 +382,15 @@ impl<'a> ScoreBounds<'a> {
         let (queries, keys) = &self.labels[labels - self.first];
         let additive = self.inputs.additive(batch, head, query);
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
-        let Products { value, magnitude, carried } = products(&q, keys);
+        // A cosine is multiplied by its factor in the end.
+        let first = self.arithmetic.factor_first && self.rules.score != ScoreRule::Cosine;
+        let scaled_q: Vec<_> = if first {
+            q.iter().map(|&(x, radius)| scaled_number(self.arithmetic, (x, radius), self.factor)).collect()
+        } else {
+            q.clone()
+        };
+        let Products { value, magnitude, carried } = products(&scaled_q, keys);
+        let with_factor = |dot| if first { dot } else { self.arithmetic.scale(dot, self.factor) };
         let q_norm = self.arithmetic.norm(q.iter().copied());
         let weight = self.inputs.head_weight((batch, head, query));
         let score = |key: usize| {
@@ -346,17 +399,14 @@ impl<'a> ScoreBounds<'a> {
             let dot =
                 self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
             let score = match self.rules.score {
-                ScoreRule::Dot => self.arithmetic.scale(dot, self.factor),
+                ScoreRule::Dot => with_factor(dot),
                 ScoreRule::Cosine => {
                     let k = (0..self.label_channels).map(|channel| keys.at(channel, key));
                     let epsilon = self.rules.epsilon.get();
                     let cosine = self.arithmetic.cosine(dot, q_norm, self.arithmetic.norm(k), epsilon);
                     scaled(self.arithmetic, cosine, self.factor)
                 }
-                ScoreRule::Relu => {
-                    let scaled = self.arithmetic.scale(dot, self.factor);
-                    self.arithmetic.relu(scaled, weight, self.factor)
-                }
+                ScoreRule::Relu => self.arithmetic.relu(with_factor(dot), weight, self.factor),
             };
             self.arithmetic.add_mask(score, additive.at(key))
         };
@@ -373,6 +423,13 @@ fn by_key(rows: &[Vec<Approximate>], combine: impl Fn(&[Approximate]) -> Approxi
 /// What may rank anywhere may do so whatever it is multiplied by.
 fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximate {
     if score == Approximate::UNDETERMINED { score } else { arithmetic.scale(score, factor) }
+}
+
+/// A number of q and its radius, multiplied by a factor; the radius is infinite where that may overflow.
+pub(super) fn scaled_number(arithmetic: Arithmetic, (x, radius): (f64, f64), factor: f64) -> (f64, f64) {
+    let scaled = arithmetic.scale(Approximate::new(x, radius), factor);
+    let overflows = scaled.may_be_minus_infinity || scaled.may_be_plus_infinity;
+    (scaled.value, if overflows { f64::INFINITY } else { scaled.radius })
 }
 
 /// Sums of the products of one query's labels with those of each key, [n].
@@ -392,11 +449,16 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
         #[inline(always)]
         || match keys {
             AllowedLabels::Exact(values) => {
-                for (&(q, _), k) in q.iter().zip(values.outer_iter()) {
+                for (&(q, rq), k) in q.iter().zip(values.outer_iter()) {
                     for ((&k, value), magnitude) in k.iter().zip(&mut value).zip(&mut magnitude) {
                         let product = q * f64::from(k);
                         *value += product;
                         *magnitude += product.abs();
+                    }
+                    if rq > 0.0 {
+                        k.iter()
+                            .zip(&mut carried)
+                            .for_each(|(&k, carried)| *carried += rq * f64::from(k.abs()));
                     }
                 }
             }
