@@ -15,8 +15,8 @@ use doublecheck::algorithm::{
 };
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
-    Accumulation, Answer, Call, Capabilities, Case, Feature, Instance, LabelRounding, NoAnswer, Precision,
-    RoundingModel,
+    Accumulation, Answer, Call, Capabilities, Case, Exponent, FactorOrder, Feature, Instance, LabelRounding,
+    NoAnswer, Precision, Products, RoundingModel,
 };
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
@@ -52,6 +52,49 @@ struct Simulated {
     weights_stored: bool,
     /// Labels of keys are multiplied by channel weights, in f32 and where only the product counts.
     weights_on_keys: bool,
+    unusual: Unusual,
+}
+
+/// What no model allows that does not declare it.
+#[derive(Debug, Clone, Copy)]
+struct Unusual {
+    tf32_scores: bool,
+    tf32_attention: bool,
+    factor_first: bool,
+    exp: Exponent,
+    exp_ulps: u16,
+}
+
+const USUAL: Unusual = Unusual {
+    tf32_scores: false,
+    tf32_attention: false,
+    factor_first: false,
+    exp: Exponent::Natural,
+    exp_ulps: 2,
+};
+
+impl Unusual {
+    /// exp of a difference of logits, to base 2 where these are, as far off as is declared: up where `even`, down otherwise.
+    fn exp(self, x: f32, even: bool) -> f32 {
+        let e = match self.exp {
+            Exponent::Natural => x.exp(),
+            Exponent::Prescaled => x.exp2(),
+            Exponent::Fast => (x * std::f32::consts::LOG2_E).exp2(),
+        };
+        // The library's own exp may be off by one unit in the last place, two units of 2^-24.
+        let off = (2.0 * f64::from(self.exp_ulps) - 3.0) / f64::from(1 << 24);
+        (f64::from(e) * if even { 1.0 + off } else { 1.0 - off }) as f32
+    }
+
+    /// What a logit is multiplied by beside the scaling.
+    fn unit(self) -> f32 {
+        if self.exp == Exponent::Prescaled { std::f32::consts::LOG2_E } else { 1.0 }
+    }
+}
+
+/// Cut to the 11 significant bits of tf32.
+fn tf32(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & !0x1FFF)
 }
 
 impl Simulated {
@@ -61,6 +104,11 @@ impl Simulated {
             scores_kept: self.scores_kept,
             weights_kept: self.weights_kept,
             accumulation: Accumulation::F32,
+            score_products: if self.unusual.tf32_scores { Products::Tf32 } else { Products::Exact },
+            attention_products: if self.unusual.tf32_attention { Products::Tf32 } else { Products::Exact },
+            factor: if self.unusual.factor_first { FactorOrder::Before } else { FactorOrder::After },
+            exp: self.unusual.exp,
+            exp_ulps: self.unusual.exp_ulps,
         }
     }
 
@@ -211,8 +259,12 @@ impl Simulated {
         } else {
             (weighted(q), k.to_owned())
         };
+        let first = self.unusual.factor_first && rules.score != ScoreRule::Cosine;
+        let q: Vec<f32> = q.into_iter().map(|x| if first { scaled(x) } else { x }).collect();
+        let scaled = |x: f32| if first { x } else { scaled(x) };
         let (q, k) = (q.as_slice(), k.view());
-        let product = kept.round(dot(q, k));
+        let cut = self.unusual.tf32_scores;
+        let product = kept.round(dot_of(q, k, cut));
         let score = match rules.score {
             ScoreRule::Dot => scaled(product),
             ScoreRule::Cosine => {
@@ -240,8 +292,13 @@ impl Simulated {
         let additive = inputs.additive(b, head, i);
         let weights = self.weights_kept.of(inputs.storage());
         let logit = |key: usize| {
-            let dot = kept.round(dot(&q.row(i).to_vec(), k.row(key)));
-            add_mask(kept.round(dot * inputs.scaling() as f32), additive.at(key), kept)
+            let unusual = self.unusual;
+            let scaling = inputs.scaling() as f32 * unusual.unit();
+            let first = |x: &f32| if unusual.factor_first { kept.round(x * scaling) } else { *x };
+            let q: Vec<f32> = q.row(i).iter().map(first).collect();
+            let dot = kept.round(dot_of(&q, k.row(key), unusual.tf32_attention));
+            let scaled = if unusual.factor_first { dot } else { kept.round(dot * scaling) };
+            add_mask(scaled, additive.at(key) * unusual.unit(), kept)
         };
         let attended: Vec<(usize, f32)> =
             mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
@@ -258,21 +315,30 @@ impl Simulated {
         let e: Vec<f32> = attended
             .iter()
             .map(|&(key, weight)| {
-                let e = before_product.round(kept.round(logit(key) - max).exp());
+                let e = before_product.round(self.unusual.exp(kept.round(logit(key) - max), key % 2 == 0));
                 before_product.round(e / weight)
             })
             .collect();
         let total = before_product.round(e.iter().sum());
         let e: Vec<f32> = e.into_iter().map(|e| weights.round(e)).collect();
         let weights = before_product;
+        let cut = |x: f32| if self.unusual.tf32_attention { tf32(x) } else { x };
         (0..v.ncols())
             .map(|dim| {
-                let sum: f32 = e.iter().zip(&attended).map(|(e, &(key, _))| e * v[[key, dim]]).sum();
+                let sum: f32 =
+                    e.iter().zip(&attended).map(|(&e, &(key, _))| cut(e) * cut(v[[key, dim]])).sum();
                 let output = weights.round(weights.round(sum) / total);
                 if self.output_in_storage { inputs.storage().round(output) } else { output }
             })
             .collect()
     }
+}
+
+fn dot_of(q: &[f32], k: ArrayView1<f32>, cut: bool) -> f32 {
+    if !cut {
+        return dot(q, k);
+    }
+    dot(&q.iter().map(|&x| tf32(x)).collect::<Vec<_>>(), k.mapv(tf32).view())
 }
 
 fn dot(q: &[f32], k: ArrayView1<f32>) -> f32 {
@@ -304,8 +370,23 @@ fn simulated() -> impl Strategy<Value = Simulated> {
             rounded_end,
             weights_stored,
             weights_on_keys,
+            unusual: USUAL,
         }
     })
+}
+
+/// Arithmetic that must be declared, on top of the other.
+fn unusual() -> impl Strategy<Value = Simulated> {
+    let kept = || select(vec![Precision::F32, Precision::F16, Precision::F16, Precision::Storage]);
+    let exp = select(vec![Exponent::Natural, Exponent::Prescaled, Exponent::Fast]);
+    let ulps = select(vec![2, 2, 16, 4096]);
+    (simulated(), kept(), kept(), any::<[bool; 3]>(), exp, ulps).prop_map(
+        |(simulated, scores_kept, weights_kept, switches, exp, exp_ulps)| {
+            let [tf32_scores, tf32_attention, factor_first] = switches;
+            let unusual = Unusual { tf32_scores, tf32_attention, factor_first, exp, exp_ulps };
+            Simulated { scores_kept, weights_kept, unusual, ..simulated }
+        },
+    )
 }
 
 /// Every invariant must have had something to say.
@@ -380,6 +461,26 @@ fn every_rule_in_arithmetic_that_a_model_allows_conforms() {
     assert!(open.into_inner() > 500 && closed.into_inner() > 500);
 }
 
+/// What must be declared conforms where it is, with every rule and head mode.
+#[test]
+fn arithmetic_that_is_declared_conforms() {
+    let (open, closed) = (RefCell::new(0), RefCell::new(0));
+    let mut runner = TestRunner::new(proptest_config(9000, REGRESSIONS));
+    let modes = select(HeadMode::EVERY.to_vec());
+    let outcome = runner.run(&(plans(), rules(), modes, unusual()), |(plan, rules, heads, simulated)| {
+        let capabilities = Capabilities { rules: vec![rules], heads: vec![heads], ..Capabilities::default() };
+        let case = plan.restricted(&capabilities).case().expect("plans make valid inputs");
+        let verdict = judge_call(&case.instance, &case.call, &simulated.answer(&case), simulated.model());
+        prop_assert!(verdict.conforms(), "{:?}", verdict.explanations());
+        if let Some(judgement) = verdict.judgement() {
+            *if judgement.mask.open > 0 { open.borrow_mut() } else { closed.borrow_mut() } += 1;
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+    assert!(open.into_inner() > 500 && closed.into_inner() > 500);
+}
+
 /// An implementation that rounds in one way and declares another.
 struct Declares {
     simulated: Simulated,
@@ -427,11 +528,18 @@ fn a_finding_names_the_narrowest_wider_model() {
         rounded_end: false,
         weights_stored: false,
         weights_on_keys: false,
+        unusual: USUAL,
     };
     let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
-    for (simulated, expected) in
-        [(flash, "weights kept in storage"), (pytorch, "weights kept in storage and scores kept in storage")]
-    {
+    let exact = Simulated { weights_kept: Precision::F32, output_in_storage: false, ..flash };
+    let with = |unusual| Simulated { unusual, ..exact };
+    for (simulated, expected) in [
+        (flash, "weights kept in storage"),
+        (pytorch, "weights kept in storage and scores kept in storage"),
+        (with(Unusual { tf32_attention: true, ..USUAL }), "products of the attention in tf32"),
+        (with(Unusual { exp_ulps: 200, ..USUAL }), "exp within 256 units in the last place"),
+        (Simulated { weights_kept: Precision::F16, ..exact }, "weights kept in f16"),
+    ] {
         let subject = |model| Declares { simulated, model, instance: None };
         let options = Options { cases: 300, ..Options::default() };
         let report = check(&mut subject(RoundingModel::F32), &options);

@@ -509,6 +509,7 @@ impl Simulated {
         let inputs = &case.call.inputs;
         let kept = match self.kept {
             Precision::F32 => Storage::F32,
+            Precision::F16 => Storage::F16,
             Precision::Storage => inputs.storage(),
         };
         let (q, k, additive) = (inputs.queries(b, head), inputs.keys(b, head), inputs.additive(b, head, i));

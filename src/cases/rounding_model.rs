@@ -180,18 +180,12 @@ pub enum Exponent {
 /// What makes a model allow more.
 type Change = fn(&mut RoundingModel);
 
-/// Changes of which one at most is made: a field of the model cannot have two values.
-const CHANGES: [&[(&str, Change)]; 8] = [
+/// Changes, narrow ones first. Of one line one at most is made: a field of the model cannot have two values.
+const CHANGES: [&[(&str, Change)]; 10] = [
     &[("sums accumulated in f32", |model| model.accumulation = Accumulation::F32)],
-    &[
-        ("weights kept in storage", |model| model.weights_kept = Precision::Storage),
-        ("weights kept in f16", |model| model.weights_kept = Precision::F16),
-    ],
+    &[("weights kept in storage", |model| model.weights_kept = Precision::Storage)],
     &[("labels rounded", |model| model.labels = LabelRounding::Rounded)],
-    &[
-        ("scores kept in storage", |model| model.scores_kept = Precision::Storage),
-        ("scores kept in f16", |model| model.scores_kept = Precision::F16),
-    ],
+    &[("scores kept in storage", |model| model.scores_kept = Precision::Storage)],
     &[
         ("products of scores in tf32", |model| model.score_products = Products::Tf32),
         ("products of the attention in tf32", |model| model.attention_products = Products::Tf32),
@@ -209,6 +203,9 @@ const CHANGES: [&[(&str, Change)]; 8] = [
         ("exp within 256 units in the last place", |model| model.exp_ulps = 256),
         ("exp within 4096 units in the last place", |model| model.exp_ulps = 4096),
     ],
+    // These allow more than most of the others.
+    &[("weights kept in f16", |model| model.weights_kept = Precision::F16)],
+    &[("scores kept in f16", |model| model.scores_kept = Precision::F16)],
 ];
 
 /// How many changes are made together at most.
@@ -249,8 +246,11 @@ impl RoundingModel {
                 for (word, change) in *changes {
                     let mut changed = model;
                     change(&mut changed);
-                    let already = changed.exp_ulps < self.exp_ulps || changed == model;
-                    if !already {
+                    let again = |kept: fn(&Self) -> Precision| {
+                        kept(&model) != kept(&self) && kept(&changed) != kept(&model)
+                    };
+                    let undone = again(|model| model.weights_kept) || again(|model| model.scores_kept);
+                    if changed != model && !undone && changed.exp_ulps >= self.exp_ulps {
                         sets.push((changed, [words.as_slice(), &[*word]].concat()));
                     }
                 }
