@@ -17,6 +17,7 @@ use doublecheck::cases::{
     rule_names,
 };
 use doublecheck::subjects::{Engine, Faulty, Reference, Subject};
+use doublecheck::verdicts::bounds::Approximate;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
 use doublecheck::{Options, check};
 use proptest::prelude::*;
@@ -172,8 +173,13 @@ fn scores_and_selections_are_those_of_the_definition() {
             let position = dims.keys - dims.queries + i;
             let Forced { first, last } = selection.rules.forced;
             let forced = |key: usize| key < first || (key <= position && key + last > position);
+            // What may be −∞ may be no candidate.
+            let within = |score: Approximate| match score.low() {
+                f64::NEG_INFINITY => f64::INFINITY,
+                _ => score.radius,
+            };
             let radius = |candidacy: Candidacy| match candidacy {
-                Candidacy::Scored(score) | Candidacy::Forced(score) => Some((score.value, score.radius)),
+                Candidacy::Scored(score) | Candidacy::Forced(score) => Some((score.value, within(score))),
                 Candidacy::Before | Candidacy::Excluded => None,
             };
             let radii: Vec<_> = bounds.row(row).into_iter().map(radius).collect();

@@ -131,6 +131,10 @@ impl From<RoundingModel> for RoundingModelFields {
 pub enum LabelRounding {
     /// The operations of SPEC §2.5 in that order: codes are fixed, labels are compared bit for bit.
     Exact,
+    /// As `exact`, with the scale (2^B − 1) / range in one operation.
+    Quotient,
+    /// As `exact`, with the step range / (2^B − 1): code = (x − lo) / step, label = code · step + lo.
+    Step,
     /// Within rounding of a half step both codes are allowed.
     Rounded,
 }
@@ -184,16 +188,12 @@ type Change = fn(&mut RoundingModel);
 const CHANGES: [&[(&str, Change)]; 10] = [
     &[("sums accumulated in f32", |model| model.accumulation = Accumulation::F32)],
     &[("weights kept in storage", |model| model.weights_kept = Precision::Storage)],
-    &[("labels rounded", |model| model.labels = LabelRounding::Rounded)],
-    &[("scores kept in storage", |model| model.scores_kept = Precision::Storage)],
     &[
-        ("products of scores in tf32", |model| model.score_products = Products::Tf32),
-        ("products of the attention in tf32", |model| model.attention_products = Products::Tf32),
-        ("products in tf32", |model| {
-            (model.score_products, model.attention_products) = (Products::Tf32, Products::Tf32);
-        }),
+        ("labels by a quotient", |model| model.labels = LabelRounding::Quotient),
+        ("labels by a step", |model| model.labels = LabelRounding::Step),
+        ("labels rounded", |model| model.labels = LabelRounding::Rounded),
     ],
-    &[("the factor before the sum", |model| model.factor = FactorOrder::Before)],
+    &[("scores kept in storage", |model| model.scores_kept = Precision::Storage)],
     &[
         ("exp of prescaled logits", |model| model.exp = Exponent::Prescaled),
         ("fast exp", |model| model.exp = Exponent::Fast),
@@ -203,6 +203,14 @@ const CHANGES: [&[(&str, Change)]; 10] = [
         ("exp within 256 units in the last place", |model| model.exp_ulps = 256),
         ("exp within 4096 units in the last place", |model| model.exp_ulps = 4096),
     ],
+    &[
+        ("products of scores in tf32", |model| model.score_products = Products::Tf32),
+        ("products of the attention in tf32", |model| model.attention_products = Products::Tf32),
+        ("products in tf32", |model| {
+            (model.score_products, model.attention_products) = (Products::Tf32, Products::Tf32);
+        }),
+    ],
+    &[("the factor before the sum", |model| model.factor = FactorOrder::Before)],
     // These allow more than most of the others.
     &[("weights kept in f16", |model| model.weights_kept = Precision::F16)],
     &[("scores kept in f16", |model| model.scores_kept = Precision::F16)],
@@ -249,7 +257,9 @@ impl RoundingModel {
                     let again = |kept: fn(&Self) -> Precision| {
                         kept(&model) != kept(&self) && kept(&changed) != kept(&model)
                     };
-                    let undone = again(|model| model.weights_kept) || again(|model| model.scores_kept);
+                    let narrower = self.labels == LabelRounding::Rounded && changed.labels != self.labels;
+                    let undone =
+                        narrower || again(|model| model.weights_kept) || again(|model| model.scores_kept);
                     if changed != model && !undone && changed.exp_ulps >= self.exp_ulps {
                         sets.push((changed, [words.as_slice(), &[*word]].concat()));
                     }
@@ -273,6 +283,8 @@ impl std::fmt::Display for RoundingModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let labels = match self.labels {
             LabelRounding::Exact => "exact",
+            LabelRounding::Quotient => "quotient",
+            LabelRounding::Step => "step",
             LabelRounding::Rounded => "rounded",
         };
         let name = |kept: Precision| match kept {

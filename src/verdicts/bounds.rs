@@ -164,6 +164,11 @@ pub struct Arithmetic {
     pub factor_first: bool,
 }
 
+/// Whether x and what is added, which may be −∞ or +∞, may be infinities of opposite signs, whose sum is NaN.
+fn opposite(x: Approximate, (minus, plus): (bool, bool)) -> bool {
+    (x.may_be_plus_infinity && minus) || (x.may_be_minus_infinity && plus)
+}
+
 /// How far a product is off relatively where each operand is rounded or cut to 11 significant bits: (1 + 2^-10)² − 1. Numbers of
 /// f16 and bf16 have no more.
 pub(super) fn product_error(products: Products, wide: bool) -> f64 {
@@ -227,7 +232,9 @@ impl Arithmetic {
     /// A sum of `terms` products, `value` in f64, the sum of their magnitudes, and the error they carry already.
     #[inline]
     pub fn sum_of_products(&self, terms: usize, value: f64, magnitude: f64, carried: f64) -> Approximate {
-        let carried = carried + self.product * (magnitude + carried);
+        // 0 · ∞ would be NaN.
+        let operands = if self.product == 0.0 { 0.0 } else { self.product * (magnitude + carried) };
+        let carried = carried + operands;
         let exactness = gamma(terms + 1, U64);
         let relative = gamma(terms, self.accumulation) + exactness;
         let (largest, underflow) = self.sum_range;
@@ -268,6 +275,9 @@ impl Arithmetic {
         let mask = f64::from(mask);
         let cast = if stored.is_finite() { (stored - mask).abs() } else { 0.0 };
         let cast_opens = (stored == f64::NEG_INFINITY, stored == f64::INFINITY);
+        if opposite(x, cast_opens) {
+            return Approximate::UNDETERMINED;
+        }
         let sum = Approximate { value: x.value + mask, radius: x.radius + cast, ..x };
         self.round(sum.open(cast_opens.0, cast_opens.1))
     }
@@ -280,6 +290,9 @@ impl Arithmetic {
         let mask = Approximate::new(f64::from(mask) * unit, gamma(3, U32) * f64::from(mask.abs()) * unit);
         let mask = self.round(mask);
         let (minus, plus) = (mask.may_be_minus_infinity, mask.may_be_plus_infinity);
+        if opposite(x, (minus, plus)) {
+            return Approximate::UNDETERMINED;
+        }
         let sum = Approximate { value: x.value + mask.value, radius: x.radius + mask.radius, ..x };
         self.round(sum.open(minus, plus))
     }
