@@ -8,10 +8,11 @@ use std::cell::RefCell;
 use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
 use doublecheck::algorithm::{
-    Error, Forced, HeadMode, QuantisedLabels, Ranks, Rules, ScoreFactor, ScoreRule, Storage,
+    ChannelFile, ChannelKind, ChannelOrder, Error, Forced, HeadMode, Inputs, QuantisedLabels, Ranks, Rules,
+    ScoreFactor, ScoreRule, Storage,
 };
 use doublecheck::cases::file::{sequence_to_bytes, to_bytes};
-use doublecheck::cases::strategies::plans;
+use doublecheck::cases::strategies::{Previous, plans};
 use doublecheck::cases::{
     Answer, Call, Capabilities, Case, CaseFile, Feature, Instance, NoAnswer, Reader, RoundingModel,
     rule_names,
@@ -396,4 +397,121 @@ fn every_name_has_rules_and_only_new_ones_change_a_file() {
         assert_eq!(read.instance.selection, case.instance.selection);
     }
     assert_eq!(rule_names::find("flat"), None);
+}
+
+fn any_case() -> Case {
+    let mut runner = TestRunner::deterministic();
+    let tree = plans().new_tree(&mut runner).unwrap();
+    let plan = proptest::strategy::ValueTree::current(&tree);
+    let rules = Rules { channel_weights: true, ..Rules::default() };
+    let capabilities =
+        Capabilities { rules: vec![rules], heads: vec![HeadMode::SummedScores], ..Capabilities::default() };
+    // Six heads, and a seed that gives weights.
+    let plan = doublecheck::cases::strategies::Plan { kv_heads: 2, group: 3, seed: 2, ..plan };
+    let plan = doublecheck::cases::strategies::Plan { previous: Previous::Absent, ..plan };
+    plan.restricted(&capabilities).case().unwrap()
+}
+
+/// Ranks that do not divide the heads that share a selection are refused by the reference and by the certificate, others not.
+#[test]
+fn ranks_must_divide_the_heads_that_share_a_selection() {
+    let mut case = any_case();
+    for (heads, count, allowed) in [
+        (HeadMode::SummedScores, 2, true),
+        (HeadMode::SummedScores, 6, true),
+        (HeadMode::SummedScores, 4, false),
+        (HeadMode::Max, 12, false),
+        (HeadMode::GroupMax, 3, true),
+        (HeadMode::GroupMax, 2, false),
+        (HeadMode::PerHead, 4, true),
+    ] {
+        case.instance.selection.heads = heads;
+        case.instance.selection.rules.ranks = Ranks::new(count, Storage::F32).unwrap();
+        let answer = Reference::default().answer(&case);
+        let refused =
+            matches!(&answer, Err(NoAnswer::Refused(Error::HeadMode(detail))) if detail.field == "ranks");
+        assert!(if allowed { answer.is_ok() } else { refused }, "{heads:?} {count}: {answer:?}");
+        let before = case.before().unwrap();
+        let bounds = ScoreBounds::new(&case.instance, &case.call, RoundingModel::REFERENCE, &before);
+        assert_eq!(bounds.is_err(), refused, "{heads:?} {count}");
+    }
+}
+
+/// Weights that do not fit are refused where they are read, and survive a file where they do.
+#[test]
+fn channel_weights_must_fit_their_rows() {
+    let order = ChannelOrder::new(vec![vec![0, 1, 2], vec![2, 1, 0]]).unwrap();
+    for (weights, field) in [
+        (vec![vec![1.0]], "channel_weights rows"),
+        (vec![vec![1.0], vec![1.0, 2.0]], "channel_weights[1]"),
+        (vec![vec![1.0; 4]; 2], "channel_weights[0]"),
+        (vec![vec![1.0], vec![f32::NAN]], "channel_weights[1, 0]"),
+    ] {
+        let refused = order.clone().with_weights(weights).unwrap_err();
+        assert!(refused.to_string().contains(field), "{refused}");
+    }
+    let key = "model.layers.3.self_attn.k_proj";
+    let read = |weights: &str| {
+        ChannelFile::from_json(&format!(r#"{{"{key}": [[0, 1], [1, 0]], "{key}.weights": {weights}}}"#))
+    };
+    let file = read("[[1, -0.5], [0, 1e-3]]").unwrap();
+    let order = file.order(ChannelKind::KProj, 3).unwrap();
+    assert_eq!(order.weights(), Some(&[vec![1.0, -0.5], vec![0.0, 1e-3]][..]));
+    assert_eq!(ChannelFile::from_json(&file.to_json()).unwrap(), file);
+    for wrong in ["[[1, 2]]", "[[1], [1, 2]]", "[[1], [1e300]]", "[1, 2]", "[[\"1\"], [2]]"] {
+        let refused = read(wrong).unwrap_err().to_string();
+        assert!(refused.contains(key), "{refused}");
+    }
+    assert!(ChannelFile::from_json(&format!(r#"{{"{key}.weights": [[1]]}}"#)).is_err());
+
+    // Fewer than there are label channels, found where these are known.
+    let case = any_case();
+    let channels = case.channels().unwrap();
+    assert!(channels.weights().is_some());
+    let Ok(CaseFile::Attention(read)) = Reader::default().parse(&to_bytes(&case), "weights") else {
+        panic!("a case with weights is read");
+    };
+    assert_eq!(read.channels().unwrap(), channels);
+    let rows = channels.rows().to_vec();
+    let short = ChannelOrder::new(rows).unwrap().with_weights(vec![Vec::new(); channels.rows().len()]);
+    let answer = Reference::default().answer(&case.with_channels(short.unwrap()));
+    assert!(matches!(answer, Err(NoAnswer::Refused(Error::ChannelRows(_)))), "{answer:?}");
+}
+
+/// The reference with the additive mask of head 0 for every head.
+struct FirstHeadsMask(Reference, HeadMode);
+
+impl Subject for FirstHeadsMask {
+    fn name(&self) -> String {
+        "reads the mask of head 0".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::REFERENCE
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { heads: vec![self.1], ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.0.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let mut parts = call.inputs.parts().clone();
+        parts.attention_mask =
+            parts.attention_mask.map(|mask| mask.slice_move(ndarray::s![.., ..1, .., ..]).to_owned());
+        let inputs = Inputs::new(parts)?.with_head_weights(call.inputs.head_weights().cloned())?;
+        self.0.call(&Call { inputs: std::sync::Arc::new(inputs), ..call.clone() })
+    }
+}
+
+#[test]
+fn additive_masks_differ_between_heads() {
+    for heads in [HeadMode::PerHead, HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum] {
+        let mut subject = FirstHeadsMask(Reference::default(), heads);
+        let report = check(&mut subject, &Options { cases: 300, ..Options::default() });
+        assert!(!report.findings.is_empty(), "{heads:?}");
+    }
 }

@@ -169,6 +169,11 @@ fn opposite(x: Approximate, (minus, plus): (bool, bool)) -> bool {
     (x.may_be_plus_infinity && minus) || (x.may_be_minus_infinity && plus)
 }
 
+/// Whether q or k may have more significant bits than tf32: in f32, and where q is multiplied by a factor first.
+fn is_wide(model: RoundingModel, storage: Storage) -> bool {
+    storage == Storage::F32 || model.factor == FactorOrder::Before
+}
+
 /// How far a product is off relatively where each operand is rounded or cut to 11 significant bits: (1 + 2^-10)² − 1. Numbers of
 /// f16 and bf16 have no more.
 pub(super) fn product_error(products: Products, wide: bool) -> f64 {
@@ -183,7 +188,7 @@ impl Arithmetic {
     /// The arithmetic of the attention that a model allows for a storage type.
     pub fn of_attention(model: RoundingModel, storage: Storage) -> Self {
         let scores = Self::new(model, storage);
-        Self { product: product_error(model.attention_products, storage == Storage::F32), ..scores }
+        Self { product: product_error(model.attention_products, is_wide(model, storage)), ..scores }
     }
 
     /// The same for scores of labels that are wider than the storage type: summed, or weighted.
@@ -206,7 +211,7 @@ impl Arithmetic {
             accumulation,
             sum_range: (largest, Storage::F32.smallest_normal()),
             kept,
-            product: product_error(model.score_products, storage == Storage::F32),
+            product: product_error(model.score_products, is_wide(model, storage)),
             factor_first: model.factor == FactorOrder::Before,
         }
     }

@@ -8,7 +8,7 @@ use super::output::{OutputVerdict, judge_output};
 use super::scores::{ScoreDivergence, judge_scores};
 use super::topk::judge_selection;
 use crate::algorithm::{Error, Mask, Row};
-use crate::cases::{Answer, Call, Instance, NoAnswer, Observation, RoundingModel};
+use crate::cases::{Answer, Call, Instance, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::compute;
 
 /// The verdict on one answer.
@@ -380,7 +380,10 @@ pub fn judge(
                 ),
             };
             let lse = answer.lse.as_ref().map(|lse| judge_lse(&call.inputs, &answer.mask, lse, model));
-            let scores_by_labels = answer.scores.as_ref().zip(ranked).and_then(|(scores, labels)| {
+            // Where there is one label and it is given, the inputs say the same.
+            let other_labels = labels.is_some() || model.labels == LabelRounding::Rounded;
+            let given = answer.scores.as_ref().zip(ranked).filter(|_| other_labels);
+            let scores_by_labels = given.and_then(|(scores, labels)| {
                 judge_scores(instance, call, scores, model, &certificate.before, Some(labels))
             });
             let judged_labels = ranked.is_some();
