@@ -179,23 +179,33 @@ pub fn check_head_mode(
     if selection.heads != HeadMode::SummedLabels {
         return Ok(());
     }
-    let weights = selection.rules.channel_weights && !channels.weights_are_shared(label_channels);
+    let weights = inputs.head_weights_differ_between_heads();
     let differ = [
-        (!channels.is_shared(label_channels), "channel rows", "one channel row shared by all heads"),
-        (weights, "channel weights", "the same channel weights for all heads"),
+        (
+            !channels.is_shared(label_channels),
+            "channel rows that differ between heads",
+            "one channel row shared by all heads",
+        ),
+        (
+            selection.rules.channel_weights && !channels.weights_are_shared(label_channels),
+            "channel weights that differ between heads",
+            "the same channel weights for all heads, as labels are scored once",
+        ),
         (
             inputs.attention_mask_differs_between_heads(),
-            "values of attention_mask",
-            "one attention_mask for all heads",
+            "an attention_mask that differs between heads",
+            "one attention_mask for all heads, as labels are scored once",
         ),
-        (inputs.head_weights_differ_between_heads(), "head_weights", "the same head_weights for all heads"),
+        (
+            weights,
+            "head_weights that differ between heads",
+            "the same head_weights for all heads, as labels are scored once",
+        ),
     ];
     match differ.into_iter().find(|(differs, ..)| *differs) {
         None => Ok(()),
         Some((_, what, expected)) => {
-            let found = format!("summed-labels with {what} that differ between heads");
-            let expected = format!("{expected}, as labels are scored once");
-            Err(Error::HeadMode(Detail::new("heads", found, expected)))
+            Err(Error::HeadMode(Detail::new("heads", format!("summed-labels with {what}"), expected)))
         }
     }
 }
