@@ -358,7 +358,7 @@ mod tests {
         let mut models: Vec<_> = wider.iter().map(|(model, _)| *model).collect();
         models.dedup();
         assert!(models.len() == wider.len() && !models.contains(&RoundingModel::F32));
-        assert!(words.contains(&"products in tf32 and exp within 256 units in the last place"));
+        assert!(words.contains(&"exp within 256 units in the last place and products in tf32"));
         assert!(words.contains(&"weights kept in storage and labels rounded and scores kept in storage"));
     }
 }

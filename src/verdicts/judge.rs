@@ -107,7 +107,7 @@ pub struct Judgement {
     /// Where scores were given and keys are ranked: the first score at fault.
     pub scores: Option<Option<ScoreDivergence>>,
     /// The first score at fault by the implementation's own labels, where these were given and one is.
-    pub scores_by_labels: Option<ScoreDivergence>,
+    pub scores_by_labels: Option<Box<ScoreDivergence>>,
     /// The selection judged from the implementation's own scores, where these were given.
     pub selection: Option<MaskVerdict>,
     /// The log-sum-exp, where it was given.
@@ -384,7 +384,7 @@ pub fn judge(
             let other_labels = labels.is_some() || model.labels == LabelRounding::Rounded;
             let given = answer.scores.as_ref().zip(ranked).filter(|_| other_labels);
             let scores_by_labels = given.and_then(|(scores, labels)| {
-                judge_scores(instance, call, scores, model, &certificate.before, Some(labels))
+                judge_scores(instance, call, scores, model, &certificate.before, Some(labels)).map(Box::new)
             });
             let judged_labels = ranked.is_some();
             Verdict::Judged(Judgement {
