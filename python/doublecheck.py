@@ -101,7 +101,8 @@ class Instance:
         if layer not in self._channels:
             prefix = f"model.layers.{layer}.self_attn."
             if prefix + self.channel_selection not in self.channel_file:
-                kinds = [key[len(prefix) :] for key in self.channel_file if key.startswith(prefix)]
+                keys = (key for key in self.channel_file if not key.endswith(".weights"))
+                kinds = [key[len(prefix) :] for key in keys if key.startswith(prefix)]
                 found, expected = kinds or "nothing", self.channel_selection
                 raise Refused(
                     "channel_kind" if kinds else "missing_layer",
@@ -116,6 +117,11 @@ class Instance:
                 raise Refused("channel_rows", f"channel_file: layer {layer} found widths {widths}, expected equal rows")
             self._channels[layer] = np.array(rows, np.int64)
         return self._channels[layer]
+
+    def channel_weights(self, layer):
+        """The channel weights of one layer, float32 [rows, >= r], or None: 1 everywhere (SPEC 2.12)."""
+        rows = self.channel_file.get(f"model.layers.{layer}.self_attn.{self.channel_selection}.weights")
+        return None if rows is None or not self.rules.get("channel_weights") else np.array(rows, np.float32)
 
     def write_channel_file(self):
         """The path of a file with the channel orders, for a subject that reads one; removed with the instance."""
@@ -143,6 +149,10 @@ class Call:
     @property
     def channels(self):
         return self.instance.channels(self.layer)
+
+    @property
+    def channel_weights(self):
+        return self.instance.channel_weights(self.layer)
 
     def additive(self):
         """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys.

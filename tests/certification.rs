@@ -32,6 +32,7 @@ fn models() -> impl Strategy<Value = RoundingModel> {
             scores_kept,
             weights_kept,
             accumulation,
+            ..RoundingModel::default()
         })
 }
 

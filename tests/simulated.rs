@@ -11,12 +11,12 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{
-    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Row, Rules, ScoreFactor, ScoreRule, Storage,
+    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Ranks, Row, Rules, ScoreFactor, ScoreRule, Storage,
 };
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
-    Accumulation, Answer, Call, Capabilities, Case, Feature, Instance, LabelRounding, NoAnswer, Precision,
-    RoundingModel,
+    Accumulation, Answer, Call, Capabilities, Case, Exponent, FactorOrder, Feature, Instance, LabelRounding,
+    NoAnswer, Precision, Products, RoundingModel,
 };
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
@@ -44,6 +44,57 @@ struct Simulated {
     nan_first: bool,
     /// The head weight is multiplied by the factor, not the dot product.
     weight_scaled_first: bool,
+    /// Sums of the parts of ranks are rounded to their type at each step.
+    rounded_steps: bool,
+    /// Sums of the parts of ranks are rounded to their type at the end.
+    rounded_end: bool,
+    /// Channel weights are rounded to the type of scores.
+    weights_stored: bool,
+    /// Labels of keys are multiplied by channel weights, in f32 and where only the product counts.
+    weights_on_keys: bool,
+    unusual: Unusual,
+}
+
+/// What no model allows that does not declare it.
+#[derive(Debug, Clone, Copy)]
+struct Unusual {
+    tf32_scores: bool,
+    tf32_attention: bool,
+    factor_first: bool,
+    exp: Exponent,
+    exp_ulps: u16,
+}
+
+const USUAL: Unusual = Unusual {
+    tf32_scores: false,
+    tf32_attention: false,
+    factor_first: false,
+    exp: Exponent::Natural,
+    exp_ulps: 2,
+};
+
+impl Unusual {
+    /// exp of a difference of logits, to base 2 where these are, as far off as is declared: up where `even`, down otherwise.
+    fn exp(self, x: f32, even: bool) -> f32 {
+        let e = match self.exp {
+            Exponent::Natural => x.exp(),
+            Exponent::Prescaled => x.exp2(),
+            Exponent::Fast => (x * std::f32::consts::LOG2_E).exp2(),
+        };
+        // The library's own exp may be off by one unit in the last place, two units of 2^-24.
+        let off = (2.0 * f64::from(self.exp_ulps) - 3.0) / f64::from(1 << 24);
+        (f64::from(e) * if even { 1.0 + off } else { 1.0 - off }) as f32
+    }
+
+    /// What a logit is multiplied by beside the scaling.
+    fn unit(self) -> f32 {
+        if self.exp == Exponent::Prescaled { std::f32::consts::LOG2_E } else { 1.0 }
+    }
+}
+
+/// Cut to the 11 significant bits of tf32.
+fn tf32(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & !0x1FFF)
 }
 
 impl Simulated {
@@ -53,6 +104,11 @@ impl Simulated {
             scores_kept: self.scores_kept,
             weights_kept: self.weights_kept,
             accumulation: Accumulation::F32,
+            score_products: if self.unusual.tf32_scores { Products::Tf32 } else { Products::Exact },
+            attention_products: if self.unusual.tf32_attention { Products::Tf32 } else { Products::Exact },
+            factor: if self.unusual.factor_first { FactorOrder::Before } else { FactorOrder::After },
+            exp: self.unusual.exp,
+            exp_ulps: self.unusual.exp_ulps,
         }
     }
 
@@ -85,7 +141,15 @@ impl Simulated {
         for row @ (b, head, i) in dims.rows() {
             let first = head / sharing * sharing;
             let heads = first..first + sharing;
-            let scores = if mode == HeadMode::SummedLabels {
+            let ranks = if mode == HeadMode::PerHead { 1 } else { selection.rules.ranks.count() };
+            let size = heads.len() / ranks;
+            let part = |rank: usize| {
+                let heads = first + rank * size..first + (rank + 1) * size;
+                let heads = if mode == HeadMode::PerHead { head..head + 1 } else { heads };
+                if mode != HeadMode::SummedLabels {
+                    let scores = heads.map(|head| self.head_scores(case, &labels, kept, (b, head, i)));
+                    return self.combined(mode, &scores.collect::<Vec<_>>(), kept);
+                }
                 let sum = |label: &dyn Fn(usize) -> Vec<f32>| -> Vec<f32> {
                     let mut sum = vec![0.0f32; label_channels];
                     heads
@@ -100,11 +164,9 @@ impl Simulated {
                     self.score(case, row, &q, ArrayView1::from(&k), additive.at(key), kept)
                 };
                 (0..dims.keys).map(score).collect()
-            } else {
-                let per_head: Vec<_> =
-                    heads.clone().map(|head| self.head_scores(case, &labels, kept, (b, head, i))).collect();
-                self.combined(mode, &per_head, kept)
             };
+            let parts: Vec<Vec<f32>> = (0..ranks).map(part).collect();
+            let scores = self.reduced(parts, selection.rules.ranks.parts(), kept);
             let excluded = |key| heads.clone().any(|head| before.attends(b, head, i, key));
             // A score that overflows to −∞ is no candidate.
             let rank = |score: f32| match (score.is_nan(), self.nan_first) {
@@ -124,6 +186,20 @@ impl Simulated {
             mask.add(row, kept_anyway);
         }
         Ok(mask)
+    }
+
+    /// The sum of the parts of ranks as an all-reduce has it: in f32 and rounded at the end, or rounded at each step.
+    fn reduced(self, mut parts: Vec<Vec<f32>>, exchanged: Storage, kept: Storage) -> Vec<f32> {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let step = if self.rounded_steps { exchanged } else { Storage::F32 };
+        let sum = |key: usize| {
+            let parts = parts.iter().map(|part| exchanged.round(part[key]));
+            let sum = parts.reduce(|a, b| step.round(a + b)).unwrap();
+            kept.round(if self.rounded_end { exchanged.round(sum) } else { sum })
+        };
+        (0..parts[0].len()).map(sum).collect()
     }
 
     fn combined(self, mode: HeadMode, per_head: &[Vec<f32>], kept: Storage) -> Vec<f32> {
@@ -171,7 +247,24 @@ impl Simulated {
                 ScoreFactor::Number(factor) => x * factor as f32,
             })
         };
-        let product = kept.round(dot(q, k));
+        let weights = case.channels().unwrap().weights_of(row.1, &case.dims());
+        let weighted = |labels: &[f32]| -> Vec<f32> {
+            let weights = weights.filter(|_| rules.channel_weights);
+            let weights = weights.map_or(vec![1.0; labels.len()], |weights| weights.to_vec());
+            let stored = |weight: f32| if self.weights_stored { kept.round(weight) } else { weight };
+            labels.iter().zip(weights).map(|(x, weight)| kept.round(x * stored(weight))).collect()
+        };
+        let (q, k) = if self.weights_on_keys && kept == Storage::F32 && rules.score != ScoreRule::Cosine {
+            (q.to_vec(), ndarray::Array1::from(weighted(&k.to_vec())))
+        } else {
+            (weighted(q), k.to_owned())
+        };
+        let first = self.unusual.factor_first && rules.score != ScoreRule::Cosine;
+        let q: Vec<f32> = q.into_iter().map(|x| if first { scaled(x) } else { x }).collect();
+        let scaled = |x: f32| if first { x } else { scaled(x) };
+        let (q, k) = (q.as_slice(), k.view());
+        let cut = self.unusual.tf32_scores;
+        let product = kept.round(dot_of(q, k, cut));
         let score = match rules.score {
             ScoreRule::Dot => scaled(product),
             ScoreRule::Cosine => {
@@ -199,8 +292,13 @@ impl Simulated {
         let additive = inputs.additive(b, head, i);
         let weights = self.weights_kept.of(inputs.storage());
         let logit = |key: usize| {
-            let dot = kept.round(dot(&q.row(i).to_vec(), k.row(key)));
-            add_mask(kept.round(dot * inputs.scaling() as f32), additive.at(key), kept)
+            let unusual = self.unusual;
+            let scaling = inputs.scaling() as f32 * unusual.unit();
+            let first = |x: &f32| if unusual.factor_first { kept.round(x * scaling) } else { *x };
+            let q: Vec<f32> = q.row(i).iter().map(first).collect();
+            let dot = kept.round(dot_of(&q, k.row(key), unusual.tf32_attention));
+            let scaled = if unusual.factor_first { dot } else { kept.round(dot * scaling) };
+            add_mask(scaled, additive.at(key) * unusual.unit(), kept)
         };
         let attended: Vec<(usize, f32)> =
             mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
@@ -217,21 +315,30 @@ impl Simulated {
         let e: Vec<f32> = attended
             .iter()
             .map(|&(key, weight)| {
-                let e = before_product.round(kept.round(logit(key) - max).exp());
+                let e = before_product.round(self.unusual.exp(kept.round(logit(key) - max), key % 2 == 0));
                 before_product.round(e / weight)
             })
             .collect();
         let total = before_product.round(e.iter().sum());
         let e: Vec<f32> = e.into_iter().map(|e| weights.round(e)).collect();
         let weights = before_product;
+        let cut = |x: f32| if self.unusual.tf32_attention { tf32(x) } else { x };
         (0..v.ncols())
             .map(|dim| {
-                let sum: f32 = e.iter().zip(&attended).map(|(e, &(key, _))| e * v[[key, dim]]).sum();
+                let sum: f32 =
+                    e.iter().zip(&attended).map(|(&e, &(key, _))| cut(e) * cut(v[[key, dim]])).sum();
                 let output = weights.round(weights.round(sum) / total);
                 if self.output_in_storage { inputs.storage().round(output) } else { output }
             })
             .collect()
     }
+}
+
+fn dot_of(q: &[f32], k: ArrayView1<f32>, cut: bool) -> f32 {
+    if !cut {
+        return dot(q, k);
+    }
+    dot(&q.iter().map(|&x| tf32(x)).collect::<Vec<_>>(), k.mapv(tf32).view())
 }
 
 fn dot(q: &[f32], k: ArrayView1<f32>) -> f32 {
@@ -247,22 +354,37 @@ fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
 
 fn simulated() -> impl Strategy<Value = Simulated> {
     let kept = || select(vec![Precision::F32, Precision::Storage]);
-    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (kept(), kept(), switches).prop_map(
-        |(
+    (kept(), kept(), any::<[bool; 9]>()).prop_map(|(scores_kept, weights_kept, switches)| {
+        let [max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first, ..] =
+            switches;
+        let [.., rounded_steps, rounded_end, weights_stored, weights_on_keys] = switches;
+        Simulated {
             scores_kept,
             weights_kept,
-            (max_over_all, output_in_storage, rounded_for_product, nan_first, weight_scaled_first),
-        )| {
-            Simulated {
-                scores_kept,
-                weights_kept,
-                max_over_all,
-                output_in_storage,
-                rounded_for_product,
-                nan_first,
-                weight_scaled_first,
-            }
+            max_over_all,
+            output_in_storage,
+            rounded_for_product,
+            nan_first,
+            weight_scaled_first,
+            rounded_steps,
+            rounded_end,
+            weights_stored,
+            weights_on_keys,
+            unusual: USUAL,
+        }
+    })
+}
+
+/// Arithmetic that must be declared, on top of the other.
+fn unusual() -> impl Strategy<Value = Simulated> {
+    let kept = || select(vec![Precision::F32, Precision::F16, Precision::F16, Precision::Storage]);
+    let exp = select(vec![Exponent::Natural, Exponent::Prescaled, Exponent::Fast]);
+    let ulps = select(vec![2, 2, 16, 4096]);
+    (simulated(), kept(), kept(), any::<[bool; 3]>(), exp, ulps).prop_map(
+        |(simulated, scores_kept, weights_kept, switches, exp, exp_ulps)| {
+            let [tf32_scores, tf32_attention, factor_first] = switches;
+            let unusual = Unusual { tf32_scores, tf32_attention, factor_first, exp, exp_ulps };
+            Simulated { scores_kept, weights_kept, unusual, ..simulated }
         },
     )
 }
@@ -301,14 +423,20 @@ fn rules() -> impl Strategy<Value = Rules> {
         select(vec![1e-6, 1e-3, 1.0]),
         factor,
         select(vec![(0, 0), (0, 1), (1, 0), (2, 3)]),
+        prop_oneof![2 => Just((1, Storage::F32)), 3 => (2..=4u64, select(Storage::ALL.to_vec()))],
+        any::<bool>(),
     )
-        .prop_map(|(quantised, score, epsilon, factor, (first, last))| Rules {
-            quantised,
-            score,
-            epsilon: Epsilon::new(epsilon).unwrap(),
-            factor,
-            forced: Forced { first, last },
-        })
+        .prop_map(
+            |(quantised, score, epsilon, factor, (first, last), (ranks, parts), channel_weights)| Rules {
+                quantised,
+                channel_weights,
+                score,
+                epsilon: Epsilon::new(epsilon).unwrap(),
+                factor,
+                ranks: Ranks::new(ranks, parts).unwrap(),
+                forced: Forced { first, last },
+            },
+        )
 }
 
 /// As for the published algorithm, with every rule and head mode, about 3,000 cases of each mode. Some verdict must have left a choice, and some none.
@@ -323,6 +451,26 @@ fn every_rule_in_arithmetic_that_a_model_allows_conforms() {
         prop_assert_eq!((case.instance.selection.rules, case.instance.selection.heads), (rules, heads));
         let answer = simulated.answer(&case);
         let verdict = judge_call(&case.instance, &case.call, &answer, simulated.model());
+        prop_assert!(verdict.conforms(), "{:?}", verdict.explanations());
+        if let Some(judgement) = verdict.judgement() {
+            *if judgement.mask.open > 0 { open.borrow_mut() } else { closed.borrow_mut() } += 1;
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+    assert!(open.into_inner() > 500 && closed.into_inner() > 500);
+}
+
+/// What must be declared conforms where it is, with every rule and head mode.
+#[test]
+fn arithmetic_that_is_declared_conforms() {
+    let (open, closed) = (RefCell::new(0), RefCell::new(0));
+    let mut runner = TestRunner::new(proptest_config(9000, REGRESSIONS));
+    let modes = select(HeadMode::EVERY.to_vec());
+    let outcome = runner.run(&(plans(), rules(), modes, unusual()), |(plan, rules, heads, simulated)| {
+        let capabilities = Capabilities { rules: vec![rules], heads: vec![heads], ..Capabilities::default() };
+        let case = plan.restricted(&capabilities).case().expect("plans make valid inputs");
+        let verdict = judge_call(&case.instance, &case.call, &simulated.answer(&case), simulated.model());
         prop_assert!(verdict.conforms(), "{:?}", verdict.explanations());
         if let Some(judgement) = verdict.judgement() {
             *if judgement.mask.open > 0 { open.borrow_mut() } else { closed.borrow_mut() } += 1;
@@ -376,11 +524,22 @@ fn a_finding_names_the_narrowest_wider_model() {
         rounded_for_product: true,
         nan_first: false,
         weight_scaled_first: false,
+        rounded_steps: false,
+        rounded_end: false,
+        weights_stored: false,
+        weights_on_keys: false,
+        unusual: USUAL,
     };
     let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
-    for (simulated, expected) in
-        [(flash, "weights kept in storage"), (pytorch, "weights kept in storage and scores kept in storage")]
-    {
+    let exact = Simulated { weights_kept: Precision::F32, output_in_storage: false, ..flash };
+    let with = |unusual| Simulated { unusual, ..exact };
+    for (simulated, expected) in [
+        (flash, "weights kept in storage"),
+        (pytorch, "weights kept in storage and scores kept in storage"),
+        (with(Unusual { tf32_attention: true, ..USUAL }), "products of the attention in tf32"),
+        (with(Unusual { exp_ulps: 200, ..USUAL }), "exp within 256 units in the last place"),
+        (Simulated { weights_kept: Precision::F16, ..exact }, "weights kept in f16"),
+    ] {
         let subject = |model| Declares { simulated, model, instance: None };
         let options = Options { cases: 300, ..Options::default() };
         let report = check(&mut subject(RoundingModel::F32), &options);

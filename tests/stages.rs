@@ -17,8 +17,9 @@ use doublecheck::cases::stage_plan::{
 use doublecheck::cases::stages::ranks;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
-    Answer, Attended, Call, Capabilities, Case, CaseFile, Domain, Feature, Given, Instance, NoAnswer,
-    Precision, Reader, RoundingModel, ScoresCall, SelectionCall, StageCall, Stages, Takes, stage_file,
+    Answer, AnsweredLabels, Attended, Call, Capabilities, Case, CaseFile, Domain, Feature, Given, Instance,
+    LabelRounding, NoAnswer, Precision, Reader, RoundingModel, ScoresCall, SelectionCall, StageCall, Stages,
+    Takes, stage_file,
 };
 use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::{Reference, Subject};
@@ -343,7 +344,7 @@ fn scores_of(instance: &Instance, call: &Call) -> Option<Array4<f32>> {
     let mut scores = Array4::zeros(dims.mask_shape());
     for b in 0..dims.batch {
         let labels = labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok()?;
-        let of_batch = Scores::new(inputs, b, &labels, &instance.selection);
+        let of_batch = Scores::new(inputs, b, &labels, channels, &instance.selection);
         for (head, i) in (0..dims.heads).flat_map(|head| (0..dims.queries).map(move |i| (head, i))) {
             for (key, score) in of_batch.row(head, i).into_iter().enumerate() {
                 scores[[b, head, i, key]] = score as f32;
@@ -353,17 +354,47 @@ fn scores_of(instance: &Instance, call: &Call) -> Option<Array4<f32>> {
     Some(scores)
 }
 
+/// The labels of every head; those of keys moved as the fault has it.
+fn labels_of_all(instance: &Instance, call: &Call, fault: &str) -> Option<AnsweredLabels> {
+    if !ranks(instance, call) {
+        return None;
+    }
+    let (dims, channels) = (call.inputs.dims(), instance.channels(call.layer).ok()?);
+    let r = instance.selection.group_factor.label_channels(dims.head_dim).ok()?;
+    let mut all = AnsweredLabels {
+        q: Array4::zeros((dims.batch, dims.heads, dims.queries, r)),
+        k: Array4::zeros((dims.batch, dims.heads, dims.keys, r)),
+    };
+    for b in 0..dims.batch {
+        let bits = instance.selection.label_bits;
+        let labels = labels(&call.inputs, channels, r, bits, (b, 0..dims.heads)).ok()?;
+        for head in 0..dims.heads {
+            all.q.slice_mut(ndarray::s![b, head, .., ..]).assign(&labels.queries(head).t());
+            all.k.slice_mut(ndarray::s![b, head, .., ..]).assign(&labels.keys(head).t());
+        }
+    }
+    if fault == "labels twice as large" {
+        all.k.mapv_inplace(|x| 2.0 * x);
+    }
+    Some(all)
+}
+
 impl Subject for Whole {
     fn name(&self) -> String {
         format!("the reference with scores, {}", self.0)
     }
 
     fn rounding_model(&self) -> RoundingModel {
-        RoundingModel::REFERENCE
+        let rounded = self.0.starts_with("labels");
+        let labels = if rounded { LabelRounding::Rounded } else { LabelRounding::Exact };
+        RoundingModel { labels, ..RoundingModel::REFERENCE }
     }
 
     fn capabilities(&self) -> Capabilities {
-        of_stages(Takes::Inputs, &[Given::Selected, Given::Scores, Given::Output, Given::Lse])
+        let mut gives = vec![Given::Selected, Given::Output, Given::Lse];
+        gives.extend((self.0 != "labels, no scores").then_some(Given::Scores));
+        gives.extend(self.0.starts_with("labels").then_some(Given::Labels));
+        of_stages(Takes::Inputs, &gives)
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
@@ -393,7 +424,10 @@ impl Subject for Whole {
         }
         match self.0 {
             "scores twice as large" => scores.iter_mut().for_each(|scores| *scores *= 2.0),
-            "one key fewer" if !answer.mask.is_full() => {
+            "labels, scores slightly off" => {
+                scores.iter_mut().for_each(|scores| scores.mapv_inplace(|x| x * (1.0 + 3e-5)));
+            }
+            "one key fewer" | "labels, no scores" if !answer.mask.is_full() => {
                 for row in call.inputs.dims().rows() {
                     let added = answer.mask.row(row).map(|(key, _)| key);
                     let first = added.into_iter().find(|&key| !before.attends(row.0, row.1, row.2, key));
@@ -409,7 +443,10 @@ impl Subject for Whole {
         if self.0 == "lse to base 2" {
             lse.mapv_inplace(|x| x * std::f32::consts::LOG2_E);
         }
-        if self.0 != "no scores" {
+        if self.0.starts_with("labels") {
+            answer.labels = labels_of_all(instance, call, self.0);
+        }
+        if self.0 != "no scores" && self.0 != "labels, no scores" {
             answer.scores = scores;
         }
         answer.lse = Some(lse);
@@ -427,11 +464,16 @@ fn scores_and_lse_of_a_whole_layer_are_judged() {
         ("scores twice as large", "scores out of bounds", "labels or scores"),
         ("one key fewer", "wrong number of keys", "selection"),
         ("lse to base 2", "lse out of bounds", "attention"),
+        ("labels, scores slightly off", "scores out of bounds", "scores"),
+        ("labels twice as large", "labels differ", "labels"),
+        ("labels, no scores", "wrong number of keys", "scores or selection"),
     ] {
         let report = check(&mut Whole(fault, None), &options(200));
         let kinds: Vec<_> = report.findings.iter().map(|finding| (finding.kind, finding.stage)).collect();
         assert!(kinds.contains(&(kind, Some(stage))), "{fault}: {kinds:?}\n{report}");
     }
+    let report = check(&mut Whole("labels, right", None), &options(400));
+    assert!(report.conforms() && report.stages.as_ref().unwrap().scores > 300, "{report}");
     let report = check(&mut Whole("no scores", None), &options(50));
     assert_eq!(report.findings[0].kind, "gave no usable answer");
     assert!(report.to_string().contains("the answer holds no scores"), "{report}");
@@ -467,6 +509,7 @@ impl Simulated {
         let inputs = &case.call.inputs;
         let kept = match self.kept {
             Precision::F32 => Storage::F32,
+            Precision::F16 => Storage::F16,
             Precision::Storage => inputs.storage(),
         };
         let (q, k, additive) = (inputs.queries(b, head), inputs.keys(b, head), inputs.additive(b, head, i));

@@ -1,6 +1,7 @@
 //! Channel orders and channel files (SPEC §4). An order is a list of rows, a row lists channel indices by
 //! falling importance; there is one row per query head, one per KV head, or one for all heads. A channel file
-//! holds such an order for each layer and kind.
+//! holds such an order for each layer and kind. Beside an order it may hold channel weights, one for each row and label channel
+//! (SPEC §2.12).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +12,11 @@ use super::config::ChannelKind;
 use super::error::{Detail, Error, Result};
 use super::inputs::Dims;
 
-/// The channel order C of one layer: rows of channel indices by falling importance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The channel order C of one layer: rows of channel indices by falling importance, and channel weights where there are any.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ChannelOrder {
     rows: Vec<Vec<usize>>,
+    weights: Option<Vec<Vec<f32>>>,
 }
 
 impl ChannelOrder {
@@ -38,7 +40,70 @@ impl ChannelOrder {
             }
             check_no_repeats(index, row)?;
         }
-        Ok(Self { rows })
+        Ok(Self { rows, weights: None })
+    }
+
+    /// The order with channel weights: as many rows, and in each one weight for each of its first channels.
+    ///
+    /// Errors: [`Error::ChannelRows`] for another number of rows, rows that are not equally long or longer than those of
+    /// channels; [`Error::NotFinite`] for NaN or ±∞.
+    pub fn with_weights(self, weights: Vec<Vec<f32>>) -> Result<Self> {
+        let wrong = |field: String, found: usize, expected: String| {
+            Err(Error::ChannelRows(Detail::new(field, found, expected)))
+        };
+        if weights.len() != self.rows.len() {
+            let expected = format!("{}, as there are rows of channels", self.rows.len());
+            return wrong("channel_weights rows".into(), weights.len(), expected);
+        }
+        for (index, row) in weights.iter().enumerate() {
+            if row.len() != weights[0].len() || row.len() > self.width() {
+                let expected = format!("as many in each row, at most {}", self.width());
+                return wrong(format!("channel_weights[{index}]"), row.len(), expected);
+            }
+            if let Some((position, weight)) = row.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
+                let field = format!("channel_weights[{index}, {position}]");
+                return Err(Error::NotFinite(Detail::new(
+                    field,
+                    format!("{weight:?}"),
+                    "finite numbers in f32",
+                )));
+            }
+        }
+        Ok(Self { weights: Some(weights), ..self })
+    }
+
+    /// The channel weights, where there are any: a row for each row of channels.
+    pub fn weights(&self) -> Option<&[Vec<f32>]> {
+        self.weights.as_deref()
+    }
+
+    /// The channel weights of a query head, where there are any. Rows must fit the heads ([`ChannelOrder::check`]).
+    pub fn weights_of(&self, head: usize, dims: &Dims) -> Option<&[f32]> {
+        self.weights.as_ref().map(|weights| weights[self.row_of(head, dims)].as_slice())
+    }
+
+    /// Some of the rows, with their weights.
+    pub fn of_rows(&self, kept: &[usize]) -> Self {
+        let of = |weights: &Vec<Vec<f32>>| kept.iter().map(|&row| weights[row].clone()).collect();
+        let rows = kept.iter().map(|&row| self.rows[row].clone()).collect();
+        Self { rows, weights: self.weights.as_ref().map(of) }
+    }
+
+    /// The channels that `renamed` keeps, by their new names and with their weights, as many in each row as all have.
+    ///
+    /// Errors: those of [`ChannelOrder::new`].
+    pub fn of_channels(&self, renamed: impl Fn(usize) -> Option<usize>) -> Result<Self> {
+        let row = |row: &Vec<usize>| row.iter().filter_map(|&channel| renamed(channel)).collect();
+        let order = Self::new(self.rows.iter().map(row).collect())?;
+        let Some(weights) = &self.weights else { return Ok(order) };
+        let kept = |(row, weights): (&Vec<usize>, &Vec<f32>)| {
+            let both = row.iter().zip(weights).filter(|&(&channel, _)| renamed(channel).is_some());
+            both.map(|(_, &weight)| weight).collect()
+        };
+        let mut weights: Vec<Vec<f32>> = self.rows.iter().zip(weights).map(kept).collect();
+        let width = weights.iter().map(Vec::len).min().unwrap_or(0);
+        weights.iter_mut().for_each(|row| row.truncate(width));
+        order.with_weights(weights)
     }
 
     /// The rows.
@@ -64,6 +129,14 @@ impl ChannelOrder {
             let expected = format!("at least the {label_channels} label channels");
             return Err(Error::ChannelRows(Detail::new("channels columns", self.width(), expected)));
         }
+        if let Some(weights) = self.weights.as_ref().filter(|weights| weights[0].len() < label_channels) {
+            let expected = format!("at least the {label_channels} label channels");
+            return Err(Error::ChannelRows(Detail::new(
+                "channel_weights columns",
+                weights[0].len(),
+                expected,
+            )));
+        }
         self.check_range(dims.head_dim)
     }
 
@@ -80,12 +153,16 @@ impl ChannelOrder {
 
     /// The row that a query head uses. Rows must fit the heads ([`ChannelOrder::check`]).
     pub fn row(&self, head: usize, dims: &Dims) -> &[usize] {
+        &self.rows[self.row_of(head, dims)]
+    }
+
+    fn row_of(&self, head: usize, dims: &Dims) -> usize {
         if self.rows.len() == 1 {
-            &self.rows[0]
+            0
         } else if self.rows.len() == dims.heads {
-            &self.rows[head]
+            head
         } else {
-            &self.rows[dims.kv_head(head)]
+            dims.kv_head(head)
         }
     }
 
@@ -93,6 +170,12 @@ impl ChannelOrder {
     pub fn is_shared(&self, label_channels: usize) -> bool {
         let leading = |row: &'_ Vec<usize>| row[..label_channels.min(row.len())].to_vec();
         self.rows.iter().all(|row| leading(row) == leading(&self.rows[0]))
+    }
+
+    /// Whether all rows of weights begin with the same `label_channels` weights.
+    pub fn weights_are_shared(&self, label_channels: usize) -> bool {
+        let leading = |row: &'_ Vec<f32>| row[..label_channels.min(row.len())].to_vec();
+        self.weights.iter().all(|rows| rows.iter().all(|row| leading(row) == leading(&rows[0])))
     }
 }
 
@@ -110,7 +193,7 @@ fn check_no_repeats(index: usize, row: &[usize]) -> Result<()> {
 }
 
 /// The channel orders of a model: for each kind, for each layer present.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChannelFile {
     kinds: BTreeMap<ChannelKind, BTreeMap<usize, ChannelOrder>>,
 }
@@ -127,11 +210,13 @@ impl ChannelFile {
 
     /// Reads the JSON text of a channel file. Keys other than
     /// `model.layers.{i}.self_attn.{q_proj|k_proj|qk_proj}` that have the published form
-    /// (`model.layers.{i}.…`, for instance v_proj, o_proj, down_proj) are ignored.
+    /// (`model.layers.{i}.…`, for instance v_proj, o_proj, down_proj) are ignored. A key with `.weights` after it holds channel
+    /// weights.
     ///
     /// Errors: [`Error::Json`] and [`Error::Format`] for anything but an object of lists of lists of whole numbers,
     /// [`Error::ChannelKind`] for a kind that does not exist, [`Error::ChannelRows`],
-    /// [`Error::ChannelRepeated`] and [`Error::ChannelRange`] (at or beyond the row's length) for the rows.
+    /// [`Error::ChannelRepeated`] and [`Error::ChannelRange`] (at or beyond the row's length) for the rows, and those of
+    /// [`ChannelOrder::with_weights`].
     pub fn from_json(text: &str) -> Result<Self> {
         let value: Value = super::config::from_json("channel file", text)?;
         let Value::Object(entries) = value else {
@@ -140,10 +225,22 @@ impl ChannelFile {
             return Err(Error::Format(Detail::new("channel file", found, expected)));
         };
         let mut file = Self::default();
-        for (key, rows) in &entries {
+        let (of_weights, of_rows): (Vec<_>, Vec<_>) =
+            entries.iter().partition(|(key, _)| key.ends_with(WEIGHTS));
+        for (key, rows) in of_rows {
             if let Some((layer, kind)) = parse_key(key)? {
                 let order = parse_rows(key, rows)?;
                 file.insert(kind, layer, order);
+            }
+        }
+        for (key, rows) in of_weights {
+            if let Some((layer, kind)) = parse_key(key.trim_end_matches(WEIGHTS))? {
+                let expected =
+                    || Error::Format(Detail::new(key, "weights alone", "rows of channels beside them"));
+                let order =
+                    file.kinds.get(&kind).and_then(|layers| layers.get(&layer)).ok_or_else(expected)?;
+                let weighted = order.clone().with_weights(parse_weights(key, rows)?);
+                file.insert(kind, layer, weighted.map_err(|error| in_key(key, error))?);
             }
         }
         if file.kinds.is_empty() {
@@ -196,7 +293,13 @@ impl ChannelFile {
         keys.sort_unstable();
         for (layer, kind) in keys {
             let key = format!("model.layers.{layer}.self_attn.{}", kind.name());
-            entries.insert(key, Value::from(self.kinds[&kind][&layer].rows.clone()));
+            let ChannelOrder { rows, weights } = &self.kinds[&kind][&layer];
+            if let Some(weights) = weights {
+                // As f64, which holds every f32.
+                let rows = weights.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+                entries.insert(format!("{key}{WEIGHTS}"), Value::from(rows.collect::<Vec<_>>()));
+            }
+            entries.insert(key, Value::from(rows.clone()));
         }
         Value::Object(entries).to_string()
     }
@@ -216,6 +319,9 @@ pub fn ranges(numbers: impl IntoIterator<Item = usize>) -> String {
     };
     runs.iter().map(text).collect::<Vec<_>>().join(", ")
 }
+
+/// What follows the key of the rows that channel weights belong to.
+const WEIGHTS: &str = ".weights";
 
 const IGNORED: [&str; 3] = ["v_proj", "o_proj", "down_proj"];
 
@@ -270,10 +376,19 @@ fn parse_rows(key: &str, value: &Value) -> Result<ChannelOrder> {
     Ok(order)
 }
 
+fn parse_weights(key: &str, value: &Value) -> Result<Vec<Vec<f32>>> {
+    let rows: Vec<Vec<f64>> = serde_json::from_value(value.clone()).map_err(|error| {
+        Error::Format(Detail::new(key, error, "a list of rows of numbers, one for each label channel"))
+    })?;
+    Ok(rows.into_iter().map(|row| row.into_iter().map(|weight| weight as f32).collect()).collect())
+}
+
 /// Puts the file's key before the field name.
 fn in_key(key: &str, mut error: Error) -> Error {
-    if let Error::ChannelRows(detail) | Error::ChannelRepeated(detail) | Error::ChannelRange(detail) =
-        &mut error
+    if let Error::ChannelRows(detail)
+    | Error::ChannelRepeated(detail)
+    | Error::ChannelRange(detail)
+    | Error::NotFinite(detail) = &mut error
     {
         detail.field = format!("{key} {}", detail.field);
     }

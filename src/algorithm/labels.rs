@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 
 use super::channels::ChannelOrder;
 use super::config::LabelBits;
@@ -43,15 +43,17 @@ impl Labels {
         self.k.index_axis(Axis(0), head - self.heads.start)
     }
 
-    /// Labels of queries and keys summed over the heads (SPEC §2.7): [r, m] and [r, n].
-    pub fn summed_over_heads(&self) -> (Array2<f64>, Array2<f64>) {
-        let sum = |labels: &Array3<f32>| {
+    /// Labels of queries and keys summed over the heads of each of some equal parts (SPEC §2.7, §2.12): [r, m] and [r, n].
+    pub fn summed_over_heads(&self, together: usize) -> Vec<(Array2<f64>, Array2<f64>)> {
+        let sum = |labels: ArrayView3<f32>| {
             let (_, r, positions) = labels.dim();
             let mut sum = Array2::zeros((r, positions));
             labels.outer_iter().for_each(|head| sum += &head.mapv(f64::from));
             sum
         };
-        (sum(&self.q), sum(&self.k))
+        let parts =
+            |labels: &Array3<f32>| labels.axis_chunks_iter(Axis(0), together).map(sum).collect::<Vec<_>>();
+        parts(&self.q).into_iter().zip(parts(&self.k)).collect()
     }
 }
 

@@ -147,7 +147,7 @@ pub fn double_sparsity(
     let dims = inputs.dims();
     let label_channels = selection.group_factor.label_channels(dims.head_dim)?;
     channels.check(&dims, label_channels)?;
-    check_head_mode(inputs, channels, label_channels, selection.heads)?;
+    check_head_mode(inputs, channels, label_channels, selection)?;
     let heavy_size = selection.heavy_size.resolve(dims.keys);
     selection.rules.forced.check(&dims, heavy_size)?;
     if previous.is_full() {
@@ -163,7 +163,7 @@ pub fn double_sparsity(
         .flat_map(|b| (0..dims.heads).step_by(together).map(move |first| (b, first..first + together)));
     let selected = compute::map(groups.collect(), dims.operations(), |group: (usize, Range<usize>)| {
         let labels = labels_of(inputs, channels, label_channels, selection.bits(), group.clone())?;
-        let scores = Scores::new(inputs, group.0, &labels, selection);
+        let scores = Scores::new(inputs, group.0, &labels, channels, selection);
         Ok(select_group(&scores, &dims, selection, previous, group))
     });
     let mut selected: Vec<_> = selected.into_iter().collect::<Result<Vec<_>>>()?.concat();

@@ -39,5 +39,5 @@ pub use inputs::{Dims, InputParts, Inputs, Row};
 pub use lengths::{Lengths, Padding};
 pub use mask::Mask;
 pub use maskers::{Masker, SparseAttention};
-pub use rules::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
+pub use rules::{Forced, QuantisedLabels, Ranks, Rules, ScoreFactor, ScoreRule};
 pub use storage::{Precision, Storage};

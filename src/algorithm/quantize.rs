@@ -99,6 +99,25 @@ pub fn quantize_in_place(row: &mut [f32], bits: LabelBits, storage: Storage) -> 
     Ok(())
 }
 
+/// The labels of a row by other operations than those of SPEC §2.5, each rounded once to the storage type: by a scale that is the
+/// quotient (2^B − 1) / range, or, with `step`, by the step range / (2^B − 1), by which x − lo is divided and a code is multiplied.
+/// They may not be finite where those of [`quantize`] are.
+pub fn labels_by_quotient(row: &[f32], bits: LabelBits, storage: Storage, step: bool) -> Vec<f32> {
+    let lo = row.iter().copied().fold(f32::INFINITY, f32::min);
+    let hi = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (range, codes) = (range(lo, hi, storage), bits.largest_code());
+    let largest_code = storage.round(codes);
+    let quotient = storage.round(if step { range / codes } else { codes / range });
+    let label = |&x: &f32| {
+        let moved = storage.round(x - lo);
+        let steps = storage.round(if step { moved / quotient } else { moved * quotient });
+        let code = steps.round_ties_even().clamp(0.0, largest_code);
+        let product = storage.round(if step { code * quotient } else { code / quotient });
+        storage.round(product + lo)
+    };
+    row.iter().map(label).collect()
+}
+
 /// Replaces the rows of several positions by their labels. `columns` is [r, positions]: one channel after the other, so
 /// that loops run over positions. The operations are those of [`quantize_in_place`]. Returns whether all rows have labels;
 /// otherwise the contents of `columns` are meaningless.

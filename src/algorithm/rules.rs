@@ -1,11 +1,15 @@
-//! What may be computed otherwise than in the published algorithm: the score of one head and key, what is quantised, and
-//! keys that are selected whatever they score (SPEC §2.5, §2.6, §2.9). The defaults are the published algorithm.
+//! What may be computed otherwise than in the published algorithm: the score of one head and key, what is quantised, over
+//! which parts heads are taken together, and keys that are selected whatever they score (SPEC §2.5, §2.6, §2.7, §2.9, §2.12). The
+//! defaults are the published algorithm.
+
+use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::LabelBits;
+use super::config::{HeadMode, LabelBits};
 use super::error::{Detail, Error, Result};
 use super::inputs::Dims;
+use super::storage::Storage;
 
 /// The rules of one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -14,6 +18,9 @@ pub struct Rules {
     /// Which of q̂ and k̂ are quantised where B < 16.
     #[serde(skip_serializing_if = "is_default")]
     pub quantised: QuantisedLabels,
+    /// Whether q̂ is multiplied by the channel weights of its row before it is scored; without weights by 1.
+    #[serde(skip_serializing_if = "is_default")]
+    pub channel_weights: bool,
     /// The score of one head and key.
     #[serde(skip_serializing_if = "is_default")]
     pub score: ScoreRule,
@@ -23,6 +30,9 @@ pub struct Rules {
     /// What a score is multiplied by.
     #[serde(skip_serializing_if = "is_default")]
     pub factor: ScoreFactor,
+    /// Into how many parts the heads that share a selection are split.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ranks: Ranks,
     /// Keys that are selected whatever they score.
     #[serde(skip_serializing_if = "is_default")]
     pub forced: Forced,
@@ -194,6 +204,104 @@ impl From<ScoreFactor> for FactorFields {
     }
 }
 
+/// Into how many parts the heads that share a selection are split, as under tensor parallelism: equal parts in order, the head
+/// rule within each, and the sum of the parts. A head that ranks alone is not split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "RanksFields", into = "RanksFields")]
+pub struct Ranks {
+    count: NonZeroUsize,
+    parts: Storage,
+}
+
+/// A number, or a number and the type of the parts.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum RanksFields {
+    Count(u64),
+    Exchanged(ExchangedFields),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExchangedFields {
+    count: u64,
+    parts: Storage,
+}
+
+impl Ranks {
+    /// `count` parts, each rounded to the type `parts`; f32 leaves them as they are.
+    ///
+    /// Errors: [`Error::HeadMode`] for no parts, and for one part that is rounded, as it is exchanged with none.
+    pub fn new(count: u64, parts: Storage) -> Result<Self> {
+        let wrong = |field: &str, found: String, expected: &str| {
+            Err(Error::HeadMode(Detail::new(field, found, expected)))
+        };
+        let Some(count) = usize::try_from(count).ok().and_then(NonZeroUsize::new) else {
+            return wrong("ranks", count.to_string(), "an integer of at least 1");
+        };
+        if count.get() == 1 && parts != Storage::F32 {
+            return wrong("ranks.parts", format!("{parts} with 1 rank"), "f32, as nothing is exchanged");
+        }
+        Ok(Self { count, parts })
+    }
+
+    /// How many parts.
+    pub fn count(self) -> usize {
+        self.count.get()
+    }
+
+    /// The type that each part is rounded to.
+    pub fn parts(self) -> Storage {
+        self.parts
+    }
+
+    /// How many heads in a row are taken together before parts are summed.
+    pub fn together(self, mode: HeadMode, dims: &Dims) -> usize {
+        match mode.sharing(dims) {
+            1 => 1,
+            sharing => sharing / self.count(),
+        }
+    }
+
+    /// Errors: [`Error::HeadMode`] where the heads that share a selection cannot be split into equal parts.
+    pub fn check(self, mode: HeadMode, dims: &Dims) -> Result<()> {
+        let sharing = mode.sharing(dims);
+        if mode == HeadMode::PerHead || sharing.is_multiple_of(self.count()) {
+            return Ok(());
+        }
+        let expected = format!("a divisor of the {sharing} heads that {} takes together", mode.name());
+        Err(Error::HeadMode(Detail::new("ranks", self.count(), expected)))
+    }
+}
+
+impl Default for Ranks {
+    /// One part.
+    fn default() -> Self {
+        Self { count: NonZeroUsize::MIN, parts: Storage::F32 }
+    }
+}
+
+impl TryFrom<RanksFields> for Ranks {
+    type Error = Error;
+
+    fn try_from(fields: RanksFields) -> Result<Self> {
+        match fields {
+            RanksFields::Count(count) => Self::new(count, Storage::F32),
+            RanksFields::Exchanged(ExchangedFields { count, parts }) => Self::new(count, parts),
+        }
+    }
+}
+
+impl From<Ranks> for RanksFields {
+    fn from(ranks: Ranks) -> Self {
+        let count = ranks.count() as u64;
+        match ranks.parts {
+            Storage::F32 => Self::Count(count),
+            parts => Self::Exchanged(ExchangedFields { count, parts }),
+        }
+    }
+}
+
 /// Keys that are selected whatever they score, counted within H; they must be candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,13 +342,17 @@ mod tests {
         assert_eq!(json(Rules::default()), "{}");
         let rules = Rules {
             quantised: QuantisedLabels::Keys,
+            channel_weights: true,
             score: ScoreRule::Cosine,
             epsilon: Epsilon::new(0.5).unwrap(),
             factor: ScoreFactor::HeadDim,
+            ranks: Ranks::new(2, Storage::Bf16).unwrap(),
             forced: Forced { first: 0, last: 1 },
         };
-        let text =
-            r#"{"quantised":"keys","score":"cosine","epsilon":0.5,"factor":"1/sqrt(d)","forced":{"last":1}}"#;
+        let text = concat!(
+            r#"{"quantised":"keys","channel_weights":true,"score":"cosine","epsilon":0.5,"factor":"1/sqrt(d)","#,
+            r#""ranks":{"count":2,"parts":"bf16"},"forced":{"last":1}}"#
+        );
         assert_eq!(json(rules), text);
         assert_eq!(serde_json::from_str::<Rules>(text).unwrap(), rules);
         assert_eq!(
@@ -257,6 +369,12 @@ mod tests {
             r#"{"factor":-1}"#,
             r#"{"factor":1e300}"#,
             r#"{"epsilon":0}"#,
+            r#"{"channel_weights":1}"#,
+            r#"{"ranks":0}"#,
+            r#"{"ranks":1.5}"#,
+            r#"{"ranks":{"count":2,"parts":"f64"}}"#,
+            r#"{"ranks":{"count":1,"parts":"bf16"}}"#,
+            r#"{"ranks":{"count":2,"parts":"bf16","other":1}}"#,
             r#"{"score":"euclid"}"#,
             r#"{"forced":{"middle":1}}"#,
             r#"{"score":"dot","other":1}"#,

@@ -27,6 +27,8 @@ pub enum Storage {
 pub enum Precision {
     /// f32 or wider.
     F32,
+    /// Rounded to f16 after each operation, whatever the storage type.
+    F16,
     /// Rounded to the storage type after each operation.
     Storage,
 }
@@ -36,6 +38,7 @@ impl Precision {
     pub fn of(self, storage: Storage) -> Storage {
         match self {
             Self::F32 => Storage::F32,
+            Self::F16 => Storage::F16,
             Self::Storage => storage,
         }
     }

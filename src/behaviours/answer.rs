@@ -3,10 +3,10 @@
 use ndarray::ArrayView1;
 
 use super::attending::AttentionView;
-use super::{Earlier, ForcedKeys, HeadLabels, Prediction, Ranked};
+use super::{Earlier, ForcedKeys, Prediction, Ranked, Together};
 use crate::algorithm::attention::attention;
 use crate::algorithm::config::Combined;
-use crate::algorithm::{Error, HeadMode, Mask, Row, Storage};
+use crate::algorithm::{Error, HeadMode, Mask, Ranks, Row, Storage};
 use crate::cases::Answer;
 use crate::compute;
 
@@ -88,16 +88,23 @@ pub fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Ve
         let additive = prediction.ranking.additive(b, head, i);
         let weight = ranked.scoring.head_weight(&prediction.ranking, row, &heads);
         let wide = |labels: ArrayView1<f32>| labels.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let weighted = |head: usize| {
+            let q = wide(labels(head).q.row(i));
+            let Some(weights) = &labels(head).channel_weights else { return q };
+            q.iter().zip(weights).map(|(x, &weight)| x * f64::from(weight)).collect()
+        };
         let (q, k): (Vec<f64>, Vec<Vec<f64>>) = if ranked.sharing.mode() == Some(HeadMode::SummedLabels) {
             let sum = |parts: Vec<Vec<f64>>| {
                 parts.into_iter().reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect())
             };
+            // Of a rank, whose number stands in the place of a head's.
+            let together = heads.len() / ranked.ranks.count();
+            let heads = &heads[head * together..(head + 1) * together];
             let of_key = |key: usize| sum(heads.iter().map(|&head| wide(labels(head).k.row(key))).collect());
-            let q = sum(heads.iter().map(|&head| wide(labels(head).q.row(i))).collect());
+            let q = sum(heads.iter().map(|&head| weighted(head)).collect());
             (q.unwrap_or_default(), (0..dims.keys).filter_map(of_key).collect())
         } else {
-            let HeadLabels { q, k, .. } = labels(head);
-            (wide(q.row(i)), k.outer_iter().map(wide).collect())
+            (weighted(head), labels(head).k.outer_iter().map(wide).collect())
         };
         let score = |(key, k): (usize, &Vec<f64>)| {
             let dot = dot(&q, k, half);
@@ -106,17 +113,35 @@ pub fn scores(prediction: &Prediction, ranked: &Ranked, (b, head, i): Row) -> Ve
         };
         k.iter().enumerate().map(score).collect()
     };
-    ranked.sharing.scores(head, &dims, of_head, |how, parts: &[Vec<f64>]| {
-        let combine = |key: usize| {
-            let of_key = parts.iter().map(|scores| scores[key]);
-            match how {
-                Combined::Sum => of_key.sum(),
-                Combined::Mean => of_key.sum::<f64>() / parts.len() as f64,
-                Combined::Max => of_key.fold(f64::NEG_INFINITY, f64::max),
+    ranked.sharing.scores(head, &dims, ranked.ranks, of_head, |how, parts: &[Vec<f64>]| {
+        let of_key = |key: usize| parts.iter().map(|scores| scores[key]).collect::<Vec<f64>>();
+        let combine = |key: usize| match how {
+            Together::Heads(how, ranks) => {
+                let scores = of_key(key);
+                let parts = scores.chunks(scores.len() / ranks.count()).map(|part| combined(how, part));
+                sum_of_parts(ranks, parts.collect())
             }
+            Together::Parts(ranks) => sum_of_parts(ranks, of_key(key)),
         };
         (0..dims.keys).map(combine).collect()
     })
+}
+
+fn combined(how: Combined, scores: &[f64]) -> f64 {
+    match how {
+        Combined::Sum => scores.iter().sum(),
+        Combined::Mean => scores.iter().sum::<f64>() / scores.len() as f64,
+        Combined::Max => scores.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    }
+}
+
+/// Each part rounded to the type in which it is exchanged, where that is not f32.
+fn sum_of_parts(ranks: Ranks, parts: Vec<f64>) -> f64 {
+    match (parts.as_slice(), ranks.parts()) {
+        (&[one], _) => one,
+        (parts, Storage::F32) => parts.iter().sum(),
+        (parts, kept) => parts.iter().map(|&part| f64::from(kept.round(part as f32))).sum(),
+    }
 }
 
 fn dot(q: &[f64], k: &[f64], half: bool) -> f64 {

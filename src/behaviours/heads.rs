@@ -2,7 +2,7 @@
 //! selection that follows.
 
 use crate::algorithm::config::Combined;
-use crate::algorithm::{Dims, HeadMode};
+use crate::algorithm::{Dims, HeadMode, Ranks, Storage};
 
 /// How heads share a selection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,6 +60,38 @@ impl Heads {
     }
 }
 
+/// What becomes of ranks (SPEC §2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RankSplit {
+    /// As configured.
+    #[default]
+    Configured,
+    /// All heads are one part.
+    Ignored,
+    /// Parts are summed as they are.
+    NotRounded,
+}
+
+impl RankSplit {
+    /// What becomes of configured ranks.
+    pub fn of(self, configured: Ranks) -> Ranks {
+        match self {
+            Self::Configured => configured,
+            Self::Ignored => Ranks::default(),
+            Self::NotRounded => Ranks::new(configured.count() as u64, Storage::F32).unwrap_or_default(),
+        }
+    }
+}
+
+/// What is taken together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Together {
+    /// Scores of heads, within ranks.
+    Heads(Combined, Ranks),
+    /// The parts of ranks.
+    Parts(Ranks),
+}
+
 /// Which heads share a selection, and whose scores make theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
@@ -95,27 +127,43 @@ impl Sharing {
         }
     }
 
+    /// The mode, or the configured one that heads are taken together like.
+    pub fn like(self, configured: HeadMode) -> HeadMode {
+        match self {
+            Self::Mode(mode) | Self::Strided(mode) | Self::FirstOf(mode) => mode,
+            Self::SumOfMaxima => configured,
+        }
+    }
+
     /// The scores of every key for a head: `of_head` gives those of one head, `combine` takes those of several together.
-    /// `summed-labels` has one score to begin with, that of head 0.
+    /// `summed-labels` has one score for each rank to begin with, which `of_head` gives for the rank's number.
     pub fn scores<T>(
         self,
         head: usize,
         dims: &Dims,
+        ranks: Ranks,
         of_head: impl Fn(usize) -> Vec<T>,
-        combine: impl Fn(Combined, &[Vec<T>]) -> Vec<T>,
+        combine: impl Fn(Together, &[Vec<T>]) -> Vec<T>,
     ) -> Vec<T> {
         let heads = self.heads(head, dims);
-        let together = |how, heads: &[usize]| {
-            combine(how, &heads.iter().map(|&head| of_head(head)).collect::<Vec<Vec<T>>>())
+        let together = |how, ranks, heads: &[usize]| {
+            let scores: Vec<Vec<T>> = heads.iter().map(|&head| of_head(head)).collect();
+            combine(Together::Heads(how, ranks), &scores)
         };
         match self {
             Self::Mode(HeadMode::PerHead) => of_head(head),
-            Self::Mode(HeadMode::SummedLabels) => of_head(0),
-            Self::Mode(mode) | Self::Strided(mode) => together(mode.combined(), &heads),
+            Self::Mode(HeadMode::SummedLabels) if ranks.count() == 1 => of_head(0),
+            Self::Mode(HeadMode::SummedLabels) => {
+                let parts: Vec<Vec<T>> = (0..ranks.count()).map(of_head).collect();
+                combine(Together::Parts(ranks), &parts)
+            }
+            Self::Mode(mode) | Self::Strided(mode) => together(mode.combined(), ranks, &heads),
             Self::FirstOf(_) => of_head(heads[0]),
             Self::SumOfMaxima => {
-                let maxima = heads.chunks(dims.group_size()).map(|group| together(Combined::Max, group));
-                combine(Combined::Sum, &maxima.collect::<Vec<_>>())
+                let whole = Ranks::default();
+                let maxima =
+                    heads.chunks(dims.group_size()).map(|group| together(Combined::Max, whole, group));
+                combine(Together::Heads(Combined::Sum, whole), &maxima.collect::<Vec<_>>())
             }
         }
     }

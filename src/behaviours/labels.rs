@@ -22,6 +22,8 @@ pub struct HeadLabels {
     pub q: Array2<f32>,
     /// [n, r]
     pub k: Array2<f32>,
+    /// What q is multiplied by when it is scored, [r], where there is something.
+    pub channel_weights: Option<Vec<f32>>,
 }
 
 /// The bits of the labels of queries and of keys.
@@ -163,6 +165,7 @@ fn labels(
                 k: quantise(k, row, &parts.k, key_bits)?,
                 q_source: q.select(Axis(1), row),
                 k_source: k.select(Axis(1), row),
+                channel_weights: behaviour.channel_weights.of(selection, channels, head, &dims),
             })
         })
         .collect()

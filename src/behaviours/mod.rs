@@ -17,10 +17,10 @@ pub mod scoring;
 pub use catalogue::CATALOGUE;
 pub use fault::{Asked, Fault};
 pub use forced::{ForcedKeys, ForcedRule};
-pub use heads::{Heads, Sharing};
+pub use heads::{Heads, RankSplit, Sharing, Together};
 pub use labels::HeadLabels;
 pub use prediction::{Outcome, Prediction, Ranked, predict};
-pub use scoring::{Cosine, Factor, HeadWeights, Relu, Scoring};
+pub use scoring::{ChannelWeights, Cosine, Factor, HeadWeights, Relu, Scoring};
 
 /// What happens where n − m ≤ H.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -241,6 +241,10 @@ pub struct Behaviour {
     pub relu: Relu,
     /// SPEC §2.12.
     pub head_weights: HeadWeights,
+    /// Which channel weights q̂ is multiplied by.
+    pub channel_weights: ChannelWeights,
+    /// What becomes of ranks.
+    pub ranks: RankSplit,
     /// SPEC §2.12.
     pub forced: ForcedKeys,
     /// SPEC §2.3.

@@ -14,7 +14,7 @@ use super::{
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelKind, ChannelOrder, Error, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask,
+    ChannelKind, ChannelOrder, Error, HeavySize, InputParts, Inputs, LabelBits, Mask, Ranks, Selection,
 };
 use crate::cases::{Call, Instance, Sequence};
 
@@ -57,6 +57,8 @@ pub struct Ranked {
     pub labels: Vec<HeadLabels>,
     /// How heads are taken together.
     pub sharing: Sharing,
+    /// Into how many parts the heads that share a selection are split.
+    pub ranks: Ranks,
     /// How many keys are selected in each row, those forced on top apart.
     pub count: usize,
     /// What is made of a dot product.
@@ -127,8 +129,8 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     }
     let sharing = behaviour.heads.sharing(instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
-    let mode = sharing.mode().unwrap_or(HeadMode::PerHead);
-    let heads = check_head_mode(&call.inputs, &channels, label_channels, mode);
+    let selection = Selection { heads: sharing.like(instance.selection.heads), ..instance.selection };
+    let heads = check_head_mode(&call.inputs, &channels, label_channels, &selection);
     let forced = check_forced(behaviour, instance, call);
     let errors: Vec<Error> = [fits, heads, forced].into_iter().filter_map(Result::err).collect();
     if !errors.is_empty() {
@@ -150,6 +152,7 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     prediction.ranked = Some(Ranked {
         labels,
         sharing,
+        ranks: behaviour.ranks.of(instance.selection.rules.ranks),
         count: count(behaviour, instance.selection.heavy_size, dims.keys),
         scoring: Scoring::of(behaviour, &instance.selection.rules, label_channels, dims.head_dim),
         forced: ForcedRule { configured: instance.selection.rules.forced, how: behaviour.forced },

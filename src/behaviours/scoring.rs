@@ -1,6 +1,6 @@
 //! SPEC §2.6 and §2.12: the score of one head and key from its labels, before A, and what an implementation may do instead.
 
-use crate::algorithm::{Inputs, Row, Rules, ScoreFactor, ScoreRule};
+use crate::algorithm::{ChannelOrder, Dims, Inputs, Row, Rules, ScoreFactor, ScoreRule, Selection};
 
 use super::Behaviour;
 
@@ -60,6 +60,37 @@ pub enum HeadWeights {
     OfFirstQuery,
     /// The mean of the heads that share a selection, as if it were applied to the sum of their scores.
     AfterSum,
+}
+
+/// Which channel weights q̂ is multiplied by (SPEC §2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ChannelWeights {
+    /// Those of the head's own row, where weights are configured.
+    #[default]
+    Own,
+    /// None.
+    Ignored,
+    /// Those of row 0 for every head.
+    OfFirstRow,
+}
+
+impl ChannelWeights {
+    /// The weights of a head, at least r of them.
+    pub(super) fn of(
+        self,
+        selection: &Selection,
+        channels: &ChannelOrder,
+        head: usize,
+        dims: &Dims,
+    ) -> Option<Vec<f32>> {
+        let head = match self {
+            Self::Own => head,
+            Self::OfFirstRow => 0,
+            Self::Ignored => return None,
+        };
+        let weights = channels.weights_of(head, dims).filter(|_| selection.rules.channel_weights);
+        weights.map(<[f32]>::to_vec)
+    }
 }
 
 /// How q̂ · k̂ becomes a score.

@@ -203,6 +203,13 @@ impl Reader {
                 (made, channels(&file.required("channels")?)?)
             }
         };
+        let channels = match file.optional("channel_weights")? {
+            None => channels,
+            Some(view) => {
+                let rows = float_rows(&view, Storage::F32)?;
+                channels.with_weights(rows.outer_iter().map(|row| row.to_vec()).collect())?
+            }
+        };
         let inputs = weighted(inputs, file, "head_weights")?;
         let dims = inputs.dims();
         let previous = match file.optional("previous")? {
@@ -546,6 +553,10 @@ pub fn to_bytes(case: &Case) -> Vec<u8> {
                 writer.tensor("channels", "I64", &[rows.len(), channels.width()], data);
             }
         }
+    }
+    if let Some(weights) = case.channels().ok().and_then(ChannelOrder::weights) {
+        let data = weights.iter().flatten().flat_map(|weight| weight.to_le_bytes()).collect();
+        writer.tensor("channel_weights", "F32", &[weights.len(), weights[0].len()], data);
     }
     if let Some(mask) = &parts.attention_mask {
         writer.floats("attention_mask", Storage::F32, mask.view().into_dyn());

@@ -38,7 +38,9 @@ pub use observation::Observation;
 pub use promise::Promise;
 pub use ragged::Entry;
 pub use recipe::Recipe;
-pub use rounding_model::{Accumulation, LabelRounding, Precision, RoundingModel};
+pub use rounding_model::{
+    Accumulation, Exponent, FactorOrder, LabelRounding, Precision, Products, RoundingModel,
+};
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
 #[cfg(feature = "files")]
 pub use stage_file::StoredStage;

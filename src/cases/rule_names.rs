@@ -1,10 +1,9 @@
 //! Rules by name: those of implementations in use, as far as this contract covers them. A name stands for rules alone: head
 //! modes, label bits and sizes are declared beside it.
 
-use crate::algorithm::rules::Epsilon;
 use crate::algorithm::{Forced, QuantisedLabels, Rules, ScoreFactor, ScoreRule};
 
-/// Names of rules.
+/// Names of rules. Ranks depend on the machine: those are declared in an object.
 pub const NAMES: [&str; 6] =
     ["double-sparsity", "sglang-v1", "sglang-v2", "sglang-v2-cosine", "twilight", "dsa-indexer"];
 
@@ -30,5 +29,5 @@ pub fn find(name: &str) -> Option<Rules> {
 
 fn newest_kept(score: ScoreRule) -> Rules {
     let (factor, forced) = (ScoreFactor::ONE, Forced { first: 0, last: 1 });
-    Rules { quantised: QuantisedLabels::Both, score, epsilon: Epsilon::default(), factor, forced }
+    Rules { score, factor, forced, ..Rules::default() }
 }

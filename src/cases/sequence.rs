@@ -185,7 +185,7 @@ impl Instance {
         let label_channels = self.selection.group_factor.label_channels(dims.head_dim);
         let mut faults = Vec::new();
         if let (Ok(channels), Ok(label_channels)) = (&channels, &label_channels) {
-            let head_mode = check_head_mode(&call.inputs, channels, *label_channels, self.selection.heads);
+            let head_mode = check_head_mode(&call.inputs, channels, *label_channels, &self.selection);
             let fits = channels.check(&dims, *label_channels);
             // Labels exist only where channels fit.
             if fits.is_ok() && head_mode.is_ok() {

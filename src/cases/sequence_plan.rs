@@ -355,6 +355,9 @@ impl SequencePlan {
     fn flawed(&self, order: ChannelOrder) -> Result<ChannelOrder, Error> {
         let d = self.plan.head_dim();
         let mut rows = order.rows().to_vec();
+        if !matches!(self.flaw, Some(Flaw::ChannelRange | Flaw::TooFewChannels)) {
+            return Ok(order);
+        }
         match self.flaw {
             // One channel more than there are, in front.
             Some(Flaw::ChannelRange) => rows.iter_mut().for_each(|row| row.insert(0, d)),

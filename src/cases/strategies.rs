@@ -11,7 +11,7 @@ use proptest::sample::select;
 use super::capabilities::{Capabilities, Feature};
 use super::case::Case;
 use super::domain::{Domain, Sizes};
-use super::recipe::Words;
+use super::recipe::{Words, mix};
 use super::sequence::{Call, EarlierMasker, Instance};
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
@@ -60,9 +60,9 @@ pub enum ChannelRows {
 pub enum AdditiveMask {
     /// None.
     Absent,
-    /// Finite numbers, the same for all heads and queries.
+    /// Finite numbers.
     Finite,
-    /// −∞ at about a third of the keys, different for each query.
+    /// −∞ at about a third of the keys.
     Excluding,
     /// −∞ everywhere for about a third of the queries.
     ExcludingRows,
@@ -326,12 +326,27 @@ impl Plan {
         if !offered.contains(&plan.rows) && !offered.is_empty() {
             plan.rows = offered[pick(offered.len())];
         }
+        plan.make_heads_for_ranks(lacks(Feature::GroupedHeads));
         if let Some(domain) = plan.domain_of(capabilities) {
             let domain = domain.clone();
             plan.fit(&domain);
         }
         plan.make_room_for_forced_keys();
         plan
+    }
+
+    /// As many heads as can be split into equal parts, mostly: otherwise a call must be refused.
+    fn make_heads_for_ranks(&mut self, only_kv_heads: bool) {
+        let (ranks, mode) = (self.selection.rules.ranks, self.selection.heads);
+        let refused = self.seed.is_multiple_of(32);
+        if refused || ranks.check(mode, &self.dims()).is_ok() {
+            return;
+        }
+        if only_kv_heads {
+            self.kv_heads = self.kv_heads.next_multiple_of(ranks.count());
+        } else {
+            self.group = self.group.next_multiple_of(ranks.count());
+        }
     }
 
     /// H holds the forced keys, mostly: with more of them a call must be refused.
@@ -429,21 +444,26 @@ impl Plan {
         Ok(Call { layer, inputs: Arc::new(inputs), previous: self.previous_mask(&dims)? })
     }
 
+    /// Each dimension of the finite and the excluding masks but that of keys is 1 or full; heads are full only where they are not
+    /// scored as one.
     fn attention_mask(&self, dims: &Dims) -> Option<Array4<f32>> {
         let words = Words::new(self.seed, 5);
-        let (b, m, n) = (dims.batch, dims.queries, dims.keys);
+        let (b, h, m, n) = dims.mask_shape();
+        let chosen = mix(self.seed.wrapping_add(5));
+        let full = |bit: u32, size: usize| if chosen >> bit & 1 == 1 { size } else { 1 };
+        let heads = if self.selection.heads == HeadMode::SummedLabels { 1 } else { full(1, h) };
+        let drawn = (full(0, b), heads, full(2, m), n);
+        let at = |(b, head, i, key): (usize, usize, usize, usize)| {
+            (((b * drawn.1 + head) * drawn.2 + i) * n + key) as u64
+        };
         match self.additive {
             AdditiveMask::Absent => None,
-            AdditiveMask::Finite => {
-                Some(Array4::from_shape_fn((1, 1, 1, n), |(_, _, _, key)| words.value(key as u64)))
-            }
-            AdditiveMask::Excluding => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
-                let excluded = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
-                if excluded { f32::NEG_INFINITY } else { 0.0 }
+            AdditiveMask::Finite => Some(Array4::from_shape_fn(drawn, |index| words.value(at(index)))),
+            AdditiveMask::Excluding => Some(Array4::from_shape_fn(drawn, |index| {
+                if words.word(at(index)).is_multiple_of(3) { f32::NEG_INFINITY } else { 0.0 }
             })),
-            AdditiveMask::Lowest => Some(Array4::from_shape_fn((b, 1, m, n), |(b, _, i, key)| {
-                let masked = words.word(((b * m + i) * n + key) as u64).is_multiple_of(3);
-                if masked { -self.storage.largest() as f32 } else { 0.0 }
+            AdditiveMask::Lowest => Some(Array4::from_shape_fn(drawn, |index| {
+                if words.word(at(index)).is_multiple_of(3) { -self.storage.largest() as f32 } else { 0.0 }
             })),
             AdditiveMask::ExcludingRows => Some(Array4::from_shape_fn((1, 1, m, 1), |(_, _, i, _)| {
                 if words.word(i as u64).is_multiple_of(3) { f32::NEG_INFINITY } else { 0.0 }
@@ -542,7 +562,23 @@ impl Plan {
             channels.sort_by_key(|&c| words.word((row * head_dim + c) as u64));
             channels
         };
-        ChannelOrder::new((0..rows).map(row).collect())
+        let order = ChannelOrder::new((0..rows).map(row).collect())?;
+        if !self.selection.rules.channel_weights || seed % 4 == 1 {
+            return Ok(order);
+        }
+        order.with_weights(self.channel_weights(seed, rows))
+    }
+
+    /// Weights of each row and label channel: some 0, some negative, some large.
+    fn channel_weights(&self, seed: u64, rows: usize) -> Vec<Vec<f32>> {
+        let words = Words::new(seed, 8);
+        let weight = |index: usize| match words.word(index as u64) % 7 {
+            0 => 0.0,
+            1 => 30.0 * words.value(index as u64),
+            _ => words.value(index as u64),
+        };
+        let r = self.label_channels;
+        (0..rows).map(|row| (0..r).map(|channel| weight(row * r + channel)).collect()).collect()
     }
 }
 

@@ -197,7 +197,7 @@ fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) ->
     let (Some(shown), Some(ranked)) = (&answer.labels, &prediction.ranked) else {
         return true;
     };
-    if model.labels == LabelRounding::Rounded {
+    if model.labels != LabelRounding::Exact {
         return true;
     }
     let heads = call_dims(prediction).heads;

@@ -90,6 +90,7 @@ impl Subject for TorchCache {
     fn name(&self) -> String {
         let kept = match self.kept {
             Precision::F32 => "f32",
+            Precision::F16 => "f16",
             Precision::Storage => "the storage type",
         };
         format!(

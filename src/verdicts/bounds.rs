@@ -11,10 +11,20 @@
 //! * **score** (SPEC §2.6): the sum over r products under γ_r of the accumulation type; rounding of the sum to the kept
 //!   type; √r, its reciprocal and the product, or one division, under γ_3 of f32; rounding to the kept type; A rounded
 //!   to the kept type, the addition, rounding. Where A is 0 nothing is added.
+//! * **tf32**: an operand rounded or cut to 11 significant bits is off by 2^-10 relatively, a product by 2·2^-10 + 2^-20, which the sum
+//!   carries. Operands of f16 and bf16 are not changed. (Nothing is said of operands that are subnormal in f32.)
+//! * **factor before the sum**: each number of q is multiplied by the factor as a score is, γ_3 of f32 and a rounding to the kept type,
+//!   and carries that into the products as a label's radius; the sum is not multiplied again and overflows by what it then is.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
+//! * **channel weights** (SPEC §2.12): the weight rounded to the kept type or not, which is known exactly, and the product rounded to
+//!   the kept type. A kernel that multiplies k̂ instead in f32, or the products, rounds as often, by shares of the same magnitudes.
 //! * **head sum** (SPEC §2.7): sums of h terms in f32 at least under γ_{h+2} (the two more allow a mean), rounded to the
 //!   kept type. A mean multiplies that by 1/h, as a factor. A maximum rounds nothing: its smallest value is the largest of the
 //!   smallest, its largest the largest of the largest.
+//! * **ranks** (SPEC §2.12): the head rule within each part, with all of its roundings; where parts are exchanged in another type,
+//!   one rounding to it, half a unit in the last place of a part, u of that type times its magnitude at most; then t − 1 additions in
+//!   that type or wider and a last rounding to it, γ_t: whether partial sums are rounded to it depends on how they are reduced.
+//!   The certificate's own value rounds no part, so that its radius holds what the reference rounds, too.
 //! * **norm** (of the rule `cosine`): the sum of r squares as a sum of products, where a label off by ρ moves its square by
 //!   2|x|ρ + ρ² at most; its square root under γ_4 of f32, as roots on GPUs are within 2 units, rounded to the kept type.
 //! * **cosine**: the product of two norms, rounded; ε rounded to the kept type, the addition, rounding; the quotient under γ_4
@@ -28,9 +38,9 @@
 //! Where an f32 sum of products can overflow on the way, both sides are open. A score that may be +∞ before A = −∞ is added
 //! may be NaN after it, and rank anywhere.
 
-use crate::algorithm::Storage;
 use crate::algorithm::config::Combined;
-use crate::cases::{Accumulation, RoundingModel};
+use crate::algorithm::{Ranks, Storage};
+use crate::cases::{Accumulation, FactorOrder, Products, RoundingModel};
 
 /// u of f32.
 pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
@@ -148,10 +158,45 @@ pub struct Arithmetic {
     pub sum_range: (f64, f64),
     /// The type that scores and logits are rounded to.
     pub kept: Storage,
+    /// The relative error of a product of two operands that are rounded first.
+    pub product: f64,
+    /// Whether the factor is multiplied into q before the sum.
+    pub factor_first: bool,
+}
+
+/// Whether x and what is added, which may be −∞ or +∞, may be infinities of opposite signs, whose sum is NaN.
+fn opposite(x: Approximate, (minus, plus): (bool, bool)) -> bool {
+    (x.may_be_plus_infinity && minus) || (x.may_be_minus_infinity && plus)
+}
+
+/// Whether q or k may have more significant bits than tf32: in f32, and where q is multiplied by a factor first.
+fn is_wide(model: RoundingModel, storage: Storage) -> bool {
+    storage == Storage::F32 || model.factor == FactorOrder::Before
+}
+
+/// How far a product is off relatively where each operand is rounded or cut to 11 significant bits: (1 + 2^-10)² − 1. Numbers of
+/// f16 and bf16 have no more.
+pub(super) fn product_error(products: Products, wide: bool) -> f64 {
+    const CUT: f64 = 1.0 / 1024.0;
+    match products {
+        Products::Tf32 if wide => 2.0 * CUT + CUT * CUT,
+        Products::Tf32 | Products::Exact => 0.0,
+    }
 }
 
 impl Arithmetic {
-    /// The arithmetic that a model allows for a storage type.
+    /// The arithmetic of the attention that a model allows for a storage type.
+    pub fn of_attention(model: RoundingModel, storage: Storage) -> Self {
+        let scores = Self::new(model, storage);
+        Self { product: product_error(model.attention_products, is_wide(model, storage)), ..scores }
+    }
+
+    /// The same for scores of labels that are wider than the storage type: summed, or weighted.
+    pub fn with_wide_labels(self, model: RoundingModel) -> Self {
+        Self { product: product_error(model.score_products, true), ..self }
+    }
+
+    /// The arithmetic of scores that a model allows for a storage type.
     pub fn new(model: RoundingModel, storage: Storage) -> Self {
         let accumulation = match model.accumulation {
             Accumulation::F32 => U32,
@@ -162,7 +207,13 @@ impl Arithmetic {
             Accumulation::F32 => Storage::F32.largest(),
             Accumulation::F64 => f64::INFINITY,
         };
-        Self { accumulation, sum_range: (largest, Storage::F32.smallest_normal()), kept }
+        Self {
+            accumulation,
+            sum_range: (largest, Storage::F32.smallest_normal()),
+            kept,
+            product: product_error(model.score_products, is_wide(model, storage)),
+            factor_first: model.factor == FactorOrder::Before,
+        }
     }
 
     /// Unit roundoff of the kept type.
@@ -186,6 +237,9 @@ impl Arithmetic {
     /// A sum of `terms` products, `value` in f64, the sum of their magnitudes, and the error they carry already.
     #[inline]
     pub fn sum_of_products(&self, terms: usize, value: f64, magnitude: f64, carried: f64) -> Approximate {
+        // 0 · ∞ would be NaN.
+        let operands = if self.product == 0.0 { 0.0 } else { self.product * (magnitude + carried) };
+        let carried = carried + operands;
         let exactness = gamma(terms + 1, U64);
         let relative = gamma(terms, self.accumulation) + exactness;
         let (largest, underflow) = self.sum_range;
@@ -199,10 +253,16 @@ impl Arithmetic {
     /// Multiplication or division by a number that is itself known up to rounding to f32.
     #[inline]
     pub fn scale(&self, x: Approximate, factor: f64) -> Approximate {
+        self.scale_by(x, factor, 3)
+    }
+
+    /// The same with so many roundings to f32.
+    #[inline]
+    pub fn scale_by(&self, x: Approximate, factor: f64, roundings: usize) -> Approximate {
         let (minus, plus) = (x.may_be_minus_infinity, x.may_be_plus_infinity);
         let (minus, plus) = if factor < 0.0 { (plus, minus) } else { (minus, plus) };
         let scaled = Approximate::new(x.value * factor, x.radius * factor.abs()).open(minus, plus);
-        self.round(scaled.widen(gamma(3, U32) * scaled.magnitude()))
+        self.round(scaled.widen(gamma(roundings, U32) * scaled.magnitude()))
     }
 
     /// Addition of A at one key.
@@ -220,8 +280,26 @@ impl Arithmetic {
         let mask = f64::from(mask);
         let cast = if stored.is_finite() { (stored - mask).abs() } else { 0.0 };
         let cast_opens = (stored == f64::NEG_INFINITY, stored == f64::INFINITY);
+        if opposite(x, cast_opens) {
+            return Approximate::UNDETERMINED;
+        }
         let sum = Approximate { value: x.value + mask, radius: x.radius + cast, ..x };
         self.round(sum.open(cast_opens.0, cast_opens.1))
+    }
+
+    /// Addition of A at one key to a logit that is multiplied by `unit`, as is A: a product of f32 with a rounded constant.
+    pub fn add_scaled_mask(&self, x: Approximate, mask: f32, unit: f64) -> Approximate {
+        if mask == f32::NEG_INFINITY || mask == 0.0 {
+            return self.add_mask(x, mask);
+        }
+        let mask = Approximate::new(f64::from(mask) * unit, gamma(3, U32) * f64::from(mask.abs()) * unit);
+        let mask = self.round(mask);
+        let (minus, plus) = (mask.may_be_minus_infinity, mask.may_be_plus_infinity);
+        if opposite(x, (minus, plus)) {
+            return Approximate::UNDETERMINED;
+        }
+        let sum = Approximate { value: x.value + mask.value, radius: x.radius + mask.radius, ..x };
+        self.round(sum.open(minus, plus))
     }
 
     /// ‖x‖ of a label of values with radii: at least 0, and +∞ where the sum of squares may overflow.
@@ -287,7 +365,7 @@ impl Arithmetic {
     }
 
     /// w · x, which no rule of the SPEC has: one rounding of w and one of the product.
-    pub fn weighted(&self, x: Approximate, weight: f32) -> Approximate {
+    pub fn head_weighted(&self, x: Approximate, weight: f32) -> Approximate {
         let infinite = x.may_be_minus_infinity || x.may_be_plus_infinity;
         if !x.radius.is_finite() || (infinite && weight == 0.0) {
             return Approximate::UNDETERMINED;
@@ -326,23 +404,62 @@ impl Arithmetic {
         self.round(product)
     }
 
-    /// The scores of heads that share a selection as one.
-    pub fn combine(&self, combined: Combined, parts: &[Approximate]) -> Approximate {
+    /// A label multiplied by a channel weight.
+    pub fn weighted(&self, label: Approximate, weight: f32) -> Approximate {
+        let stored = f64::from(self.kept.round(weight));
+        if !stored.is_finite() {
+            return label.open(true, true);
+        }
+        let weight = f64::from(weight);
+        let size = weight.abs().max(stored.abs());
+        let cast = (stored - weight).abs() * label.value.abs();
+        self.round(Approximate::new(label.value * weight, label.radius * size + cast))
+    }
+
+    /// The scores of heads that share a selection as one: `together` of them by the head rule, and the sum of these parts.
+    pub fn combine(&self, combined: Combined, ranks: Ranks, scores: &[Approximate]) -> Approximate {
+        let together = scores.len() / ranks.count();
+        if together == scores.len() {
+            return self.combine_part(combined, scores);
+        }
+        let parts = scores.chunks(together).map(|part| self.combine_part(combined, part));
+        self.sum_of_parts(ranks.parts(), &parts.collect::<Vec<_>>())
+    }
+
+    fn combine_part(&self, combined: Combined, scores: &[Approximate]) -> Approximate {
         match combined {
-            Combined::Sum => self.sum_over_heads(parts),
+            Combined::Sum => self.sum_over_heads(scores),
             Combined::Mean => {
-                let sum = self.sum_over_heads(parts);
+                let sum = self.sum_over_heads(scores);
                 if sum == Approximate::EXCLUDED || sum == Approximate::UNDETERMINED {
                     return sum;
                 }
-                self.scale(sum, 1.0 / parts.len() as f64)
+                self.scale(sum, 1.0 / scores.len() as f64)
             }
-            Combined::Max => largest(parts),
+            Combined::Max => largest(scores),
         }
+    }
+
+    /// The sum of the parts of ranks, each rounded to the type in which they are exchanged.
+    pub fn sum_of_parts(&self, exchanged: Storage, parts: &[Approximate]) -> Approximate {
+        if exchanged == Storage::F32 {
+            return self.sum_over_heads(parts);
+        }
+        let exchange = Self { kept: exchanged, ..*self };
+        let settled = |part: &Approximate| *part == Approximate::EXCLUDED || !part.radius.is_finite();
+        let rounded = |part: &Approximate| if settled(part) { *part } else { exchange.round(*part) };
+        let parts: Vec<_> = parts.iter().map(rounded).collect();
+        // Additions in f32 round by less than those in the type that they are not rounded to.
+        self.sum_in(exchanged, parts.len(), &parts)
     }
 
     /// A sum over heads, in f32 at least.
     pub fn sum_over_heads(&self, parts: &[Approximate]) -> Approximate {
+        self.sum_in(Storage::F32, parts.len() + 2, parts)
+    }
+
+    /// A sum of scores in some type at least, with so many roundings to it.
+    fn sum_in(&self, storage: Storage, roundings: usize, parts: &[Approximate]) -> Approximate {
         if parts.iter().any(|part| part.value == f64::NEG_INFINITY) {
             let nan = parts.iter().any(|part| part.may_be_plus_infinity);
             return if nan { Approximate::UNDETERMINED } else { Approximate::EXCLUDED };
@@ -350,8 +467,8 @@ impl Arithmetic {
         let value = parts.iter().map(|part| part.value).sum();
         let magnitude: f64 = parts.iter().map(|part| part.magnitude()).sum();
         let carried: f64 = parts.iter().map(|part| part.radius).sum();
-        let rounding = gamma(parts.len() + 2, U32) * magnitude;
-        let overflows = magnitude + rounding > Storage::F32.largest();
+        let rounding = gamma(roundings, storage.unit_roundoff()) * magnitude;
+        let overflows = magnitude + rounding > storage.largest();
         let minus = overflows || parts.iter().any(|part| part.may_be_minus_infinity);
         let plus = overflows || parts.iter().any(|part| part.may_be_plus_infinity);
         // Infinities of both signs add to NaN, which may rank anywhere.

@@ -11,17 +11,19 @@
 
 use std::ops::Range;
 
-use ndarray::Array2;
+use ndarray::{Array2, Array4, ArrayView2, s};
 
-use super::bounds::{Approximate, Arithmetic};
+use super::bounds::{Approximate, Arithmetic, underflow};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use super::ragged;
 use crate::algorithm::scores::check_head_mode;
-use crate::algorithm::{Error, HeadMode, Inputs, LabelBits, Mask, Row, ScoreRule, Storage};
-use crate::behaviours::{
-    Cosine, Earlier, ForcedRule, HeadLabels, Prediction, Ranked, Relu, Scoring, Sharing,
+use crate::algorithm::{
+    ChannelOrder, Error, HeadMode, Inputs, LabelBits, Mask, Ranks, Row, ScoreRule, Storage,
 };
-use crate::cases::{Call, Instance, LabelRounding, RoundingModel};
+use crate::behaviours::{
+    Cosine, Earlier, ForcedRule, HeadLabels, Prediction, Ranked, Relu, Scoring, Sharing, Together,
+};
+use crate::cases::{AnsweredLabels, Call, Instance, LabelRounding, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -140,11 +142,14 @@ pub struct ScoreBounds<'a> {
     sharing: Sharing,
     scoring: Scoring,
     forced: ForcedRule,
+    ranks: Ranks,
+    /// Whether q̂ is multiplied by the channel weights that the rows may have.
+    channel_weights: bool,
     /// Whether keys attended before are ranked too, which the SPEC does not allow.
     before_ranked: bool,
     arithmetic: Arithmetic,
     label_channels: usize,
-    /// Queries and keys per (batch, head); in `summed-labels` per batch, summed over heads.
+    /// Queries and keys per (batch, head); in `summed-labels` per (batch, rank), summed over the heads of the rank.
     labels: Vec<(AllowedLabels, AllowedLabels)>,
     /// The index of the first of them among all (batch, head).
     first: usize,
@@ -163,6 +168,54 @@ impl<'a> ScoreBounds<'a> {
         scores.map(|scores| scores.with_all_labels(instance, call, model)).transpose()
     }
 
+    /// Scores from labels that an implementation gives, whether these are right or not. Labels that may be any of several are given
+    /// in the storage type or as they are ranked with; in f16 and bf16 the former rounds each once more. `None` also where there
+    /// are another number of label channels, or labels that are not finite. Errors: as of [`ScoreBounds::new`].
+    pub fn from_labels(
+        instance: &Instance,
+        call: &'a Call,
+        model: RoundingModel,
+        before: &'a Mask,
+        labels: &AnsweredLabels,
+    ) -> Result<Option<Self>, Error> {
+        let Some(mut bounds) = Self::without_labels(instance, call, model, before)? else {
+            return Ok(None);
+        };
+        let finite = labels.q.iter().chain(&labels.k).all(|x| x.is_finite());
+        if !finite || labels.q.dim().3 != bounds.label_channels {
+            return Ok(None);
+        }
+        let storage = call.inputs.storage();
+        let rounded = model.labels == LabelRounding::Rounded && storage != Storage::F32;
+        let allowed = |of_head: ArrayView2<f32>| {
+            let values = of_head.t().as_standard_layout().into_owned();
+            if !rounded {
+                return AllowedLabels::Exact(values);
+            }
+            let radius = |&x: &f32| storage.unit_roundoff() * f64::from(x.abs()) + underflow(storage);
+            AllowedLabels::Within { radii: values.map(radius), values: values.mapv(f64::from) }
+        };
+        let channels = instance.channels(call.layer)?;
+        let dims = call.inputs.dims();
+        let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
+        bounds.labels = heads
+            .map(|(b, head)| {
+                let of = |labels: &Array4<f32>| allowed(labels.slice(s![b, head, .., ..]));
+                bounds.weighted(channels, head, (of(&labels.q), of(&labels.k)))
+            })
+            .collect();
+        Ok(Some(bounds.summed()))
+    }
+
+    /// With labels summed over heads, where they are scored so.
+    fn summed(mut self) -> Self {
+        if self.sharing == Sharing::Mode(HeadMode::SummedLabels) {
+            let together = self.inputs.dims().heads / self.ranks.count();
+            self.labels = sum_over_heads(&self.labels, together, self.arithmetic);
+        }
+        self
+    }
+
     /// What [`ScoreBounds::new`] checks.
     fn without_labels(
         instance: &Instance,
@@ -177,9 +230,11 @@ impl<'a> ScoreBounds<'a> {
         let channels = instance.channels(call.layer)?;
         let label_channels = settings.group_factor.label_channels(dims.head_dim)?;
         channels.check(&dims, label_channels)?;
-        check_head_mode(inputs, channels, label_channels, settings.heads)?;
+        check_head_mode(inputs, channels, label_channels, &settings)?;
         let heavy_size = settings.heavy_size.resolve(dims.keys);
         settings.rules.forced.check(&dims, heavy_size)?;
+        let arithmetic = Arithmetic::new(model, inputs.storage());
+        let wide = settings.heads == HeadMode::SummedLabels || settings.rules.channel_weights;
         let short = settings.dense_fallback && dims.keys - dims.queries <= heavy_size;
         if before.is_full() || short {
             return Ok(None);
@@ -190,8 +245,10 @@ impl<'a> ScoreBounds<'a> {
             sharing: Sharing::Mode(settings.heads),
             scoring: Scoring::spec(&settings.rules, label_channels, dims.head_dim),
             forced: ForcedRule::spec(settings.rules.forced),
+            ranks: settings.rules.ranks,
+            channel_weights: settings.rules.channel_weights,
             before_ranked: false,
-            arithmetic: Arithmetic::new(model, inputs.storage()),
+            arithmetic: if wide { arithmetic.with_wide_labels(model) } else { arithmetic },
             label_channels,
             labels: Vec::new(),
             first: 0,
@@ -201,11 +258,7 @@ impl<'a> ScoreBounds<'a> {
     /// With the labels of all heads. Errors: labels out of range.
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
-        let mut all = self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?;
-        if self.sharing == Sharing::Mode(HeadMode::SummedLabels) {
-            all.labels = sum_over_heads(&all.labels, dims.heads, self.arithmetic);
-        }
-        Ok(all)
+        Ok(self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?.summed())
     }
 
     /// With the labels of the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
@@ -223,17 +276,28 @@ impl<'a> ScoreBounds<'a> {
         let operations = groups.len() * size * dims.keys * self.label_channels;
         let labels = compute::map(groups.collect(), operations, |index: usize| {
             let (batch, head) = (index / dims.kv_heads, index % dims.kv_heads * size);
-            head_labels(
-                self.inputs,
-                channels,
-                self.label_channels,
-                bits,
-                model.labels,
-                (batch, head..head + size),
-            )
+            let heads = head..head + size;
+            let of_heads = (batch, heads.clone());
+            let labels =
+                head_labels(self.inputs, channels, self.label_channels, bits, model.labels, of_heads)?;
+            Ok(heads.zip(labels).map(|(head, labels)| self.weighted(channels, head, labels)).collect())
         });
-        let labels = labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect();
-        Ok(Self { labels, first, ..*self })
+        let labels: Vec<Vec<_>> = labels.into_iter().collect::<Result<_, Error>>()?;
+        Ok(Self { labels: labels.into_iter().flatten().collect(), first, ..*self })
+    }
+
+    /// The labels of a head, those of queries multiplied by channel weights where these are used.
+    fn weighted(
+        &self,
+        channels: &ChannelOrder,
+        head: usize,
+        (queries, keys): (AllowedLabels, AllowedLabels),
+    ) -> (AllowedLabels, AllowedLabels) {
+        let weights = channels.weights_of(head, &self.inputs.dims());
+        match weights.filter(|_| self.channel_weights) {
+            None => (queries, keys),
+            Some(weights) => (weighted_labels(&queries, weights, self.arithmetic), keys),
+        }
     }
 
     /// The scores by which a behaviour ranks.
@@ -250,43 +314,53 @@ impl<'a> ScoreBounds<'a> {
             }
             _ => AllowedLabels::Exact(label.t().as_standard_layout().into_owned()),
         };
+        let is_weighted = ranked.labels.iter().any(|head| head.channel_weights.is_some());
+        if is_weighted || ranked.sharing == Sharing::Mode(HeadMode::SummedLabels) {
+            arithmetic = arithmetic.with_wide_labels(model);
+        }
         let head = |head: &HeadLabels| {
             let [of_queries, of_keys] = ranked.bits.map_or([None; 2], |bits| bits.map(Some));
-            (allowed(&head.q_source, &head.q, of_queries), allowed(&head.k_source, &head.k, of_keys))
+            let queries = allowed(&head.q_source, &head.q, of_queries);
+            let queries = match &head.channel_weights {
+                Some(weights) => weighted_labels(&queries, weights, arithmetic),
+                None => queries,
+            };
+            (queries, allowed(&head.k_source, &head.k, of_keys))
         };
-        let mut labels: Vec<_> = ranked.labels.iter().map(head).collect();
-        if ranked.sharing == Sharing::Mode(HeadMode::SummedLabels) {
-            labels = sum_over_heads(&labels, inputs.dims().heads, arithmetic);
-        }
-        Self {
+        let predicted = Self {
             inputs,
             before: &prediction.before,
             sharing: ranked.sharing,
             scoring: ranked.scoring,
             forced: ranked.forced,
+            ranks: ranked.ranks,
+            // The labels hold theirs already.
+            channel_weights: false,
             before_ranked: prediction.behaviour.earlier == Earlier::Candidates,
             arithmetic,
             label_channels: ranked.labels[0].q.ncols(),
-            labels,
+            labels: ranked.labels.iter().map(head).collect(),
             first: 0,
-        }
+        };
+        predicted.summed()
     }
 
     /// The score of every key of one row, after the head rule and A, candidate or not.
     pub fn ranked_by(&self, (batch, head, query): Row) -> Vec<Approximate> {
         let dims = self.inputs.dims();
-        // Labels summed over heads are one for each batch entry.
-        let summed = self.sharing == Sharing::Mode(HeadMode::SummedLabels);
-        let of_head = |head: usize| {
-            let labels = if summed { batch } else { batch * dims.heads + head };
-            self.scores(labels, (batch, head, query))
+        let ranks = self.ranks;
+        // Labels summed over the heads of a rank are one for each rank, whose number stands in the place of a head's.
+        let (of_batch, heads_of_rank) = match self.sharing {
+            Sharing::Mode(HeadMode::SummedLabels) => (ranks.count(), dims.heads / ranks.count()),
+            _ => (dims.heads, 1),
         };
-        self.sharing.scores(head, &dims, of_head, |how, parts: &[Vec<Approximate>]| {
-            let combine = |key: usize| {
-                let of_key: Vec<_> = parts.iter().map(|scores| scores[key]).collect();
-                self.arithmetic.combine(how, &of_key)
-            };
-            (0..dims.keys).map(combine).collect()
+        let of_head =
+            |head: usize| self.scores(batch * of_batch + head, (batch, head * heads_of_rank, query));
+        self.sharing.scores(head, &dims, ranks, of_head, |how, parts: &[Vec<Approximate>]| {
+            by_key(parts, |parts| match how {
+                Together::Heads(how, ranks) => self.arithmetic.combine(how, ranks, parts),
+                Together::Parts(ranks) => self.arithmetic.sum_of_parts(ranks.parts(), parts),
+            })
         })
     }
 
@@ -314,19 +388,27 @@ impl<'a> ScoreBounds<'a> {
         let (queries, keys) = &self.labels[labels - self.first];
         let additive = self.inputs.additive(batch, head, query);
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
-        let Products { value, magnitude, carried } = products(&q, keys);
+        // A cosine is multiplied by its factor in the end.
+        let factor = self.scoring.factor;
+        let first = self.arithmetic.factor_first && self.scoring.rule != ScoreRule::Cosine;
+        let scaled_q: Vec<_> = if first {
+            q.iter().map(|&(x, radius)| scaled_number(self.arithmetic, (x, radius), factor)).collect()
+        } else {
+            q.clone()
+        };
+        let Products { value, magnitude, carried } = products(&scaled_q, keys);
+        let with_factor = |dot| if first { dot } else { self.arithmetic.scale(dot, factor) };
         let q_norm = self.arithmetic.norm(q.iter().copied());
         let sharing = self.sharing.heads(head, &self.inputs.dims());
         let weight = self.scoring.head_weight(self.inputs, (batch, head, query), &sharing);
         let one = Approximate::new(1.0, 0.0);
-        let factor = self.scoring.factor;
         let score = |key: usize| {
             // A label that may be an infinity may make any score, NaN included.
             let carried = if carried[key].is_nan() { f64::INFINITY } else { carried[key] };
             let dot =
                 self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
             let score = match self.scoring.rule {
-                ScoreRule::Dot => self.arithmetic.scale(dot, factor),
+                ScoreRule::Dot => with_factor(dot),
                 ScoreRule::Cosine => {
                     let k = (0..self.label_channels).map(|channel| keys.at(channel, key));
                     let (q, k) = match self.scoring.cosine {
@@ -337,12 +419,12 @@ impl<'a> ScoreBounds<'a> {
                     scaled(self.arithmetic, self.arithmetic.cosine(dot, q, k, self.scoring.epsilon), factor)
                 }
                 ScoreRule::Relu => {
-                    let scaled = self.arithmetic.scale(dot, factor);
+                    let scaled = with_factor(dot);
                     match self.scoring.relu {
                         Relu::Spec => self.arithmetic.relu(scaled, weight, factor),
-                        Relu::LeftOut => self.arithmetic.weighted(scaled, weight),
+                        Relu::LeftOut => self.arithmetic.head_weighted(scaled, weight),
                         Relu::AfterWeight => {
-                            self.arithmetic.relu(self.arithmetic.weighted(scaled, weight), 1.0, factor)
+                            self.arithmetic.relu(self.arithmetic.head_weighted(scaled, weight), 1.0, factor)
                         }
                     }
                 }
@@ -353,9 +435,22 @@ impl<'a> ScoreBounds<'a> {
     }
 }
 
+/// What the scores of each key make together, from rows of scores.
+fn by_key(rows: &[Vec<Approximate>], combine: impl Fn(&[Approximate]) -> Approximate) -> Vec<Approximate> {
+    let of_key = |key: usize| combine(&rows.iter().map(|row| row[key]).collect::<Vec<_>>());
+    (0..rows[0].len()).map(of_key).collect()
+}
+
 /// What may rank anywhere may do so whatever it is multiplied by.
 fn scaled(arithmetic: Arithmetic, score: Approximate, factor: f64) -> Approximate {
     if score == Approximate::UNDETERMINED { score } else { arithmetic.scale(score, factor) }
+}
+
+/// A number of q and its radius, multiplied by a factor; the radius is infinite where that may overflow.
+pub(super) fn scaled_number(arithmetic: Arithmetic, (x, radius): (f64, f64), factor: f64) -> (f64, f64) {
+    let scaled = arithmetic.scale(Approximate::new(x, radius), factor);
+    let overflows = scaled.may_be_minus_infinity || scaled.may_be_plus_infinity;
+    (scaled.value, if overflows { f64::INFINITY } else { scaled.radius })
 }
 
 /// Sums of the products of one query's labels with those of each key, [n].
@@ -375,11 +470,16 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
         #[inline(always)]
         || match keys {
             AllowedLabels::Exact(values) => {
-                for (&(q, _), k) in q.iter().zip(values.outer_iter()) {
+                for (&(q, rq), k) in q.iter().zip(values.outer_iter()) {
                     for ((&k, value), magnitude) in k.iter().zip(&mut value).zip(&mut magnitude) {
                         let product = q * f64::from(k);
                         *value += product;
                         *magnitude += product.abs();
+                    }
+                    if rq > 0.0 {
+                        k.iter()
+                            .zip(&mut carried)
+                            .for_each(|(&k, carried)| *carried += rq * f64::from(k.abs()));
                     }
                 }
             }
@@ -397,17 +497,32 @@ fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
     Products { value, magnitude, carried }
 }
 
+/// Labels multiplied by channel weights, with radii.
+fn weighted_labels(labels: &AllowedLabels, weights: &[f32], arithmetic: Arithmetic) -> AllowedLabels {
+    let shape = labels.dim();
+    let (mut values, mut radii) = (Array2::zeros(shape), Array2::zeros(shape));
+    for (channel, position) in ndarray::indices(shape) {
+        let (value, radius) = labels.at(channel, position);
+        let product = arithmetic.weighted(Approximate::new(value, radius), weights[channel]);
+        let overflows = product.may_be_minus_infinity || product.may_be_plus_infinity;
+        values[[channel, position]] = product.value;
+        radii[[channel, position]] = if overflows { f64::INFINITY } else { product.radius };
+    }
+    AllowedLabels::Within { values, radii }
+}
+
+/// Labels summed over as many heads in a row as are taken `together`.
 fn sum_over_heads(
     labels: &[(AllowedLabels, AllowedLabels)],
-    heads: usize,
+    together: usize,
     arithmetic: Arithmetic,
 ) -> Vec<(AllowedLabels, AllowedLabels)> {
-    let sum = |batch: &[(AllowedLabels, AllowedLabels)]| {
-        let queries: Vec<_> = batch.iter().map(|(queries, _)| queries).collect();
-        let keys: Vec<_> = batch.iter().map(|(_, keys)| keys).collect();
+    let sum = |part: &[(AllowedLabels, AllowedLabels)]| {
+        let queries: Vec<_> = part.iter().map(|(queries, _)| queries).collect();
+        let keys: Vec<_> = part.iter().map(|(_, keys)| keys).collect();
         (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
     };
-    labels.chunks(heads).map(sum).collect()
+    labels.chunks(together).map(sum).collect()
 }
 
 /// Labels summed over heads, in f32 at least, with radii.

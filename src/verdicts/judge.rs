@@ -9,7 +9,7 @@ use super::ragged;
 use super::scores::{ScoreDivergence, judge_scores};
 use super::topk::judge_selection;
 use crate::algorithm::{Error, Mask, Row};
-use crate::cases::{Answer, Call, Instance, NoAnswer, Observation, RoundingModel};
+use crate::cases::{Answer, Call, Instance, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::compute;
 
 /// The verdict on one answer.
@@ -103,10 +103,12 @@ pub struct Judgement {
     pub output: Option<OutputVerdict>,
     /// The first label at fault, where labels were shown and one is.
     pub labels: Option<AnsweredLabel>,
-    /// Where scores were given: whether labels were, too, so that they could be judged first.
+    /// Whether labels were given, so that they could be judged before scores.
     pub judged_labels: bool,
     /// Where scores were given and keys are ranked: the first score at fault.
     pub scores: Option<Option<ScoreDivergence>>,
+    /// The first score at fault by the implementation's own labels, where these were given and one is.
+    pub scores_by_labels: Option<Box<ScoreDivergence>>,
     /// The selection judged from the implementation's own scores, where these were given.
     pub selection: Option<MaskVerdict>,
     /// The log-sum-exp, where it was given.
@@ -118,9 +120,13 @@ impl Judgement {
     pub fn conforms(&self) -> bool {
         let output = self.output.iter().all(|output| output.divergences.is_empty());
         let lse = self.lse.iter().all(|lse| lse.divergences.is_empty());
-        let scores = !matches!(self.scores, Some(Some(_)));
+        let scores = !self.has_wrong_scores();
         let selection = self.selection.iter().all(|selection| selection.wrong_rows == 0);
         self.mask.wrong_rows == 0 && output && self.labels.is_none() && scores && selection && lse
+    }
+
+    fn has_wrong_scores(&self) -> bool {
+        matches!(self.scores, Some(Some(_))) || self.scores_by_labels.is_some()
     }
 
     /// The first stage that is wrong although what it starts from is right: `None` where everything conforms, or where no
@@ -131,11 +137,12 @@ impl Judgement {
         match (&self.scores, mask) {
             _ if self.conforms() => None,
             _ if self.labels.is_some() => Some("labels"),
-            (Some(Some(_)), _) if self.judged_labels => Some("scores"),
-            (Some(Some(_)), _) => Some("labels or scores"),
+            _ if self.has_wrong_scores() && self.judged_labels => Some("scores"),
+            _ if self.has_wrong_scores() => Some("labels or scores"),
             _ if from_scores => Some("selection"),
             // Scores are right, and so is what was selected by them: the mask breaks a rule that is not of scores.
-            (Some(None), Some(_)) => Some("selection"),
+            (Some(_), Some(_)) => Some("selection"),
+            (None, Some(_)) if self.judged_labels => Some("scores or selection"),
             (None, Some(_)) => None,
             (_, None) => Some("attention"),
         }
@@ -145,7 +152,7 @@ impl Judgement {
     fn later_kind(&self) -> &'static str {
         let selection = self.selection.iter().flat_map(|selection| &selection.divergences).next();
         match selection {
-            _ if matches!(self.scores, Some(Some(_))) => "scores out of bounds",
+            _ if self.has_wrong_scores() => "scores out of bounds",
             Some(divergence) => divergence.fault.kind(),
             None if self.output.iter().any(|output| !output.divergences.is_empty()) => "output out of bounds",
             None => "lse out of bounds",
@@ -155,10 +162,11 @@ impl Judgement {
     /// What is wrong with scores, with the selection by them, and with the log-sum-exp.
     fn of_stages(&self) -> Vec<String> {
         let scores = self.scores.iter().flatten().map(ToString::to_string);
+        let by_labels = self.scores_by_labels.iter().map(|score| format!("by its own labels, {score}"));
         let selections = self.selection.iter().flat_map(|selection| &selection.divergences);
         let selections = selections.map(|divergence| format!("by its own scores, {divergence}"));
         let lse = self.lse.iter().flat_map(|lse| &lse.divergences).take(MOST_EXPLAINED);
-        scores.chain(selections).chain(lse.map(ToString::to_string)).collect()
+        scores.chain(by_labels).chain(selections).chain(lse.map(ToString::to_string)).collect()
     }
 }
 
@@ -380,7 +388,7 @@ pub(super) fn judgement(
     let (scores, selection) = match answer.scores.as_ref().filter(|_| certificate.rows.is_some()) {
         None => (None, None),
         Some(scores) => (
-            Some(judge_scores(instance, call, scores, model, &certificate.before)),
+            Some(judge_scores(instance, call, scores, model, &certificate.before, None)),
             Some(judge_selection(
                 scores,
                 instance.selection.heavy_size.resolve(call.inputs.dims().keys),
@@ -395,8 +403,14 @@ pub(super) fn judgement(
         ),
     };
     let lse = answer.lse.as_ref().map(|lse| judge_lse(&call.inputs, &answer.mask, lse, model));
+    // Where there is one label and it is given, the inputs say the same.
+    let other_labels = labels.is_some() || model.labels == LabelRounding::Rounded;
+    let given = answer.scores.as_ref().zip(ranked).filter(|_| other_labels);
+    let scores_by_labels = given.and_then(|(scores, labels)| {
+        judge_scores(instance, call, scores, model, &certificate.before, Some(labels)).map(Box::new)
+    });
     let judged_labels = ranked.is_some();
-    Judgement { mask, output, labels, judged_labels, scores, selection, lse }
+    Judgement { mask, output, labels, judged_labels, scores, scores_by_labels, selection, lse }
 }
 
 /// Derives the certificate of a call and judges an answer by it.

@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use super::bounds::{Approximate, U32, gamma, underflow};
 use crate::algorithm::labels::labels_of;
+use crate::algorithm::quantize::labels_by_quotient;
 use crate::algorithm::{ChannelOrder, Error, Inputs, LabelBits, Storage};
 use crate::cases::{AnsweredLabels, Call, Instance, LabelCase, LabelRounding};
 
@@ -97,6 +98,26 @@ pub fn rounded_rows(rows: ArrayView2<f32>, bits: LabelBits, storage: Storage) ->
     AllowedLabels::Within { values, radii }
 }
 
+/// Labels of rows that are already chosen channels, [positions, r], by other operations of a fixed order. `None` where labels are
+/// rounded in any order, and where one is not finite: that row must be answered all the same (SPEC D9).
+fn other_exact_rows(
+    rows: ArrayView2<f32>,
+    bits: LabelBits,
+    storage: Storage,
+    rounding: LabelRounding,
+) -> Option<AllowedLabels> {
+    let step = match rounding {
+        LabelRounding::Quotient => false,
+        LabelRounding::Step => true,
+        LabelRounding::Exact | LabelRounding::Rounded => return None,
+    };
+    let mut labels = Array2::zeros((rows.ncols(), rows.nrows()));
+    for (row, mut column) in rows.outer_iter().zip(labels.columns_mut()) {
+        column.assign(&ArrayView1::from(&labels_by_quotient(&row.to_vec(), bits, storage, step)));
+    }
+    labels.iter().all(|label: &f32| label.is_finite()).then_some(AllowedLabels::Exact(labels))
+}
+
 /// Allowed labels of queries [r, m] and keys [r, n] for each of some heads of one batch entry.
 ///
 /// Errors: [`Error::LabelRange`] (SPEC D9). Rows that the operations of SPEC §2.5 cannot quantise are refused whatever the
@@ -113,11 +134,13 @@ pub fn head_labels(
     let exact = labels_of(inputs, channels, label_channels, bits, (batch, heads.clone()))?;
     let of_head = |head| {
         let row = &channels.row(head, &inputs.dims())[..label_channels];
-        let allowed = |bits: LabelBits, source: ArrayView2<f32>, exact: ArrayView2<f32>| match rounding {
-            LabelRounding::Rounded if bits.quantises() => {
-                rounded_rows(source.select(Axis(1), row).view(), bits, inputs.storage())
+        let allowed = |bits: LabelBits, source: ArrayView2<f32>, exact: ArrayView2<f32>| {
+            if rounding == LabelRounding::Exact || !bits.quantises() {
+                return AllowedLabels::Exact(exact.to_owned());
             }
-            _ => AllowedLabels::Exact(exact.to_owned()),
+            let rows = source.select(Axis(1), row);
+            let other = other_exact_rows(rows.view(), bits, inputs.storage(), rounding);
+            other.unwrap_or_else(|| rounded_rows(rows.view(), bits, inputs.storage()))
         };
         (
             allowed(query_bits, inputs.queries(batch, head), exact.queries(head)),
@@ -169,10 +192,16 @@ pub fn judge_labels(
         let stored = case.labels.as_ref().map(|labels| labels.row(index).to_vec());
         let allowed: Option<Vec<(f32, f32)>> = stored.map(|stored| match rounding {
             LabelRounding::Exact => stored.iter().map(|&label| (label, label)).collect(),
-            LabelRounding::Rounded => rounded_labels(&row.to_vec(), case.bits, case.storage)
-                .iter()
-                .map(|label| (label.low() as f32, label.high() as f32))
-                .collect(),
+            _ => {
+                let exact = other_exact_rows(row.insert_axis(Axis(0)), case.bits, case.storage, rounding);
+                let allowed =
+                    exact.unwrap_or_else(|| rounded_rows(row.insert_axis(Axis(0)), case.bits, case.storage));
+                let ends = |column| {
+                    let (value, radius) = allowed.at(column, 0);
+                    ((value - radius) as f32, (value + radius) as f32)
+                };
+                (0..row.len()).map(ends).collect()
+            }
         });
         let at = |column: usize| LabelDivergence {
             index: (index, column),
@@ -183,11 +212,12 @@ pub fn judge_labels(
         match (answer, &allowed) {
             (None, None) => {}
             (Some(found), Some(allowed)) if found.len() == allowed.len() => {
-                let differs = |&column: &usize| match rounding {
-                    LabelRounding::Exact => found[column].to_bits() != allowed[column].0.to_bits(),
-                    LabelRounding::Rounded => {
-                        !(allowed[column].0..=allowed[column].1).contains(&found[column])
+                let differs = |&column: &usize| match (rounding, allowed[column]) {
+                    (LabelRounding::Exact, (label, _)) => found[column].to_bits() != label.to_bits(),
+                    (LabelRounding::Quotient | LabelRounding::Step, (low, high)) if low == high => {
+                        found[column].to_bits() != low.to_bits()
                     }
+                    (_, (low, high)) => !(low..=high).contains(&found[column]),
                 };
                 wrong.extend((0..allowed.len()).find(differs).map(at));
             }

@@ -5,8 +5,8 @@
 //! M + log S, S their sum. Q = Σ q_j bounds what logits, exponents, exponentials and underflow move of S as a share of it, as
 //! derived there: |S̃ / S − 1| ≤ Q, and M itself cancels. What follows adds
 //!
-//! * the sum: γ_n. A running maximum multiplies the partial sum anew at each of at most n steps: an exponential within 4 units,
-//!   and a product, 5 units, γ_5n; the exponents of these factors add up to the spread that Q counts. In the storage model the
+//! * the sum: γ_n. A running maximum multiplies the partial sum anew at each of at most n steps: an exponential within 4 units (twice
+//!   what is declared in units in the last place), and a product, 5 units, γ_5n; the exponents of these factors add up to the spread that Q counts. In the storage model the
 //!   sum is rounded twice more. Together σ, and log((1 ± Q)(1 ± σ)) moves L by −log((1 − Q)(1 − σ)) at most;
 //! * the logarithm: 3 units in the last place, 6u·|log S|, and 2^-21 where S is near 1, the worst of the documented versions
 //!   (CUDA's `__logf` is within 2^-21.41 from 1/2 to 2 and within 3 units elsewhere); where it is one to base 2, the constant
@@ -106,8 +106,9 @@ pub fn expected_lse(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row
     let eta = eta.max(underflow(model.scores_kept.of(inputs.storage())));
     let value = max + total.ln();
     let moved: f64 = moved.iter().sum();
-    let sums = gamma(6 * n, U32) + gamma(2, u) + recomputed_mean(n);
-    let blocks = gamma(8 * n, U32) + gamma(2, u) + rho;
+    let exponential = 2 * usize::from(model.exp_ulps);
+    let sums = gamma((2 + exponential) * n, U32) + gamma(2, u) + recomputed_mean(n);
+    let blocks = gamma((4 + exponential) * n, U32) + gamma(2, u) + rho;
     if moved >= 1.0 || sums >= 1.0 || blocks >= 1.0 {
         return Approximate::new(value, f64::INFINITY);
     }

@@ -8,8 +8,12 @@
 //! * differences w − max rounded to the type of scores, which moves the exponent by at most u·|w − max| for each of three roundings (the others
 //!   cover exp computed as exp2 of a product with a rounded constant); its max may be taken over all keys or over the attended
 //!   ones;
-//! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions), the division by the weight or
+//! * exp within 4 units of f32 (2 ulp, the worst of the documented vector and CUDA versions; another number where declared), the division by the weight or
 //!   the product with its reciprocal, 2 units, and where weights are kept in storage three roundings to that type: together a relative error ρ;
+//! * where logits are prescaled, they are multiplied by log2 e with the scaling, two roundings more, and rounded to the type of scores so;
+//!   A is multiplied by a rounded log2 e, γ_3, and rounded. They overflow by log2 e sooner;
+//! * a fast exp is off by 2 + 1.173·|x| ulp (CUDA's `__expf`): 2.35u·|x| beside the rounding of x itself, together below 4u·|x|;
+//! * with products in tf32, e and v are cut to 11 bits before they are multiplied: 2·2^-10 + 2^-20 more, relative to S;
 //! * underflow: an absolute error η/weight_j in e_j, where exp is taken relative to the largest logit of all keys.
 //!
 //! So its e_j is e_j(1 + ε_j) + a_j with |ε_j| ≤ r_j = e^δ_j(1 + ρ) − 1 and |a_j| ≤ η·s/weight_j, s = exp(max over all −
@@ -32,9 +36,10 @@
 
 use ndarray::{Array4, ArrayView2};
 
-use super::bounds::{Approximate, Arithmetic, U32, gamma, recomputed_mean, underflow};
+use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, product_error, recomputed_mean, underflow};
+use super::certificate::scaled_number;
 use crate::algorithm::{Inputs, Mask, Row, Storage};
-use crate::cases::{Precision, RoundingModel};
+use crate::cases::{Exponent, Precision, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -174,14 +179,35 @@ pub(super) fn exponentials(
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
-    let arithmetic = Arithmetic::new(model, inputs.storage());
+    let arithmetic = Arithmetic::of_attention(model, inputs.storage());
     let q: Vec<f64> = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
     let keys = inputs.keys(b, head);
+    // Prescaled logits are those to base 2 until they are compared with others.
+    let unit = if model.exp == Exponent::Prescaled { std::f64::consts::LOG2_E } else { 1.0 };
+    let first: Option<Vec<(f64, f64)>> = arithmetic
+        .factor_first
+        .then(|| q.iter().map(|&x| scaled_number(arithmetic, (x, 0.0), inputs.scaling() * unit)).collect());
+    let q: Vec<f64> = first.as_ref().map_or(q, |first| first.iter().map(|(x, _)| *x).collect());
+    let carried = |key: usize| {
+        let products = |first: &Vec<(f64, f64)>| {
+            first.iter().zip(keys.row(key)).map(|((_, radius), &k)| radius * f64::from(k.abs())).sum::<f64>()
+        };
+        let carried = first.as_ref().map_or(0.0, products);
+        if carried.is_nan() { f64::INFINITY } else { carried }
+    };
     let dots = dots(&q, keys);
     let logit = |key: usize| {
         let (value, magnitude) = dots[key];
-        let dot = arithmetic.sum_of_products(q.len(), value, magnitude, 0.0);
-        arithmetic.add_mask(arithmetic.scale(dot, inputs.scaling()), additive.at(key))
+        let dot = arithmetic.sum_of_products(q.len(), value, magnitude, carried(key));
+        let scaled = match (model.exp, &first) {
+            (_, Some(_)) => dot,
+            (Exponent::Prescaled, None) => arithmetic.scale_by(dot, inputs.scaling() * unit, 5),
+            (_, None) => arithmetic.scale(dot, inputs.scaling()),
+        };
+        match model.exp {
+            Exponent::Prescaled => in_units(arithmetic.add_scaled_mask(scaled, additive.at(key), unit), unit),
+            Exponent::Natural | Exponent::Fast => arithmetic.add_mask(scaled, additive.at(key)),
+        }
     };
     let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| logit(key)).collect();
     let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
@@ -204,8 +230,12 @@ pub(super) fn exponentials(
     let widest = logits.iter().filter(|w| !w.may_be_minus_infinity).map(|w| w.radius).fold(0.0, f64::max);
 
     let (u, eta) = of_weights(model, inputs.storage());
-    let difference = 3.0 * U32 + rounding(model.scores_kept, inputs.storage());
-    let rho = gamma(6, U32) + gamma(3, u);
+    let of_argument = match model.exp {
+        Exponent::Natural | Exponent::Prescaled => 3.0,
+        Exponent::Fast => 4.0,
+    };
+    let difference = of_argument * U32 + rounding(model.scores_kept, inputs.storage());
+    let rho = gamma(2 + 2 * usize::from(model.exp_ulps), U32) + gamma(3, u);
     let weight = |j: usize| f64::from(attended[j].1);
     let e: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
     let total: f64 = e.iter().sum();
@@ -232,6 +262,12 @@ pub(super) fn exponentials(
     (Exponentials::Known(known), nan)
 }
 
+/// A logit in natural units.
+fn in_units(logit: Approximate, unit: f64) -> Approximate {
+    let value = logit.value / unit;
+    Approximate { value, radius: logit.radius / unit + gamma(2, U64) * (value.abs() + logit.radius), ..logit }
+}
+
 /// u and η of the type that weights are rounded to; no rounding where they are kept in f32, whose roundings are counted apart.
 pub(super) fn of_weights(model: RoundingModel, storage: Storage) -> (f64, f64) {
     (rounding(model.weights_kept, storage), underflow(model.weights_kept.of(storage)))
@@ -241,7 +277,7 @@ pub(super) fn of_weights(model: RoundingModel, storage: Storage) -> (f64, f64) {
 pub(super) fn rounding(kept: Precision, storage: Storage) -> f64 {
     match kept {
         Precision::F32 => 0.0,
-        Precision::Storage => storage.unit_roundoff(),
+        Precision::F16 | Precision::Storage => kept.of(storage).unit_roundoff(),
     }
 }
 
@@ -262,14 +298,16 @@ pub fn expected_row(
         Exponentials::Unbounded => return unbounded(),
         Exponentials::Known(known) => known,
     };
-    let arithmetic = Arithmetic::new(model, inputs.storage());
+    let arithmetic = Arithmetic::of_attention(model, inputs.storage());
     let (u, eta) = of_weights(model, inputs.storage());
     let weights = model.weights_kept.of(inputs.storage());
     let weight = |j: usize| f64::from(attended[j].1);
     let n = attended.len();
     let moved_sum: f64 = moved.iter().sum();
     let own = recomputed_mean(n);
-    let sums = gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own;
+    let operands = product_error(model.attention_products, true);
+    let sums =
+        gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own + operands;
     // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.
     let shifted = total * (1.0 + moved_sum) * widest.exp();
     let largest_sum = weights.largest() / ((1.0 + rho) * (1.0 + sums));

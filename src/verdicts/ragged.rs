@@ -113,7 +113,16 @@ fn beyond(call: &Call, entries: &[Entry], answer: &Answer) -> Judgement {
             verdict.divergences.push(LseDivergence { row, found, expected, bound: 0.0 });
         }
     }
-    Judgement { mask, output, labels: None, judged_labels: false, scores: None, selection: None, lse }
+    Judgement {
+        mask,
+        output,
+        labels: None,
+        judged_labels: false,
+        scores: None,
+        scores_by_labels: None,
+        selection: None,
+        lse,
+    }
 }
 
 fn add_divergence(verdict: &mut MaskVerdict, divergence: MaskDivergence) {
@@ -158,6 +167,10 @@ fn add(whole: &mut Judgement, entry: &Entry, alone: Judgement) {
             divergence
         });
         whole.scores = Some(whole.scores.flatten().or(moved));
+    }
+    if let Some(mut divergence) = alone.scores_by_labels {
+        divergence.index = moved(divergence.index);
+        whole.scores_by_labels.get_or_insert(divergence);
     }
     if let Some(selection) = alone.selection {
         add_mask(whole.selection.get_or_insert_default(), entry, selection);

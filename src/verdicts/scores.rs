@@ -1,5 +1,6 @@
 //! The verdict on scores that an implementation gives beside its selection (SPEC §2.6, §2.7): each must lie within the radius
-//! that the certificate derives for it (SPEC §5), and be −∞ where A is. What is attended before is ranked by nobody, so that
+//! that the certificate derives for it (SPEC §5), and be −∞ where A is. Where labels are given, too, it must also lie within the
+//! radius that follows from these, so that a wrong label is no wrong score. What is attended before is ranked by nobody, so that
 //! its score may be anything.
 
 use ndarray::Array4;
@@ -7,7 +8,7 @@ use ndarray::Array4;
 use super::bounds::Approximate;
 use super::certificate::ScoreBounds;
 use crate::algorithm::{HeadMode, Mask};
-use crate::cases::{Call, Instance, RoundingModel};
+use crate::cases::{AnsweredLabels, Call, Instance, RoundingModel};
 
 /// A score that no conforming implementation has.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,15 +43,21 @@ pub fn allows(expected: Approximate, found: f32) -> bool {
     }
 }
 
-/// The first score at fault of scores [b, h, m, n] of a call in which keys are ranked.
+/// The first score at fault of scores [b, h, m, n] of a call in which keys are ranked: by what is allowed from the inputs, or from
+/// labels that were given.
 pub fn judge_scores(
     instance: &Instance,
     call: &Call,
     scores: &Array4<f32>,
     model: RoundingModel,
     before: &Mask,
+    labels: Option<&AnsweredLabels>,
 ) -> Option<ScoreDivergence> {
-    let bounds = ScoreBounds::new(instance, call, model, before).ok()??;
+    let bounds = match labels {
+        None => ScoreBounds::new(instance, call, model, before),
+        Some(labels) => ScoreBounds::from_labels(instance, call, model, before, labels),
+    };
+    let bounds = bounds.ok()??;
     let dims = call.inputs.dims();
     let summed = instance.selection.heads != HeadMode::PerHead;
     for row @ (b, head, i) in dims.rows() {

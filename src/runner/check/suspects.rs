@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::report::{Finding, Size};
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Observation, RoundingModel};
+use crate::cases::{Call, Observation, RoundingModel};
 use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -68,7 +68,7 @@ impl Suspects {
     /// `unexplained` no named fault either; in words.
     pub(super) fn wider_model(&self, kind: &str, unexplained: bool) -> Option<String> {
         let verdicts = |seen: &Seen, model| judge_observation(&seen.observation, model);
-        let failures: Vec<_> = self
+        let mut failures: Vec<_> = self
             .seen
             .iter()
             .filter(|seen| !seen.conforms)
@@ -78,6 +78,9 @@ impl Suspects {
                     && !(unexplained && self.reproduce(&seen.observation))
             })
             .collect();
+        // Most models fail at the first, which should not take long.
+        let bytes = |seen: &&Seen| seen.observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
+        failures.sort_by_key(bytes);
         let conforms = |seen: &&Seen, model| first_failure(&verdicts(seen, model)).is_none();
         let explains = |model| !failures.is_empty() && failures.iter().all(|seen| conforms(seen, model));
         self.model.wider().into_iter().find(|&(model, _)| explains(model)).map(|(_, words)| words)

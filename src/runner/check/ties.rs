@@ -1,12 +1,13 @@
 //! Keys that tie for certain: whatever the arithmetic, as long as it is the same for each key. Their label rows are equal (−0
-//! and +0 are), or their sums of products are exact in f32 and equal; and so is what A adds.
+//! and +0 are), or their sums of products are exact in f32 and equal; and so is what A adds. A cosine depends on more than a sum of
+//! products, channel weights round it, and keys that are forced tie with none.
 
 use std::collections::HashMap;
 
 use ndarray::ArrayView1;
 
-use crate::algorithm::labels::{Labels, labels};
-use crate::algorithm::{HeadMode, Mask, Row};
+use crate::algorithm::labels::{Labels, labels_of};
+use crate::algorithm::{HeadMode, Mask, Row, Rules, ScoreRule};
 use crate::cases::{Answer, Call, Entry, Instance, LabelRounding, RoundingModel};
 
 /// Whole numbers up to this are exact in f32.
@@ -43,18 +44,19 @@ fn found(instance: &Instance, call: &Call, answer: &Answer, model: RoundingModel
     let before = instance.before(call).ok().filter(|before| !before.is_full())?;
     let channels = instance.channels(call.layer).ok()?;
     let label_channels = selection.group_factor.label_channels(dims.head_dim).ok()?;
-    let bits = selection.label_bits;
-    let of_batch = |b| labels(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok();
+    let bits = selection.bits();
+    let of_batch = |b| labels_of(inputs, channels, label_channels, bits, (b, 0..dims.heads)).ok();
     let labels = (0..dims.batch).map(of_batch).collect::<Option<Vec<_>>>()?;
     let of_row = |row: Row| {
         let heads = if selection.heads == HeadMode::PerHead { row.1..row.1 + 1 } else { 0..dims.heads };
-        in_row(call, &labels[row.0], heads, (&before, answer), row)
+        in_row(call, selection.rules, &labels[row.0], heads, (&before, answer), row)
     };
     Some(dims.rows().flat_map(of_row).collect())
 }
 
 fn in_row(
     call: &Call,
+    rules: Rules,
     labels: &Labels,
     heads: std::ops::Range<usize>,
     (before, answer): (&Mask, &Answer),
@@ -62,8 +64,11 @@ fn in_row(
 ) -> Vec<Ties> {
     let mut groups: HashMap<Vec<u32>, Vec<usize>> = HashMap::new();
     let additive: Vec<_> = heads.clone().map(|head| call.inputs.additive(b, head, i)).collect();
+    let position = call.inputs.dims().position(i);
+    let by_sums = rules.score != ScoreRule::Cosine && !rules.channel_weights;
     for key in 0..call.inputs.dims().keys {
-        let excluded = additive.iter().any(|additive| additive.at(key) == f32::NEG_INFINITY)
+        let excluded = rules.forced.holds(key, position)
+            || additive.iter().any(|additive| additive.at(key) == f32::NEG_INFINITY)
             || heads.clone().any(|head| before.attends(b, head, i, key));
         if excluded {
             continue;
@@ -71,7 +76,7 @@ fn in_row(
         let mut sign = Vec::new();
         for (head, additive) in heads.clone().zip(&additive) {
             let (q, k) = (labels.queries(head), labels.keys(head));
-            sign.extend(signature(q.column(i), k.column(key)));
+            sign.extend(signature(q.column(i), k.column(key), by_sums));
             sign.push(bits(additive.at(key)));
         }
         groups.entry(sign).or_default().push(key);
@@ -85,9 +90,9 @@ fn in_row(
 }
 
 /// What two keys have in common where their scores are the same for certain: the sum of products where it is exact, all
-/// labels otherwise.
-fn signature(q: ArrayView1<f32>, k: ArrayView1<f32>) -> Vec<u32> {
-    let whole = q.iter().chain(&k).all(|x| x.fract() == 0.0);
+/// labels otherwise, and everywhere if not `by_sums`.
+fn signature(q: ArrayView1<f32>, k: ArrayView1<f32>, by_sums: bool) -> Vec<u32> {
+    let whole = by_sums && q.iter().chain(&k).all(|x| x.fract() == 0.0);
     let most: f32 = q.iter().zip(&k).map(|(q, k)| (q * k).abs()).sum();
     if whole && most < EXACT {
         return vec![bits(q.iter().zip(&k).map(|(q, k)| q * k).sum())];

@@ -102,14 +102,14 @@ fn with_head_weights(call: &Call, weights: Option<Array3<f32>>) -> Option<Call> 
 /// A channel file with some of the entries, each changed.
 fn with_file(
     sequence: &Sequence,
-    change: impl Fn(ChannelKind, usize, &ChannelOrder) -> Option<Vec<Vec<usize>>>,
+    change: impl Fn(ChannelKind, usize, &ChannelOrder) -> Option<ChannelOrder>,
 ) -> Option<Sequence> {
     let old = &sequence.instance.channel_file;
     let mut file = ChannelFile::default();
     for kind in old.kinds() {
         for (layer, order) in old.layers(kind) {
-            if let Some(rows) = change(kind, layer, order) {
-                file.insert(kind, layer, ChannelOrder::new(rows).ok()?);
+            if let Some(order) = change(kind, layer, order) {
+                file.insert(kind, layer, order);
             }
         }
     }
@@ -119,12 +119,12 @@ fn with_file(
 
 fn with_selected_kind_only(sequence: &Sequence) -> Option<Sequence> {
     let selected = sequence.instance.channel_selection;
-    with_file(sequence, |kind, _, order| (kind == selected).then(|| order.rows().to_vec()))
+    with_file(sequence, |kind, _, order| (kind == selected).then(|| order.clone()))
 }
 
 fn with_called_layers_only(sequence: &Sequence) -> Option<Sequence> {
     let called = |layer| sequence.calls.iter().any(|call| call.layer == layer);
-    with_file(sequence, |_, layer, order| called(layer).then(|| order.rows().to_vec()))
+    with_file(sequence, |_, layer, order| called(layer).then(|| order.clone()))
 }
 
 pub(super) fn without_calls(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
@@ -264,13 +264,11 @@ fn without_heads(sequence: &Sequence, heads: &[usize], kv_heads: Option<&[usize]
         with_selected(call, heads, kv_heads.map(|kept| (1, kept)), heads)
     })?;
     with_file(&changed, |_, _, order| {
-        let rows = order.rows();
-        let of = |kept: &[usize]| kept.iter().map(|&row| rows[row].clone()).collect();
-        Some(match (rows.len(), kv_heads) {
-            (1, _) => rows.to_vec(),
-            (count, _) if count == dims.heads => of(heads),
-            (count, Some(kv_heads)) if count == dims.kv_heads => of(kv_heads),
-            _ => rows.to_vec(),
+        Some(match (order.rows().len(), kv_heads) {
+            (1, _) => order.clone(),
+            (count, _) if count == dims.heads => order.of_rows(heads),
+            (count, Some(kv_heads)) if count == dims.kv_heads => order.of_rows(kv_heads),
+            _ => order.clone(),
         })
     })
 }
@@ -347,10 +345,7 @@ pub(super) fn with_channels(sequence: &Sequence, kept: &[usize], group_factor: u
             parts.v = parts.v.select(Axis(3), kept);
         }
     })?;
-    let mut changed = with_file(&changed, |_, _, order| {
-        let row = |row: &Vec<usize>| row.iter().filter_map(|&channel| new_index(channel)).collect();
-        Some(order.rows().iter().map(row).collect())
-    })?;
+    let mut changed = with_file(&changed, |_, _, order| order.of_channels(new_index).ok())?;
     changed.instance.selection.group_factor = GroupFactor::new(group_factor as u64).ok()?;
     Some(changed)
 }
