@@ -1,0 +1,226 @@
+//! The certificate's own tests: scores perturbed within their radii never turn a conforming mask into a divergence, and
+//! moving one certain key always does. Both are checked with every rounding model.
+
+use crate::support::proptest_config;
+use doublecheck::algorithm::select::select as select_keys;
+use doublecheck::algorithm::{HeadMode, Mask};
+use doublecheck::cases::recipe::Words;
+use doublecheck::cases::strategies::{Plan, plans};
+use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, Precision, RoundingModel};
+use doublecheck::subjects::{Reference, Subject};
+use doublecheck::verdicts::Certificate;
+use doublecheck::verdicts::certificate::Class;
+use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
+use doublecheck::verdicts::judge::judge_mask;
+use doublecheck::verdicts::output::{expected_row, judge_output};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/certification.txt");
+
+fn models() -> impl Strategy<Value = RoundingModel> {
+    (
+        select(vec![LabelRounding::Exact, LabelRounding::Rounded]),
+        select(vec![Precision::F32, Precision::Storage]),
+        select(vec![Precision::F32, Precision::Storage]),
+        select(vec![Accumulation::F32, Accumulation::F64]),
+    )
+        .prop_map(|(labels, scores_kept, weights_kept, accumulation)| RoundingModel {
+            labels,
+            scores_kept,
+            weights_kept,
+            accumulation,
+            ..RoundingModel::default()
+        })
+}
+
+/// Selects by scores moved anywhere within their radii.
+fn perturbed_mask(case: &Case, scores: &ScoreBounds, before: &Mask, words: Words) -> Mask {
+    let dims = case.call.inputs.dims();
+    let heavy_size = case.instance.selection.heavy_size.resolve(dims.keys);
+    let summed = case.instance.selection.heads != HeadMode::PerHead;
+    let mut mask = before.clone();
+    for (index, row @ (b, head, i)) in dims.rows().enumerate() {
+        // In the summed modes there is one ranking, that of head 0, for all heads.
+        let ranked = if summed { (b, 0, i) } else { row };
+        let ranked_index = if summed { (b * dims.heads * dims.queries + i) as u64 } else { index as u64 };
+        let moved: Vec<f64> = scores
+            .row(ranked)
+            .iter()
+            .enumerate()
+            .map(|(key, candidacy)| match candidacy {
+                Candidacy::Scored(score) if score.radius.is_finite() => {
+                    let word = words.word(ranked_index * dims.keys as u64 + key as u64);
+                    let share = match word % 3 {
+                        0 => -1.0,
+                        1 => 1.0,
+                        _ => (word >> 11) as f64 / (1u64 << 52) as f64 - 1.0,
+                    };
+                    score.value + share * score.radius
+                }
+                Candidacy::Scored(score) => score.value,
+                _ => f64::NEG_INFINITY,
+            })
+            .collect();
+        // Which keys are candidates follows from all heads.
+        let excluded = |key: usize| {
+            if summed {
+                (0..dims.heads).any(|head| before.attends(b, head, i, key))
+            } else {
+                before.attends(b, head, i, key)
+            }
+        };
+        mask.add(row, select_keys(&moved, excluded, heavy_size));
+    }
+    mask
+}
+
+/// A case and its certificate; `None` where it must be refused, as there is no mask to certify.
+fn certify(plan: &Plan, model: RoundingModel) -> Option<(Case, Certificate)> {
+    let case = plan.case().expect("plans make valid inputs");
+    let certificate = Certificate::derive(&case.instance, &case.call, model).ok()?;
+    Some((case, certificate))
+}
+
+fn certified(
+    what: &'static str,
+    fits: fn(&Certificate) -> bool,
+) -> impl Strategy<Value = (Plan, RoundingModel)> {
+    (plans(), models()).prop_filter(what, move |(plan, model)| {
+        certify(plan, *model).is_some_and(|(_, certificate)| fits(&certificate))
+    })
+}
+
+/// Of 4,000 plans, 87 are refused.
+fn answered() -> impl Strategy<Value = (Plan, RoundingModel)> {
+    certified("a case that is answered", |_| true)
+}
+
+/// Of 4,000 plans, 2,639.
+fn scored() -> impl Strategy<Value = (Plan, RoundingModel)> {
+    certified("a case whose keys are scored", |certificate| certificate.rows.is_some())
+}
+
+/// Of 4,000 plans, 1,274.
+fn full() -> impl Strategy<Value = (Plan, RoundingModel)> {
+    certified("a case whose mask is full", |certificate| certificate.rows.is_none())
+}
+
+proptest! {
+    #![proptest_config(proptest_config(1500, REGRESSIONS))]
+
+    #[test]
+    fn scores_within_their_radii_never_diverge((plan, model) in scored(), seed: u64) {
+        let (case, certificate) = certify(&plan, model).unwrap();
+        let scores = ScoreBounds::new(&case.instance, &case.call, model, &certificate.before).unwrap().expect("keys are scored");
+        let mask = perturbed_mask(&case, &scores, &certificate.before, Words::new(seed, 0));
+        let verdict = judge_mask(&case.instance, &case.call, &certificate, &mask, model);
+        prop_assert_eq!(verdict.wrong_rows, 0, "{}", verdict.divergences[0]);
+    }
+
+    #[test]
+    fn moving_one_certain_key_always_diverges((plan, model) in scored(), pick: prop::sample::Index) {
+        let (case, certificate) = certify(&plan, model).unwrap();
+        let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
+        let rows = certificate.rows.as_ref().expect("keys are scored");
+        let certain: Vec<_> = case
+            .dims()
+            .rows()
+            .zip(rows)
+            .flat_map(|(row, certificate)| {
+                certificate.classes.iter().enumerate().map(move |(key, &class)| (row, key, class))
+            })
+            .filter(|(_, _, class)| *class != Class::Open)
+            .collect();
+        prop_assume!(!certain.is_empty());
+        let (row, key, class) = certain[pick.index(certain.len())];
+        let mut moved = mask;
+        match class {
+            Class::Before | Class::In => moved.remove(row, key),
+            Class::Excluded | Class::Out => moved.add(row, [key]),
+            Class::Open => unreachable!("open keys were filtered out"),
+        }
+        let verdict = judge_mask(&case.instance, &case.call, &certificate, &moved, model);
+        prop_assert!(verdict.wrong_rows >= 1, "{row:?} key {key} {class:?}");
+    }
+
+    /// A full mask has no key that may be missing.
+    #[test]
+    fn a_key_missing_from_a_full_mask_diverges((plan, model) in full(), pick: prop::sample::Index) {
+        let (case, certificate) = certify(&plan, model).unwrap();
+        let Answer { mut mask, .. } = Reference::default().answer(&case).unwrap();
+        let dims = case.call.inputs.dims();
+        let rows: Vec<_> = dims.rows().collect();
+        mask.remove(rows[pick.index(rows.len())], pick.index(dims.keys));
+        prop_assert_eq!(judge_mask(&case.instance, &case.call, &certificate, &mask, model).wrong_rows, 1);
+    }
+
+    /// A number moved by twice its bound is found wherever the bound says anything: what is right is off by at most once the
+    /// bound, so that more than once is left.
+    #[test]
+    fn an_output_beyond_its_bound_diverges((plan, model) in answered(), pick: prop::sample::Index) {
+        let case = plan.case().unwrap();
+        let Answer { mask, output, .. } = Reference::default().answer(&case).unwrap();
+        let mut output = output.expect("the reference gives outputs");
+        let right = judge_output(&case.call.inputs, &mask, &output, model);
+        prop_assert!(right.divergences.is_empty(), "{}", right.divergences[0]);
+        let indices: Vec<_> = output.indexed_iter().map(|(index, _)| index).collect();
+        let index @ (b, head, query, dim) = indices[pick.index(indices.len())];
+        let radius = expected_row(&case.call.inputs, &mask, model, (b, head, query))[dim].radius;
+        // The next number up, since the conversion to f32 may round down.
+        let wrong = ((f64::from(output[index]) + 2.0 * radius) as f32).next_up();
+        prop_assume!(wrong.is_finite());
+        output[index] = wrong;
+        prop_assert_eq!(judge_output(&case.call.inputs, &mask, &output, model).divergences.len(), 1);
+    }
+}
+
+#[test]
+fn a_divergence_shows_score_threshold_and_bound() {
+    let case = crate::support::small_case();
+    let certificate = Certificate::derive(&case.instance, &case.call, RoundingModel::REFERENCE).unwrap();
+    let Answer { mask, .. } = Reference::default().answer(&case).unwrap();
+    let (key, _) = mask.row((0, 1, 1)).next().unwrap();
+    let mut moved = mask;
+    moved.remove((0, 1, 1), key);
+    let verdict = judge_mask(&case.instance, &case.call, &certificate, &moved, RoundingModel::REFERENCE);
+    insta::assert_snapshot!(verdict.divergences[0].to_string());
+}
+
+/// SPEC §5: where a code lies within rounding of a half step, rounded labels allow both codes and exact labels one. Two keys
+/// whose order depends on which code a half-way value takes are open in one model and decided in the other.
+#[test]
+fn both_codes_are_allowed_near_half_steps() {
+    use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeavySize, InputParts, Inputs, LabelBits};
+    let mut case = crate::support::small_case();
+    // Codes of two bits: in [0, 1.5, 3] the middle is half way between 1 and 2. The second key is 1.75 in that channel, which
+    // no rounding moves from code 2.
+    let k = vec![0.0, 1.5, 3.0, 0.0, 1.75, 3.0];
+    let parts = InputParts {
+        q: ndarray::Array4::from_shape_vec((1, 1, 1, 3), vec![0.0, 3.0, 0.0]).unwrap(),
+        k: ndarray::Array4::from_shape_vec((1, 1, 2, 3), k).unwrap(),
+        v: ndarray::Array4::ones((1, 1, 2, 1)),
+        attention_mask: None,
+        causal: false,
+        storage: doublecheck::algorithm::Storage::F32,
+        scaling: None,
+    };
+    case.call.inputs = Inputs::new(parts).unwrap().into();
+    case = case.with_channels(ChannelOrder::new(vec![vec![0, 1, 2]]).unwrap());
+    case.instance.selection.group_factor = GroupFactor::new(1).unwrap();
+    case.instance.selection.label_bits = LabelBits::new(2).unwrap();
+    case.instance.selection.heavy_size = HeavySize::count(1).unwrap();
+    let score = |labels| {
+        let model = RoundingModel { labels, ..RoundingModel::REFERENCE };
+        let before = case.before().unwrap();
+        let scores = ScoreBounds::new(&case.instance, &case.call, model, &before).unwrap().unwrap();
+        let Candidacy::Scored(score) = scores.row((0, 0, 0))[0] else { panic!("key 0 is a candidate") };
+        score
+    };
+    // Half to even gives code 2: label 2, score 3 · 2 / √3.
+    let exact = score(LabelRounding::Exact);
+    assert!((exact.value - 6.0 / 3.0f64.sqrt()).abs() <= exact.radius && exact.radius < 1e-5);
+    // Code 1 is allowed as well: label 1.
+    let rounded = score(LabelRounding::Rounded);
+    assert!(rounded.low() < 3.0 / 3.0f64.sqrt() + 1e-5 && rounded.high() > 6.0 / 3.0f64.sqrt() - 1e-5);
+}

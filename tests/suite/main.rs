@@ -1,0 +1,32 @@
+//! The tests of the library and of the command, without libtorch: one program, as each further one is linked with everything
+//! that it uses. `cargo test --release --test suite faults::` runs one file.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bounds;
+mod certification;
+mod check_command;
+mod command_line;
+mod domain;
+mod engine;
+mod errors;
+mod evaluation_report;
+mod factored;
+mod faults;
+mod goldens;
+mod html;
+mod invariants;
+mod maskers;
+mod package;
+mod processes;
+mod promises;
+mod ragged;
+mod records;
+mod rules;
+mod sequences;
+mod simulated;
+mod stages;
+mod strategies;
+mod tasks;
+mod verify;
