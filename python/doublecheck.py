@@ -325,8 +325,8 @@ def serve(
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
     gives a mask [b, h, m, n], a pair of mask and output, or a dict with mask or selected, output, q_labels, k_labels,
     scores, lse. With `takes="scores"` it is a function of a ScoresCall, or has `select`, and gives a mask or a dict of
-    selected. With `takes="selection"` it is one of a SelectionCall, or has `attend`, and gives an output, a pair of
-    output and lse, or a dict. `gives` names what every answer holds.
+    selected. With `takes="selection"` it is a function of a SelectionCall, or has `attend`, and gives an output, a pair
+    of output and lse, or a dict. `gives` names what every answer holds.
     `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.

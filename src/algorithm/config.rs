@@ -65,7 +65,7 @@ impl HeadMode {
     /// Those in which the heads that read one KV head share a selection.
     pub const GROUPS: [Self; 3] = [Self::GroupSum, Self::GroupMax, Self::GroupMean];
 
-    /// How many heads in a row share a selection.
+    /// How many consecutive heads share a selection.
     pub fn sharing(self, dims: &Dims) -> usize {
         match self {
             Self::PerHead => 1,

@@ -96,7 +96,7 @@ impl<'a> Scores<'a> {
         query: usize,
     ) -> Vec<f64> {
         let q = self.weighted(q, head);
-        // What a sum starts from, for the sign of a sum of zeros.
+        // Sums start from −0, which keeps the sign of a sum of zeros.
         let mut scores = vec![-0.0; k.ncols()];
         let (label_channels, head_dim) = (q.len(), self.inputs.dims().head_dim);
         vectorised(
@@ -128,7 +128,7 @@ impl Scores<'_> {
         }
     }
 
-    /// Dot products become scores of the rule, the factor apart.
+    /// Turns dot products into scores by the rule, without the factor.
     fn apply_rule<T: Copy + Into<f64>>(&self, scores: &mut [f64], q: &[f64], k: ArrayView2<T>, row: Row) {
         match self.rules.score {
             ScoreRule::Dot => {}

@@ -7,8 +7,8 @@ use ndarray::{Array4, Axis, concatenate};
 use super::Prediction;
 use crate::algorithm::{Error, InputParts, Inputs, Mask, Row, Storage};
 
-/// What has to be attended to, as plain attention, so that it gives a behaviour's output: some behaviours attend with other
-/// inputs and another mask than they show.
+/// The plain attention that gives a behaviour's output: some behaviours attend with inputs and a mask other than those they
+/// show.
 #[derive(Debug, Clone)]
 pub struct AttentionView {
     /// Inputs of the attention.
@@ -60,8 +60,8 @@ impl AttentionView {
         output
     }
 
-    /// An output that a subject shows, as the view has it; `None` where it is not NaN in the rows that must be. Those rows
-    /// are then as the view computes them.
+    /// A subject's output in the shape of the view, its NaN rows replaced by what the view computes; `None` where a row that
+    /// must be NaN is not.
     pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
         let mut shown = output.clone();
         let computed = computed.view().into_shape_with_order(self.shape).ok()?;

@@ -19,7 +19,7 @@ pub struct Fault {
     pub conforms: bool,
     /// What shows it.
     pub asked: Asked,
-    /// Turns its switches.
+    /// Sets its switches.
     pub apply: fn(&mut Behaviour),
 }
 

@@ -55,7 +55,7 @@ pub struct Prediction {
 pub struct Ranked {
     /// Per (batch, query head), row-major.
     pub labels: Vec<HeadLabels>,
-    /// How heads are taken together.
+    /// How heads share a selection.
     pub sharing: Sharing,
     /// Into how many parts the heads that share a selection are split.
     pub ranks: Ranks,

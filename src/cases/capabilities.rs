@@ -308,6 +308,9 @@ impl Capabilities {
     }
 
     fn lacking(&self, sequence: &Sequence) -> BTreeSet<Feature> {
+        if self.lacks.is_empty() {
+            return BTreeSet::new();
+        }
         let mut lacking: BTreeSet<_> = features(sequence).intersection(&self.lacks).copied().collect();
         let refused = |call: &Call| !sequence.instance.faults(call).is_empty();
         if !self.offers(Feature::Refusals) && sequence.calls.iter().any(refused) {

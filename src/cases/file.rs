@@ -4,14 +4,14 @@
 //! * `case`: an attention layer. Settings as in SPEC §6; tensors `q` [b, h, m, d], `k` [b, hk, n, d],
 //!   `v` [b, hk, n, dv] (F32, F16 or BF16, cast to `dtype` before use) and `channels` (I64 [rows, ≥ r]), or a
 //!   [`Recipe`] under the metadata key `recipe`; optional `attention_mask` (F32, broadcastable to [b, h, m, n], leading
-//!   dimensions of 1 may be left out) and
-//!   `previous` (F32 [b, h, m, n]). Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
+//!   dimensions of 1 may be left out), `previous` (F32 [b, h, m, n]) and `head_weights` (F32 [b, h, m]).
+//!   Expectations: `selected` (I32 [b, h, m, ·], ascending, −1 pads) and/or `mask`
 //!   (U8 [b, h, m, n]), `output` (F32 [b, h, m, dv]). Entries of unequal lengths: "ragged" in the settings, an object of
 //!   "lengths", a list of b, and "padding", `nan` or `large`: what it holds when the case is asked (it is 0 in the file).
 //! * `sequence`: calls of one instance. {"settings", "channel_selection", "dense_layers"} as in `docs/PROTOCOL.md`, and
 //!   "calls", a list of {"layer", "causal", "dtype", "scaling"} and where entries have unequal lengths "ragged" as above; the JSON text of a channel file under the metadata key
-//!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`, `call_1.q`, ….
-//!   `source` says who diverged on it.
+//!   `channel_file`; tensors `call_0.q`, `call_0.k`, `call_0.v`, `call_0.attention_mask`, `call_0.previous`,
+//!   `call_0.head_weights`, `call_1.q`, …. `source` says who diverged on it.
 //! * `quantisation`: {"dtype"}; for each number of bits BB a pair `bits_BB.rows` and `bits_BB.labels` [rows, r], and
 //!   optionally `bits_BB.nonfinite_rows`, which have no finite labels and must be refused (SPEC D9).
 //! * `calibration`: {"kind"}; `block_0.q`, `block_0.k`, `block_1.q`, … [1, heads, t, d] as the kind needs, and the

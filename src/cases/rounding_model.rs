@@ -182,7 +182,7 @@ pub enum Exponent {
     Fast,
 }
 
-/// What makes a model allow more.
+/// A change that makes a model allow more.
 type Change = fn(&mut RoundingModel);
 
 /// Changes, narrow ones first. Of one line one at most is made: a field of the model cannot have two values.

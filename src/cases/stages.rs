@@ -302,7 +302,7 @@ impl StageCall {
         })
     }
 
-    /// The sizes; of scores without channels.
+    /// The sizes; scores have no channels.
     pub fn dims(&self) -> Dims {
         match self {
             Self::Scores(call) => call.dims(),

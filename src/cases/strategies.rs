@@ -349,7 +349,7 @@ impl Plan {
         }
     }
 
-    /// H holds the forced keys, mostly: with more of them a call must be refused.
+    /// Usually raises H to the number of forced keys: a call with more of them than H must be refused.
     fn make_room_for_forced_keys(&mut self) {
         let forced = self.selection.rules.forced;
         let most = forced.first + forced.last;

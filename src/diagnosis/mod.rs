@@ -31,8 +31,8 @@ impl Seen {
     }
 }
 
-/// Faults that, added to `known`, reproduce the target and everything seen; the one or two that reproduce most of what
-/// `known` did not. `None` where there are none.
+/// `known` and one or two more faults that together reproduce the target and every conforming answer seen, and of the
+/// diverging ones as many as any other choice. `None` where there are none.
 pub fn extend(
     known: &[&'static Fault],
     target: &Observation,

@@ -137,8 +137,7 @@ pub(super) fn for_each_case<T>(
         let outcome = RefCell::new(None);
         let result = runner.run_one(tree, |plan| {
             let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
-            let sequence = case.sequence();
-            if !capabilities.missing(&sequence).is_empty() {
+            if !capabilities.offers_all(&case.sequence()) {
                 return Err(TestCaseError::reject("not offered"));
             }
             *outcome.borrow_mut() = Some(judge(&case).map_err(TestCaseError::fail)?);

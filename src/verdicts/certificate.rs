@@ -216,7 +216,7 @@ impl<'a> ScoreBounds<'a> {
         self
     }
 
-    /// What [`ScoreBounds::new`] checks.
+    /// [`ScoreBounds::new`] before the labels are derived, with all of its other checks.
     fn without_labels(
         instance: &Instance,
         call: &'a Call,

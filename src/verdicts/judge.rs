@@ -140,7 +140,7 @@ impl Judgement {
             _ if self.has_wrong_scores() && self.judged_labels => Some("scores"),
             _ if self.has_wrong_scores() => Some("labels or scores"),
             _ if from_scores => Some("selection"),
-            // Scores are right, and so is what was selected by them: the mask breaks a rule that is not of scores.
+            // Scores are right, and so is what was selected by them: the mask breaks a rule that does not depend on scores.
             (Some(_), Some(_)) => Some("selection"),
             (None, Some(_)) if self.judged_labels => Some("scores or selection"),
             (None, Some(_)) => None,

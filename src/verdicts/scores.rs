@@ -1,7 +1,7 @@
 //! The verdict on scores that an implementation gives beside its selection (SPEC §2.6, §2.7): each must lie within the radius
 //! that the certificate derives for it (SPEC §5), and be −∞ where A is. Where labels are given, too, it must also lie within the
-//! radius that follows from these, so that a wrong label is no wrong score. What is attended before is ranked by nobody, so that
-//! its score may be anything.
+//! radius that follows from these, so that a wrong label is no wrong score. Keys attended before are not ranked, so
+//! their scores may be anything.
 
 use ndarray::Array4;
 
