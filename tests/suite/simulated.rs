@@ -3,6 +3,7 @@
 //! takes its maximum over all keys or over the attended ones.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use crate::support::proptest_config;
 use doublecheck::algorithm::labels::{Labels, labels_of};
@@ -10,7 +11,8 @@ use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{
-    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Ranks, Row, Rules, ScoreFactor, ScoreRule, Storage,
+    Forced, HeadMode, LabelBits, Mask, QuantisedLabels, Ranks, Row, Rules, ScoreFactor, ScoreRule, Selection,
+    Storage,
 };
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
@@ -437,11 +439,30 @@ fn rules() -> impl Strategy<Value = Rules> {
         )
 }
 
-/// As for the published algorithm, with every rule and head mode, about 3,000 cases of each mode. Some verdict must have left a choice, and some none.
+/// What a selection asks for beyond the published algorithm, by name.
+fn beyond_the_published(selection: &Selection) -> Vec<String> {
+    let (rules, plain) = (selection.rules, Rules::default());
+    let named = [
+        (rules.factor != plain.factor, "factor"),
+        (rules.quantised == QuantisedLabels::Keys, "keys alone quantised"),
+        (rules.quantised == QuantisedLabels::Queries, "queries alone quantised"),
+        (rules.score == ScoreRule::Cosine, "cosine"),
+        (rules.score == ScoreRule::Relu, "relu"),
+        (rules.forced != plain.forced, "forced keys"),
+        (rules.channel_weights, "channel weights"),
+        (rules.ranks.count() > 1 && selection.heads != HeadMode::PerHead, "ranks"),
+    ];
+    let used = named.into_iter().filter(|(used, _)| *used).map(|(_, name)| name.to_owned());
+    used.chain([selection.heads.name().to_owned()]).collect()
+}
+
+/// As for the published algorithm, with every rule and head mode: at least 3,000 cases of each are answered. Some verdict must
+/// have left a choice, and some none.
 #[test]
 fn every_rule_in_arithmetic_that_a_model_allows_conforms() {
     let (open, closed) = (RefCell::new(0), RefCell::new(0));
-    let mut runner = TestRunner::new(proptest_config(24_000, REGRESSIONS));
+    let answered = RefCell::new(BTreeMap::<String, usize>::new());
+    let mut runner = TestRunner::new(proptest_config(30_000, REGRESSIONS));
     let modes = select(HeadMode::EVERY.to_vec());
     let outcome = runner.run(&(plans(), rules(), modes, simulated()), |(plan, rules, heads, simulated)| {
         let capabilities = Capabilities { rules: vec![rules], heads: vec![heads], ..Capabilities::default() };
@@ -451,12 +472,18 @@ fn every_rule_in_arithmetic_that_a_model_allows_conforms() {
         let verdict = judge_call(&case.instance, &case.call, &answer, simulated.model());
         prop_assert!(verdict.conforms(), "{:?}", verdict.explanations());
         if let Some(judgement) = verdict.judgement() {
+            for name in beyond_the_published(&case.instance.selection) {
+                *answered.borrow_mut().entry(name).or_default() += 1;
+            }
             *if judgement.mask.open > 0 { open.borrow_mut() } else { closed.borrow_mut() } += 1;
         }
         Ok(())
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
     assert!(open.into_inner() > 500 && closed.into_inner() > 500);
+    let answered = answered.into_inner();
+    assert_eq!(answered.len(), 8 + HeadMode::EVERY.len(), "{answered:?}");
+    assert!(answered.values().all(|&count| count >= 3000), "{answered:?}");
 }
 
 /// What must be declared conforms where it is, with every rule and head mode.
