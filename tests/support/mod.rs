@@ -21,6 +21,11 @@ pub fn proptest_config(cases: u32, file: &'static str) -> Config {
     }
 }
 
+/// How many cases a long test takes: a tenth of them, and all where `DOUBLECHECK_LONG` is set, as by `ci/long`.
+pub fn of_long(cases: u32) -> u32 {
+    if std::env::var_os("DOUBLECHECK_LONG").is_some() { cases } else { cases / 10 }
+}
+
 /// A folder of real inputs beside the project. Where there is none, tests that need it are ignored.
 pub fn shared(folder: &str) -> Option<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(folder);
