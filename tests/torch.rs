@@ -118,14 +118,16 @@ fn rules() -> impl Strategy<Value = (Rules, HeadMode)> {
 }
 
 /// SPEC §2.12: every score rule with every head mode, factor, choice of labels, forced keys, ranks and channel weights. Only answers
-/// that leave a key out are counted: a full mask says nothing of a score.
+/// that leave a key out are counted: a full mask says nothing of a score. Answers of one that ignores channel weights or ranks must
+/// fall outside in some of the cases.
 fn other_rules(torch: &mut dyn Subject) -> Outcome {
     let mut runner = TestRunner::deterministic();
     // Fewer do not hold every pair of rule and head mode.
     let asked = cases(3000).max(1000);
     let (mut refused, mut conforming) = (0, BTreeMap::<_, u32>::new());
     let (mut weighted, mut in_ranks) = (0, BTreeMap::<_, u32>::new());
-    for _ in 0..asked {
+    let mut ignored = [0, 0];
+    for asked_before in 0..asked {
         let (plan, (rules, heads)) = (plans(), rules()).new_tree(&mut runner)?.current();
         let capabilities = Capabilities { rules: vec![rules], heads: vec![heads], ..Capabilities::default() };
         let plan = plan.restricted(&capabilities);
@@ -134,6 +136,19 @@ fn other_rules(torch: &mut dyn Subject) -> Outcome {
         let verdict = judge_call(&case.instance, &case.call, &answer, torch.rounding_model());
         if let Some(wrong) = verdict.explanations().first() {
             return Err(format!("{wrong}\n{plan:?}").into());
+        }
+        for (count, rules) in ignored
+            .iter_mut()
+            .zip([Rules { channel_weights: false, ..rules }, Rules { ranks: Ranks::default(), ..rules }])
+        {
+            // One case in four is enough.
+            if asked_before % 4 == 0 && rules != case.instance.selection.rules {
+                let mut other = case.clone();
+                other.instance.selection.rules = rules;
+                let answer = torch.answer(&other);
+                let verdict = judge_call(&case.instance, &case.call, &answer, torch.rounding_model());
+                *count += u32::from(answer.is_ok() && !verdict.conforms());
+            }
         }
         match answer {
             Err(_) => refused += 1,
@@ -149,16 +164,21 @@ fn other_rules(torch: &mut dyn Subject) -> Outcome {
     }
     let fewest = conforming.values().min().copied().unwrap_or(0);
     let fewest_in_ranks = in_ranks.values().min().copied().unwrap_or(0);
+    println!("{weighted} weighted, {in_ranks:?} in ranks; outside without them: {ignored:?}");
     if conforming.len() == 3 * HeadMode::EVERY.len()
         && fewest >= asked / 200
         && in_ranks.len() == 3 * (HeadMode::EVERY.len() - 1)
         && fewest_in_ranks >= asked / 200
         && weighted >= asked / 8
+        && ignored.iter().all(|&cases| cases > 0)
         && refused > 0
     {
         return Ok(());
     }
-    Err(format!("too few cases: {refused} refused; {weighted} weighted; {conforming:?}; {in_ranks:?}").into())
+    Err(format!(
+        "too few cases: {refused} refused; {weighted} weighted; {conforming:?}; {in_ranks:?}; {ignored:?}"
+    )
+    .into())
 }
 
 fn has_weights(instance: &Instance) -> bool {
