@@ -36,6 +36,8 @@ type CacheCheck = fn(&mut TorchCache) -> Outcome;
 
 fn main() {
     let arguments = Arguments::from_args();
+    // Cases are small, and the threads of libtorch wait by spinning: tests that run at once would take cores from each other.
+    tch::set_num_threads(1);
     let mut trials = Vec::new();
     for (name, choice) in [("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0))] {
         let missing = Torch::new(choice).err();
