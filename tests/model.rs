@@ -45,7 +45,9 @@ fn model_file() -> Option<PathBuf> {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Each test keeps all cores busy by itself.
+    // Threads of libtorch wait by spinning for each of many small operations, and take cores from each other and from other programs.
+    tch::set_num_threads(1);
+    // Subjects keep all cores busy by themselves.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let file = model_file();
     if file.is_none() {
@@ -423,6 +425,8 @@ fn eval(task: &[&str], out: Option<&Path>) -> Result<std::process::Output, Faile
         "golden/channels/SmolLM2-135M.json",
         "--no-times",
     ]);
+    // As in `main`.
+    command.env("OMP_NUM_THREADS", "1");
     command.arg("--model").arg(model_file().ok_or("no model")?);
     if let Some(out) = out {
         command.arg("--out").arg(out);

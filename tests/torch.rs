@@ -9,19 +9,22 @@ use doublecheck::algorithm::config::LabelBits;
 use doublecheck::algorithm::maskers::{Oracle, Sink};
 use doublecheck::algorithm::{
     ChannelOrder, Dims, Error, Forced, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Mask, Masker,
-    QuantisedLabels, Rules, ScoreFactor, ScoreRule, Selection, Storage,
+    QuantisedLabels, Ranks, Rules, ScoreFactor, ScoreRule, Selection, Storage,
 };
 use doublecheck::cases::bundled;
+use doublecheck::cases::sequence_plan::sequence_plans;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Capabilities, Case, Precision, RoundingModel};
+use doublecheck::cases::{Capabilities, Case, Instance, Precision, RoundingModel};
 use doublecheck::reports::verify as text;
 use doublecheck::runner::random::{VerifyOptions, random_cases};
 use doublecheck::runner::verify::verify;
-use doublecheck::subjects::{Reference, Subject, Torch, TorchCache};
+use doublecheck::subjects::{Reference, Subject, Torch, TorchCache, ask};
 use doublecheck::torch::{self, DeviceChoice, LabelledKvCache, Layer, device, masker, to_device, to_host};
 use doublecheck::verdicts::Certificate;
-use doublecheck::verdicts::judge::{judge_call, judge_mask};
+use doublecheck::verdicts::judge::{Verdict, judge_call, judge_mask, judge_observation};
 use libtest_mimic::{Arguments, Failed, Trial};
+use ndarray::s;
+use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -33,16 +36,19 @@ type CacheCheck = fn(&mut TorchCache) -> Outcome;
 
 fn main() {
     let arguments = Arguments::from_args();
+    // Cases are small, and the threads of libtorch wait by spinning: tests that run at once would take cores from each other.
+    tch::set_num_threads(1);
     let mut trials = Vec::new();
     for (name, choice) in [("cpu", DeviceChoice::Cpu), ("cuda", DeviceChoice::Cuda(0))] {
         let missing = Torch::new(choice).err();
         if let Some(error) = &missing {
             eprintln!("ignored: every test on {name}: {error}");
         }
-        let tests: [(&str, Check); 7] = [
+        let tests: [(&str, Check); 8] = [
             ("every_bundled_case_conforms", |torch| bundled_cases(torch)),
             ("random_cases_conform_with_bit_equal_labels", |torch| random(torch)),
             ("random_cases_of_other_rules_conform", |torch| other_rules(torch)),
+            ("batches_of_unequal_lengths_conform", |torch| unequal_lengths(torch)),
             ("labels_of_wide_rows_are_bit_equal", wide_rows),
             ("oracle_and_its_composition_are_certified", oracle),
             ("the_same_case_twice_gives_the_same_mask", |torch| repeats(torch)),
@@ -52,10 +58,11 @@ fn main() {
             let run = move || check(&mut Torch::new(choice)?);
             trials.push(Trial::test(format!("{name}::{test}"), run).with_ignored_flag(missing.is_some()));
         }
-        let tests: [(&str, CacheCheck); 6] = [
+        let tests: [(&str, CacheCheck); 7] = [
             ("every_bundled_case_conforms", |cache| bundled_cases(cache)),
             ("random_cases_conform_with_bit_equal_labels", |cache| random(cache)),
             ("random_cases_of_other_rules_conform", |cache| other_rules(cache)),
+            ("batches_of_unequal_lengths_conform", |cache| unequal_lengths(cache)),
             ("the_same_case_twice_gives_the_same_mask", |cache| repeats(cache)),
             ("steps_of_a_growing_cache_are_those_of_a_new_one", growing_cache),
             ("what_does_not_fit_is_refused", refusals_of_the_cache),
@@ -96,25 +103,33 @@ fn rules() -> impl Strategy<Value = (Rules, HeadMode)> {
         select(vec![ScoreRule::Dot, ScoreRule::Cosine, ScoreRule::Relu]),
         select(vec![ScoreFactor::LabelChannels, ScoreFactor::HeadDim, ScoreFactor::Number(0.3)]),
         select(vec![(0, 0), (0, 1), (2, 3)]),
+        any::<bool>(),
+        select(vec![(1, Storage::F32), (2, Storage::F32), (2, Storage::Bf16), (3, Storage::F16)]),
     );
-    let rules = rules.prop_map(|(quantised, score, factor, (first, last))| Rules {
-        quantised,
-        score,
-        factor,
-        forced: Forced { first, last },
-        ..Rules::default()
-    });
+    let rules =
+        rules.prop_map(|(quantised, score, factor, (first, last), channel_weights, (count, parts))| Rules {
+            quantised,
+            channel_weights,
+            score,
+            factor,
+            ranks: Ranks::new(count, parts).expect("more than one part where parts are rounded"),
+            forced: Forced { first, last },
+            ..Rules::default()
+        });
     (rules, select(HeadMode::EVERY.to_vec()))
 }
 
-/// SPEC §2.12: every score rule with every head mode, factor, choice of labels and forced keys. Only answers that leave a key out
-/// are counted: a full mask says nothing of a score.
+/// SPEC §2.12: every score rule with every head mode, factor, choice of labels, forced keys, ranks and channel weights. Only answers
+/// that leave a key out are counted: a full mask says nothing of a score. Answers of one that ignores channel weights or ranks must
+/// fall outside in some of the cases.
 fn other_rules(torch: &mut dyn Subject) -> Outcome {
     let mut runner = TestRunner::deterministic();
     // Fewer do not hold every pair of rule and head mode.
     let asked = cases(3000).max(1000);
     let (mut refused, mut conforming) = (0, BTreeMap::<_, u32>::new());
-    for _ in 0..asked {
+    let (mut weighted, mut in_ranks) = (0, BTreeMap::<_, u32>::new());
+    let mut ignored = [0, 0];
+    for asked_before in 0..asked {
         let (plan, (rules, heads)) = (plans(), rules()).new_tree(&mut runner)?.current();
         let capabilities = Capabilities { rules: vec![rules], heads: vec![heads], ..Capabilities::default() };
         let plan = plan.restricted(&capabilities);
@@ -124,19 +139,95 @@ fn other_rules(torch: &mut dyn Subject) -> Outcome {
         if let Some(wrong) = verdict.explanations().first() {
             return Err(format!("{wrong}\n{plan:?}").into());
         }
+        for (count, rules) in ignored
+            .iter_mut()
+            .zip([Rules { channel_weights: false, ..rules }, Rules { ranks: Ranks::default(), ..rules }])
+        {
+            // One case in four is enough.
+            if asked_before % 4 == 0 && rules != case.instance.selection.rules {
+                let mut other = case.clone();
+                other.instance.selection.rules = rules;
+                let answer = torch.answer(&other);
+                let verdict = judge_call(&case.instance, &case.call, &answer, torch.rounding_model());
+                *count += u32::from(answer.is_ok() && !verdict.conforms());
+            }
+        }
         match answer {
             Err(_) => refused += 1,
             Ok(answer) if answer.mask.weights().iter().any(|&weight| weight == 0.0) => {
                 *conforming.entry((heads.name(), format!("{:?}", rules.score))).or_default() += 1;
+                weighted += u32::from(rules.channel_weights && has_weights(&case.instance));
+                if heads != HeadMode::PerHead && rules.ranks.count() > 1 {
+                    *in_ranks.entry((heads.name(), rules.ranks.parts().to_string())).or_default() += 1;
+                }
             }
             Ok(_) => {}
         }
     }
     let fewest = conforming.values().min().copied().unwrap_or(0);
-    if conforming.len() == 3 * HeadMode::EVERY.len() && fewest >= asked / 200 && refused > 0 {
+    let fewest_in_ranks = in_ranks.values().min().copied().unwrap_or(0);
+    println!("{weighted} weighted, {in_ranks:?} in ranks; outside without them: {ignored:?}");
+    if conforming.len() == 3 * HeadMode::EVERY.len()
+        && fewest >= asked / 200
+        && in_ranks.len() == 3 * (HeadMode::EVERY.len() - 1)
+        && fewest_in_ranks >= asked / 200
+        && weighted >= asked / 8
+        && ignored.iter().all(|&cases| cases > 0)
+        && refused > 0
+    {
         return Ok(());
     }
-    Err(format!("too few cases: {refused} refused; {conforming:?}").into())
+    Err(format!(
+        "too few cases: {refused} refused; {weighted} weighted; {conforming:?}; {in_ranks:?}; {ignored:?}"
+    )
+    .into())
+}
+
+fn has_weights(instance: &Instance) -> bool {
+    instance.channels(0).is_ok_and(|channels| channels.weights().is_some())
+}
+
+/// SPEC §2.13, by the published rules and others. Only answers that leave a key of an entry out are counted.
+fn unequal_lengths(torch: &mut dyn Subject) -> Outcome {
+    let mut runner = TestRunner::deterministic();
+    let mut others = Vec::new();
+    for _ in 0..40 {
+        others.push(rules().new_tree(&mut runner)?.current().0);
+    }
+    // Random plans have the published head modes wherever these are offered.
+    let other_heads = HeadMode::EVERY.into_iter().filter(|heads| !HeadMode::ALL.contains(heads)).collect();
+    for (rules, heads) in [(vec![Rules::default()], HeadMode::ALL.to_vec()), (others, other_heads)] {
+        let capabilities = Capabilities { rules, heads, ..torch.capabilities() };
+        assert!(capabilities.ragged);
+        let plans = sequence_plans(&capabilities);
+        let mut conforming = BTreeMap::<_, u32>::new();
+        for _ in 0..cases(400) {
+            let plan = plans.new_tree(&mut runner)?.current();
+            let sequence = plan.sequence()?;
+            if !sequence.calls.iter().any(|call| call.inputs.lengths().is_some()) {
+                continue;
+            }
+            let observation = ask(torch, &sequence);
+            let verdicts = judge_observation(&observation, torch.rounding_model());
+            if let Some(wrong) = verdicts.iter().flat_map(Verdict::explanations).next() {
+                return Err(format!("{wrong}\n{plan:?}").into());
+            }
+            for (call, answer) in sequence.calls.iter().zip(&observation.answers) {
+                let (Some(lengths), Ok(answer)) = (call.inputs.lengths(), answer) else { continue };
+                let weights = answer.mask.weights();
+                let leaves_out = weights.outer_iter().zip(lengths.keys()).any(|(entry, &keys)| {
+                    entry.slice(s![.., -1.., ..keys]).iter().any(|&weight| weight == 0.0)
+                });
+                *conforming.entry(sequence.instance.selection.heads.name()).or_default() +=
+                    u32::from(leaves_out);
+            }
+        }
+        let total: u32 = conforming.values().sum();
+        if conforming.len() < capabilities.heads.len() || total < cases(400) / 20 {
+            return Err(format!("too few calls: {conforming:?}").into());
+        }
+    }
+    Ok(())
 }
 
 /// Rows with magnitudes over most of each type's range, wider than random cases have them.

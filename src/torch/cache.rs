@@ -18,7 +18,7 @@ use super::layer::{kind, product};
 use super::masker::{Ranking, Selected, check, is_finite, label_channels, label_range, largest, quantize_};
 use super::rules::{self, ScoreParts, for_every_head};
 use crate::algorithm::{
-    ChannelOrder, Detail, Dims, Error, HeadMode, LabelBits, Precision, ScoreRule, Selection, Storage,
+    ChannelOrder, Detail, Dims, Error, HeadMode, LabelBits, Precision, Rules, ScoreRule, Selection, Storage,
 };
 
 /// Storage is made for a multiple of this many keys, so that every packing divides it.
@@ -34,11 +34,14 @@ pub struct LabelledKvCache {
     scaling: f64,
     /// The label channels of each head: [1, hk, g, 1, r].
     channels: Tensor,
+    /// Channel weights in f32, [1, h, 1, r]; `None` where they are 1.
+    channel_weights: Option<Tensor>,
     /// How many keys there is room for.
     capacity: i64,
     /// [b·hk, capacity, d + dv] in the storage type: each key beside its value.
     keys_values: Tensor,
-    /// [rows, capacity, width], see [`LabelledKvCache::rows_and_width`]; 0 where no key is held yet.
+    /// [rows, capacity, width], see [`LabelledKvCache::rows_and_width`]; 0 where no key is held yet. In the storage type, or in f32 where
+    /// what they are multiplied by is.
     labels: Tensor,
     /// Block-diagonal query labels [rows, pack · width, pack], 0 outside the blocks.
     packed_query: Tensor,
@@ -82,6 +85,10 @@ impl LabelledKvCache {
         device: Device,
     ) -> Result<Self> {
         let r = check(dims, channels, selection)?;
+        let channel_weights = match rules::channel_weights(dims, channels, r, &selection.rules, device)? {
+            None => None,
+            Some(weights) => Some(weights.f_reshape([1, dims.heads as i64, 1, r])?),
+        };
         let channels = label_channels(dims, channels, r, device)?.f_unsqueeze(0)?.f_unsqueeze(3)?;
         let nothing = Tensor::f_zeros([1], (Kind::Float, device))?;
         let mut cache = Self {
@@ -91,6 +98,7 @@ impl LabelledKvCache {
             kept,
             scaling,
             channels,
+            channel_weights,
             capacity: 0,
             keys_values: nothing.shallow_clone(),
             labels: nothing.shallow_clone(),
@@ -117,21 +125,23 @@ impl LabelledKvCache {
         rows as usize * width as usize * self.labels_kind().elt_size_in_bytes()
     }
 
-    /// Rows of labels and numbers in each: b·h and r where each head has scores; b and h·r where [`Self::is_one_product`]; b and r
-    /// in `summed-labels`, where only the sum over heads is kept.
+    /// Rows of labels and numbers in each: b·h and r where each head has scores; b and h·r where [`Self::is_one_product`]; b for
+    /// each rank and r in `summed-labels`, where only the sum over heads is kept.
     fn rows_and_width(&self) -> (i64, i64) {
         let (b, h) = (self.dims.batch as i64, self.dims.heads as i64);
         let r = *self.channels.size().last().unwrap_or(&1);
         match self.selection.heads {
-            HeadMode::SummedLabels => (b, r),
+            HeadMode::SummedLabels => (b * self.selection.rules.ranks.count() as i64, r),
             _ if self.is_one_product() => (b, h * r),
             _ => (b * h, r),
         }
     }
 
-    /// Whether the sum over heads is one longer product.
+    /// Whether the sum over heads is one longer product, as no part of it is rounded.
     fn is_one_product(&self) -> bool {
-        self.selection.heads == HeadMode::SummedScores && self.selection.rules.score == ScoreRule::Dot
+        let Rules { score, ranks, .. } = self.selection.rules;
+        let plain = score == ScoreRule::Dot && ranks.parts() == Storage::F32;
+        self.selection.heads == HeadMode::SummedScores && plain
     }
 
     /// How many positions a product takes as one row: the power of two that fills 128 numbers. Wider labels gain nothing.
@@ -145,6 +155,7 @@ impl LabelledKvCache {
     fn labels_kind(&self) -> Kind {
         match self.selection.heads {
             HeadMode::SummedLabels => Kind::Float,
+            _ if self.channel_weights.is_some() => Kind::Float,
             _ => kind(self.storage),
         }
     }
@@ -237,13 +248,16 @@ impl LabelledKvCache {
     fn arranged(&self, labels: &Tensor) -> Result<Tensor> {
         let (rows, width) = self.rows_and_width();
         Ok(match self.selection.heads {
-            HeadMode::SummedLabels => labels.f_sum_dim_intlist(1, false, Kind::Float)?,
+            HeadMode::SummedLabels => {
+                rules::summed_in_ranks(labels, self.selection.rules.ranks)?.f_reshape([rows, -1, width])?
+            }
             _ if self.is_one_product() => labels.f_transpose(1, 2)?.f_reshape([rows, -1, width])?,
             _ => labels.f_reshape([rows, -1, width])?,
         })
     }
 
-    /// The labels of all keys, [b, h, n, r] in the storage type; `None` in `summed-labels`, where only their sum is kept.
+    /// The labels of all keys, [b, h, n, r] in the storage type, or in f32 where there are channel weights; `None` in `summed-labels`,
+    /// where only their sum is kept.
     ///
     /// Errors: those of libtorch.
     pub fn labels(&self) -> Result<Option<Tensor>> {
@@ -288,7 +302,10 @@ impl LabelledKvCache {
         let (b, hk, m, n, d) = (batch as i64, kv_heads as i64, queries, keys as i64, head_dim as i64);
         let [bits, _] = self.selection.bits();
         let query_labels = self.labels_of(&q.f_reshape([b, hk, -1, m, d])?, bits)?;
-        let rows = self.arranged(&query_labels)?;
+        let rows = match &self.channel_weights {
+            None => self.arranged(&query_labels)?,
+            Some(weights) => self.arranged(&query_labels.f_to_kind(Kind::Float)?.f_mul(weights)?)?,
+        };
         let dots = self.dots(&rows)?.f_view([b, -1, m, n])?;
         let norms = match self.selection.rules.score {
             ScoreRule::Cosine => {
@@ -324,7 +341,7 @@ impl LabelledKvCache {
             // A dot product that overflows to +∞ makes NaN of −∞, and NaN would come first.
             scores = scores.f_masked_fill(&additive.f_eq(f64::NEG_INFINITY)?, f64::NEG_INFINITY)?;
         }
-        let scores = rules::combined(self.selection.heads, &scores, &self.dims)?;
+        let scores = rules::combined(self.selection.heads, self.selection.rules.ranks, &scores, &self.dims)?;
         Ok(LabelScores { query_labels, scores })
     }
 
@@ -346,8 +363,9 @@ impl LabelledKvCache {
 
     /// A product that is summed in f32, in the type that scores are kept in.
     fn kept_product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let plain = self.selection.heads == HeadMode::PerHead && self.selection.rules.score == ScoreRule::Dot;
-        let in_storage = self.kept == Precision::Storage && plain;
+        let Selection { heads, rules, .. } = &self.selection;
+        let plain = *heads == HeadMode::PerHead && rules.score == ScoreRule::Dot;
+        let in_storage = self.kept == Precision::Storage && plain && self.channel_weights.is_none();
         if in_storage && self.device().is_cuda() {
             Ok(a.f_bmm(b)?)
         } else if in_storage {

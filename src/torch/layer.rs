@@ -175,12 +175,13 @@ pub fn causal(queries: i64, keys: i64, kind: Kind, device: Device) -> Result<Ten
     Ok(later.f_triu(keys - queries + 1)?)
 }
 
-/// A matrix product of [b, i, j] and [b, j, k] that is summed and returned in f32 whatever the inputs' type. Errors: those of
+/// A matrix product of [b, i, j] and [b, j, k] that is summed and returned in f32 whatever the inputs' types. Errors: those of
 /// libtorch.
 pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Ok(if a.kind() == Kind::Float {
+    let of_one_type = a.kind() == b.kind();
+    Ok(if of_one_type && a.kind() == Kind::Float {
         a.f_bmm(b)?
-    } else if a.device().is_cuda() {
+    } else if of_one_type && a.device().is_cuda() {
         a.f_bmm_dtype(b, Kind::Float)?
     } else {
         a.f_to_kind(Kind::Float)?.f_bmm(&b.f_to_kind(Kind::Float)?)?

@@ -100,8 +100,8 @@ pub fn filled(layer: &Layer, before: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// Checks settings and channels of a layer, and returns r. Errors: G not dividing d, channels that do not fit, anything but the
-/// published algorithm, `summed-labels` without shared channels.
+/// Checks settings and channels of a layer, and returns r. Errors: G not dividing d, channels that do not fit, those of
+/// [`rules::check`], `summed-labels` without shared channels.
 pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std::result::Result<i64, Error> {
     let (factor, d) = (selection.group_factor.get(), dims.head_dim);
     if d % factor != 0 {
@@ -118,7 +118,7 @@ pub fn check(dims: &Dims, channels: &ChannelOrder, selection: &Selection) -> std
     if let Some(&channel) = rows.iter().flatten().find(|&&channel| channel >= d) {
         return Err(Error::ChannelRange(Detail::new("channels", channel, format!("below {d}"))));
     }
-    rules::check(selection)?;
+    rules::check(dims, channels, label_channels, selection)?;
     let first = &rows[0][..label_channels];
     let shared = rows.iter().all(|row| row[..label_channels] == *first);
     if selection.heads == HeadMode::SummedLabels && !shared {
@@ -171,32 +171,46 @@ pub struct TorchMasker {
     channels: Tensor,
     /// 0/1 matrices that pick the label channels of keys: [hk, g·r, d].
     pick_keys: Tensor,
-    /// 1 for label channels, 0 for others: [1, hk, g, 1, d].
-    is_label: Tensor,
+    /// What q is multiplied by where labels of keys are not gathered: 1 or its weight for each label channel, 0 for others:
+    /// [1, hk, g, 1, d].
+    of_channels: Tensor,
+    /// Channel weights in f32, [1, h, r, 1]; `None` where they are 1.
+    channel_weights: Option<Tensor>,
 }
 
 impl TorchMasker {
     /// A masker for these channels. Errors: those of [`check`]; those of libtorch.
     pub fn new(
         dims: &Dims,
-        channels: &ChannelOrder,
+        channel_rows: &ChannelOrder,
         selection: &Selection,
         storage: Storage,
         device: Device,
     ) -> Result<Self> {
-        let r = check(dims, channels, selection)?;
+        let r = check(dims, channel_rows, selection)?;
         let (hk, group, d) = (dims.kv_heads as i64, dims.group_size() as i64, dims.head_dim as i64);
-        let channels = label_channels(dims, channels, r, device)?;
+        let channels = label_channels(dims, channel_rows, r, device)?;
         let mut pick = Tensor::f_zeros([hk, group, r, d], (kind(storage), device))?;
         let _ = pick.f_scatter_value_(3, &channels.f_unsqueeze(-1)?, 1.0)?;
-        let is_label = pick.f_sum_dim_intlist(-2, false, pick.kind())?.f_reshape([1, hk, group, 1, d])?;
+        let weights = rules::channel_weights(dims, channel_rows, r, &selection.rules, device)?;
+        let of_channels = match &weights {
+            None => pick.f_sum_dim_intlist(-2, false, pick.kind())?,
+            Some(weights) => {
+                Tensor::f_zeros([hk, group, d], (Kind::Float, device))?.f_scatter(2, &channels, weights)?
+            }
+        };
+        let channel_weights = match weights {
+            None => None,
+            Some(weights) => Some(weights.f_reshape([1, hk * group, r, 1])?),
+        };
         Ok(Self {
             selection: *selection,
             storage,
             label_channels: r,
             channels: channels.f_reshape([1, hk, group, r, 1])?,
             pick_keys: pick.f_reshape([hk, group * r, d])?,
-            is_label,
+            of_channels: of_channels.f_reshape([1, hk, group, 1, d])?,
+            channel_weights,
         })
     }
 
@@ -307,14 +321,18 @@ impl TorchMasker {
         let (mut sum, mut norms) = (None, None);
         let dots = if !self.quantises() && !summed && !cosine {
             // Channels that are no label become 0 in q; then k needs no gathering.
-            let q = layer.q.f_mul(&self.is_label)?.f_reshape([b * hk, group * m, d])?;
+            let q = layer.q.f_mul(&self.of_channels)?.f_reshape([b * hk, group * m, d])?;
             product(&q, &layer.k.f_transpose(1, 2)?)?.f_reshape([b, h, m, n])?
         } else {
-            let mut labels = self.labels(layer)?;
-            if summed {
-                labels = labels.f_sum_dim_intlist(1, true, Kind::Float)?;
+            let labels = self.labels(layer)?;
+            let (mut keys, mut queries) = (labels.f_narrow(3, 0, n)?, labels.f_narrow(3, n, m)?);
+            if let Some(weights) = &self.channel_weights {
+                queries = queries.f_to_kind(Kind::Float)?.f_mul(weights)?;
             }
-            let (keys, queries) = (labels.f_narrow(3, 0, n)?, labels.f_narrow(3, n, m)?);
+            if summed {
+                keys = rules::summed_in_ranks(&keys, rules.ranks)?;
+                queries = rules::summed_in_ranks(&queries, rules.ranks)?;
+            }
             if cosine {
                 norms = Some((rules::norms(&queries, 2)?, rules::norms(&keys, 2)?));
             }
@@ -335,7 +353,7 @@ impl TorchMasker {
             head_dim: d,
         };
         let scores = rules::scores(rules, dots, &parts)?;
-        Ok((rules::combined(heads, &scores, &layer.dims)?, sum))
+        Ok((rules::combined(heads, rules.ranks, &scores, &layer.dims)?, sum))
     }
 }
 
@@ -347,17 +365,10 @@ pub(super) fn label_range() -> Error {
 
 /// The label channels of each head: [hk, g, r].
 pub(super) fn label_channels(dims: &Dims, channels: &ChannelOrder, r: i64, device: Device) -> Result<Tensor> {
-    let (hk, group) = (dims.kv_heads as i64, dims.group_size() as i64);
     let rows = channels.rows();
     let leading = |row: &Vec<usize>| row[..r as usize].iter().map(|&c| c as i64).collect::<Vec<_>>();
     let flat: Vec<i64> = rows.iter().flat_map(leading).collect();
-    let (outer, inner) = match rows.len() {
-        1 => (1, 1),
-        len if len == dims.heads => (hk, group),
-        _ => (hk, 1),
-    };
-    let index = Tensor::f_from_slice(&flat)?.f_to_device(device)?.f_reshape([outer, inner, r])?;
-    Ok(index.f_expand([hk, group, r], false)?.f_contiguous()?)
+    rules::of_every_head(&Tensor::f_from_slice(&flat)?.f_to_device(device)?, rows.len(), dims, r)
 }
 
 pub(super) fn is_finite(x: &Tensor) -> Result<bool> {

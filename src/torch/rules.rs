@@ -1,31 +1,67 @@
-//! What else than the published algorithm libtorch computes (SPEC §2.12): the score of one head and key from a product of labels,
-//! heads taken together, and forced keys. Scores are f32.
+//! What else than the published algorithm libtorch computes (SPEC §2.12): channel weights, the score of one head and key from a product
+//! of labels, heads taken together in ranks, and forced keys. Scores are f32.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::error::Result;
+use super::layer::kind;
 use super::masker::positions;
 use crate::algorithm::config::Combined;
 use crate::algorithm::{
-    Detail, Dims, Error, Forced, HeadMode, QuantisedLabels, Rules, ScoreFactor, ScoreRule, Selection,
+    ChannelOrder, Detail, Dims, Error, Forced, HeadMode, Ranks, Rules, ScoreFactor, ScoreRule, Selection,
+    Storage,
 };
 
-/// Errors: [`Error::HeadMode`] for rules that are not computed here.
-pub fn check(selection: &Selection) -> std::result::Result<(), Error> {
-    let others = Rules {
-        quantised: QuantisedLabels::default(),
-        score: ScoreRule::default(),
-        factor: ScoreFactor::default(),
-        forced: Forced::default(),
-        ..selection.rules
-    };
-    // ε matters to the cosine alone.
-    if others == (Rules { epsilon: others.epsilon, ..Rules::default() }) {
-        return Ok(());
+/// Checks ranks and channel weights for r label channels. Errors: [`Error::HeadMode`] for ranks that do not divide the heads that share
+/// a selection, and for `summed-labels` with weights that differ between heads; [`Error::ChannelRows`] for fewer than r weights.
+pub fn check(
+    dims: &Dims,
+    channels: &ChannelOrder,
+    label_channels: usize,
+    selection: &Selection,
+) -> std::result::Result<(), Error> {
+    // Named one by one, so that a rule that is not computed here does not compile.
+    let Rules { quantised: _, channel_weights, score: _, epsilon: _, factor: _, ranks, forced: _ } =
+        selection.rules;
+    ranks.check(selection.heads, dims)?;
+    let Some(weights) = channels.weights() else { return Ok(()) };
+    if let Some(row) = weights.iter().find(|row| row.len() < label_channels) {
+        let expected = format!("at least {label_channels} in each row");
+        return Err(Error::ChannelRows(Detail::new("channel_weights", row.len(), expected)));
     }
-    let found = serde_json::json!(selection.rules).to_string();
-    let expected = "quantised, score, epsilon, factor and forced only";
-    Err(Error::HeadMode(Detail::new("rules", found, expected)))
+    let shared = weights.iter().all(|row| row[..label_channels] == weights[0][..label_channels]);
+    if channel_weights && selection.heads == HeadMode::SummedLabels && !shared {
+        let expected = "channel weights shared by all heads";
+        return Err(Error::HeadMode(Detail::new("heads", "summed-labels", expected)));
+    }
+    Ok(())
+}
+
+/// The channel weights of each head in f32, [hk, g, r]; `None` where they are 1. Errors: those of libtorch.
+pub fn channel_weights(
+    dims: &Dims,
+    channels: &ChannelOrder,
+    label_channels: i64,
+    rules: &Rules,
+    device: Device,
+) -> Result<Option<Tensor>> {
+    let Some(rows) = channels.weights().filter(|_| rules.channel_weights) else { return Ok(None) };
+    let flat: Vec<f32> = rows.iter().flat_map(|row| &row[..label_channels as usize]).copied().collect();
+    let weights = Tensor::f_from_slice(&flat)?.f_to_device(device)?;
+    Ok(Some(of_every_head(&weights, rows.len(), dims, label_channels)?))
+}
+
+/// Numbers of channel rows, one after another, as those of each head, [hk, g, r]: there is a row for each head, for each KV head or for
+/// all. Errors: those of libtorch.
+pub fn of_every_head(flat: &Tensor, rows: usize, dims: &Dims, label_channels: i64) -> Result<Tensor> {
+    let (hk, group) = (dims.kv_heads as i64, dims.group_size() as i64);
+    let (outer, inner) = match rows {
+        1 => (1, 1),
+        rows if rows == dims.heads => (hk, group),
+        _ => (hk, 1),
+    };
+    let of_rows = flat.f_reshape([outer, inner, label_channels])?;
+    Ok(of_rows.f_expand([hk, group, label_channels], false)?.f_contiguous()?)
 }
 
 /// What the score of a row depends on besides its product of labels.
@@ -42,7 +78,7 @@ pub struct ScoreParts<'a> {
     pub head_dim: i64,
 }
 
-/// Products of labels [b, h or 1, m, n] become scores. Without A the factor is left out, as it changes no ranking.
+/// Products of labels [b, h or fewer, m, n] become scores. Without A the factor is left out where it changes no ranking.
 ///
 /// Errors: those of libtorch.
 pub fn scores(rules: &Rules, dots: Tensor, parts: &ScoreParts) -> Result<Tensor> {
@@ -60,13 +96,19 @@ pub fn scores(rules: &Rules, dots: Tensor, parts: &ScoreParts) -> Result<Tensor>
         }
         _ => dots,
     };
-    let Some(additive) = parts.additive else { return Ok(scores) };
+    // Parts that are rounded may leave their type.
+    if parts.additive.is_none() && rules.ranks.parts() == Storage::F32 {
+        return Ok(scores);
+    }
     let scores = match rules.factor {
         ScoreFactor::LabelChannels => scores.f_div_scalar((parts.label_channels as f64).sqrt())?,
         ScoreFactor::HeadDim => scores.f_div_scalar((parts.head_dim as f64).sqrt())?,
         ScoreFactor::Number(factor) => scores.f_mul_scalar(factor)?,
     };
-    Ok(scores.f_add(additive)?)
+    match parts.additive {
+        Some(additive) => Ok(scores.f_add(additive)?),
+        None => Ok(scores),
+    }
 }
 
 /// Norms of labels over the channels in one dimension, in f32. Errors: those of libtorch.
@@ -75,20 +117,40 @@ pub fn norms(labels: &Tensor, channels: i64) -> Result<Tensor> {
     Ok(squares.f_sum_dim_intlist(channels, false, Kind::Float)?.f_sqrt()?)
 }
 
-/// Scores of heads [b, h, m, n] as those of the selections that they share, [b, selections, m, n] (SPEC §2.7, §2.12).
+/// Scores of heads [b, h, m, n], or in `summed-labels` of ranks, as those of the selections that heads share, [b, selections, m, n] (SPEC
+/// §2.7, §2.12).
 ///
 /// Errors: those of libtorch.
-pub fn combined(heads: HeadMode, scores: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let sharing = heads.sharing(dims) as i64;
-    if sharing == 1 || scores.size()[1] == 1 {
+pub fn combined(heads: HeadMode, ranks: Ranks, scores: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let (b, rows, m, n) = scores.size4()?;
+    let (sharing, count) = (heads.sharing(dims) as i64, ranks.count() as i64);
+    if sharing == 1 || rows == 1 {
         return Ok(scores.shallow_clone());
     }
-    let shared = shared(scores, scores.size()[1] / sharing)?;
-    Ok(match heads.combined() {
-        Combined::Sum => shared.f_sum_dim_intlist(2, false, Kind::Float)?,
-        Combined::Mean => shared.f_mean_dim(2, false, Kind::Float)?,
-        Combined::Max => shared.f_amax(2, false)?,
-    })
+    if heads == HeadMode::SummedLabels {
+        return sum_of_parts(&shared(scores, 1)?, ranks.parts());
+    }
+    let together = scores.f_reshape([b, rows / sharing * count, sharing / count, m, n])?;
+    let parts = match heads.combined() {
+        Combined::Sum => together.f_sum_dim_intlist(2, false, Kind::Float)?,
+        Combined::Mean => together.f_mean_dim(2, false, Kind::Float)?,
+        Combined::Max => together.f_amax(2, false)?,
+    };
+    if count == 1 {
+        return Ok(parts);
+    }
+    sum_of_parts(&shared(&parts, rows / sharing)?, ranks.parts())
+}
+
+/// Parts [b, selections, ranks, m, n], each rounded to the type in which ranks exchange them, and summed in f32.
+fn sum_of_parts(parts: &Tensor, exchanged: Storage) -> Result<Tensor> {
+    let parts = parts.f_to_kind(kind(exchanged))?.f_to_kind(Kind::Float)?;
+    Ok(parts.f_sum_dim_intlist(2, false, Kind::Float)?)
+}
+
+/// Labels of heads [b, h, ·, ·] summed over the heads of each rank, [b, ranks, ·, ·] in f32 (SPEC §2.12). Errors: those of libtorch.
+pub fn summed_in_ranks(labels: &Tensor, ranks: Ranks) -> Result<Tensor> {
+    Ok(shared(labels, ranks.count() as i64)?.f_sum_dim_intlist(2, false, Kind::Float)?)
 }
 
 /// [b, h, m, ·] as [b, selections, h / selections, m, ·]. Errors: those of libtorch.
