@@ -131,6 +131,17 @@ impl Constraint {
         }
     }
 
+    /// The largest allowed value that is not above another.
+    fn at_most(&self, most: usize) -> Option<usize> {
+        match &self.list {
+            Some(list) => list[..list.partition_point(|&value| value <= most)].last().copied(),
+            None => {
+                let last = self.to.map_or(most, |to| to.min(most)) / self.multiple_of * self.multiple_of;
+                Some(last).filter(|&last| last >= self.from)
+            }
+        }
+    }
+
     /// The value itself where it is allowed, otherwise one of the smallest values that are, chosen by `word`.
     fn fit(&self, value: usize, word: u64) -> usize {
         if self.allows(value) {
@@ -273,6 +284,14 @@ impl Domain {
         }
         domain.check()?;
         Ok(domain)
+    }
+
+    /// The largest allowed number of keys that is not above another.
+    pub(super) fn keys_at_most(&self, most: usize) -> Option<usize> {
+        match self.sizes.get(&Quantity::Keys) {
+            Some(keys) => keys.at_most(most),
+            None => Some(most),
+        }
     }
 
     fn allows(&self, quantity: Quantity, value: usize) -> bool {

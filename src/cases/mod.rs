@@ -10,6 +10,7 @@ pub mod domain;
 pub mod error;
 #[cfg(feature = "files")]
 pub mod file;
+pub mod large_plan;
 pub mod observation;
 pub mod profiles;
 pub mod promise;

@@ -25,6 +25,9 @@ pub struct Arguments {
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// One large call is asked for every 16 random sequences, of at most this many keys; 0 asks none
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    largest_keys: usize,
     /// Ask only what this kind of implementation supports: everything, author or hub
     #[arg(long, value_name = "NAME", default_value = "everything")]
     profile: String,
@@ -75,6 +78,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let options = Options {
         cases: arguments.cases,
         seed: arguments.seed,
+        largest_keys: arguments.largest_keys,
         profile,
         known,
         goldens,

@@ -12,8 +12,13 @@ pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
     let _ = writeln!(
         text,
-        "asked: {} random sequences (seed {}) and {} of {} goldens, {} calls",
-        report.sequences, report.seed, report.goldens, report.coverage.goldens, report.calls
+        "asked: {} random sequences (seed {}){} and {} of {} goldens, {} calls",
+        report.sequences,
+        report.seed,
+        large(report),
+        report.goldens,
+        report.coverage.goldens,
+        report.calls
     );
     let coverage = &report.coverage;
     if let Some(domain) = coverage.domain_in_words() {
@@ -50,6 +55,15 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "\nstopped early: {why}");
     }
     text + &summary(report, with_times)
+}
+
+/// How many large sequences were asked, where any were.
+pub(super) fn large(report: &Report) -> String {
+    match report.large {
+        0 => String::new(),
+        1 => ", 1 large one".into(),
+        large => format!(", {large} large ones"),
+    }
 }
 
 /// What was answered, counted; of one stage only what it can give.
@@ -203,7 +217,7 @@ fn indent(text: &mut String, lines: &str) {
 }
 
 fn summary(report: &Report, with_times: bool) -> String {
-    let asked = report.sequences + report.goldens;
+    let asked = report.sequences + report.large + report.goldens;
     let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
     if report.refused > 0 {
         let _ = write!(text, " ({} calls refused, as expected)", report.refused);

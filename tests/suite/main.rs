@@ -17,6 +17,7 @@ mod faults;
 mod goldens;
 mod html;
 mod invariants;
+mod large;
 mod maskers;
 mod package;
 mod processes;

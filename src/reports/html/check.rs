@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
-use crate::reports::check::{answered, promises};
+use crate::reports::check::{answered, large, promises};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -24,7 +24,7 @@ pub fn check(report: &Report, replay: &str) -> String {
 
 fn summary(report: &Report) -> Markup {
     let asked = html! {
-        (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ") and "
+        (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ")" (large(report)) " and "
         (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
     };
     let counts = html! {

@@ -26,10 +26,14 @@ use super::seed::test_runner;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;
+use crate::cases::large_plan::large_sequence;
 use crate::cases::sequence_plan::sequence_plans;
 use crate::cases::{Capabilities, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
+
+/// One large sequence for so many small ones.
+const SMALL_PER_LARGE: usize = 16;
 
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
@@ -38,6 +42,9 @@ pub struct Options {
     pub cases: usize,
     /// Seed of the random sequences; default 0.
     pub seed: u64,
+    /// For every 16 random sequences, which are small, one call of up to this many keys is asked; 40 or less ask none. Default
+    /// 1024.
+    pub largest_keys: usize,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
@@ -58,6 +65,7 @@ impl Default for Options {
         Self {
             cases: 1000,
             seed: 0,
+            largest_keys: 1024,
             profile: Capabilities::default(),
             known: Vec::new(),
             #[cfg(feature = "files")]
@@ -83,7 +91,8 @@ pub fn check_with_progress(
     let goldens = run.goldens(options);
     #[cfg(not(feature = "files"))]
     let goldens = Vec::<crate::cases::Sequence>::new();
-    let total = goldens.len();
+    let large = options.cases / SMALL_PER_LARGE;
+    let total = goldens.len() + large;
     let capabilities = run.capabilities.clone();
     let plans = sequence_plans(&capabilities);
     let mut runner = test_runner(options.seed);
@@ -108,15 +117,22 @@ pub fn check_with_progress(
         ));
     }
     // Random sequences are small and quick to understand: they go first.
+    for number in 0..large {
+        let drawn = large_sequence(&capabilities, options.seed, number, options.largest_keys);
+        let Some((sequence, _)) = drawn.filter(|_| run.report.stopped.is_none()) else { continue };
+        progress(asked + number, total + options.cases, run.report.findings.len());
+        run.sequence(&sequence);
+        run.report.large += 1;
+    }
     for (index, golden) in goldens.iter().enumerate() {
         if run.report.stopped.is_some() {
             break;
         }
-        progress(asked + index, total + options.cases, run.report.findings.len());
+        progress(asked + large + index, total + options.cases, run.report.findings.len());
         run.sequence(golden);
         run.report.goldens += 1;
     }
-    if options.cases == 0 && total == 0 {
+    if options.cases == 0 && goldens.is_empty() {
         run.report
             .bad_inputs
             .push("cases: found 0, and no golden that applies, expected something to ask".into());

@@ -33,6 +33,8 @@ pub struct Report {
     pub seed: u64,
     /// Random sequences that were asked.
     pub sequences: usize,
+    /// Large sequences that were asked.
+    pub large: usize,
     /// Goldens that were asked.
     pub goldens: usize,
     /// Calls in all of them.
@@ -346,6 +348,7 @@ impl Report {
             model,
             seed,
             sequences: 0,
+            large: 0,
             goldens: 0,
             calls: 0,
             answered: 0,

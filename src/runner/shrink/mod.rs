@@ -30,6 +30,13 @@ impl Default for Limits {
     }
 }
 
+/// Sequences of more keys than this are made smaller by large steps first.
+const MANY_KEYS: usize = 64;
+
+fn most_keys(sequence: &Sequence) -> usize {
+    sequence.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0)
+}
+
 /// The smallest sequence found.
 #[derive(Debug, Clone)]
 pub struct Shrunk {
@@ -74,7 +81,8 @@ struct Search<'a> {
 impl Search<'_> {
     /// All reductions once; whether any of them worked.
     fn round(&mut self) -> bool {
-        let mut changed = self.drop_each(|s| s.calls.len(), without_calls);
+        let mut changed = self.far_fewer_keys();
+        changed |= self.drop_each(|s| s.calls.len(), without_calls);
         changed |= self.plainer_settings();
         let batch = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0);
         changed |= self.drop_each(batch, without_batch);
@@ -85,13 +93,41 @@ impl Search<'_> {
             let queries = |s: &Sequence| s.calls[call].inputs.dims().queries;
             changed |= self.drop_each(queries, |s, start, end| without_queries(s, call, start, end));
         }
-        let keys = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0);
-        changed |= self.drop_each(keys, without_keys);
-        changed |= self.drop_each(keys, without_keys_and_heavy);
-        changed |= self.drop_each(keys, without_positions);
+        changed |= self.drop_each(most_keys, without_keys);
+        changed |= self.drop_each(most_keys, without_keys_and_heavy);
+        changed |= self.drop_each(most_keys, without_positions);
         changed |= self.fewer_channels();
         changed |= self.drop_each(|s| s.calls[0].inputs.dims().value_dim, without_value_dims);
         changed | self.plainer_values()
+    }
+
+    /// Large sequences are slow to try: first runs of keys that are a good part of all, from either end and of either kind, so
+    /// that everything else is tried at a size near the smallest that fails.
+    fn far_fewer_keys(&mut self) -> bool {
+        let mut changed = false;
+        while most_keys(&self.current) > MANY_KEYS && !self.exhausted() {
+            let keys = most_keys(&self.current);
+            let runs = [2, 4, 8, 16].into_iter().flat_map(|share| {
+                let run = keys / share;
+                [(0, run), (keys - run, keys), ((keys - run) / 2, (keys + run) / 2)]
+            });
+            let mut taken = false;
+            for (start, end) in runs {
+                let candidates = [without_keys(&self.current, start, end)]
+                    .into_iter()
+                    .chain([without_keys_and_heavy(&self.current, start, end)]);
+                let candidates: Vec<_> = candidates.collect();
+                if candidates.into_iter().any(|candidate| self.accept(candidate)) {
+                    taken = true;
+                    break;
+                }
+            }
+            if !taken {
+                break;
+            }
+            changed = true;
+        }
+        changed
     }
 
     /// Entries of unequal lengths: all keys where that still fails, otherwise fewer. Rounds repeat it.
