@@ -147,7 +147,7 @@ pub fn large_sequence(
     largest: usize,
 ) -> Option<(Sequence, Scores)> {
     let largest = capabilities.largest_keys.map_or(largest, |most| most.min(largest));
-    let seed = mix(mix(seed ^ 0x6c61_7267_65) ^ mix(number as u64));
+    let seed = mix(mix(seed ^ 0x006c_6172_6765) ^ mix(number as u64));
     let domain = capabilities.domains.get(seed as usize % capabilities.domains.len().max(1));
     let allowed = |keys: usize| domain.map_or(Some(keys), |domain| domain.keys_at_most(keys));
     let largest = allowed(largest).filter(|&largest| largest > SMALL)?;
