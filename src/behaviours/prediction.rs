@@ -258,7 +258,12 @@ fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<Chann
             }
         }
     };
-    ChannelOrder::new(rows.rows().iter().map(row).collect())
+    let reordered = ChannelOrder::new(rows.rows().iter().map(row).collect())?;
+    // Channel weights belong to places in a row.
+    match rows.weights() {
+        None => Ok(reordered),
+        Some(weights) => reordered.with_weights(weights.to_vec()),
+    }
 }
 
 /// What the attention reads: KV heads as the behaviour assigns them.
