@@ -178,6 +178,18 @@ fn fault(name: &str) -> &'static Fault {
     CATALOGUE.iter().find(|fault| fault.name == name).unwrap()
 }
 
+/// What makes the command fail.
+#[test]
+fn a_fault_that_is_missed_or_misnamed_is_not_right() {
+    let (result, _) = Planted::Fault(fault("one-key-more")).check(&options_of(30));
+    assert!(result.right() && result.diagnosis == ["one-key-more"], "{result:?}");
+    assert!(FaultResult { diagnosis: Vec::new(), ..result.clone() }.right());
+    for diagnosis in [vec!["one-key-fewer"], vec!["one-key-fewer", "one-key-more"]] {
+        assert!(!FaultResult { diagnosis, ..result.clone() }.right());
+    }
+    assert!(!FaultResult { caught_by: None, ..result }.right());
+}
+
 #[test]
 fn two_faults_at_once_are_both_named() {
     for names in [
