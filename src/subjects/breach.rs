@@ -63,6 +63,8 @@ const BROKEN: &[&str] = &["broken promise"];
 const SOMETIMES: &[&str] = &["not repeatable"];
 const LSE: &[&str] = &["lse out of bounds"];
 const SCORES: &[&str] = &["scores out of bounds"];
+/// Keys are also judged by the scores that are given.
+const SCORES_AND_KEYS: &[&str] = &["scores out of bounds", "wrong keys"];
 const OUTPUT: &[&str] = &["output out of bounds"];
 const PADDING: &[&str] = &["selected padding"];
 /// Other keys than the SPEC selects, among them such as are none.
@@ -180,7 +182,7 @@ pub const BREACHES: &[Breach] = &[
     ),
     breach(
         "scores-of-one-head",
-        SCORES,
+        SCORES_AND_KEYS,
         "The scores that it gives are each head's own where heads are taken together.",
         How::ScoresOfOneHead,
     ),
