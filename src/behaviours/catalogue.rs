@@ -1,10 +1,10 @@
 //! The named faults, each with the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
-//! [`Behaviour`](super::Behaviour) that it sets. Two of them conform to the SPEC and must not be caught.
+//! [`Behaviour`](super::Behaviour) that it sets. Three of them conform to the SPEC and must not be caught.
 
 use super::fault::{Asked, Fault, conforming, fault};
 use super::{
-    Causality, Channels, Checks, Cosine, Count, Earlier, Factor, ForcedKeys, HeadWeights, Heads, KeyLabels,
-    KvHeads, Order, Quantised, Quantiser, RankingMask, Relu, ShortContext,
+    Causality, ChannelWeights, Channels, Checks, Cosine, Count, Earlier, Factor, ForcedKeys, HeadWeights,
+    Heads, KeyLabels, KvHeads, Order, Quantised, Quantiser, RankSplit, RankingMask, Relu, ShortContext,
 };
 use crate::algorithm::HeadMode;
 
@@ -279,6 +279,17 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.head_weights = HeadWeights::AfterSum,
     )
     .asked(Asked::ReluOfHeads),
+    fault("channel-weights-ignored", "§2.12", "Labels of queries are not multiplied by channel weights.", |b| {
+        b.channel_weights = ChannelWeights::Ignored;
+    })
+    .asked(Asked::ChannelWeights),
+    fault(
+        "channel-weights-of-first-row",
+        "§2.12",
+        "The channel weights of row 0 are used for all heads.",
+        |b| b.channel_weights = ChannelWeights::OfFirstRow,
+    )
+    .asked(Asked::ChannelWeights),
     fault("attention-mask-ignored", "§2.6", "Keys are ranked without the additive mask.", |b| {
         b.ranking_mask = RankingMask::Ignored;
     }),
@@ -366,6 +377,17 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.heads = Heads::First,
     )
     .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum])),
+    fault(
+        "ranks-ignored",
+        "§2.12",
+        "The heads that share a selection are taken together at once, not rank by rank.",
+        |b| b.ranks = RankSplit::Ignored,
+    )
+    .asked(Asked::Ranks),
+    conforming("ranks-not-rounded", "§2.12", "The parts of ranks are summed without being rounded.", |b| {
+        b.ranks = RankSplit::NotRounded;
+    })
+    .asked(Asked::Ranks),
     fault("previous-ignored", "§2.8", "The earlier mask is ignored.", |b| b.earlier = Earlier::Ignored),
     fault(
         "previous-selected-again",

@@ -3,7 +3,9 @@
 
 use super::Behaviour;
 use crate::algorithm::rules::Epsilon;
-use crate::algorithm::{Forced, HeadMode, QuantisedLabels, Rules, ScoreFactor, ScoreRule, Selection};
+use crate::algorithm::{
+    Forced, HeadMode, QuantisedLabels, Ranks, Rules, ScoreFactor, ScoreRule, Selection, Storage,
+};
 use crate::cases::Capabilities;
 
 /// A named way to differ from the SPEC.
@@ -38,6 +40,10 @@ pub enum Asked {
     Relu,
     /// `relu` where heads share a selection.
     ReluOfHeads,
+    /// Channel weights.
+    ChannelWeights,
+    /// The heads that share a selection split into ranks.
+    Ranks,
     /// Forced keys.
     Forced,
     /// These head modes.
@@ -65,6 +71,11 @@ impl Asked {
                 [Some(cosine), wide.ok()].into_iter().flatten().collect()
             }
             Self::Relu | Self::ReluOfHeads => vec![Rules { score: ScoreRule::Relu, ..plain }],
+            Self::ChannelWeights => vec![Rules { channel_weights: true, ..plain }],
+            Self::Ranks => {
+                let of = |parts| Ranks::new(2, parts).map(|ranks| Rules { ranks, ..plain });
+                [of(Storage::F32), of(Storage::Bf16)].into_iter().flatten().collect()
+            }
             Self::Forced => vec![forced(0, 1), forced(2, 0), forced(2, 3)],
         }
     }
@@ -74,6 +85,7 @@ impl Asked {
         match self {
             Self::Heads(modes) => modes,
             Self::ReluOfHeads => &[HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum],
+            Self::Ranks => &[HeadMode::Max, HeadMode::SummedScores, HeadMode::GroupMax],
             _ => &HeadMode::ALL,
         }
     }
@@ -88,6 +100,8 @@ impl Asked {
             Self::Cosine => rules.score == ScoreRule::Cosine,
             Self::Relu => rules.score == ScoreRule::Relu,
             Self::ReluOfHeads => rules.score == ScoreRule::Relu && selection.heads != HeadMode::PerHead,
+            Self::ChannelWeights => rules.channel_weights,
+            Self::Ranks => rules.ranks.count() > 1 && selection.heads != HeadMode::PerHead,
             Self::Forced => rules.forced != Forced::default(),
             Self::Heads(modes) => modes.contains(&selection.heads),
         }

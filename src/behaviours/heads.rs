@@ -66,7 +66,7 @@ pub enum RankSplit {
     /// As configured.
     #[default]
     Configured,
-    /// All heads are one part.
+    /// All heads are one part, however many ranks there are.
     Ignored,
     /// Parts are summed as they are.
     NotRounded,

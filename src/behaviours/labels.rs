@@ -22,7 +22,7 @@ pub struct HeadLabels {
     pub q: Array2<f32>,
     /// [n, r]
     pub k: Array2<f32>,
-    /// What q is multiplied by when it is scored, `[r]`, where there is something.
+    /// What q is multiplied by when it is scored, \[r\], where there is something.
     pub channel_weights: Option<Vec<f32>>,
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelKind, ChannelOrder, Error, HeavySize, InputParts, Inputs, LabelBits, Mask, Ranks, Selection,
+    ChannelKind, ChannelOrder, Error, HeavySize, InputParts, Inputs, LabelBits, Mask, Ranks, Rules, Selection,
 };
 use crate::cases::{Call, Instance, Sequence};
 
@@ -129,7 +129,12 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     }
     let sharing = behaviour.heads.sharing(instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
-    let selection = Selection { heads: sharing.like(instance.selection.heads), ..instance.selection };
+    let ranks = behaviour.ranks.of(instance.selection.rules.ranks);
+    let selection = Selection {
+        heads: sharing.like(instance.selection.heads),
+        rules: Rules { ranks, ..instance.selection.rules },
+        ..instance.selection
+    };
     let heads = check_head_mode(&call.inputs, &channels, label_channels, &selection);
     let forced = check_forced(behaviour, instance, call);
     let errors: Vec<Error> = [fits, heads, forced].into_iter().filter_map(Result::err).collect();
@@ -152,7 +157,7 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     prediction.ranked = Some(Ranked {
         labels,
         sharing,
-        ranks: behaviour.ranks.of(instance.selection.rules.ranks),
+        ranks,
         count: count(behaviour, instance.selection.heavy_size, dims.keys),
         scoring: Scoring::of(behaviour, &instance.selection.rules, label_channels, dims.head_dim),
         forced: ForcedRule { configured: instance.selection.rules.forced, how: behaviour.forced },
@@ -258,7 +263,12 @@ fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<Chann
             }
         }
     };
-    ChannelOrder::new(rows.rows().iter().map(row).collect())
+    let reordered = ChannelOrder::new(rows.rows().iter().map(row).collect())?;
+    // Channel weights belong to places in a row.
+    match rows.weights() {
+        None => Ok(reordered),
+        Some(weights) => reordered.with_weights(weights.to_vec()),
+    }
 }
 
 /// What the attention reads: KV heads as the behaviour assigns them.

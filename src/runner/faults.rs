@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::check::{Finding, Options, Report, Size, check};
 use crate::behaviours::{CATALOGUE, Fault};
-use crate::subjects::{BREACHES, Breach, Breaching, Faulty, Subject};
+use crate::subjects::{BREACHES, Breach, Faulty, Subject};
 
 /// What is planted in the reference.
 #[derive(Debug, Clone, Copy)]
@@ -87,15 +87,15 @@ impl Planted {
         matches!(self, Self::Fault(fault) if fault.conforms)
     }
 
-    /// The reference with it.
+    /// The subject that has it, the reference mostly.
     pub fn subject(self) -> Box<dyn Subject> {
         match self {
             Self::Fault(fault) => Box::new(Faulty::new(&[fault])),
-            Self::Breach(breach) => Box::new(Breaching::new(breach)),
+            Self::Breach(breach) => breach.subject(),
         }
     }
 
-    /// Checks the reference with it, and says how that went.
+    /// Checks the subject that has it, and says how that went.
     pub fn check(self, options: &Options) -> (FaultResult, Report) {
         let start = Instant::now();
         let report = check(self.subject().as_mut(), options);
@@ -123,7 +123,11 @@ impl Planted {
     fn named(self, findings: &[Finding]) -> Vec<&'static str> {
         let names = |finding: &Finding| match self {
             Self::Fault(_) => finding.diagnosis.clone(),
-            Self::Breach(breach) if breach.is_shown_by(finding.kind, &finding.sentence) => vec![breach.name],
+            Self::Breach(breach)
+                if breach.is_shown_by(finding.kind, &finding.sentence, finding.ragged.is_some()) =>
+            {
+                vec![breach.name]
+            }
             Self::Breach(_) if finding.diagnosis.is_empty() => vec![finding.kind],
             Self::Breach(_) => finding.diagnosis.clone(),
         };

@@ -1,9 +1,10 @@
 //! Deliberate faults that no [`Behaviour`] has, as what is wrong is not what is computed from the inputs: promises that are not
-//! kept, answers that are wrong from time to time, and scores, labels or a log-sum-exp that are not those that were used. They
-//! show by the kind of the finding; nothing of the catalogue explains them.
+//! kept, answers that are wrong from time to time, scores, labels or a log-sum-exp that are not those that were used, and
+//! lengths of entries got wrong. They show by the kind of the finding; nothing of the catalogue explains them.
 
 use ndarray::{Array3, Array4};
 
+use super::ragged::{LengthFault, RaggedKernel};
 use super::{Subject, not_configured};
 use crate::algorithm::attention::log_sum_exp;
 use crate::algorithm::{Mask, Row};
@@ -28,8 +29,8 @@ pub struct Breach {
     pub row: &'static str,
     /// One sentence that says what such an implementation does.
     pub sentence: &'static str,
-    /// The kind of the findings that must show it.
-    pub kind: &'static str,
+    /// The kinds of which the findings must be that show it.
+    pub kinds: &'static [&'static str],
     /// What is promised and not kept.
     pub promise: Option<Promise>,
     how: How,
@@ -55,20 +56,50 @@ enum How {
     ScoresWithoutMask,
     ScoresOfOneHead,
     LabelsNotQuantised,
+    Lengths(LengthFault),
 }
 
-const BROKEN: &str = "broken promise";
-const SOMETIMES: &str = "not repeatable";
-const LSE: &str = "lse out of bounds";
-const SCORES: &str = "scores out of bounds";
+const BROKEN: &[&str] = &["broken promise"];
+const SOMETIMES: &[&str] = &["not repeatable"];
+const LSE: &[&str] = &["lse out of bounds"];
+const SCORES: &[&str] = &["scores out of bounds"];
+/// Keys are also judged by the scores that are given.
+const SCORES_AND_KEYS: &[&str] = &["scores out of bounds", "wrong keys"];
+const OUTPUT: &[&str] = &["output out of bounds"];
+const PADDING: &[&str] = &["selected padding"];
+/// Other keys than the SPEC selects, among them such as are none.
+const KEYS: &[&str] = &["wrong keys", "wrong number of keys", "selected a key that is no candidate"];
+const KEYS_AND_PADDING: &[&str] =
+    &["wrong keys", "wrong number of keys", "selected a key that is no candidate", "selected padding"];
+const EVERYTHING: &[&str] = &[
+    "wrong keys",
+    "wrong number of keys",
+    "selected a key that is no candidate",
+    "selected padding",
+    "output out of bounds",
+];
 
-const fn breach(name: &'static str, kind: &'static str, sentence: &'static str, how: How) -> Breach {
-    Breach { name, row: "§5", sentence, kind, promise: None, how }
+const fn breach(
+    name: &'static str,
+    kinds: &'static [&'static str],
+    sentence: &'static str,
+    how: How,
+) -> Breach {
+    Breach { name, row: "§5", sentence, kinds, promise: None, how }
 }
 
 const fn broken(promise: Promise, name: &'static str, sentence: &'static str, how: How) -> Breach {
-    let kind = if matches!(promise, Promise::Repeatable) { SOMETIMES } else { BROKEN };
-    Breach { name, row: "§5", sentence, kind, promise: Some(promise), how }
+    let kinds = if matches!(promise, Promise::Repeatable) { SOMETIMES } else { BROKEN };
+    Breach { name, row: "§5", sentence, kinds, promise: Some(promise), how }
+}
+
+const fn lengths(
+    name: &'static str,
+    kinds: &'static [&'static str],
+    sentence: &'static str,
+    fault: LengthFault,
+) -> Breach {
+    Breach { name, row: "§2.13", sentence, kinds, promise: None, how: How::Lengths(fault) }
 }
 
 /// All of them.
@@ -151,23 +182,89 @@ pub const BREACHES: &[Breach] = &[
     ),
     breach(
         "scores-of-one-head",
-        SCORES,
+        SCORES_AND_KEYS,
         "The scores that it gives are each head's own where heads are taken together.",
         How::ScoresOfOneHead,
     ),
     breach(
         "labels-not-quantised",
-        "labels differ",
+        &["labels differ"],
         "The labels that it gives are not quantised; those that it scores are.",
         How::LabelsNotQuantised,
+    ),
+    broken(
+        Promise::CapacityInvariant,
+        "promised-capacity-invariant",
+        "It promises capacity-invariant, and the last bit of an output depends on the size of the buffer.",
+        How::Lengths(LengthFault::DependsOnTheBuffer),
+    ),
+    lengths("lengths-ignored", EVERYTHING, "Every entry is taken to have all keys.", LengthFault::Ignored),
+    lengths(
+        "padding-ranked",
+        &["wrong keys", "wrong number of keys"],
+        "Scores of padding stay NaN when −∞ is added, and NaN is ranked first.",
+        LengthFault::RanksPadding,
+    ),
+    lengths(
+        "queries-aligned-at-n",
+        KEYS_AND_PADDING,
+        "Query i has the position n − m + i whatever its entry's length.",
+        LengthFault::AlignsAtTheEnd,
+    ),
+    lengths(
+        "queries-aligned-at-0",
+        KEYS,
+        "Query i has the position i in an entry that is shorter than n.",
+        LengthFault::AlignsAtTheStart,
+    ),
+    lengths(
+        "length-of-first-entry",
+        KEYS_AND_PADDING,
+        "All entries have the length of the first one.",
+        LengthFault::OfFirstEntry,
+    ),
+    lengths(
+        "length-of-last-entry",
+        KEYS_AND_PADDING,
+        "All entries have the length of the last one.",
+        LengthFault::OfLastEntry,
+    ),
+    lengths(
+        "nan-without-keys",
+        OUTPUT,
+        "Rows of entries that are too short to hold their position are NaN instead of zeros.",
+        LengthFault::DividesByZero,
+    ),
+    lengths(
+        "one-key-at-least",
+        PADDING,
+        "An entry without keys is taken to have one.",
+        LengthFault::AtLeastOneKey,
+    ),
+    lengths(
+        "padding-weighed",
+        OUTPUT,
+        "Values of padding are multiplied by 0 and added, which leaves NaN.",
+        LengthFault::WeighsPadding,
     ),
 ];
 
 impl Breach {
-    /// Whether a finding of this kind, in these words, is that of the breach.
-    pub fn is_shown_by(&self, kind: &str, sentence: &str) -> bool {
+    /// The subject that has it: the reference, or a kernel that takes lengths.
+    pub fn subject(&'static self) -> Box<dyn Subject> {
+        match self.how {
+            How::Lengths(fault) => Box::new(RaggedKernel::new(Some(fault)).promising(self.promise)),
+            _ => Box::new(Breaching::new(self)),
+        }
+    }
+
+    /// Whether a finding of this kind, in these words, is that of the breach. What is wrong with lengths shows only where a
+    /// call has some, so that the finding is `ragged`.
+    pub fn is_shown_by(&self, kind: &str, sentence: &str, ragged: bool) -> bool {
         let names = |promise: Promise| sentence.starts_with(&format!("Broken promise: {}", promise.name()));
-        kind == self.kind && (kind != BROKEN || self.promise.is_some_and(names))
+        self.kinds.contains(&kind)
+            && (self.kinds != BROKEN || self.promise.is_some_and(names))
+            && (ragged || !matches!(self.how, How::Lengths(_)))
     }
 
     fn gives(&self) -> &'static [Given] {

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod faulty;
 #[cfg(feature = "process")]
 pub mod process;
+pub mod ragged;
 pub mod reference;
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -28,6 +29,7 @@ pub use engine::Engine;
 pub use faulty::Faulty;
 #[cfg(feature = "process")]
 pub use process::Process;
+pub use ragged::{LengthFault, RaggedKernel};
 pub use reference::Reference;
 #[cfg(feature = "torch")]
 pub use torch::Torch;

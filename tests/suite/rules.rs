@@ -23,6 +23,7 @@ use doublecheck::{Options, check};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestRunner;
+use rayon::prelude::*;
 
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/rules.txt");
 
@@ -277,7 +278,8 @@ fn confused_rules_are_found() {
         ((head_dim, alone), (plain, alone), &["label-channel-factor"]),
         ((one, alone), (plain, alone), &["label-channel-factor"]),
         ((cosine, alone), (plain, alone), &["cosine-ignored"]),
-        ((wide, alone), (cosine, alone), unknown),
+        // 10⁻⁶ in place of 1 is as good as none.
+        ((wide, alone), (cosine, alone), &["cosine-without-epsilon"]),
         ((relu, alone), (plain, alone), &["head-weights-ignored", "relu-left-out"]),
         ((forced(0, 1), alone), (plain, alone), &["forced-keys-ignored"]),
         ((forced(2, 3), alone), (forced(2, 2), alone), unknown),
@@ -306,7 +308,7 @@ fn confused_rules_are_found() {
             unknown,
         ),
     ];
-    for (asked, does, names) in confusions {
+    let check_one = |(asked, does, names): ((Rules, HeadMode), (Rules, HeadMode), &[&str])| {
         let without_weights = asked == (relu, HeadMode::SummedScores);
         let mut confused = Confuses { asked, does, without_weights, reference: Reference::default() };
         let options = Options { cases: 1000, ..Options::default() };
@@ -316,7 +318,8 @@ fn confused_rules_are_found() {
             report.findings.iter().flat_map(|finding| finding.diagnosis.iter().copied()).collect();
         named.sort_unstable();
         named.dedup();
-        assert_eq!(named, names, "{asked:?} {does:?}: {report}");
+        let misnamed =
+            (named != names).then(|| format!("{named:?}, not {names:?}: {asked:?} {does:?}: {report}"));
         for finding in &report.findings {
             assert!(finding.size.keys <= 8, "{asked:?}: {}", finding.size);
             let (selection, sequence) =
@@ -332,7 +335,10 @@ fn confused_rules_are_found() {
             Confuses { asked, does: asked, without_weights: false, reference: Reference::default() };
         let report = check(&mut right, &Options { cases: 100, ..options });
         assert!(report.conforms() && report.answered > 50, "{asked:?}");
-    }
+        misnamed
+    };
+    let misnamed: Vec<String> = confusions.into_par_iter().with_max_len(1).filter_map(check_one).collect();
+    assert!(misnamed.is_empty(), "{}", misnamed.join("\n"));
 }
 
 /// A forced key that comes on top of H is one key too many.
