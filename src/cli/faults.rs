@@ -30,7 +30,9 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let planted = if arguments.only.is_empty() { Planted::all() } else { only(&arguments.only)? };
-    let options = Options { cases: arguments.cases, seed: arguments.seed, ..Options::default() };
+    // Small sequences show every planted fault.
+    let options =
+        Options { cases: arguments.cases, seed: arguments.seed, largest_keys: 0, ..Options::default() };
     let bar = ProgressBar::new(planted.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
     let check = |planted: &Planted| {

@@ -74,7 +74,7 @@ fn the_reference_conforms_also_on_goldens() {
     let output = run(&["check", "--cases", "100", "--goldens", golden.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     assert!(
-        stdout(&output).contains("100 random sequences (seed 0) and 44 of 44 goldens"),
+        stdout(&output).contains("100 random sequences (seed 0), 6 large ones and 44 of 44 goldens"),
         "{}",
         stdout(&output)
     );

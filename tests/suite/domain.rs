@@ -82,7 +82,7 @@ fn checked(faults: &[&str], cases: usize, goldens: Vec<Found>) -> (Report, usize
 fn a_kernel_with_fixed_shapes_conforms_inside_its_domain() {
     let (report, outside) = checked(&[], 300, Vec::new());
     assert!(report.conforms(), "{report}");
-    assert_eq!((report.sequences, report.conforming, outside), (300, 300, 0));
+    assert_eq!((report.sequences, report.large, report.conforming, outside), (300, 18, 318, 0));
     let values = |name: &str| report.coverage.sizes[name].values.clone();
     assert_eq!(values("head_dim"), [64, 128]);
     assert_eq!(values("label_channels"), [16, 32]);

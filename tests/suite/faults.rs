@@ -16,10 +16,13 @@ use doublecheck::verdicts::judge::judge_observation;
 use doublecheck::{Options, Report, Subject, check};
 use rayon::prelude::*;
 
+use crate::support::of_long;
+
 /// Shrinking ends by itself or after a number of tries, however long they take.
 fn options_of(cases: usize) -> Options {
     let shrinking = Limits { time: Duration::MAX, ..Limits::default() };
-    Options { cases, shrinking, ..Options::default() }
+    // Small sequences show every planted fault.
+    Options { cases, shrinking, largest_keys: 0, ..Options::default() }
 }
 
 /// Fewer than the 1,000 that the catalogue's faults are allowed: most are caught well before.
@@ -31,13 +34,17 @@ fn options() -> Options {
 const FEW: usize = 60;
 
 /// Checks planted faults with few sequences each; those that the record says are shown by so few must be caught. Whatever was
-/// found must not be misnamed. The others are left out.
+/// found must not be misnamed. The others are left out; of these a third is checked unless the run is long.
 fn caught(planted: Vec<Planted>) -> Vec<(Planted, FaultResult, Report)> {
     let record = record();
     let after = |planted: Planted| record[planted.name()]["after"].as_u64().unwrap() as usize;
     let (few, left): (Vec<Planted>, Vec<Planted>) =
         planted.into_iter().partition(|&planted| after(planted) <= FEW);
     assert!(few.len() > 3 * left.len(), "{left:?}");
+    // A part that the names choose, unless the run is long.
+    let chosen = |planted: &Planted| of_long(10) == 10 || planted.name().len().is_multiple_of(3);
+    let few: Vec<Planted> = few.into_iter().filter(chosen).collect();
+    assert!(few.len() > 3, "{few:?}");
     let check = |planted: Planted| {
         let (result, report) = planted.check(&options_of(FEW));
         assert!(result.right() && !report.conforms(), "{}: {report}", planted.name());
@@ -94,8 +101,8 @@ fn needed(name: &str) -> (usize, usize, usize) {
 
 fn is_small(name: &str, size: Size) {
     let (heads, batch, calls) = needed(name);
-    // Sums in f16 show where several products are rounded one after the other.
-    let head_dim = if name == "half-accumulation" { 5 } else { 4 };
+    // Sums in f16 show where several products are rounded one after the other, and the factor where r is no power of four.
+    let head_dim = if ["half-accumulation", "unscaled-scores"].contains(&name) { 5 } else { 4 };
     assert!(size.keys <= 8 && size.heads <= heads && size.head_dim <= head_dim, "{name}: {size}");
     assert!(size.batch == batch && size.queries <= 2 && size.calls == calls, "{name}: {size}");
 }
