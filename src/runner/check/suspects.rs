@@ -12,6 +12,10 @@ use crate::verdicts::judge::{first_failure, judge_observation};
 /// Observations kept for diagnosis, at most, in bytes.
 const MOST_KEPT: usize = 512 << 20;
 
+/// Answers that conform rule out what does not reproduce them. Every candidate computes each of them again: large ones take far
+/// longer than they tell.
+const LARGEST_CONFORMING: usize = 256 << 10;
+
 /// How often named faults that an answer contradicts are named anew.
 const MOST_RESOLVED: usize = 12;
 
@@ -99,7 +103,7 @@ impl Suspects {
     /// faults, which should be named anew then.
     pub(super) fn keep(&mut self, observation: Observation, conforms: bool, after: usize) -> Option<bool> {
         let bytes: usize = observation.sequence.calls.iter().map(|call| call.bytes()).sum();
-        if self.seen_bytes + bytes > MOST_KEPT {
+        if self.seen_bytes + bytes > MOST_KEPT || (conforms && bytes > LARGEST_CONFORMING) {
             return None;
         }
         let contradicted = self.any_named() && !self.reproduce(&observation);
