@@ -142,10 +142,16 @@ pub fn combined(heads: HeadMode, ranks: Ranks, scores: &Tensor, dims: &Dims) -> 
     sum_of_parts(&shared(&parts, rows / sharing)?, ranks.parts())
 }
 
-/// Parts [b, selections, ranks, m, n], each rounded to the type in which ranks exchange them, and summed in f32.
+/// Parts [b, selections, ranks, m, n], each rounded to the type in which ranks exchange them, and summed in f32. Infinities of both
+/// signs, of parts that overflow that type, exclude a key: their sum, NaN, would take the place of another one.
 fn sum_of_parts(parts: &Tensor, exchanged: Storage) -> Result<Tensor> {
     let parts = parts.f_to_kind(kind(exchanged))?.f_to_kind(Kind::Float)?;
-    Ok(parts.f_sum_dim_intlist(2, false, Kind::Float)?)
+    let sum = parts.f_sum_dim_intlist(2, false, Kind::Float)?;
+    if exchanged == Storage::F32 {
+        return Ok(sum);
+    }
+    let no_part = parts.f_isnan()?.f_any_dim(2, false)?.f_logical_not()?;
+    Ok(sum.f_masked_fill(&sum.f_isnan()?.f_logical_and(&no_part)?, f64::NEG_INFINITY)?)
 }
 
 /// Labels of heads [b, h, ·, ·] summed over the heads of each rank, [b, ranks, ·, ·] in f32 (SPEC §2.12). Errors: those of libtorch.
