@@ -1,24 +1,9 @@
 //! `check`, `replay` and `faults` as a person runs them: exit codes, what is printed and written, and what bad input gets.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-fn run(arguments: &[&str]) -> Output {
-    let elsewhere = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_doublecheck"))
-        .args(arguments)
-        .current_dir(elsewhere.path())
-        .output()
-        .unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
+use crate::running::{run, stderr, stdout};
 
 #[test]
 fn a_fault_is_found_explained_written_and_replayed() {

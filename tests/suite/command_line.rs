@@ -1,22 +1,10 @@
 //! The commands as a person runs them: exit codes, output, and what happens to damaged files.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use doublecheck::cases::file;
 
-fn run(arguments: &[&str]) -> Output {
-    let elsewhere = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_doublecheck"))
-        .args(arguments)
-        .current_dir(elsewhere.path())
-        .output()
-        .unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
+use crate::running::{run, stdout};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)

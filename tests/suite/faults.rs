@@ -16,7 +16,7 @@ use doublecheck::verdicts::judge::judge_observation;
 use doublecheck::{Options, Report, Subject, check};
 use rayon::prelude::*;
 
-use crate::support::of_long;
+use crate::support::is_long;
 
 /// Shrinking ends by itself or after a number of tries, however long they take.
 fn options_of(cases: usize) -> Options {
@@ -34,16 +34,15 @@ fn options() -> Options {
 const FEW: usize = 60;
 
 /// Checks planted faults with few sequences each; those that the record says are shown by so few must be caught. Whatever was
-/// found must not be misnamed. The others are left out; of these a third is checked unless the run is long.
+/// found must not be misnamed. The others are left out; a third of the rest is checked, all where tests run in full.
 fn caught(planted: Vec<Planted>) -> Vec<(Planted, FaultResult, Report)> {
     let record = record();
     let after = |planted: Planted| record[planted.name()]["after"].as_u64().unwrap() as usize;
     let (few, left): (Vec<Planted>, Vec<Planted>) =
         planted.into_iter().partition(|&planted| after(planted) <= FEW);
     assert!(few.len() > 3 * left.len(), "{left:?}");
-    // A part that the names choose, unless the run is long.
-    let chosen = |planted: &Planted| of_long(10) == 10 || planted.name().len().is_multiple_of(3);
-    let few: Vec<Planted> = few.into_iter().filter(chosen).collect();
+    // Every third of them, unless tests run in full.
+    let few: Vec<Planted> = few.into_iter().step_by(if is_long() { 1 } else { 3 }).collect();
     assert!(few.len() > 3, "{few:?}");
     let check = |planted: Planted| {
         let (result, report) = planted.check(&options_of(FEW));

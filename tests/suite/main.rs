@@ -1,6 +1,7 @@
 //! The tests of the library and of the command, without libtorch: one program, as each further one is linked with everything
 //! that it uses. `cargo test --release --test suite faults::` runs one file.
 
+mod running;
 #[path = "../support/mod.rs"]
 mod support;
 

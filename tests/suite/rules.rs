@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use crate::support::{of_long, proptest_config};
+use crate::support::{is_long, proptest_config};
 use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
 use doublecheck::algorithm::{
@@ -308,9 +308,8 @@ fn confused_rules_are_found() {
             unknown,
         ),
     ];
-    // Every third of them, unless the run is long.
-    let every = if of_long(10) == 10 { 1 } else { 3 };
-    let confusions: Vec<_> = confusions.into_iter().step_by(every).collect();
+    // Every third of them, unless tests run in full.
+    let confusions: Vec<_> = confusions.into_iter().step_by(if is_long() { 1 } else { 3 }).collect();
     let check_one = |(asked, does, names): ((Rules, HeadMode), (Rules, HeadMode), &[&str])| {
         let without_weights = asked == (relu, HeadMode::SummedScores);
         let mut confused = Confuses { asked, does, without_weights, reference: Reference::default() };

@@ -21,9 +21,14 @@ pub fn proptest_config(cases: u32, file: &'static str) -> Config {
     }
 }
 
-/// How many cases a long test takes: a tenth of them, and all where `DOUBLECHECK_LONG` is set, as by `ci/long`.
+/// Whether long tests run in full: where `DOUBLECHECK_LONG` is set, as by `ci/long`.
+pub fn is_long() -> bool {
+    std::env::var_os("DOUBLECHECK_LONG").is_some()
+}
+
+/// How many cases a long test takes: all of them where it runs in full, otherwise a tenth.
 pub fn of_long(cases: u32) -> u32 {
-    if std::env::var_os("DOUBLECHECK_LONG").is_some() { cases } else { cases / 10 }
+    if is_long() { cases } else { cases / 10 }
 }
 
 /// A folder of real inputs beside the project. Where there is none, tests that need it are ignored.
