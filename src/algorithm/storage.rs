@@ -3,7 +3,6 @@
 //! least twice their significant bits plus two, so rounding twice cannot differ from rounding once
 //! (Figueroa, "When is double rounding innocuous?", 1995), and it is what PyTorch does.
 
-use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// The type that q, k, v and labels are stored in.
@@ -58,8 +57,8 @@ impl Storage {
     fn round_to_half(self, x: f32) -> f32 {
         match self {
             Self::F32 => x,
-            Self::F16 => f16::from_f32(x).to_f32(),
-            Self::Bf16 => bf16::from_f32(x).to_f32(),
+            Self::F16 => round_to_f16(x),
+            Self::Bf16 => without_low_bits::<16>(x),
         }
     }
 
@@ -76,7 +75,7 @@ impl Storage {
     pub fn smallest_normal(self) -> f64 {
         match self {
             Self::F32 | Self::Bf16 => f64::from(f32::MIN_POSITIVE),
-            Self::F16 => f16::MIN_POSITIVE.to_f64(),
+            Self::F16 => f64::powi(2.0, -14),
         }
     }
 
@@ -93,8 +92,8 @@ impl Storage {
     pub fn largest(self) -> f64 {
         match self {
             Self::F32 => f64::from(f32::MAX),
-            Self::F16 => f16::MAX.to_f64(),
-            Self::Bf16 => bf16::MAX.to_f64(),
+            Self::F16 => 65_504.0,
+            Self::Bf16 => f64::powi(2.0, 128) - f64::powi(2.0, 120),
         }
     }
 
@@ -108,6 +107,31 @@ impl Storage {
     }
 }
 
+fn round_to_f16(x: f32) -> f32 {
+    let magnitude = x.abs();
+    let rounded = if f64::from(magnitude) < Storage::F16.smallest_normal() {
+        // Neighbouring f32 between 1/2 and 1 are as far apart as neighbouring subnormal f16.
+        (magnitude + 0.5) - 0.5
+    } else {
+        without_low_bits::<13>(magnitude)
+    };
+    let finite = f64::from(rounded) <= Storage::F16.largest() || rounded.is_nan();
+    if finite { rounded.copysign(x) } else { f32::INFINITY.copysign(x) }
+}
+
+/// `x` rounded to a significand that is `DROPPED` bits shorter, ties to even.
+#[inline]
+fn without_low_bits<const DROPPED: u32>(x: f32) -> f32 {
+    if x.is_nan() {
+        return x;
+    }
+    let bits = x.to_bits();
+    let below_half = (1 << (DROPPED - 1)) - 1;
+    let odd = (bits >> DROPPED) & 1;
+    // A carry out of the significand makes the exponent one larger, as it should be.
+    f32::from_bits((bits + below_half + odd) >> DROPPED << DROPPED)
+}
+
 impl std::fmt::Display for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
@@ -117,6 +141,32 @@ impl std::fmt::Display for Storage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
+
+    /// Each number of the type, the middle to the next one, and their neighbours in f32, against the `half` crate.
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let types: [(Storage, fn(u16) -> f32, fn(f32) -> f32); 2] = [
+            (Storage::F16, |bits| f16::from_bits(bits).to_f32(), |x| f16::from_f32(x).to_f32()),
+            (Storage::Bf16, |bits| bf16::from_bits(bits).to_f32(), |x| bf16::from_f32(x).to_f32()),
+        ];
+        for (storage, number, round) in types {
+            for bits in 0..u16::MAX {
+                let [from, to] = [number(bits), number(bits + 1)];
+                let middle = from / 2.0 + to / 2.0;
+                for x in [from, middle].into_iter().flat_map(|x| [x.next_down(), x, x.next_up()]) {
+                    let [found, expected] = [storage.round(x), round(x)];
+                    let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+                    assert!(same, "{storage} of {x:e}: {found:e}, expected {expected:e}");
+                }
+            }
+            for bits in (0..u32::MAX).step_by(1021) {
+                let x = f32::from_bits(bits);
+                let [found, expected] = [storage.round(x), round(x)];
+                assert!(found == expected || (found.is_nan() && expected.is_nan()), "{storage} of {x:e}");
+            }
+        }
+    }
 
     #[test]
     fn rounding_is_idempotent_and_ties_to_even() {

@@ -201,18 +201,22 @@ impl Capabilities {
 
     /// Whether everything that a sequence asks for is offered.
     pub fn offers_all(&self, sequence: &Sequence) -> bool {
-        let calls = &sequence.calls;
+        self.offers_calls(&sequence.instance, &sequence.calls)
+    }
+
+    /// Whether everything that calls of an instance ask for is offered.
+    pub fn offers_calls(&self, instance: &Instance, calls: &[Call]) -> bool {
         self.stages.takes == Takes::Inputs
-            && self.heads.contains(&sequence.instance.selection.heads)
-            && self.rules.contains(&sequence.instance.selection.rules)
+            && self.heads.contains(&instance.selection.heads)
+            && self.rules.contains(&instance.selection.rules)
             && calls.iter().all(|call| {
                 let keys = call.inputs.dims().keys;
                 self.dtypes.contains(&call.inputs.storage())
                     && self.largest_keys.is_none_or(|largest| keys <= largest)
                     && (self.ragged || call.inputs.lengths().is_none())
-                    && !self.is_outside(&sequence.instance, call)
+                    && !self.is_outside(instance, call)
             })
-            && self.lacking(sequence).is_empty()
+            && self.lacking(instance, calls).is_empty()
     }
 
     /// Whether a head dimension may come with a group factor, as far as the domain says.
@@ -225,7 +229,7 @@ impl Capabilities {
     pub fn missing(&self, sequence: &Sequence) -> Vec<String> {
         let instance = &sequence.instance;
         let mut missing: BTreeSet<String> =
-            self.lacking(sequence).iter().map(|feature| feature.name()).collect();
+            self.lacking(instance, &sequence.calls).iter().map(|feature| feature.name()).collect();
         if self.stages.takes != Takes::Inputs {
             missing.insert(Takes::Inputs.name().to_owned());
         }
@@ -307,13 +311,13 @@ impl Capabilities {
             && !self.domains.iter().any(|domain| domain.outside(instance, call).is_empty())
     }
 
-    fn lacking(&self, sequence: &Sequence) -> BTreeSet<Feature> {
+    fn lacking(&self, instance: &Instance, calls: &[Call]) -> BTreeSet<Feature> {
         if self.lacks.is_empty() {
             return BTreeSet::new();
         }
-        let mut lacking: BTreeSet<_> = features(sequence).intersection(&self.lacks).copied().collect();
-        let refused = |call: &Call| !sequence.instance.faults(call).is_empty();
-        if !self.offers(Feature::Refusals) && sequence.calls.iter().any(refused) {
+        let mut lacking: BTreeSet<_> = features(instance, calls).intersection(&self.lacks).copied().collect();
+        let refused = |call: &Call| !instance.faults(call).is_empty();
+        if !self.offers(Feature::Refusals) && calls.iter().any(refused) {
             lacking.insert(Feature::Refusals);
         }
         lacking
@@ -335,15 +339,14 @@ pub(super) fn has_empty_row(call: &Call) -> bool {
         })
 }
 
-/// What a sequence asks for, apart from [`Feature::Refusals`] and [`Feature::Output`].
-pub(crate) fn features(sequence: &Sequence) -> BTreeSet<Feature> {
-    let instance = &sequence.instance;
+/// What calls of an instance ask for, apart from [`Feature::Refusals`] and [`Feature::Output`].
+pub(crate) fn features(instance: &Instance, calls: &[Call]) -> BTreeSet<Feature> {
     let mut found = selection_features(&instance.selection, !instance.earlier_maskers.is_empty());
     found.extend([
         (Feature::DenseLayers, !instance.dense_layers.is_empty()),
-        (Feature::Sequences, sequence.calls.len() > 1),
+        (Feature::Sequences, calls.len() > 1),
     ]);
-    for call in &sequence.calls {
+    for call in calls {
         let (dims, parts) = (call.inputs.dims(), call.inputs.parts());
         let weight = |&weight: &f32| weight != 0.0 && weight != 1.0;
         found.extend(call_features(&dims, parts.causal, Some(call.inputs.scaling())));

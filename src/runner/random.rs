@@ -1,14 +1,14 @@
 //! Random cases, each asked and judged on its own: for `verify`'s invariants, for tests and benches. The same seed makes the
 //! same cases.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
-use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::{TestCaseError, TestError};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestCaseError, TestError};
 use rayon::prelude::*;
 
-use super::seed::test_runner;
+use super::seed::test_runner_with;
 use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{Answer, Capabilities, Case, NoAnswer};
@@ -117,54 +117,46 @@ pub(super) fn for_each_case<T>(
     judge: impl Fn(&Case) -> Result<T, String>,
     mut count: impl FnMut(&Plan, Option<T>),
 ) -> Asked {
-    let plans = plans.prop_map(|plan| plan.restricted(capabilities));
-    let mut runner = test_runner(options.seed);
-    let mut cases = 0;
-    // What a plan asks for shows only in its case.
-    let most_rejected = 100 * options.random_cases.max(10);
-    let mut rejected = 0;
-    while cases < options.random_cases && rejected < most_rejected {
-        let tree = match plans.new_tree(&mut runner) {
-            Ok(tree) => tree,
-            Err(reason) => {
-                return Asked {
-                    cases,
-                    failure: Some(vec![format!("no random cases could be made: {reason}")]),
-                };
-            }
-        };
-        let plan = tree.current();
-        let outcome = RefCell::new(None);
-        let result = runner.run_one(tree, |plan| {
-            let case = plan.case().map_err(|error| TestCaseError::reject(error.to_string()))?;
-            if !capabilities.offers_all(&case.sequence()) {
-                return Err(TestCaseError::reject("not offered"));
-            }
-            *outcome.borrow_mut() = Some(judge(&case).map_err(TestCaseError::fail)?);
-            Ok(())
-        });
-        match result {
-            Ok(true) => count(&plan, outcome.into_inner()),
-            Ok(false) => {
-                rejected += 1;
-                continue;
-            }
-            Err(error) => {
-                count(&plan, None);
-                return Asked { cases: cases + 1, failure: Some(failure(error)) };
-            }
+    let (cases, most_rejected) = (options.random_cases, 100 * options.random_cases.max(10));
+    let config = Config { cases, max_global_rejects: most_rejected, ..Config::default() };
+    let mut runner = test_runner_with(options.seed, config);
+    let rejected = Cell::new(0);
+    let reject = |reason: String| {
+        rejected.set(rejected.get() + 1);
+        TestCaseError::reject(reason)
+    };
+    let (asked, count) = (RefCell::new(Asked { cases: 0, failure: None }), RefCell::new(&mut count));
+    let outcome = runner.run(&plans, |plan| {
+        let plan = plan.restricted(capabilities);
+        let case = plan.case().map_err(|error| reject(error.to_string()))?;
+        // What a plan asks for shows only in its case.
+        if !capabilities.offers_calls(&case.instance, std::slice::from_ref(&case.call)) {
+            return Err(reject("not offered".into()));
         }
-        cases += 1;
-    }
-    Asked { cases, failure: None }
-}
-
-/// What failed, and the smallest plan that shows it.
-fn failure(error: TestError<Plan>) -> Vec<String> {
-    match error {
-        TestError::Fail(reason, plan) => vec![reason.to_string(), format!("smallest plan: {plan:?}")],
-        TestError::Abort(reason) => vec![format!("no random cases could be made: {reason}")],
-    }
+        let (judged, failed) = match judge(&case) {
+            Ok(judged) => (Some(judged), None),
+            Err(failed) => (None, Some(failed)),
+        };
+        let mut asked = asked.borrow_mut();
+        // What follows a failure shrinks it.
+        if asked.failure.is_none() {
+            asked.cases += 1;
+            asked.failure = failed.clone().map(|failed| vec![failed]);
+            (*count.borrow_mut())(&plan, judged);
+        }
+        failed.map_or(Ok(()), |failed| Err(TestCaseError::fail(failed)))
+    });
+    let mut asked = asked.into_inner();
+    asked.failure = match outcome {
+        Ok(()) => None,
+        Err(TestError::Fail(reason, plan)) => {
+            Some(vec![reason.to_string(), format!("smallest plan: {:?}", plan.restricted(capabilities))])
+        }
+        // Little of what was drawn is offered.
+        Err(TestError::Abort(_)) if rejected.get() > most_rejected => None,
+        Err(TestError::Abort(reason)) => Some(vec![format!("no random cases could be made: {reason}")]),
+    };
+    asked
 }
 
 fn random_cases_of(

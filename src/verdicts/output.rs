@@ -189,10 +189,9 @@ pub(super) fn exponentials(
         .then(|| q.iter().map(|&x| scaled_number(arithmetic, (x, 0.0), inputs.scaling() * unit)).collect());
     let q: Vec<f64> = first.as_ref().map_or(q, |first| first.iter().map(|(x, _)| *x).collect());
     let carried = |key: usize| {
-        let products = |first: &Vec<(f64, f64)>| {
-            first.iter().zip(keys.row(key)).map(|((_, radius), &k)| radius * f64::from(k.abs())).sum::<f64>()
-        };
-        let carried = first.as_ref().map_or(0.0, products);
+        let Some(first) = &first else { return 0.0 };
+        let products = first.iter().zip(keys.row(key)).map(|((_, radius), &k)| radius * f64::from(k.abs()));
+        let carried: f64 = products.sum();
         if carried.is_nan() { f64::INFINITY } else { carried }
     };
     let dots = dots(&q, keys);
@@ -209,15 +208,19 @@ pub(super) fn exponentials(
             Exponent::Natural | Exponent::Fast => arithmetic.add_mask(scaled, additive.at(key)),
         }
     };
-    let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| logit(key)).collect();
-    let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
+    let all: Vec<Approximate> = (0..dots.len()).map(logit).collect();
     // A masked logit that overflows first is NaN, and so is a maximum over all keys.
-    let masked = |&key: &usize| additive.at(key) == f32::NEG_INFINITY;
-    let nan = (0..inputs.dims().keys).filter(masked).any(|key| logit(key).may_be_plus_infinity);
-    let over_all = (0..inputs.dims().keys)
-        .filter(|&key| additive.at(key) > f32::NEG_INFINITY)
-        .map(|key| logit(key).high())
-        .fold(max, f64::max);
+    let (mut nan, mut over_all) = (false, f64::NEG_INFINITY);
+    for (key, w) in all.iter().enumerate() {
+        if additive.at(key) == f32::NEG_INFINITY {
+            nan |= w.may_be_plus_infinity;
+        } else {
+            over_all = over_all.max(w.high());
+        }
+    }
+    let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| all[key]).collect();
+    let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
+    let over_all = over_all.max(max);
     if attended.is_empty() {
         return (Exponentials::None, nan);
     }
@@ -237,16 +240,17 @@ pub(super) fn exponentials(
     let difference = of_argument * U32 + rounding(model.scores_kept, inputs.storage());
     let rho = gamma(2 + 2 * usize::from(model.exp_ulps), U32) + gamma(3, u);
     let weight = |j: usize| f64::from(attended[j].1);
-    let e: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
-    let total: f64 = e.iter().sum();
+    let mut p: Vec<f64> = logits.iter().enumerate().map(|(j, w)| (w.value - max).exp() / weight(j)).collect();
+    let total: f64 = p.iter().sum();
     let scale = eta * (over_all - max + widest).exp() / total;
-    let p: Vec<f64> = e.iter().map(|e| e / total).collect();
+    p.iter_mut().for_each(|e| *e /= total);
     let moved = |j: usize| {
         let w = logits[j];
         let radius = if w.may_be_minus_infinity { 0.0 } else { w.radius };
         let spread = over_all - w.value + radius + widest;
         let exponent = radius + spread * difference;
-        let relative = exponent.exp_m1() + exponent.exp() * rho;
+        let grown = exponent.exp_m1();
+        let relative = grown + (1.0 + grown) * rho;
         let relative = if w.may_be_minus_infinity { relative.max(1.0) } else { relative };
         // 0 · ∞: a key without weight stays without.
         let relative = if p[j] == 0.0 { 0.0 } else { p[j] * relative };
@@ -316,69 +320,96 @@ pub fn expected_row(
         return unbounded();
     }
     let output_type = inputs.storage();
-    (0..values.ncols())
-        .map(|dim| {
-            let v = |index: usize| f64::from(values[[attended[index].0, dim]]);
-            let value: f64 = (0..n).map(|j| p[j] * v(j)).sum();
-            let (mut shift, mut farthest, mut size, mut moved_size, mut plain) = (0.0, 0.0f64, 0.0, 0.0, 0.0);
-            for j in 0..n {
-                let v = v(j);
-                shift += moved[j] * (v - value).abs();
-                farthest = farthest.max((v - value).abs());
-                size += p[j] * v.abs();
-                moved_size += (moved[j] + moved_sum * p[j]) * v.abs();
-                plain += v.abs();
-            }
-            let largest = farthest + value.abs();
-            let (shift, size) = if moved_sum < 1.0 {
-                let rest = 1.0 - moved_sum;
-                ((shift / rest).min(farthest), (size + moved_size / rest).min(largest))
-            } else {
-                (farthest, largest)
-            };
-            if overflows(size, &|| (0..n).map(|j| v(j).abs() / weight(j)).sum()) {
-                return Approximate::new(value, f64::INFINITY);
-            }
-            let rounded = sums * size + eta * plain + scale * (1.0 + value.abs());
-            let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
-            or_nan(Approximate::new(value, shift + rounded + last))
-        })
-        .collect()
-}
-
-/// Σ q·k and Σ |q·k| for each key [n, d]. This runs over every key of a row: a loop for each step lets the compiler use
-/// vector registers.
-fn dots(q: &[f64], keys: ArrayView2<f32>) -> Vec<(f64, f64)> {
-    let rows = keys.to_slice().expect("inputs have the standard layout").chunks_exact(q.len());
-    let mut dots = vec![(0.0, 0.0); keys.nrows()];
-    let (mut products, mut magnitudes) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+    let columns = values.ncols();
+    let rows = values.to_slice().expect("inputs have the standard layout");
+    let v = |j: usize| &rows[attended[j].0 * columns..][..columns];
+    let mut value = vec![0.0; columns];
+    let mut of = vec![Sums::default(); columns];
     vectorised(
         #[inline(always)]
         || {
-            for (dot, k) in dots.iter_mut().zip(rows) {
-                for (((product, magnitude), q), &k) in products.iter_mut().zip(&mut magnitudes).zip(q).zip(k)
-                {
-                    *product = q * f64::from(k);
-                    *magnitude = product.abs();
+            for j in 0..n {
+                value.iter_mut().zip(v(j)).for_each(|(value, &v)| *value += p[j] * f64::from(v));
+            }
+            for j in 0..n {
+                let kept = moved[j] + moved_sum * p[j];
+                for ((of, &value), &v) in of.iter_mut().zip(&value).zip(v(j)) {
+                    let v = f64::from(v);
+                    let (away, size) = ((v - value).abs(), v.abs());
+                    of.shift += moved[j] * away;
+                    of.farthest = of.farthest.max(away);
+                    of.size += p[j] * size;
+                    of.moved_size += kept * size;
+                    of.plain += size;
                 }
-                *dot = (sum(&products), sum(&magnitudes));
             }
         },
+    );
+    let radius = |dim: usize, value: f64, of: &Sums| {
+        let largest = of.farthest + value.abs();
+        let (shift, size) = if moved_sum < 1.0 {
+            let rest = 1.0 - moved_sum;
+            ((of.shift / rest).min(of.farthest), (of.size + of.moved_size / rest).min(largest))
+        } else {
+            (of.farthest, largest)
+        };
+        if overflows(size, &|| (0..n).map(|j| f64::from(v(j)[dim].abs()) / weight(j)).sum()) {
+            return None;
+        }
+        let rounded = sums * size + eta * of.plain + scale * (1.0 + value.abs());
+        let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
+        Some(shift + rounded + last)
+    };
+    let number = |(dim, (&value, of)): (usize, (&f64, &Sums))| match radius(dim, value, of) {
+        Some(radius) => or_nan(Approximate::new(value, radius)),
+        None => Approximate::new(value, f64::INFINITY),
+    };
+    value.iter().zip(&of).enumerate().map(number).collect()
+}
+
+/// Sums over the attended keys for one number of an output, with the names of the derivation above.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    /// Σ q_j |v_j − o|
+    shift: f64,
+    /// max |v_j − o|
+    farthest: f64,
+    /// Σ p_j |v_j|
+    size: f64,
+    /// Σ (q_j + Q·p_j)|v_j|
+    moved_size: f64,
+    /// Σ |v_j|
+    plain: f64,
+}
+
+/// Σ q·k and Σ |q·k| for each key [n, d].
+fn dots(q: &[f64], keys: ArrayView2<f32>) -> Vec<(f64, f64)> {
+    let rows = keys.to_slice().expect("inputs have the standard layout").chunks_exact(q.len());
+    let mut dots = vec![(0.0, 0.0); keys.nrows()];
+    vectorised(
+        #[inline(always)]
+        || dots.iter_mut().zip(rows).for_each(|(dot, k)| *dot = sums(q, k)),
     );
     dots
 }
 
-/// The sum of the terms, in eight partial sums, one for each lane of a vector register.
+/// Σ q·k and Σ |q·k|, each in eight partial sums, one for each lane of a vector register.
 #[inline(always)]
-fn sum(terms: &[f64]) -> f64 {
+fn sums(q: &[f64], k: &[f32]) -> (f64, f64) {
     const LANES: usize = 8;
-    let (chunks, rest) = terms.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for chunk in chunks {
+    let ((q, last_q), (k, last_k)) = (q.as_chunks::<LANES>(), k.as_chunks::<LANES>());
+    let (mut products, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+    let mut add = |lane: usize, product: f64| {
+        products[lane] += product;
+        magnitudes[lane] += product.abs();
+    };
+    for (q, k) in q.iter().zip(k) {
         for lane in 0..LANES {
-            sums[lane] += chunk[lane];
+            add(lane, q[lane] * f64::from(k[lane]));
         }
     }
-    sums.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x);
-    sums.iter().sum()
+    for (lane, (q, &k)) in last_q.iter().zip(last_k).enumerate() {
+        add(lane, q * f64::from(k));
+    }
+    (products.iter().sum(), magnitudes.iter().sum())
 }

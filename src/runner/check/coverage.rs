@@ -107,7 +107,8 @@ impl Coverage {
 
     /// Counts a sequence and what its answers were judged to be.
     pub(super) fn add(&mut self, sequence: &Sequence, verdicts: &[Verdict], output: bool) {
-        let mut parts: BTreeSet<String> = features(sequence).iter().map(|feature| feature.name()).collect();
+        let mut parts: BTreeSet<String> =
+            features(&sequence.instance, &sequence.calls).iter().map(|feature| feature.name()).collect();
         parts.insert(sequence.instance.selection.heads.name().to_owned());
         for call in &sequence.calls {
             parts.insert(call.inputs.storage().to_string());
