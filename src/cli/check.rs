@@ -62,7 +62,8 @@ pub struct Arguments {
     /// Ask random sequences only
     #[arg(long, conflicts_with = "goldens")]
     no_goldens: bool,
-    /// Seconds for shrinking all findings together; each gets at most half of what is left
+    /// Seconds for shrinking all findings together; each gets at most half of what is left, or all with
+    /// --stop-after 1
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     shrink_seconds: Duration,
     /// Report findings as they were first seen

@@ -1,15 +1,16 @@
 //! `doublecheck replay FILE --command "…" [--shrink --out FILE]`
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use doublecheck::Options;
-use doublecheck::cases::{CaseFile, Reader, StageCall};
+use doublecheck::cases::{CaseFile, Reader, Sequence, StageCall};
 use doublecheck::reports::check::{finding as finding_in_words, replay, replay_stage};
 use doublecheck::reports::counterexamples::write_finding;
-use doublecheck::runner::check::{Event, Report, check_sequence, check_stage_call};
+use doublecheck::runner::check::{Event, check_sequence, check_stage_call};
 use doublecheck::runner::shrink::Limits;
 use doublecheck::subjects::{Subject, ask, ask_stage};
 use doublecheck::verdicts::judge::judge_observation;
@@ -49,10 +50,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
     if let Some(out) = &arguments.out {
-        let ask = |subject: &mut dyn Subject, options: &Options, watch: &mut dyn FnMut(Event<'_>)| {
-            check_sequence(subject, &sequence, options, watch)
-        };
-        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &ask);
+        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Sequence(&sequence));
     }
     let observation = ask(subject.as_mut(), &sequence);
     let verdicts = judge_observation(&observation, subject.rounding_model());
@@ -61,17 +59,37 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if conforms { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is asked again.
+enum Question<'a> {
+    Sequence(&'a Sequence),
+    /// A question to one stage, and its name.
+    Stage(&'a str, &'a StageCall),
+}
+
 /// Checks one sequence or one question, and writes the first finding.
 fn shrink(
     subject: &mut dyn Subject,
     seconds: Duration,
     out: &Path,
-    ask: &dyn Fn(&mut dyn Subject, &Options, &mut dyn FnMut(Event<'_>)) -> Report,
+    question: &Question<'_>,
 ) -> Result<ExitCode, Failure> {
-    let shrinking = Limits { time: seconds, tries: usize::MAX, interrupted: None };
-    let options = Options { shrinking, interrupted: Some(interrupts::end_cleanly()?), ..Options::default() };
+    let options = Options {
+        shrinking: Limits { tries: usize::MAX, ..Limits::default() },
+        shrinking_in_all: Some(seconds),
+        stop_after: Some(NonZeroUsize::MIN),
+        interrupted: Some(interrupts::end_cleanly()?),
+        ..Options::default()
+    };
+    if out.extension().is_some_and(|extension| extension == "txt") {
+        let found = out.display();
+        return Err(format!("--out: found {found}, expected another ending, as the text goes to .txt").into());
+    }
     let mut watching = Watching::new(None, subject.name())?;
-    let report = ask(subject, &options, &mut |event| watching.event(event));
+    let mut watch = |event: Event<'_>| watching.event(event);
+    let report = match *question {
+        Question::Sequence(sequence) => check_sequence(subject, sequence, &options, &mut watch),
+        Question::Stage(name, call) => check_stage_call(subject, (name, call), &options, &mut watch),
+    };
     watching.end();
     let Some(finding) = report.findings.first() else {
         print("conforms: there is nothing to shrink\n")?;
@@ -88,10 +106,7 @@ fn stage(name: &str, call: &StageCall, arguments: &Arguments) -> Result<ExitCode
     arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
     if let Some(out) = &arguments.out {
-        let ask = |subject: &mut dyn Subject, options: &Options, watch: &mut dyn FnMut(Event<'_>)| {
-            check_stage_call(subject, (name, call), options, watch)
-        };
-        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &ask);
+        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Stage(name, call));
     }
     let answer = ask_stage(subject.as_mut(), call);
     let verdict = judge_stage(call, &answer, subject.rounding_model());

@@ -62,7 +62,7 @@ pub struct Options {
     /// When to stop shrinking one finding.
     pub shrinking: Limits,
     /// How long all findings together are shrunk, in place of the time of one in `shrinking`; each gets at most half of what is
-    /// left. Default: no such limit.
+    /// left, unless the check stops after one. Default: no such limit.
     pub shrinking_in_all: Option<Duration>,
     /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,

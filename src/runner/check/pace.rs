@@ -7,19 +7,42 @@ use std::time::Duration;
 /// This many sequences of a stage are asked even if they take more than its share, where the rest of the time allows them.
 const FEW: usize = 3;
 
-/// Seconds that sequences took, and the operations of their calls.
+/// Verdicts alone take about this long for each operation of a call, in seconds.
+const LEAST_PER_OPERATION: f64 = 1e-9;
+
+/// Seconds that sequences took and the operations of their calls: sums, and sums of products.
 #[derive(Debug, Clone, Copy, Default)]
 struct Measured {
-    sequences: usize,
+    sequences: f64,
     seconds: f64,
     operations: f64,
+    squares: f64,
+    products: f64,
 }
 
 impl Measured {
-    fn add(&mut self, operations: usize, seconds: f64) {
-        self.sequences += 1;
+    fn add(&mut self, operations: f64, seconds: f64) {
+        self.sequences += 1.0;
         self.seconds += seconds;
-        self.operations += operations as f64;
+        self.operations += operations;
+        self.squares += operations * operations;
+        self.products += operations * seconds;
+    }
+
+    /// How long so many operations take, in seconds, by the line that fits best: so long for any sequence, and so long for each
+    /// operation, neither of them negative.
+    fn expected(&self, operations: f64) -> f64 {
+        if self.sequences == 0.0 {
+            return 0.0;
+        }
+        let spread = self.sequences * self.squares - self.operations * self.operations;
+        let slope = (self.sequences * self.products - self.operations * self.seconds) / spread;
+        let slope = if spread > 0.0 { slope.max(LEAST_PER_OPERATION) } else { LEAST_PER_OPERATION };
+        let start = (self.seconds - slope * self.operations) / self.sequences;
+        if start >= 0.0 {
+            return start + slope * operations;
+        }
+        (self.products / self.squares).max(LEAST_PER_OPERATION) * operations
     }
 }
 
@@ -29,25 +52,24 @@ pub(super) struct Pace {
     total: f64,
     began: f64,
     end: f64,
+    /// How many sequences of the stage were asked, and their operations.
     asked: usize,
-    now: Measured,
-    before: Measured,
-    /// All sequences of all stages, those whose time says little of others among them.
+    operations: usize,
+    usual: Measured,
+    /// All sequences, those whose time says little of others among them.
     all: Measured,
 }
 
 impl Pace {
     pub(super) fn new(total: Duration) -> Self {
-        let (now, before, all) = Default::default();
-        Self { total: total.as_secs_f64(), began: 0.0, end: 0.0, asked: 0, now, before, all }
+        let (usual, all) = Default::default();
+        Self { total: total.as_secs_f64(), began: 0.0, end: 0.0, asked: 0, operations: 0, usual, all }
     }
 
     /// Begins a stage that gets `share` of the time that is left, from 0 to 1.
     pub(super) fn begin(&mut self, elapsed: f64, share: f64) {
-        (self.began, self.end, self.asked) = (elapsed, elapsed + share * self.left(elapsed), 0);
-        if self.now.sequences > 0 {
-            self.before = std::mem::take(&mut self.now);
-        }
+        (self.began, self.end) = (elapsed, elapsed + share * self.left(elapsed));
+        (self.asked, self.operations) = (0, 0);
     }
 
     /// Which part of the time has passed, from 0 to 1.
@@ -68,7 +90,7 @@ impl Pace {
 
     /// The same for one that is like those before it.
     pub(super) fn may_ask_usual(&self, elapsed: f64) -> bool {
-        self.may_ask(elapsed, self.now.operations as usize / self.now.sequences.max(1))
+        self.may_ask(elapsed, self.operations / self.asked.max(1))
     }
 
     /// The same for one that may take the first half of the stage.
@@ -79,16 +101,17 @@ impl Pace {
     /// Counts a sequence of the stage and the seconds it took; `is_usual` is false where these say little of others.
     pub(super) fn count(&mut self, operations: usize, seconds: f64, is_usual: bool) {
         self.asked += 1;
-        self.all.add(operations, seconds);
+        self.operations += operations;
+        self.all.add(operations as f64, seconds);
         if is_usual {
-            self.now.add(operations, seconds);
+            self.usual.add(operations as f64, seconds);
         }
     }
 
-    /// How long so many operations take, in seconds, as far as the stage has shown, or the one before it.
+    /// How long so many operations take, in seconds, as far as those before tell.
     fn expected(&self, operations: usize) -> f64 {
-        let known = [self.now, self.before, self.all].into_iter().find(|known| known.operations > 0.0);
-        known.map_or(0.0, |known| known.seconds / known.operations * operations as f64)
+        let known = if self.usual.sequences > 0.0 { self.usual } else { self.all };
+        known.expected(operations as f64)
     }
 }
 
@@ -126,6 +149,21 @@ mod tests {
         assert_eq!(counts[3], 0, "{counts:?}");
         assert!(counts[1] >= FEW && counts[2] >= 1, "{counts:?}");
         assert!(end <= 60.0, "{end}");
+    }
+
+    #[test]
+    fn the_time_of_a_sequence_follows_from_its_operations() {
+        let measured = |takes: fn(f64) -> f64| {
+            let mut measured = Measured::default();
+            [1e3, 2e3, 1e5].iter().for_each(|&operations| measured.add(operations, takes(operations)));
+            measured.expected(1e6)
+        };
+        let close = |found: f64, expected: f64| (found - expected).abs() < 1e-3 * expected + 1e-9;
+        assert!(close(measured(|_| 0.1), 0.101));
+        assert!(close(measured(|operations| 0.1 + 1e-5 * operations), 10.1));
+        assert!(close(measured(|operations| 1e-5 * operations), 10.0));
+        assert!(measured(|operations| 1e-10 * operations) > 9e-4);
+        assert_eq!(Measured::default().expected(1e9), 0.0);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::cases::large_plan::Large;
 /// One large sequence for so many small ones, where their number is given.
 const SMALL_PER_LARGE: usize = 16;
 
+/// Large sequences that would take too long, after which their stage ends: others of it may be smaller.
+const MOST_SKIPPED: usize = 3;
+
 /// The share of the time that small sequences get, where each stage of large ones gets 1.
 const SMALL_SHARE: f64 = 2.0;
 
@@ -133,11 +136,16 @@ impl Run<'_> {
 
     fn ask_large(&mut self, options: &Options, stage: &mut LargeDraws, draws: &mut Draws, pace: &mut Pace) {
         let most = options.cases.div_ceil(SMALL_PER_LARGE);
+        let mut skipped = 0;
         // Making a sequence takes time, too.
         while stage.asked < most && !self.is_over() && pace.may_ask(self.asking(), stage.least) {
             let Some(sequence) = draws.large(stage) else { break };
             if !pace.may_ask(self.asking(), operations(&sequence)) {
-                break;
+                skipped += 1;
+                if skipped > MOST_SKIPPED {
+                    break;
+                }
+                continue;
             }
             stage.asked += 1;
             self.report.large += 1;

@@ -115,10 +115,7 @@ impl<'a> Run<'a> {
 
     /// When to stop shrinking the next finding.
     pub(super) fn limits(&self) -> Limits {
-        match self.shrinking_left {
-            Some(left) => Limits { time: left / 2, ..self.shrinking },
-            None => self.shrinking,
-        }
+        limits(self.shrinking, self.shrinking_left, self.stop_after)
     }
 
     /// Counts the time that shrinking took.
@@ -264,6 +261,13 @@ impl<'a> Run<'a> {
         let (seconds, sequences_per_second) = (self.start.elapsed().as_secs_f64(), self.per_second());
         Report { seconds, sequences_per_second, ..self.report }
     }
+}
+
+/// When to stop shrinking a finding: where there is a time for all together, half of what is left of it is for others, if there
+/// may be others.
+pub(super) fn limits(shrinking: Limits, left: Option<Duration>, stop_after: Option<NonZeroUsize>) -> Limits {
+    let for_this = if stop_after == Some(NonZeroUsize::MIN) { 1 } else { 2 };
+    left.map_or(shrinking, |left| Limits { time: left / for_this, ..shrinking })
 }
 
 /// What is not asked; the goldens that need each of them are yet to be counted.

@@ -12,7 +12,7 @@ use super::events::{Event, Progress};
 use super::goldens::of_stage;
 use super::pace::Pace;
 use super::report::{Finding, Report, ReportedStages, StageExample};
-use super::run::{MOST_UNUSABLE, left_out};
+use super::run::{self, MOST_UNUSABLE, left_out};
 use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call_of;
@@ -331,7 +331,7 @@ impl<'a> Run<'a> {
             judge_stage(candidate, &answer, model).kind == Some(kind)
         };
         let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
-        let limits = self.shrinking_left.map_or(limits, |left| Limits { time: left / 2, ..limits });
+        let limits = run::limits(limits, self.shrinking_left, self.options.stop_after);
         let shrunk = shrink_stage(call, limits, &self.capabilities, &mut fails);
         let answer = ask_stage(self.subject, &shrunk.call);
         let mut finding = of(shrunk.call, answer);
