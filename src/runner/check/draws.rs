@@ -159,13 +159,18 @@ impl Draws {
         let drawn = |large: Large| large_sequence(&self.capabilities, large).map(|(sequence, _)| sequence);
         let Some(count) = draws.shapes else { return drawn(large) };
         let choose = |number| {
-            let sequence =
-                drawn(Large { number, shape: number, ..large }).filter(selects).map(with_full_masks)?;
-            Some((number, Shape::of_sequence(&sequence)))
+            let sequence = drawn(Large { number, shape: number, ..large }).filter(selects)?;
+            let operations = sequence.calls[0].inputs.dims().operations();
+            Some((operations, number, Shape::of_sequence(&with_full_masks(sequence))))
         };
-        let standing = draws
-            .standing
-            .get_or_insert_with(|| (0..TRIED_FOR_LARGE_SHAPES).filter_map(choose).take(count).collect());
+        // The cheapest of some, so that more numbers can be asked.
+        let standing = draws.standing.get_or_insert_with(|| {
+            let some = (0..TRIED_FOR_LARGE_SHAPES).filter_map(choose).take(3 * count);
+            let mut some: Vec<_> = some.collect();
+            some.sort_by_key(|(operations, ..)| *operations);
+            some.truncate(count);
+            some.into_iter().map(|(_, number, shapes)| (number, shapes)).collect()
+        });
         let (shape, shapes) = standing.get(number % standing.len().max(1))?;
         // Which tensors there are may follow from numbers.
         drawn(Large { shape: *shape, ..large })
