@@ -317,6 +317,7 @@ def serve(
     takes="inputs",
     gives=None,
     offers=(),
+    shapes=None,
     lacks=(),
     refusals=(),
 ):
@@ -328,6 +329,7 @@ def serve(
     selected. With `takes="selection"` it is a function of a SelectionCall, or has `attend`, and gives an output, a pair
     of output and lse, or a dict. `gives` names what every answer holds.
     `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
+    `shapes` is for a subject that compiles for each new shape: how many distinct ones it is worth asking.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
@@ -347,7 +349,9 @@ def serve(
         hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
     if offers:
         hello["offers"] = list(offers)
-    protocol = 2 if {"takes", "offers"} & hello.keys() else 1
+    if shapes is not None:
+        hello["shapes"] = shapes
+    protocol = 2 if {"takes", "offers", "shapes"} & hello.keys() else 1
     hello = {"type": "hello", "protocol": protocol, **{key: value for key, value in hello.items() if value is not None}}
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)

@@ -181,7 +181,7 @@ class Stages(unittest.TestCase):
             "kernel = lambda call: {'mask': call.additive() == 0, 'output': np.where(call.additive() == 0,"
             " np.swapaxes(call.v, 2, 3), 0).sum(3, keepdims=True)};"
             " kernel.configure = lambda instance: None;"
-            " doublecheck.serve(kernel, name='t', offers=['ragged'])"
+            " doublecheck.serve(kernel, name='t', offers=['ragged'], shapes=8)"
         )
         module = f"import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, doublecheck; {program}"
         frames = [({"type": "hello", "protocol": 1}, ()), (CONFIGURE, ()), (MASK, tensors), ({"type": "bye"}, ())]
@@ -193,7 +193,7 @@ class Stages(unittest.TestCase):
         )
         stream = io.BytesIO(done.stdout)
         hello, _, (reply, answer) = (doublecheck.read_frame(stream) for _ in range(3))
-        self.assertEqual((hello[0]["protocol"], hello[0]["offers"]), (2, ["ragged"]))
+        self.assertEqual((hello[0]["protocol"], hello[0]["offers"], hello[0]["shapes"]), (2, ["ragged"], 8))
         self.assertEqual(reply["type"], "answer")
         # Three keys: queries at 1 and 2. One key: only the second query has a position, 0. None: nothing.
         expected = [[[1, 1, 0, 0], [1, 1, 1, 0]], [[0, 0, 0, 0], [1, 0, 0, 0]], [[0] * 4] * 2]

@@ -2,6 +2,7 @@
 //! counted and reported: a check that was not made must not look like one that passed.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +144,8 @@ pub struct Capabilities {
     pub stages: Stages,
     /// Whether it takes batches of entries of unequal lengths.
     pub ragged: bool,
+    /// The most distinct shapes of calls that are worth asking: each new one costs it time, for example to compile.
+    pub shapes: Option<NonZeroUsize>,
 }
 
 impl Default for Capabilities {
@@ -158,6 +161,7 @@ impl Default for Capabilities {
             promises: None,
             stages: Stages::default(),
             ragged: false,
+            shapes: None,
         }
     }
 }
@@ -176,7 +180,6 @@ impl Capabilities {
 
     /// What both offer. Where that leaves no type or no head mode, nothing can be asked.
     pub fn and(&self, other: &Self) -> Self {
-        let smaller = |a: Option<usize>, b: Option<usize>| a.map_or(b, |a| Some(b.map_or(a, |b| a.min(b))));
         Self {
             dtypes: self.dtypes.iter().copied().filter(|dtype| other.dtypes.contains(dtype)).collect(),
             // The three of the published algorithm restrict nothing.
@@ -196,6 +199,7 @@ impl Capabilities {
             // So are its stages.
             stages: if self.stages.is_declared() { self.stages.clone() } else { other.stages.clone() },
             ragged: self.ragged,
+            shapes: smaller(self.shapes, other.shapes),
         }
     }
 
@@ -322,6 +326,10 @@ impl Capabilities {
         }
         lacking
     }
+}
+
+fn smaller<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    [a, b].into_iter().flatten().min()
 }
 
 /// Whether A excludes every key of some row. A score plus the most negative number may be −∞ too.

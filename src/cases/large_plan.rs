@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::capabilities::Capabilities;
+use super::domain::Domain;
 use super::recipe::mix;
 use super::sequence::{Instance, Sequence};
 use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, Values};
@@ -138,41 +139,81 @@ impl Scores {
     }
 }
 
-/// The sequence of a number, of at most `largest` keys: `None` where the capabilities have no room for it, or `largest` is
-/// not more than random sequences have.
-pub fn large_sequence(
-    capabilities: &Capabilities,
-    seed: u64,
-    number: usize,
-    largest: usize,
-) -> Option<(Sequence, Scores)> {
-    let largest = capabilities.largest_keys.map_or(largest, |most| most.min(largest));
-    let seed = mix(mix(seed ^ 0x006c_6172_6765) ^ mix(number as u64));
-    let domain = capabilities.domains.get(seed as usize % capabilities.domains.len().max(1));
+/// Which large sequence: everything about it follows from this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Large {
+    /// The seed of all of them.
+    pub seed: u64,
+    /// Its number among those of at least so many keys, from 0.
+    pub number: usize,
+    /// It has at least so many keys, and never as few as random sequences.
+    pub least: usize,
+    /// It has at most so many keys.
+    pub most: usize,
+    /// The number of the sequence whose sizes and settings it has; its own, unless shapes are bounded.
+    pub shape: usize,
+}
+
+impl Large {
+    /// The sequence of a number, of at most `most` keys.
+    pub fn new(seed: u64, number: usize, most: usize) -> Self {
+        Self { seed, number, least: SMALL + 1, most, shape: number }
+    }
+
+    /// Its size by the capabilities, whatever the domain.
+    fn most(&self, capabilities: &Capabilities) -> usize {
+        capabilities.largest_keys.map_or(self.most, |most| most.min(self.most))
+    }
+
+    /// Whether some domain has a number of keys in this range.
+    pub fn has_room(&self, capabilities: &Capabilities) -> bool {
+        let most = self.most(capabilities);
+        let fits = |domain: &Domain| domain.keys_at_most(most).is_some_and(|keys| keys >= self.least);
+        let domains = &capabilities.domains;
+        most >= self.least && (domains.is_empty() || domains.iter().any(fits))
+    }
+
+    fn seed_of(&self, number: usize) -> u64 {
+        let series = (self.least.saturating_sub(SMALL + 1) as u64) << 32;
+        mix(mix(self.seed ^ 0x006c_6172_6765 ^ series) ^ mix(number as u64))
+    }
+}
+
+/// A large sequence: `None` where the capabilities have no room for it, or it would have no more keys than random sequences.
+pub fn large_sequence(capabilities: &Capabilities, large: Large) -> Option<(Sequence, Scores)> {
+    let (seed, shape_seed) = (large.seed_of(large.number), large.seed_of(large.shape));
+    let least = large.least.max(SMALL + 1);
+    let domain = capabilities.domains.get(shape_seed as usize % capabilities.domains.len().max(1));
     let allowed = |keys: usize| domain.map_or(Some(keys), |domain| domain.keys_at_most(keys));
-    let largest = allowed(largest).filter(|&largest| largest > SMALL)?;
-    let scores = Scores::ALL[number % Scores::ALL.len()];
-    let mut plan = plan(capabilities, seed, number, largest).ok()?;
+    let largest = allowed(large.most(capabilities)).filter(|&largest| largest >= least)?;
+    let scores = Scores::ALL[(large.number + least - SMALL - 1) % Scores::ALL.len()];
+    let mut plan = plan(capabilities, shape_seed, large.shape, (least, largest)).ok()?;
     plan.keys = allowed(plan.keys)?;
     plan.queries = plan.queries.min(plan.keys);
-    let plan = plan.restricted(capabilities);
+    let plan = Plan { seed, ..plan.restricted(capabilities) };
     let mut sequence = plan.case().ok()?.sequence();
     let tile = TILES[mix(seed ^ 7) as usize % TILES.len()];
     let made = with_scores(&mut sequence, scores, tile, seed).ok()?;
     let scores = if made { scores } else { Scores::Random };
     let keys = sequence.calls[0].inputs.dims().keys;
-    sequence.name = format!("large sequence {} of {keys} keys, {}", number + 1, scores.name());
-    (keys > SMALL && capabilities.offers_all(&sequence)).then_some((sequence, scores))
+    let above = if least > SMALL + 1 { format!(" above {} keys,", least - 1) } else { String::new() };
+    sequence.name = format!("large sequence {}{above} of {keys} keys, {}", large.number + 1, scores.name());
+    (keys >= least && capabilities.offers_all(&sequence)).then_some((sequence, scores))
 }
 
 /// Sizes by number: their logarithms fill the range evenly, every other one at an edge.
-fn plan(capabilities: &Capabilities, seed: u64, number: usize, largest: usize) -> Result<Plan, Error> {
+fn plan(
+    capabilities: &Capabilities,
+    seed: u64,
+    number: usize,
+    (least, largest): (usize, usize),
+) -> Result<Plan, Error> {
     let word = |place: u64| mix(seed ^ mix(place + 1)) as usize;
     let pick = |place: u64, count: usize| word(place) % count;
     // Multiples of the golden ratio, modulo 1, leave no large gaps.
     let place = (number as f64 * 0.618_033_988_749_894_9).fract();
-    let drawn = (SMALL as f64 + 1.0) * (largest as f64 / (SMALL as f64 + 1.0)).powf(place);
-    let keys = at_an_edge(drawn as usize, word(1)).clamp(SMALL + 1, largest);
+    let drawn = least as f64 * (largest as f64 / least as f64).powf(place);
+    let keys = at_an_edge(drawn as usize, word(1)).clamp(least, largest);
     let offered = |&(d, r): &(usize, usize)| capabilities.allows_channels(d, d / r);
     let mut channels: Vec<_> = CHANNELS.into_iter().filter(offered).collect();
     if channels.is_empty() {
@@ -217,7 +258,7 @@ fn plan(capabilities: &Capabilities, seed: u64, number: usize, largest: usize) -
 }
 
 /// A power of two or a multiple of a tile nearby, or one more or less; every other size stays as it is.
-fn at_an_edge(keys: usize, word: usize) -> usize {
+pub(super) fn at_an_edge(keys: usize, word: usize) -> usize {
     let tile = match word >> 4 & 7 {
         7 => keys.next_power_of_two(),
         tile => TILES[tile],
@@ -232,7 +273,7 @@ fn at_an_edge(keys: usize, word: usize) -> usize {
 }
 
 /// 1, a power of two, a share of n, about n, or any count.
-fn heavy_size(keys: usize, word: usize) -> Result<HeavySize, Error> {
+pub(super) fn heavy_size(keys: usize, word: usize) -> Result<HeavySize, Error> {
     let any = 1 + (word >> 8) % keys;
     let power = 1 << ((word >> 8) % keys.ilog2() as usize);
     match word % 8 {

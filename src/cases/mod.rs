@@ -21,6 +21,7 @@ pub mod rounding_model;
 pub mod rule_names;
 pub mod sequence;
 pub mod sequence_plan;
+pub mod shapes;
 #[cfg(feature = "files")]
 pub mod stage_file;
 pub mod stage_plan;
@@ -43,6 +44,7 @@ pub use rounding_model::{
     Accumulation, Exponent, FactorOrder, LabelRounding, Precision, Products, RoundingModel,
 };
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
+pub use shapes::Shape;
 #[cfg(feature = "files")]
 pub use stage_file::StoredStage;
 pub use stages::{Attended, Given, ScoresCall, SelectionCall, StageAnswer, StageCall, Stages, Takes};

@@ -194,6 +194,15 @@ fn other_batch(batch: usize) -> usize {
 }
 
 impl SequencePlan {
+    /// Plans of about the shapes of this one with the numbers of another, the one that takes over more of it first.
+    pub(crate) fn with_numbers_of(&self, other: &Self) -> [Self; 2] {
+        let numbers = Plan { seed: other.plan.seed, q: other.plan.q, k: other.plan.k, ..self.plan.clone() };
+        let own_calls = Self { plan: numbers, ..self.clone() };
+        let Self { pattern, flaw, .. } = *other;
+        let (layers, other_kinds) = (other.layers.clone(), other.other_kinds.clone());
+        [Self { pattern, flaw, layers, other_kinds, ..own_calls.clone() }, own_calls]
+    }
+
     /// The plan without what is not offered; [`Capabilities::missing`] finds what only the finished sequence shows.
     fn restricted(mut self, capabilities: &Capabilities) -> Self {
         self.plan = self.plan.restricted(capabilities);

@@ -9,10 +9,14 @@ use ndarray::Array4;
 
 use super::capabilities::{Capabilities, Feature};
 use super::domain::{Domain, Sizes};
+use super::large_plan::{at_an_edge, heavy_size};
 use super::ragged_plan::stage_with_lengths;
 use super::recipe::{Words, mix};
 use super::stages::{ScoresCall, SelectionCall, StageCall, Takes};
 use crate::algorithm::{Dims, Error, HeavySize, InputParts, Inputs, Mask, Storage};
+
+/// b · h · m · n of a large question: larger ones take longer than they tell.
+const MOST_SCORES: usize = 1 << 18;
 
 /// What the scores of a row look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,14 +123,50 @@ pub struct SelectionPlan {
 /// A random question that a subject of these capabilities may be asked; the same seed makes the same one. `None` where the
 /// domain leaves none for this seed, or the subject takes inputs.
 pub fn stage_call(capabilities: &Capabilities, seed: u64) -> Option<StageCall> {
+    stage_call_of(capabilities, seed, seed, None)
+}
+
+/// The same with the numbers of one seed and the sizes of another, and from the least to the most of `keys` where these are
+/// given.
+pub fn stage_call_of(
+    capabilities: &Capabilities,
+    seed: u64,
+    shape: u64,
+    keys: Option<(usize, usize)>,
+) -> Option<StageCall> {
     let call = match capabilities.stages.takes {
         Takes::Inputs => return None,
-        Takes::Scores => StageCall::Scores(scores_plan(capabilities, seed).call().ok()?),
-        Takes::Selection => StageCall::Selection(selection_plan(capabilities, seed).call().ok()?),
+        Takes::Scores => {
+            let mut plan = scores_plan(capabilities, shape);
+            if let Some(keys) = keys {
+                plan.enlarge(capabilities, keys)?;
+            }
+            let scores = if shape == seed { plan.scores } else { scores_plan(capabilities, seed).scores };
+            StageCall::Scores(ScoresPlan { seed, scores, ..plan }.call().ok()?)
+        }
+        Takes::Selection => {
+            let mut plan = selection_plan(capabilities, shape);
+            if let Some(keys) = keys {
+                plan.dims.keys = large_keys(capabilities, shape, keys)?;
+                plan.make_few_rows(capabilities);
+            }
+            StageCall::Selection(SelectionPlan { seed, ..plan }.call().ok()?)
+        }
     };
     let ragged = capabilities.ragged.then(|| stage_with_lengths(&call, seed)).flatten();
     let offered = |call: &StageCall| capabilities.offers_stage(call);
     ragged.filter(offered).or_else(|| offered(&call).then_some(call))
+}
+
+/// A number of keys of this range that the domain has, every other one at the edge of a tile.
+fn large_keys(capabilities: &Capabilities, seed: u64, (least, most): (usize, usize)) -> Option<usize> {
+    let domain = capabilities.domains.get(seed as usize % capabilities.domains.len().max(1));
+    let allowed = |keys: usize| domain.map_or(Some(keys), |domain| domain.keys_at_most(keys));
+    let most = allowed(capabilities.largest_keys.map_or(most, |largest| largest.min(most)))?;
+    let share = (mix(seed ^ 3) >> 40) as f64 / (1u64 << 24) as f64;
+    let drawn = least as f64 * (most as f64 / least as f64).max(1.0).powf(share);
+    let keys = allowed(at_an_edge(drawn as usize, mix(seed ^ 4) as usize).min(most))?;
+    (keys >= least).then_some(keys)
 }
 
 /// What is drawn before a domain restricts it.
@@ -217,6 +257,26 @@ pub fn scores_plan(capabilities: &Capabilities, seed: u64) -> ScoresPlan {
 }
 
 impl ScoresPlan {
+    /// A number of keys of this range, and H and rows that fit; `None` where the domain has none.
+    fn enlarge(&mut self, capabilities: &Capabilities, keys: (usize, usize)) -> Option<()> {
+        let n = large_keys(capabilities, self.seed, keys)?;
+        let heavy = heavy_size(n, mix(self.seed ^ 5) as usize).ok()?.resolve(n).clamp(1, n);
+        let size = HeavySize::count(heavy).ok()?;
+        let domain = capabilities.domains.get(self.seed as usize % capabilities.domains.len().max(1));
+        self.shape[3] = n;
+        self.heavy_size = match domain.map_or(size, |domain| domain.fit_heavy_size(size, n, self.seed)) {
+            HeavySize::Count(fitted) => fitted,
+            size @ HeavySize::Fraction(_) => NonZeroUsize::new(size.resolve(n))?,
+        };
+        for part in 0..3 {
+            let scores: usize = self.shape.iter().product();
+            if scores > MOST_SCORES && domain.is_none() {
+                self.shape[part] = 1;
+            }
+        }
+        Some(())
+    }
+
     /// The question. Errors: none for plans made by [`scores_plan`].
     pub fn call(&self) -> Result<ScoresCall, Error> {
         let [_, heads, queries, keys] = self.shape;
@@ -317,6 +377,18 @@ pub fn selection_plan(capabilities: &Capabilities, seed: u64) -> SelectionPlan {
 }
 
 impl SelectionPlan {
+    /// Fewer rows, where there is no domain to say how many there must be.
+    fn make_few_rows(&mut self, capabilities: &Capabilities) {
+        let many = |dims: &Dims| dims.batch * dims.heads * dims.queries * dims.keys > MOST_SCORES;
+        if capabilities.domains.is_empty() && many(&self.dims) {
+            self.dims.batch = 1;
+            self.dims.queries = 1;
+        }
+        if capabilities.domains.is_empty() && many(&self.dims) {
+            (self.dims.heads, self.dims.kv_heads) = (1, 1);
+        }
+    }
+
     /// The question. Errors: those of [`Inputs::new`], for plans not made by [`selection_plan`].
     pub fn call(&self) -> Result<SelectionCall, Error> {
         let Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim } = self.dims;

@@ -1,7 +1,9 @@
-//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR] [--html FILE]`
+//! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,D6] [--out DIR] [--html FILE]`
 
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use doublecheck::Options;
@@ -10,24 +12,37 @@ use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
 use doublecheck::reports::counterexamples;
 use doublecheck::reports::html;
-use doublecheck::runner::check::check_with_progress;
-use indicatif::{ProgressBar, ProgressStyle};
+use doublecheck::runner::check::check_with;
+use doublecheck::runner::shrink::Limits;
 
-use super::{Failure, print, subject, write};
+use super::watching::Watching;
+use super::{Failure, check_writable, interrupts, print, seconds, subject, write};
+
+/// How long a subject is asked by default.
+const DEFAULT_TIME: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     subject: subject::Choice,
-    /// Random sequences
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    cases: usize,
+    /// Seconds to ask for: small sequences first, then larger ones and goldens, in stages of growing size. Shrinking comes on top
+    /// [default: 60 without --cases]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Random sequences, the same ones in each run, and all goldens; with --seconds at most so many, and as many goldens as fit
+    #[arg(long, value_name = "N")]
+    cases: Option<usize>,
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// One large call is asked for every 16 random sequences, of at most this many keys; 0 asks none
-    #[arg(long, value_name = "N", default_value_t = 16_384)]
-    largest_keys: usize,
+    /// The most keys of random calls; 0 asks no large ones. With --cases there is one large call for every 16 random sequences
+    /// [default: 131072, or 16384 with --cases alone]
+    #[arg(long, value_name = "N")]
+    largest_keys: Option<usize>,
+    /// Ask at most so many distinct shapes of calls, and other numbers in each: for implementations that compile for each shape
+    /// [default: what the subject declares]
+    #[arg(long, value_name = "N")]
+    shapes: Option<NonZeroUsize>,
     /// Ask only what this kind of implementation supports: everything, author or hub
     #[arg(long, value_name = "NAME", default_value = "everything")]
     profile: String,
@@ -47,6 +62,16 @@ pub struct Arguments {
     /// Ask random sequences only
     #[arg(long, conflicts_with = "goldens")]
     no_goldens: bool,
+    /// Seconds for shrinking all findings together; each gets at most half of what is left, or all with
+    /// --stop-after 1
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    shrink_seconds: Duration,
+    /// Report findings as they were first seen
+    #[arg(long, conflicts_with = "shrink_seconds")]
+    no_shrink: bool,
+    /// Ask nothing more after so many findings
+    #[arg(long, value_name = "N")]
+    stop_after: Option<NonZeroUsize>,
     /// Where counterexamples go, each as a case file and as text
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -74,31 +99,45 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     for path in &arguments.goldens {
         goldens.extend(bundled::find(path)?);
     }
+    for path in arguments.json.iter().chain(&arguments.html) {
+        check_writable(path)?;
+    }
+    let cannot_write = |folder: &Path, error| format!("cannot write to {}: {error}", folder.display());
+    let out = arguments.out.as_deref();
+    if let Some(folder) = out {
+        counterexamples::prepare(folder).map_err(|error| cannot_write(folder, error))?;
+    }
     let mut subject = arguments.subject.open()?;
+    let by_time = arguments.cases.is_none() || arguments.seconds.is_some();
+    let default_keys = if by_time { 131_072 } else { 16_384 };
+    profile.shapes = arguments.shapes;
+    let mut shrinking = Limits::default();
+    if arguments.no_shrink {
+        shrinking.tries = 0;
+    }
     let options = Options {
-        cases: arguments.cases,
+        cases: arguments.cases.unwrap_or(usize::MAX),
+        seconds: by_time.then(|| arguments.seconds.unwrap_or(DEFAULT_TIME)),
         seed: arguments.seed,
-        largest_keys: arguments.largest_keys,
+        largest_keys: arguments.largest_keys.unwrap_or(default_keys),
+        shrinking,
+        shrinking_in_all: Some(arguments.shrink_seconds),
+        stop_after: arguments.stop_after,
+        interrupted: Some(interrupts::end_cleanly()?),
         profile,
         known,
         goldens,
         repeat: arguments.repeat,
         ..Options::default()
     };
-    let bar = ProgressBar::new(arguments.cases as u64)
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {per_sec} {wide_msg}")?);
-    let mut progress = |asked: usize, of: usize, findings: usize| {
-        bar.set_length(of as u64);
-        bar.set_position(asked as u64);
-        if findings > 0 {
-            bar.set_message(format!("findings: {findings}"));
-        }
-    };
-    let mut report = check_with_progress(subject.as_mut(), &options, &mut progress);
-    bar.finish_and_clear();
-    if let Some(folder) = &arguments.out {
-        counterexamples::write(&mut report, folder)
-            .map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
+    if let Some(folder) = out {
+        counterexamples::remove_all(folder).map_err(|error| cannot_write(folder, error))?;
+    }
+    let mut watching = Watching::new(out, subject.name())?;
+    let mut report = check_with(subject.as_mut(), &options, &mut |event| watching.event(event));
+    watching.end();
+    if let Some(folder) = out {
+        counterexamples::write(&mut report, folder).map_err(|error| cannot_write(folder, error))?;
     }
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;

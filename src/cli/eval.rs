@@ -296,7 +296,7 @@ impl Common {
         let timeout = Duration::try_from_secs_f64(self.timeout).ok().filter(|timeout| !timeout.is_zero());
         let timeout =
             timeout.ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
-        subject::end_with_this_process()?;
+        super::interrupts::end_with_this_process()?;
         Ok(Implementation::Command(command.clone(), timeout))
     }
 

@@ -6,14 +6,18 @@ mod check;
 mod eval;
 mod faults;
 mod inspect;
+mod interrupts;
 mod replay;
 mod run;
 mod subject;
 mod verify;
+mod watching;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use doublecheck::reports::files;
 
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
@@ -80,7 +84,21 @@ pub fn main() -> ExitCode {
 
 /// Writes a text file.
 fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+    files::write(path, text.as_bytes())
+        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}
+
+/// Errors where a file cannot be written, before anything is asked.
+fn check_writable(path: &std::path::Path) -> Result<(), Failure> {
+    files::check_writable(path).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}
+
+/// Reads a number of seconds. Errors: what it must be.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .filter(|seconds| !seconds.is_zero())
+        .ok_or_else(|| format!("found {text:?}, expected seconds above 0"))
 }
 
 /// Prints text; a reader that went away, as in `doublecheck verify | head`, is no error.

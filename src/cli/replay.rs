@@ -1,16 +1,23 @@
-//! `doublecheck replay FILE --command "…"`
+//! `doublecheck replay FILE --command "…" [--shrink --out FILE]`
 
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
-use doublecheck::cases::{CaseFile, Reader, StageCall};
-use doublecheck::reports::check::{replay, replay_stage};
-use doublecheck::subjects::{ask, ask_stage};
+use doublecheck::Options;
+use doublecheck::cases::{CaseFile, Reader, Sequence, StageCall};
+use doublecheck::reports::check::{finding as finding_in_words, replay, replay_stage};
+use doublecheck::reports::counterexamples::write_finding;
+use doublecheck::runner::check::{Event, check_sequence, check_stage_call};
+use doublecheck::runner::shrink::Limits;
+use doublecheck::subjects::{Subject, ask, ask_stage};
 use doublecheck::verdicts::judge::judge_observation;
 use doublecheck::verdicts::judge_stage;
 
-use super::{Failure, print, subject};
+use super::watching::Watching;
+use super::{Failure, check_writable, interrupts, print, seconds, subject};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -18,6 +25,15 @@ pub struct Arguments {
     file: PathBuf,
     #[command(flatten)]
     subject: subject::Choice,
+    /// Go on shrinking it, and write what is found to --out
+    #[arg(long, requires = "out")]
+    shrink: bool,
+    /// Seconds for shrinking
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds, requires = "shrink")]
+    shrink_seconds: Duration,
+    /// Where the smaller counterexample goes: a case file, and beside it a text of the same name
+    #[arg(long, value_name = "FILE", requires = "shrink")]
+    out: Option<PathBuf>,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
@@ -25,13 +41,17 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let sequence = match Reader::default().read(&arguments.file, &name)? {
         CaseFile::Sequence(stored) => stored.sequence,
         CaseFile::Attention(case) => case.sequence(),
-        CaseFile::Stage(stored) => return stage(&stored.call, arguments),
+        CaseFile::Stage(stored) => return stage(&name, &stored.call, arguments),
         CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
             let expected = "a sequence or a case of an attention layer";
             return Err(format!("{name}: found another kind of case file, expected {expected}").into());
         }
     };
+    arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
+    if let Some(out) = &arguments.out {
+        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Sequence(&sequence));
+    }
     let observation = ask(subject.as_mut(), &sequence);
     let verdicts = judge_observation(&observation, subject.rounding_model());
     print(&replay(&subject.name(), &observation, &verdicts))?;
@@ -39,9 +59,55 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if conforms { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is asked again.
+enum Question<'a> {
+    Sequence(&'a Sequence),
+    /// A question to one stage, and its name.
+    Stage(&'a str, &'a StageCall),
+}
+
+/// Checks one sequence or one question, and writes the first finding.
+fn shrink(
+    subject: &mut dyn Subject,
+    seconds: Duration,
+    out: &Path,
+    question: &Question<'_>,
+) -> Result<ExitCode, Failure> {
+    let options = Options {
+        shrinking: Limits { tries: usize::MAX, ..Limits::default() },
+        shrinking_in_all: Some(seconds),
+        stop_after: Some(NonZeroUsize::MIN),
+        interrupted: Some(interrupts::end_cleanly()?),
+        ..Options::default()
+    };
+    if out.extension().is_some_and(|extension| extension == "txt") {
+        let found = out.display();
+        return Err(format!("--out: found {found}, expected another ending, as the text goes to .txt").into());
+    }
+    let mut watching = Watching::new(None, subject.name())?;
+    let mut watch = |event: Event<'_>| watching.event(event);
+    let report = match *question {
+        Question::Sequence(sequence) => check_sequence(subject, sequence, &options, &mut watch),
+        Question::Stage(name, call) => check_stage_call(subject, (name, call), &options, &mut watch),
+    };
+    watching.end();
+    let Some(finding) = report.findings.first() else {
+        print("conforms: there is nothing to shrink\n")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    write_finding(1, finding, &report.subject, out)
+        .map_err(|error| format!("cannot write {}: {error}", out.display()))?;
+    print(&(finding_in_words(0, finding) + &format!("\nwritten to {}\n", out.display())))?;
+    Ok(ExitCode::FAILURE)
+}
+
 /// A question to one stage.
-fn stage(call: &StageCall, arguments: &Arguments) -> Result<ExitCode, Failure> {
+fn stage(name: &str, call: &StageCall, arguments: &Arguments) -> Result<ExitCode, Failure> {
+    arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
+    if let Some(out) = &arguments.out {
+        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Stage(name, call));
+    }
     let answer = ask_stage(subject.as_mut(), call);
     let verdict = judge_stage(call, &answer, subject.rounding_model());
     print(&replay_stage(&subject.name(), call, &answer, &verdict))?;

@@ -7,12 +7,9 @@ use doublecheck::behaviours::{CATALOGUE, Fault};
 use doublecheck::cases::Precision;
 use doublecheck::diagnosis::independent;
 use doublecheck::reports::quoted;
-use doublecheck::subjects::process::end_all;
 use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
-use super::Failure;
+use super::{Failure, interrupts};
 
 #[derive(Args)]
 pub struct Choice {
@@ -72,7 +69,7 @@ impl Choice {
                 .ok()
                 .filter(|timeout| !timeout.is_zero())
                 .ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
-            end_with_this_process()?;
+            interrupts::end_with_this_process()?;
             return Ok(Box::new(Process::start(command, timeout)?));
         }
         if !self.fault.is_empty() {
@@ -119,18 +116,6 @@ fn torch(device: &str, cache: Option<Precision>) -> Result<Box<dyn Subject>, Fai
 #[cfg(not(feature = "torch"))]
 fn torch(_device: &str, _cache: Option<Precision>) -> Result<Box<dyn Subject>, Failure> {
     Err(format!("--subject torch: {}", super::WITHOUT_TORCH).into())
-}
-
-/// On Ctrl-C and the like, ends the command too.
-pub fn end_with_this_process() -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            end_all();
-            std::process::exit(128 + signal);
-        }
-    });
-    Ok(())
 }
 
 /// Faults of the catalogue by name or row of SPEC §3, for `option`.

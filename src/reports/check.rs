@@ -12,13 +12,14 @@ pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
     let _ = writeln!(
         text,
-        "asked: {} random sequences (seed {}){} and {} of {} goldens, {} calls",
+        "asked: {} random sequences (seed {}){} and {} of {} goldens, {} calls{}",
         report.sequences,
         report.seed,
         large(report),
         report.goldens,
         report.coverage.goldens,
-        report.calls
+        report.calls,
+        planned(report)
     );
     let coverage = &report.coverage;
     if let Some(domain) = coverage.domain_in_words() {
@@ -28,6 +29,9 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "sizes asked: {}", coverage.sizes_in_words());
     }
     let _ = writeln!(text, "parts asked: {}", coverage.parts_in_words());
+    if let Some(shapes) = report.shapes {
+        let _ = writeln!(text, "shapes asked: {shapes} distinct ones, as they are bounded");
+    }
     if let Some(stages) = &report.stages {
         let gives: Vec<_> = stages.gives.iter().map(|given| given.name()).collect();
         let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
@@ -54,6 +58,10 @@ pub fn render(report: &Report, with_times: bool) -> String {
     if let Some(why) = &report.stopped {
         let _ = writeln!(text, "\nstopped early: {why}");
     }
+    if report.interrupted {
+        text += "\ninterrupted: this is what was found until then\n";
+    }
+    text += &by_size(report);
     text + &summary(report, with_times)
 }
 
@@ -64,6 +72,11 @@ pub(super) fn large(report: &Report) -> String {
         1 => ", 1 large one".into(),
         large => format!(", {large} large ones"),
     }
+}
+
+/// That the time decided how many were asked, where it did.
+pub(super) fn planned(report: &Report) -> String {
+    report.planned_seconds.map(|seconds| format!(", as many as fit into {seconds} s")).unwrap_or_default()
 }
 
 /// What was answered, counted; of one stage only what it can give.
@@ -165,9 +178,7 @@ fn headline(index: usize, finding: &Finding) -> String {
         let _ = writeln!(text, "  stage: {stage}");
     }
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
-    let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
-    let inside = if finding.inside_domain { ", inside the subject's domain" } else { "" };
-    let _ = writeln!(text, "  shrunk in {} tries to {}{inside}{unfinished}", finding.tries, finding.size);
+    let _ = writeln!(text, "  {}", shrinking(finding));
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
     }
@@ -175,6 +186,17 @@ fn headline(index: usize, finding: &Finding) -> String {
         let _ = writeln!(text, "  written to {}", file.display());
     }
     text
+}
+
+/// How far a finding was shrunk, in words.
+pub fn shrinking(finding: &Finding) -> String {
+    let Finding { tries, size, shrunk, inside_domain, .. } = finding;
+    if *tries == 0 && !shrunk {
+        return format!("not shrunk: {size}");
+    }
+    let unfinished = if *shrunk { "" } else { " (stopped at the shrinking limit)" };
+    let inside = if *inside_domain { ", inside the subject's domain" } else { "" };
+    format!("shrunk in {tries} tries to {size}{inside}{unfinished}")
 }
 
 /// The shrunk sequence, what was answered and what the reference answers.
@@ -213,6 +235,26 @@ pub fn counterexample(finding: &Finding) -> String {
 fn indent(text: &mut String, lines: &str) {
     for line in lines.lines() {
         let _ = writeln!(text, "  {line}");
+    }
+}
+
+/// How many rows selected, by numbers of keys.
+fn by_size(report: &Report) -> String {
+    let selected = selecting(report);
+    let mut text = format!("\n{:>12}  {:>9}  {:>11}  {selected}\n", "keys up to", "calls", "rows judged");
+    for size in report.by_size.sizes() {
+        let (keys, calls, rows, selecting) = (size.keys, size.calls, size.rows, size.selecting);
+        let _ =
+            writeln!(text, "{keys:>12}  {calls:>9}  {rows:>11}  {selecting:>width$}", width = selected.len());
+    }
+    if report.by_size.sizes().is_empty() { String::new() } else { text }
+}
+
+/// What is counted of rows that left out a key, in words.
+pub(super) fn selecting(report: &Report) -> &'static str {
+    match &report.stages {
+        Some(stages) if stages.takes == Takes::Selection => "with fewer than all keys",
+        _ => "with more candidates than H",
     }
 }
 

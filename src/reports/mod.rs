@@ -7,6 +7,8 @@ pub mod counterexamples;
 pub mod evaluation;
 #[cfg(feature = "cli")]
 pub mod faults;
+#[cfg(feature = "files")]
+pub mod files;
 #[cfg(feature = "cli")]
 pub mod html;
 #[cfg(feature = "files")]

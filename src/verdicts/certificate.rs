@@ -60,6 +60,11 @@ impl RowCertificate {
         self.count(Class::Open)
     }
 
+    /// Whether there are more candidates than H, so that the row leaves some out.
+    pub fn selects(&self) -> bool {
+        self.classes.iter().any(|class| matches!(class, Class::Out | Class::Open))
+    }
+
     /// How many keys were attended before.
     pub fn before(&self) -> usize {
         self.count(Class::Before)
@@ -119,6 +124,11 @@ impl Certificate {
     /// How many keys are open in all rows together.
     pub fn open(&self) -> usize {
         self.rows.iter().flatten().map(RowCertificate::open).sum()
+    }
+
+    /// How many rows have more candidates than H.
+    pub fn selecting(&self) -> usize {
+        self.rows.iter().flatten().filter(|row| row.selects()).count()
     }
 }
 

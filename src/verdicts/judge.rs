@@ -175,6 +175,8 @@ impl Judgement {
 pub struct MaskVerdict {
     /// How many rows were compared.
     pub rows: usize,
+    /// In how many of them a key had to be left out: rows with more candidates than H.
+    pub selecting: usize,
     /// How many keys were open in all of them.
     pub open: usize,
     /// How many rows diverge.
@@ -482,7 +484,8 @@ pub fn judge_mask(
             divergence.evidence = evidence(&scores, heavy_size, divergence);
         }
     }
-    MaskVerdict { rows: count, open: certificate.open(), wrong_rows, divergences }
+    let (selecting, open) = (certificate.selecting(), certificate.open());
+    MaskVerdict { rows: count, selecting, open, wrong_rows, divergences }
 }
 
 fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFault> {

@@ -180,6 +180,7 @@ fn add(whole: &mut Judgement, entry: &Entry, alone: Judgement) {
 /// A row with a fault of its own in the padding is counted once.
 fn add_mask(whole: &mut MaskVerdict, entry: &Entry, alone: MaskVerdict) {
     whole.rows += alone.rows;
+    whole.selecting += alone.selecting;
     whole.open += alone.open;
     let known: Vec<Row> = whole.divergences.iter().map(|divergence| divergence.row).collect();
     let (mut wrong, room) = (alone.wrong_rows, MOST_EXPLAINED.saturating_sub(whole.divergences.len()));

@@ -17,6 +17,10 @@ pub struct StageVerdict {
     pub stage: Option<&'static str>,
     /// What is wrong, one line each.
     pub explanations: Vec<String>,
+    /// How many rows were judged.
+    pub rows: usize,
+    /// In how many of them a key was, or had to be, left out.
+    pub selecting: usize,
     /// How much room the verdict left.
     pub sharpness: Sharpness,
 }
@@ -60,6 +64,8 @@ pub fn judge_stage(
                     .iter()
                     .map(|divergence| explain(call, divergence))
                     .collect(),
+                rows: verdict.rows,
+                selecting: verdict.selecting,
                 sharpness: Sharpness { rows: verdict.rows, open: verdict.open, ..Sharpness::default() },
             }
         }
@@ -87,6 +93,8 @@ pub fn judge_stage(
                 kind,
                 stage: kind.map(|_| "attention"),
                 explanations: outputs.into_iter().chain(sums).collect(),
+                rows: dims.rows().count(),
+                selecting: dims.rows().filter(|&row| call.mask.row(row).count() < dims.keys).count(),
                 sharpness: Sharpness {
                     worst_output_error: output.as_ref().map(|output| output.worst_share),
                     widest_output_bound: output.as_ref().map(|output| output.widest_bound),

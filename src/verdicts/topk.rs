@@ -56,6 +56,7 @@ pub fn judge_selection(
         let of_row = scores.slice(ndarray::s![b, head, i, ..]).to_vec();
         let certificate = certify(&of_row, attended_before, |key| forced(i, key), heavy_size);
         verdict.rows += 1;
+        verdict.selecting += usize::from(certificate.selects());
         verdict.open += certificate.open();
         if let Some(fault) = row_fault(&certificate, before, mask, row) {
             verdict.wrong_rows += 1;

@@ -107,14 +107,23 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         (&["check", "--profile", "mine"], "found \"mine\", expected everything, author, hub"),
         (&["check", "--fault", "no-such-fault"], "--fault: found \"no-such-fault\""),
         (
-            &["check", "--command", PER_HEAD_ONLY_SUMMED, "--profile", "author"],
+            &["check", "--command", PER_HEAD_ONLY_SUMMED, "--profile", "author", "--seconds", "9"],
             "found 0 that both the subject and",
         ),
+        (
+            &["check", "--json", "no/such/folder/report.json", "--cases", "1"],
+            "cannot write no/such/folder/report.json",
+        ),
+        (&["check", "--html", folder.path().to_str().unwrap(), "--cases", "1"], "cannot write "),
+        (&["check", "--out", not_a_case, "--cases", "1"], "cannot write to "),
+        (&["check", "--seconds=-1"], "found \"-1\", expected seconds above 0"),
+        (&["check", "--no-shrink", "--shrink-seconds", "3"], "cannot be used with"),
+        (&["replay", not_a_case, "--shrink"], "--out <FILE>"),
         (&["check", "--command", "exit 3"], "did not say hello"),
         (&["check", "--command", "cat", "--timeout", "0"], "--timeout: found 0, expected seconds above 0"),
         (&["check", "--command", "cat", "--subject", "reference"], "cannot be used with"),
         (&["check", "--goldens", "no/such/folder"], "cannot access no/such/folder"),
-        (&["check", "--goldens", not_a_case], "not a case file"),
+        (&["check", "--cases", "5", "--goldens", not_a_case], "not a case file"),
         (&["replay", not_a_case], "not a case file"),
         (&["replay", "nothing.safetensors"], "cannot access nothing.safetensors"),
     ] {
@@ -123,6 +132,74 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         let said = stderr(&output) + &stdout(&output);
         assert!(said.contains(expected), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_finding_can_be_shrunk_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (out, smaller) = (path("out"), path("smaller.safetensors"));
+    let arguments = ["check", "--fault", "D4", "--cases", "60", "--no-goldens", "--no-shrink", "--out", &out];
+    let output = run(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("  not shrunk: "), "{}", stdout(&output));
+    // Standard error is no terminal here.
+    assert!(
+        stderr(&output).contains("FINDING 1: wrong keys, in random sequence of seed "),
+        "{}",
+        stderr(&output)
+    );
+    let file = path("out/finding-1.safetensors");
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&out), ["finding-1.safetensors", "finding-1.txt"]);
+    let before = std::fs::metadata(&file).unwrap().len();
+    let again = run(&["replay", &file, "--fault", "D4", "--shrink", "--out", &smaller]);
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    assert!(stdout(&again).contains("to 2 calls, 1 head, 2 keys, d = 2"), "{}", stdout(&again));
+    assert!(std::fs::metadata(&smaller).unwrap().len() < before);
+    assert!(std::fs::read_to_string(path("smaller.txt")).unwrap().contains("first-layers-channels, D4"));
+    assert_eq!(run(&["replay", &smaller, "--fault", "D4"]).status.code(), Some(1));
+    // Who is right has nothing to shrink.
+    let right = run(&["replay", &file, "--shrink", "--out", &smaller]);
+    assert_eq!(right.status.code(), Some(0));
+    assert!(stdout(&right).starts_with("conforms"), "{}", stdout(&right));
+}
+
+#[test]
+fn an_interrupted_check_writes_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut suite = Command::new(env!("CARGO_BIN_EXE_doublecheck"))
+        .args(["check", "--fault", "D4", "--seconds", "600", "--no-goldens", "--html"])
+        .arg(path("report.html"))
+        .arg("--json")
+        .arg(path("report.json"))
+        .arg("--out")
+        .arg(path("out"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let written = path("out/finding-1.safetensors");
+    let found = (0..1200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        written.exists()
+    });
+    assert!(found, "nothing was found");
+    let pid = rustix::process::Pid::from_child(&suite);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(suite.wait().unwrap().code(), Some(1));
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path("report.json")).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(report["findings"][0]["diagnosis"][0], "first-layers-channels");
+    assert!(std::fs::read_to_string(path("report.html")).unwrap().contains("Interrupted"));
 }
 
 /// A terminal's Ctrl-C reaches the suite only: it must end the command, too.

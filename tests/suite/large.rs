@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use doublecheck::algorithm::{Inputs, Mask, Storage};
-use doublecheck::cases::large_plan::{Scores, large_sequence};
+use doublecheck::cases::large_plan::{Large, Scores, large_sequence};
 use doublecheck::cases::{
     Answer, Call, Capabilities, Constraint, Domain, Feature, Instance, NoAnswer, Quantity, Sequence,
 };
@@ -13,7 +13,8 @@ use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
 use doublecheck::{Options, check};
 
 fn drawn(capabilities: &Capabilities, count: usize, largest: usize) -> Vec<(Sequence, Scores)> {
-    (0..count).filter_map(|number| large_sequence(capabilities, 0, number, largest)).collect()
+    let draw = |number| large_sequence(capabilities, Large::new(0, number, largest));
+    (0..count).filter_map(draw).collect()
 }
 
 /// Sizes, edges, head dimensions, types, heads, batches and heavy sizes of real kernels all occur.

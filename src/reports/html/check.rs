@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, status};
-use crate::reports::check::{answered, large, promises};
+use crate::reports::check::{answered, large, planned, promises, selecting};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -25,7 +25,7 @@ pub fn check(report: &Report, replay: &str) -> String {
 fn summary(report: &Report) -> Markup {
     let asked = html! {
         (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ")" (large(report)) " and "
-        (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls"))
+        (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls")) (planned(report))
     };
     let counts = html! {
         @match &report.stages {
@@ -65,6 +65,12 @@ fn summary(report: &Report) -> Markup {
     if let Some(domain) = report.coverage.domain_in_words() {
         lines.insert(1, ("Domain", html! { (domain) }));
     }
+    if let Some(shapes) = report.shapes {
+        lines.push(("Shapes asked", html! { (shapes) " distinct ones, as they are bounded" }));
+    }
+    if report.interrupted {
+        lines.push(("Interrupted", html! { "this is what was found until then" }));
+    }
     if let Some(why) = &report.stopped {
         lines.push(("Stopped early", html! { (why) }));
     }
@@ -81,6 +87,30 @@ fn summary(report: &Report) -> Markup {
             h2 { "Summary" }
             (outcome(report))
             (facts(&lines))
+            (by_size(report))
+        }
+    }
+}
+
+/// How many rows selected, by numbers of keys.
+fn by_size(report: &Report) -> Markup {
+    html! {
+        @if !report.by_size.sizes().is_empty() {
+            table.numbers {
+                thead {
+                    tr {
+                        th scope="col" { "Keys up to" } th scope="col" { "Calls" } th scope="col" { "Rows judged" }
+                        th scope="col" { (selecting(report)) }
+                    }
+                }
+                tbody {
+                    @for size in report.by_size.sizes() {
+                        tr {
+                            th scope="row" { (size.keys) } td { (size.calls) } td { (size.rows) } td { (size.selecting) }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From a failure to a finding: shrinking it, naming its cause, showing each cause once and by the smallest example.
 
+use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
 use crate::behaviours::{Behaviour, Fault};
@@ -11,6 +12,9 @@ use crate::subjects::{Reference, ask};
 use crate::verdicts::Evidence;
 use crate::verdicts::judge::{first_failure, judge_observation};
 
+/// What is said of the cause before everything was seen.
+const UNKNOWN_YET: &str = "Not known yet: causes are named at the end of the check.";
+
 /// A counterexample of more numbers than this is shrunk again once its cause is known.
 const LARGE: usize = 32;
 
@@ -19,7 +23,9 @@ impl Run<'_> {
     pub(super) fn find(&mut self, observation: Observation, kind: &'static str) {
         let first_seen = observation.sequence.name.clone();
         let seen = observation.clone();
-        let shrunk = self.shrink(observation.sequence, kind);
+        let number = self.announce(&seen, kind);
+        let shrunk = self.shrink(observation.sequence, kind, number);
+        self.has_shrunk(shrunk.seconds);
         let observation = ask(self.subject, &shrunk.sequence);
         if first_failure(&judge_observation(&observation, self.report.model)).is_none() {
             // Shrinking took a try that fails only sometimes for one that always does.
@@ -36,18 +42,39 @@ impl Run<'_> {
             tries: shrunk.tries,
             shrinking_seconds: shrunk.seconds,
             shrunk: shrunk.finished,
+            sentence: UNKNOWN_YET.into(),
             ..finding
         });
+        self.has_ended(number);
         self.suspects.keep_counterexample(observation, false, self.asked);
     }
 
+    /// Tells of a failure before it is shrunk; returns the number of the finding.
+    pub(super) fn announce(&mut self, observation: &Observation, kind: &'static str) -> usize {
+        let number = self.findings() + 1;
+        let mut finding = Finding::new(observation.clone(), self.asked, Vec::new(), self.report.model);
+        (finding.kind, finding.sentence) = (kind, UNKNOWN_YET.into());
+        (self.watch)(Event::Found(number, &finding));
+        number
+    }
+
+    /// Tells that the finding of this number, the last one among the findings, was shrunk.
+    fn has_ended(&mut self, number: usize) {
+        if let Some(finding) = self.report.findings.last() {
+            (self.watch)(Event::Shrunk(number, finding));
+        }
+    }
+
     /// The smallest sequence that fails in this way and that no declared or named fault explains.
-    fn shrink(&mut self, sequence: Sequence, kind: &'static str) -> Shrunk {
+    fn shrink(&mut self, sequence: Sequence, kind: &'static str, number: usize) -> Shrunk {
+        let limits = self.limits();
         let (model, capabilities) = (self.report.model, &self.capabilities);
         let declared = self.suspects.declared_sets();
         let (any_named, suspects) = (self.suspects.any_named(), self.suspects.all());
-        let subject = &mut *self.subject;
+        let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
         let mut fails = |candidate: &Sequence| {
+            tries += 1;
+            watch(Event::Shrinking(number, tries));
             let observation = ask(subject, candidate);
             let verdicts = judge_observation(&observation, model);
             let explained = |faults: &[&'static Fault]| {
@@ -57,11 +84,15 @@ impl Run<'_> {
                 && !declared.iter().any(|faults| explained(faults))
                 && !(any_named && explained(&suspects))
         };
-        shrink(sequence, self.shrinking, capabilities, &mut fails)
+        shrink(sequence, limits, capabilities, &mut fails)
     }
 
     /// Names causes, and shows each by one finding.
     pub(super) fn conclude(&mut self) {
+        let findings = self.findings();
+        if findings > 0 {
+            (self.watch)(Event::Naming(findings));
+        }
         self.suspects.resolve(&mut self.report.findings);
         let kept = self.suspects.kept();
         // What conforms needs no explanation.
@@ -149,21 +180,26 @@ impl Run<'_> {
             if finding.diagnosis.is_empty() || (finding.shrunk && finding.size.numbers() <= LARGE) {
                 continue;
             }
+            let limits = self.limits();
             let faults = finding.faults.clone();
             let behaviour = Behaviour::with(faults.iter().copied());
             let shows_all = |observation: &Observation| {
                 faults.iter().all(|fault| diagnosis::needs(&suspects, fault, observation, model))
             };
             let must_show = shows_all(&finding.observation);
-            let (capabilities, subject) = (&self.capabilities, &mut *self.subject);
+            let (capabilities, subject, watch) = (&self.capabilities, &mut *self.subject, &mut *self.watch);
+            let mut tries = finding.tries;
             let mut fails = |candidate: &Sequence| {
+                tries += 1;
+                watch(Event::Shrinking(index + 1, tries));
                 let observation = ask(subject, candidate);
                 judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
                     && reproduces(behaviour, &observation, model)
                     && (!must_show || shows_all(&observation))
             };
             let start = finding.observation.sequence.clone();
-            let shrunk = shrink(start, self.shrinking, capabilities, &mut fails);
+            let shrunk = shrink(start, limits, capabilities, &mut fails);
+            self.has_shrunk(shrunk.seconds);
             let observation = ask(self.subject, &shrunk.sequence);
             if first_failure(&judge_observation(&observation, model)).is_none() {
                 continue;

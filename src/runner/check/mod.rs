@@ -2,11 +2,16 @@
 //! (SPEC §5), the first failure of each distinct kind is shrunk and explained. A failure is of a new kind if neither the
 //! faults named so far nor the declared ones reproduce the answer.
 
+mod by_size;
 mod coverage;
 mod differences;
+mod draws;
+mod events;
 mod findings;
-#[cfg(feature = "files")]
+#[cfg_attr(not(feature = "files"), path = "no_goldens.rs")]
 mod goldens;
+mod pace;
+mod plan;
 mod promises;
 mod repeats;
 mod report;
@@ -15,55 +20,65 @@ mod stages;
 mod suspects;
 mod ties;
 
-use proptest::strategy::{Strategy, ValueTree};
+use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
+pub use self::by_size::{BySize, OfSize};
 pub use self::coverage::{Asked, Coverage};
+pub use self::events::{Event, Progress};
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
-use super::seed::test_runner;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;
-use crate::cases::large_plan::large_sequence;
-use crate::cases::sequence_plan::sequence_plans;
-use crate::cases::{Capabilities, Takes};
+use crate::cases::{Capabilities, Sequence, StageCall, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
-
-/// One large sequence for so many small ones.
-const SMALL_PER_LARGE: usize = 16;
 
 /// What to ask, and what is known of the subject.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How many random sequences are asked; default 1000.
+    /// How many random sequences are asked; with `seconds`, at most. Default 1000.
     pub cases: usize,
+    /// For how long the subject is asked, the time for shrinking and diagnosis not included: small sequences first, then larger
+    /// ones and goldens in stages of growing size. Default: as long as it takes to ask so many cases and all goldens, the
+    /// same for each run.
+    pub seconds: Option<Duration>,
     /// Seed of the random sequences; default 0.
     pub seed: u64,
-    /// For every 16 random sequences, which are small, one call of up to this many keys is asked; 40 or less ask none. Default
-    /// 1024.
+    /// The most keys of random calls. Without `seconds` one large call is asked for every 16 random sequences, which are small. 40
+    /// or less ask no large one. Default 1024.
     pub largest_keys: usize,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
     pub known: Faults,
-    /// Case files that are asked as well, where they apply.
+    /// Case files that are asked as well, where they apply; with `seconds`, as many as fit, the smallest first.
     #[cfg(feature = "files")]
     pub goldens: Vec<Found>,
     /// When to stop shrinking one finding.
     pub shrinking: Limits,
+    /// How long all findings together are shrunk, in place of the time of one in `shrinking`; each gets at most half of what is
+    /// left, unless the check stops after one. Default: no such limit.
+    pub shrinking_in_all: Option<Duration>,
     /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
+    /// After how many findings nothing more is asked. Default: no such limit.
+    pub stop_after: Option<NonZeroUsize>,
     /// How often each sequence is asked; default 1, which still asks a small share again.
     pub repeat: usize,
+    /// Ends the check once this is true: what was found so far is reported.
+    pub interrupted: Option<&'static AtomicBool>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             cases: 1000,
+            seconds: None,
             seed: 0,
             largest_keys: 1024,
             profile: Capabilities::default(),
@@ -71,73 +86,13 @@ impl Default for Options {
             #[cfg(feature = "files")]
             goldens: Vec::new(),
             shrinking: Limits::default(),
+            shrinking_in_all: None,
             most_findings: 24,
+            stop_after: None,
             repeat: 1,
+            interrupted: None,
         }
     }
-}
-
-/// Checks a subject. `progress` is called with the number of sequences asked so far, of all, and of findings.
-pub fn check_with_progress(
-    subject: &mut dyn Subject,
-    options: &Options,
-    progress: &mut dyn FnMut(usize, usize, usize),
-) -> Report {
-    if subject.capabilities().stages.takes != Takes::Inputs {
-        return stages::check_stages(subject, options, progress);
-    }
-    let mut run = Run::new(subject, options);
-    #[cfg(feature = "files")]
-    let goldens = run.goldens(options);
-    #[cfg(not(feature = "files"))]
-    let goldens = Vec::<crate::cases::Sequence>::new();
-    let large = options.cases / SMALL_PER_LARGE;
-    let total = goldens.len() + large;
-    let capabilities = run.capabilities.clone();
-    let plans = sequence_plans(&capabilities);
-    let mut runner = test_runner(options.seed);
-    let (mut asked, mut rejected) = (0, 0);
-    while asked < options.cases && rejected < 100 * options.cases.max(10) && run.report.stopped.is_none() {
-        let Ok(tree) = plans.new_tree(&mut runner) else { break };
-        let sequence = tree.current().sequence();
-        let Some(sequence) = sequence.ok().filter(|sequence| capabilities.missing(sequence).is_empty())
-        else {
-            rejected += 1;
-            continue;
-        };
-        progress(asked, total + options.cases, run.report.findings.len());
-        run.sequence(&sequence);
-        asked += 1;
-    }
-    run.report.sequences = asked;
-    if asked < options.cases && run.report.stopped.is_none() {
-        run.report.bad_inputs.push(format!(
-            "random sequences: found {asked} that both the subject and the profile offer, expected {}",
-            options.cases
-        ));
-    }
-    // Random sequences are small and quick to understand: they go first.
-    for number in 0..large {
-        let drawn = large_sequence(&capabilities, options.seed, number, options.largest_keys);
-        let Some((sequence, _)) = drawn.filter(|_| run.report.stopped.is_none()) else { continue };
-        progress(asked + number, total + options.cases, run.report.findings.len());
-        run.sequence(&sequence);
-        run.report.large += 1;
-    }
-    for (index, golden) in goldens.iter().enumerate() {
-        if run.report.stopped.is_some() {
-            break;
-        }
-        progress(asked + large + index, total + options.cases, run.report.findings.len());
-        run.sequence(golden);
-        run.report.goldens += 1;
-    }
-    if options.cases == 0 && goldens.is_empty() {
-        run.report
-            .bad_inputs
-            .push("cases: found 0, and no golden that applies, expected something to ask".into());
-    }
-    run.finish()
 }
 
 /// Checks a subject, for use in tests.
@@ -150,5 +105,39 @@ pub fn check_with_progress(
 /// assert!(report.conforms(), "{report:#?}");
 /// ```
 pub fn check(subject: &mut dyn Subject, options: &Options) -> Report {
-    check_with_progress(subject, options, &mut |_, _, _| {})
+    check_with(subject, options, &mut |_| {})
+}
+
+/// Checks a subject and tells `watch` how far it is and what it finds.
+pub fn check_with(subject: &mut dyn Subject, options: &Options, watch: &mut dyn FnMut(Event<'_>)) -> Report {
+    if subject.capabilities().stages.takes != Takes::Inputs {
+        return stages::check_stages(subject, options, watch);
+    }
+    let mut run = Run::new(subject, options, watch);
+    run.ask_all(options);
+    run.finish()
+}
+
+/// Asks one sequence; a failure is shrunk and explained as by [`check`]. Of `options`, which cases are asked does not matter.
+pub fn check_sequence(
+    subject: &mut dyn Subject,
+    sequence: &Sequence,
+    options: &Options,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Report {
+    let mut run = Run::new(subject, options, watch);
+    run.report.goldens += 1;
+    run.report.coverage.goldens += 1;
+    run.sequence(sequence, 0.0);
+    run.finish()
+}
+
+/// The same for a question to one stage.
+pub fn check_stage_call(
+    subject: &mut dyn Subject,
+    (name, call): (&str, &StageCall),
+    options: &Options,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Report {
+    stages::check_call(subject, (name, call), options, watch)
 }

@@ -8,6 +8,7 @@ use ndarray::{Array4, ArrayView1};
 use serde::Serialize;
 
 use super::differences::{keys, same, same_bits};
+use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
 use super::ties::{Ties, ties};
@@ -85,7 +86,12 @@ impl Run<'_> {
 
     /// Whether a promise is looked at now.
     fn is_turn(&self, promise: Promise, otherwise: usize) -> bool {
-        let every = if self.capabilities.promises(promise) { PROMISED } else { otherwise };
+        let promised = self.capabilities.promises(promise);
+        if !promised && otherwise == OBSERVED_BY_ASKING && self.shapes.is_some() {
+            // It would take calls of other shapes.
+            return false;
+        }
+        let every = if promised { PROMISED } else { otherwise };
         self.asked % every == every / 2
     }
 
@@ -147,8 +153,10 @@ impl Run<'_> {
             finding.sequences += 1;
             return;
         }
+        let number = self.announce(observation, BROKEN_PROMISE);
+        let limits = self.limits();
         let (model, capabilities) = (self.report.model, &self.capabilities);
-        let limits = Limits { tries: MOST_TRIES.min(self.shrinking.tries), ..self.shrinking };
+        let limits = Limits { tries: MOST_TRIES.min(limits.tries), ..limits };
         let subject = &mut *self.subject;
         let mut again = |candidate: &Sequence| {
             let observation = ask(subject, candidate);
@@ -173,6 +181,8 @@ impl Run<'_> {
         finding.sentence = format!("{prefix} is promised, and these answers do not keep it.");
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
+        self.has_shrunk(shrunk.seconds);
+        (self.watch)(Event::Shrunk(number, &finding));
         self.apart.push(finding);
     }
 }

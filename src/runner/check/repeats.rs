@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::differences::{differences, same};
+use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
 use crate::cases::{Observation, Promise, Sequence};
@@ -124,6 +125,7 @@ impl Run<'_> {
             return;
         }
         let thinking = Instant::now();
+        let number = self.announce(&other, NOT_REPEATABLE);
         let model = self.report.model;
         let promised = self.capabilities.promises(Promise::Repeatable);
         let after = self.asked;
@@ -160,6 +162,7 @@ impl Run<'_> {
         finding.other = conforming;
         finding.repeats = Some(rate);
         (finding.tries, finding.shrinking_seconds, finding.shrunk) = (tries, seconds, finished);
+        (self.watch)(Event::Shrunk(number, &finding));
         self.apart.push(finding);
         self.thinking += thinking.elapsed();
     }
@@ -178,7 +181,8 @@ impl Run<'_> {
             return unchanged;
         }
         let often = (3 * rate.repeats.asked / seen).clamp(4, MOST_ASKED);
-        let limits = Limits { tries: MOST_TRIES.min(self.shrinking.tries), ..self.shrinking };
+        let limits = self.limits();
+        let limits = Limits { tries: MOST_TRIES.min(limits.tries), ..limits };
         let (model, promised) = (self.report.model, self.capabilities.promises(Promise::Repeatable));
         let subject = &mut *self.subject;
         let mut fails = |candidate: &Sequence| {
@@ -187,6 +191,7 @@ impl Run<'_> {
             conforming.is_some() && diverging.is_some()
         };
         let shrunk = shrink(sequence.clone(), limits, &self.capabilities, &mut fails);
+        self.has_shrunk(shrunk.seconds);
         (shrunk.sequence, shrunk.tries, shrunk.seconds, shrunk.finished)
     }
 }

@@ -1,11 +1,13 @@
 //! What a check found: counts, and the first failure of each kind.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::by_size::BySize;
 use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
@@ -31,6 +33,8 @@ pub struct Report {
     pub model: RoundingModel,
     /// Seed of the random sequences.
     pub seed: u64,
+    /// For how long it was to be asked, in seconds, where that bounds it.
+    pub planned_seconds: Option<f64>,
     /// Random sequences that were asked.
     pub sequences: usize,
     /// Large sequences that were asked.
@@ -50,6 +54,11 @@ pub struct Report {
     pub stages: Option<ReportedStages>,
     /// How much of the contract was asked.
     pub coverage: Coverage,
+    /// How many distinct shapes of calls were asked, where they are bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shapes: Option<usize>,
+    /// What was asked and judged at which numbers of keys.
+    pub by_size: BySize,
     /// Parts of the contract that were left out, with the number of goldens that need them.
     pub left_out: BTreeMap<String, usize>,
     /// Sequences in which every answer conforms.
@@ -74,6 +83,8 @@ pub struct Report {
     pub not_kept: usize,
     /// Diverging sequences that were not looked into, as there were too many findings already.
     pub not_looked_into: usize,
+    /// Whether it was interrupted: the report holds what was found until then.
+    pub interrupted: bool,
     /// Why the check ended early, where it did.
     pub stopped: Option<String>,
     /// Files that could not be used.
@@ -347,6 +358,7 @@ impl Report {
             rounding_model: model.to_string(),
             model,
             seed,
+            planned_seconds: None,
             sequences: 0,
             large: 0,
             goldens: 0,
@@ -356,6 +368,8 @@ impl Report {
             labels: 0,
             stages: None,
             coverage,
+            shapes: None,
+            by_size: BySize::default(),
             left_out: BTreeMap::new(),
             conforming: 0,
             refused: 0,
@@ -368,6 +382,7 @@ impl Report {
             reproduced: 0,
             not_kept: 0,
             not_looked_into: 0,
+            interrupted: false,
             stopped: None,
             bad_inputs: Vec::new(),
             repeats: Repeats::default(),
@@ -377,8 +392,17 @@ impl Report {
         }
     }
 
+    /// Whether nothing more is to be asked: it was interrupted or ended early, or there are as many findings as wanted.
+    pub(super) fn is_over(&mut self, findings: usize, stop_after: Option<NonZeroUsize>) -> bool {
+        if let Some(most) = stop_after.filter(|most| findings >= most.get()) {
+            let plural = if most.get() == 1 { "finding" } else { "findings" };
+            self.stopped.get_or_insert_with(|| format!("after {most} {plural}, as asked"));
+        }
+        self.interrupted || self.stopped.is_some()
+    }
+
     /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2
-    /// where some input could not be used.
+    /// where some input could not be used. An interrupted check counts as what it holds.
     pub fn exit_code(&self) -> u8 {
         match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none()) {
             (false, _) => 2,

@@ -1,14 +1,17 @@
 //! A check under way: asking, counting, and telling failures of a new kind from those already explained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Options;
 use super::coverage::Coverage;
+use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, Feature, Observation, Sequence};
+use crate::cases::{Capabilities, Feature, Observation, Sequence, Shape};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -23,11 +26,19 @@ pub(super) const MOST_UNUSABLE: (Duration, usize) = (Duration::from_secs(120), 4
 
 pub(super) struct Run<'a> {
     pub(super) subject: &'a mut dyn Subject,
+    pub(super) watch: &'a mut dyn FnMut(Event<'_>),
     pub(super) capabilities: Capabilities,
     pub(super) suspects: Suspects,
     pub(super) report: Report,
     pub(super) shrinking: Limits,
+    /// How long findings may still be shrunk, where that is limited for all together.
+    shrinking_left: Option<Duration>,
     most_findings: usize,
+    stop_after: Option<NonZeroUsize>,
+    /// The shapes asked, where they are few.
+    pub(super) shapes: Option<BTreeSet<Shape>>,
+    /// Time spent on sequences of a shape that was new, where shapes are few, and how many they were.
+    pub(super) compiling: (Duration, usize),
     /// Sequences asked so far, random ones and goldens.
     pub(super) asked: usize,
     /// How often each sequence is asked.
@@ -44,21 +55,31 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(subject: &'a mut dyn Subject, options: &Options) -> Self {
+    pub(super) fn new(
+        subject: &'a mut dyn Subject,
+        options: &Options,
+        watch: &'a mut dyn FnMut(Event<'_>),
+    ) -> Self {
         let capabilities = subject.capabilities().and(&options.profile);
         let model = subject.rounding_model();
         let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
+        report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
         report.promises = nothing_counted(&capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         Self {
+            shapes: capabilities.shapes.map(|_| BTreeSet::new()),
             subject,
+            watch,
             capabilities,
             suspects: Suspects::new(&options.known, model),
             report,
-            shrinking: options.shrinking,
+            shrinking: Limits { interrupted: options.interrupted, ..options.shrinking },
+            shrinking_left: options.shrinking_in_all,
             most_findings: options.most_findings,
+            stop_after: options.stop_after,
+            compiling: (Duration::ZERO, 0),
             asked: 0,
             repeat: options.repeat,
             waiting: None,
@@ -69,8 +90,61 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Asks a sequence, judges and counts the answers, and looks into failures of a new kind.
-    pub(super) fn sequence(&mut self, sequence: &Sequence) {
+    /// The time spent on asking and judging, in seconds.
+    pub(super) fn asking(&self) -> f64 {
+        (self.start.elapsed() - self.thinking).as_secs_f64()
+    }
+
+    /// Sequences asked in a second, those that were compiled for not counted.
+    fn per_second(&self) -> f64 {
+        let (time, count) = self.compiling;
+        (self.asked - count) as f64 / (self.asking() - time.as_secs_f64()).max(1e-9)
+    }
+
+    /// Whether nothing more is to be asked.
+    pub(super) fn is_over(&mut self) -> bool {
+        let interrupted = self.shrinking.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed));
+        self.report.interrupted |= interrupted;
+        self.report.is_over(self.findings(), self.stop_after)
+    }
+
+    /// How many findings there are.
+    pub(super) fn findings(&self) -> usize {
+        self.report.findings.len() + self.apart.len()
+    }
+
+    /// When to stop shrinking the next finding.
+    pub(super) fn limits(&self) -> Limits {
+        limits(self.shrinking, self.shrinking_left, self.stop_after)
+    }
+
+    /// Counts the time that shrinking took.
+    pub(super) fn has_shrunk(&mut self, seconds: f64) {
+        if let Some(left) = &mut self.shrinking_left {
+            *left = left.saturating_sub(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        }
+    }
+
+    /// Asks a sequence, judges and counts the answers, and looks into failures of a new kind. `done` is which part of the check is
+    /// done.
+    pub(super) fn sequence(&mut self, sequence: &Sequence, done: f64) {
+        let keys = sequence.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0);
+        let (asked, per_second, findings) = (self.asked, self.per_second(), self.findings());
+        (self.watch)(Event::Asking(Progress { done, asked, per_second, keys, findings }));
+        let before = self.asking();
+        self.ask_and_judge(sequence);
+        if let Some(shapes) = &mut self.shapes {
+            let known = shapes.len();
+            shapes.extend(Shape::of_sequence(sequence));
+            self.report.shapes = Some(shapes.len());
+            if shapes.len() > known {
+                let time = Duration::try_from_secs_f64(self.asking() - before).unwrap_or_default();
+                self.compiling = (self.compiling.0 + time, self.compiling.1 + 1);
+            }
+        }
+    }
+
+    fn ask_and_judge(&mut self, sequence: &Sequence) {
         self.asked += 1;
         self.report.calls += sequence.calls.len();
         let asking = Instant::now();
@@ -78,6 +152,7 @@ impl<'a> Run<'a> {
         let selected = self.subject.selected().cloned();
         let verdicts = judge_observation(&observation, self.report.model);
         self.count_answers(&observation);
+        self.report.by_size.add(sequence, &verdicts);
         self.report.coverage.add(sequence, &verdicts, self.capabilities.offers(Feature::Output));
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Failed(_))) {
             self.count_unusable(asking.elapsed());
@@ -182,10 +257,17 @@ impl<'a> Run<'a> {
         let thinking = Instant::now();
         self.conclude();
         self.thinking += thinking.elapsed();
-        let seconds = self.start.elapsed().as_secs_f64();
-        let asking = seconds - self.thinking.as_secs_f64();
-        Report { seconds, sequences_per_second: self.asked as f64 / asking.max(1e-9), ..self.report }
+        self.is_over();
+        let (seconds, sequences_per_second) = (self.start.elapsed().as_secs_f64(), self.per_second());
+        Report { seconds, sequences_per_second, ..self.report }
     }
+}
+
+/// When to stop shrinking a finding: where there is a time for all together, half of what is left of it is for others, if there
+/// may be others.
+pub(super) fn limits(shrinking: Limits, left: Option<Duration>, stop_after: Option<NonZeroUsize>) -> Limits {
+    let for_this = if stop_after == Some(NonZeroUsize::MIN) { 1 } else { 2 };
+    left.map_or(shrinking, |left| Limits { time: left / for_this, ..shrinking })
 }
 
 /// What is not asked; the goldens that need each of them are yet to be counted.

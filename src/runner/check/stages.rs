@@ -1,15 +1,23 @@
 //! Checks an implementation of one stage: random questions to it, each answer judged, the first failure of each kind shrunk.
 //! Bundled cases are of whole layers and are not asked. A cause is not looked for, as what the stage started from was given.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Options;
+use super::by_size::SIZES;
 use super::coverage::Coverage;
+use super::events::{Event, Progress};
+use super::goldens::of_stage;
+use super::pace::Pace;
 use super::report::{Finding, Report, ReportedStages, StageExample};
-use super::run::{MOST_UNUSABLE, left_out};
+use super::run::{self, MOST_UNUSABLE, left_out};
+use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
-use crate::cases::stage_plan::stage_call;
-use crate::cases::{Capabilities, StageAnswer, StageCall, Takes};
+use crate::cases::stage_plan::stage_call_of;
+use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
+use crate::runner::shrink::Limits;
 use crate::runner::shrink::stages::shrink_stage;
 use crate::subjects::{Reference, Subject, ask_stage};
 use crate::verdicts::judge_stage;
@@ -17,96 +25,334 @@ use crate::verdicts::judge_stage;
 /// Questions that the domain leaves out, for each one that it leaves in, before the search for more is given up.
 const MOST_REJECTED: usize = 100;
 
+/// The share of the time that small questions get, where each stage of large ones gets 1.
+const SMALL_SHARE: f64 = 2.0;
+
+/// Random questions of one size, or small ones, by their numbers.
+struct Questions {
+    /// What the seed is mixed with.
+    series: u64,
+    keys: Option<(usize, usize)>,
+    tried: usize,
+    /// How many of those tried the subject offers, and how many were asked.
+    offered: usize,
+    asked: usize,
+    shapes: Option<usize>,
+    /// The shape of the first question of each.
+    known: Vec<Option<Shape>>,
+}
+
+struct Run<'a> {
+    subject: &'a mut dyn Subject,
+    watch: &'a mut dyn FnMut(Event<'_>),
+    options: &'a Options,
+    capabilities: Capabilities,
+    report: Report,
+    start: Instant,
+    /// Time spent on shrinking.
+    thinking: Duration,
+    shrinking_left: Option<Duration>,
+    /// Time spent on questions without a usable answer, and how many they were.
+    unusable: (Duration, usize),
+    shapes: BTreeSet<Shape>,
+    /// Time spent on questions of a new shape, where shapes are few, and how many they were.
+    compiling: (Duration, usize),
+}
+
 /// Checks a subject that takes scores or a selection.
 pub(super) fn check_stages(
     subject: &mut dyn Subject,
     options: &Options,
-    progress: &mut dyn FnMut(usize, usize, usize),
+    watch: &mut dyn FnMut(Event<'_>),
 ) -> Report {
-    let start = Instant::now();
-    let capabilities = subject.capabilities().and(&options.profile);
-    let coverage = Coverage::of_stage(&capabilities);
-    let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
-    report.left_out = left_out(&capabilities);
-    report.left_out.insert(Takes::Inputs.name().into(), 0);
-    #[cfg(feature = "files")]
-    let goldens = super::goldens::of_stage(&capabilities, options, &mut report);
-    #[cfg(not(feature = "files"))]
-    let goldens = Vec::new();
-    report.declared = options.known.iter().map(|fault| fault.name).collect();
-    report.stages = ReportedStages::of(&capabilities.stages);
-    let (mut thinking, mut unusable) = (Duration::ZERO, (Duration::ZERO, 0));
-    let mut tried = 0u64;
-    let total = options.cases + goldens.len();
-    let mut goldens = goldens.into_iter();
-    while report.stopped.is_none() {
-        let random =
-            report.sequences < options.cases && tried <= (MOST_REJECTED * options.cases.max(10)) as u64;
-        let call = if random {
-            let drawn = stage_call(&capabilities, mix(mix(options.seed).wrapping_add(tried)));
-            tried += 1;
-            let Some(call) = drawn else { continue };
-            report.sequences += 1;
-            (format!("random question {} of seed {}", report.sequences, options.seed), call)
-        } else {
-            let Some(golden) = goldens.next() else { break };
-            report.goldens += 1;
-            golden
-        };
-        let (name, call) = call;
-        report.calls += 1;
-        report.coverage.add_stage(&call);
-        progress(report.calls, total, report.findings.len());
-        let asking = Instant::now();
-        let answer = ask_stage(subject, &call);
-        let verdict = judge_stage(&call, &answer, report.model);
-        count(&mut report, &answer);
-        let Some(kind) = verdict.kind else {
-            report.conforming += 1;
-            report.sharpness.add(&verdict.sharpness);
-            continue;
-        };
-        report.diverged += 1;
-        if answer.is_err() {
-            unusable = (unusable.0 + asking.elapsed(), unusable.1 + 1);
-            if unusable.0 > MOST_UNUSABLE.0 && unusable.1 >= MOST_UNUSABLE.1 {
-                let (time, count) = unusable;
-                let seconds = time.as_secs_f64();
-                report.stopped =
-                    Some(format!("{count} questions without a usable answer took {seconds:.0} s"));
-            }
-        }
-        if let Some(known) = report.findings.iter_mut().find(|finding| finding.kind == kind) {
-            known.sequences += 1;
-        } else if report.findings.len() >= options.most_findings {
-            report.not_looked_into += 1;
-        } else {
-            let shrinking = Instant::now();
-            let finding = find(subject, &capabilities, options, (name, call), kind, &report);
-            report.findings.push(finding);
-            thinking += shrinking.elapsed();
-        }
+    let mut run = Run::new(subject, options, watch);
+    let goldens = of_stage(&run.capabilities, options, &mut run.report);
+    match options.seconds {
+        None => run.ask_so_many(goldens),
+        Some(seconds) => run.ask_for(seconds, goldens),
     }
-    if report.sequences < options.cases && report.stopped.is_none() {
-        report.bad_inputs.push(format!(
-            "random questions: found {} that both the subject and the profile offer, expected {}",
-            report.sequences, options.cases
-        ));
-    }
-    if report.calls == 0 && options.cases == 0 {
-        let takes = capabilities.stages.takes.name();
-        report.bad_inputs.push(format!(
+    if run.report.calls == 0 && options.cases == 0 {
+        let takes = run.capabilities.stages.takes.name();
+        run.report.bad_inputs.push(format!(
             "cases: found 0, and no golden for a subject that takes {takes}, expected something to ask"
         ));
     }
-    report.explained = report.findings.is_empty();
-    report.seconds = start.elapsed().as_secs_f64();
-    let asking = report.seconds - thinking.as_secs_f64();
-    report.sequences_per_second = report.calls as f64 / asking.max(1e-9);
-    report
+    run.finish()
 }
 
-fn count(report: &mut Report, answer: &Result<StageAnswer, crate::cases::NoAnswer>) {
+/// Asks one question.
+pub(super) fn check_call(
+    subject: &mut dyn Subject,
+    (name, call): (&str, &StageCall),
+    options: &Options,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Report {
+    let mut run = Run::new(subject, options, watch);
+    run.report.goldens += 1;
+    run.question(name.to_owned(), call.clone(), 0.0);
+    run.finish()
+}
+
+impl<'a> Run<'a> {
+    fn new(subject: &'a mut dyn Subject, options: &'a Options, watch: &'a mut dyn FnMut(Event<'_>)) -> Self {
+        let capabilities = subject.capabilities().and(&options.profile);
+        let coverage = Coverage::of_stage(&capabilities);
+        let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
+        report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
+        report.left_out = left_out(&capabilities);
+        report.left_out.insert(Takes::Inputs.name().into(), 0);
+        report.declared = options.known.iter().map(|fault| fault.name).collect();
+        report.stages = ReportedStages::of(&capabilities.stages);
+        Self {
+            subject,
+            watch,
+            options,
+            capabilities,
+            report,
+            start: Instant::now(),
+            thinking: Duration::ZERO,
+            shrinking_left: options.shrinking_in_all,
+            unusable: (Duration::ZERO, 0),
+            shapes: BTreeSet::new(),
+            compiling: (Duration::ZERO, 0),
+        }
+    }
+
+    fn ask_so_many(&mut self, goldens: Vec<(String, StageCall)>) {
+        let cases = self.options.cases;
+        let total = (cases + goldens.len()).max(1);
+        let mut small = self.questions(0, None, self.capabilities.shapes.map(usize::from));
+        while self.report.sequences < cases && !self.is_over() {
+            let Some((name, call)) = self.next(&mut small) else { break };
+            self.report.sequences += 1;
+            self.question(name, call, self.report.calls as f64 / total as f64);
+        }
+        if self.report.sequences < cases && !self.is_over() {
+            self.few_found(&cases.to_string());
+        }
+        for (name, call) in goldens {
+            if self.is_over() {
+                break;
+            }
+            self.report.goldens += 1;
+            self.question(name, call, self.report.calls as f64 / total as f64);
+        }
+    }
+
+    /// As for whole layers: small questions, then larger ones in stages, each with a share of the time that is left.
+    fn ask_for(&mut self, seconds: Duration, goldens: Vec<(String, StageCall)>) {
+        let mut pace = Pace::new(seconds);
+        let mut goldens = goldens.into_iter();
+        let of_sizes = SIZES.windows(2).map(|pair| (pair[0] + 1, pair[1].min(self.options.largest_keys)));
+        let has_room = |&(least, most): &(usize, usize)| {
+            Large { least, most, ..Large::new(0, 0, most) }.has_room(&self.capabilities)
+        };
+        let sizes: Vec<_> = of_sizes.filter(has_room).collect();
+        let shapes = self.capabilities.shapes.map(usize::from);
+        let count = sizes.len() + 1;
+        let few = |index: usize| shapes.map(|shapes| (index + 1) * shapes / count - index * shapes / count);
+        let mut stages = vec![self.questions(0, None, few(count - 1))];
+        for (index, &keys) in sizes.iter().enumerate() {
+            stages.push(self.questions(1 + index as u64, Some(keys), few(index)));
+        }
+        stages.retain(|stage| stage.shapes != Some(0));
+        loop {
+            let (before, mut left) = (self.report.calls, SMALL_SHARE + (stages.len() - 1) as f64);
+            for (index, stage) in stages.iter_mut().enumerate() {
+                let share = if index == 0 { SMALL_SHARE } else { 1.0 };
+                pace.begin(self.asking(), share / left);
+                left -= share;
+                self.ask_stage(stage, &mut pace);
+                while index == 0
+                    && pace.may_ask(self.asking(), 0)
+                    && let Some((name, call)) = goldens.next()
+                {
+                    self.report.goldens += 1;
+                    self.question(name, call, pace.done(self.asking()));
+                }
+            }
+            if self.is_over() || self.report.calls == before || pace.left(self.asking()) == 0.0 {
+                break;
+            }
+        }
+        if self.report.sequences == 0 && self.options.cases > 0 && !self.is_over() {
+            self.few_found("at least 1");
+        }
+    }
+
+    fn ask_stage(&mut self, stage: &mut Questions, pace: &mut Pace) {
+        let most = match stage.keys {
+            None => self.options.cases,
+            Some(_) => self.options.cases.div_ceil(16),
+        };
+        let least = stage.keys.map_or(0, |(least, _)| least);
+        while stage.asked < most && !self.is_over() && pace.may_ask(self.asking(), least) {
+            let Some((name, call)) = self.next(stage) else { break };
+            if !pace.may_ask(self.asking(), call.dims().operations()) {
+                break;
+            }
+            stage.asked += 1;
+            *(if stage.keys.is_none() { &mut self.report.sequences } else { &mut self.report.large }) += 1;
+            let (before, compiled) = (self.asking(), self.compiling.1);
+            let operations = call.dims().operations();
+            self.question(name, call, pace.done(before));
+            let seconds = self.asking() - before;
+            pace.count(operations, seconds, self.compiling.1 == compiled);
+        }
+    }
+
+    fn questions(&self, series: u64, keys: Option<(usize, usize)>, shapes: Option<usize>) -> Questions {
+        Questions { series, keys, tried: 0, offered: 0, asked: 0, shapes, known: Vec::new() }
+    }
+
+    /// The next question that the subject offers; `None` where there are none, or hardly any.
+    fn next(&self, questions: &mut Questions) -> Option<(String, StageCall)> {
+        let seed = self.options.seed;
+        let first = mix(seed).wrapping_add(questions.series << 40);
+        let of_number = |number: usize| mix(first.wrapping_add(number as u64));
+        while questions.tried <= MOST_REJECTED * (questions.offered + 10) {
+            let number = questions.tried;
+            questions.tried += 1;
+            let place = questions.shapes.map_or(number, |shapes| number % shapes.max(1));
+            let call = stage_call_of(&self.capabilities, of_number(number), of_number(place), questions.keys);
+            if questions.shapes.is_some() {
+                let shape = call.as_ref().map(Shape::of_stage);
+                if place == questions.known.len() {
+                    questions.known.push(shape.clone());
+                }
+                if shape != questions.known[place] {
+                    continue;
+                }
+            }
+            let Some(call) = call else { continue };
+            questions.offered += 1;
+            let kind = if questions.keys.is_some() { "large" } else { "random" };
+            return Some((format!("{kind} question {} of seed {seed}", number + 1), call));
+        }
+        None
+    }
+
+    fn few_found(&mut self, expected: &str) {
+        self.report.bad_inputs.push(format!(
+            "random questions: found {} that both the subject and the profile offer, expected {expected}",
+            self.report.sequences
+        ));
+    }
+
+    fn asking(&self) -> f64 {
+        (self.start.elapsed() - self.thinking).as_secs_f64()
+    }
+
+    fn per_second(&self) -> f64 {
+        let (time, count) = self.compiling;
+        (self.report.calls - count) as f64 / (self.asking() - time.as_secs_f64()).max(1e-9)
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.report.interrupted |= self.options.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed));
+        self.report.is_over(self.report.findings.len(), self.options.stop_after)
+    }
+
+    /// Asks a question, judges and counts the answer, and shrinks a failure of a new kind.
+    fn question(&mut self, name: String, call: StageCall, done: f64) {
+        let (asked, per_second, findings) =
+            (self.report.calls, self.per_second(), self.report.findings.len());
+        let keys = call.dims().keys;
+        (self.watch)(Event::Asking(Progress { done, asked, per_second, keys, findings }));
+        self.report.calls += 1;
+        self.report.coverage.add_stage(&call);
+        let asking = Instant::now();
+        let answer = ask_stage(self.subject, &call);
+        let verdict = judge_stage(&call, &answer, self.report.model);
+        self.count(&call, asking.elapsed());
+        self.report.by_size.add_stage(&call, &verdict);
+        count(&mut self.report, &answer);
+        let Some(kind) = verdict.kind else {
+            self.report.conforming += 1;
+            self.report.sharpness.add(&verdict.sharpness);
+            return;
+        };
+        self.report.diverged += 1;
+        if answer.is_err() {
+            self.count_unusable(asking.elapsed());
+        }
+        if let Some(known) = self.report.findings.iter_mut().find(|finding| finding.kind == kind) {
+            known.sequences += 1;
+        } else if self.report.findings.len() >= self.options.most_findings {
+            self.report.not_looked_into += 1;
+        } else {
+            let shrinking = Instant::now();
+            self.find(name, call, answer, kind);
+            self.thinking += shrinking.elapsed();
+        }
+    }
+
+    /// Counts a shape and how long its first question took, where shapes are few.
+    fn count(&mut self, call: &StageCall, time: Duration) {
+        if self.capabilities.shapes.is_some() && self.shapes.insert(Shape::of_stage(call)) {
+            self.compiling = (self.compiling.0 + time, self.compiling.1 + 1);
+            self.report.shapes = Some(self.shapes.len());
+        }
+    }
+
+    fn count_unusable(&mut self, time: Duration) {
+        self.unusable = (self.unusable.0 + time, self.unusable.1 + 1);
+        let (time, count) = self.unusable;
+        if time > MOST_UNUSABLE.0 && count >= MOST_UNUSABLE.1 {
+            let seconds = time.as_secs_f64();
+            self.report.stopped =
+                Some(format!("{count} questions without a usable answer took {seconds:.0} s"));
+        }
+    }
+
+    /// Shrinks a failure of a kind and adds it to the findings.
+    fn find(
+        &mut self,
+        first_seen: String,
+        call: StageCall,
+        answer: Result<StageAnswer, NoAnswer>,
+        kind: &'static str,
+    ) {
+        let (model, number) = (self.report.model, self.report.findings.len() + 1);
+        let of = |call: StageCall, answer: Result<StageAnswer, NoAnswer>| {
+            let verdict = judge_stage(&call, &answer, model);
+            let reference = ask_stage(&mut Reference::default(), &call);
+            let example = StageExample { call, answer, reference };
+            let mut finding = Finding::of_stage(first_seen.clone(), self.report.calls, &verdict, example);
+            finding.kind = if verdict.conforms() { "conforms when asked again" } else { kind };
+            finding
+        };
+        (self.watch)(Event::Found(number, &of(call.clone(), answer)));
+        let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
+        let mut fails = |candidate: &StageCall| {
+            tries += 1;
+            watch(Event::Shrinking(number, tries));
+            let answer = ask_stage(subject, candidate);
+            judge_stage(candidate, &answer, model).kind == Some(kind)
+        };
+        let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
+        let limits = run::limits(limits, self.shrinking_left, self.options.stop_after);
+        let shrunk = shrink_stage(call, limits, &self.capabilities, &mut fails);
+        let answer = ask_stage(self.subject, &shrunk.call);
+        let mut finding = of(shrunk.call, answer);
+        (finding.tries, finding.shrinking_seconds, finding.shrunk) =
+            (shrunk.tries, shrunk.seconds, shrunk.finished);
+        let spent = Duration::try_from_secs_f64(shrunk.seconds).unwrap_or_default();
+        self.shrinking_left = self.shrinking_left.map(|left| left.saturating_sub(spent));
+        (self.watch)(Event::Shrunk(number, &finding));
+        self.report.findings.push(finding);
+    }
+
+    fn finish(mut self) -> Report {
+        self.is_over();
+        self.report.explained = self.report.findings.is_empty();
+        self.report.seconds = self.start.elapsed().as_secs_f64();
+        self.report.sequences_per_second = self.per_second();
+        self.report
+    }
+}
+
+fn count(report: &mut Report, answer: &Result<StageAnswer, NoAnswer>) {
     match answer {
         Err(_) => {}
         Ok(StageAnswer::Selected(_)) => report.answered += 1,
@@ -117,30 +363,4 @@ fn count(report: &mut Report, answer: &Result<StageAnswer, crate::cases::NoAnswe
             }
         }
     }
-}
-
-/// Shrinks a failure of a kind.
-fn find(
-    subject: &mut dyn Subject,
-    capabilities: &Capabilities,
-    options: &Options,
-    (first_seen, call): (String, StageCall),
-    kind: &'static str,
-    report: &Report,
-) -> Finding {
-    let model = report.model;
-    let mut fails = |candidate: &StageCall| {
-        let answer = ask_stage(subject, candidate);
-        judge_stage(candidate, &answer, model).kind == Some(kind)
-    };
-    let shrunk = shrink_stage(call, options.shrinking, capabilities, &mut fails);
-    let answer = ask_stage(subject, &shrunk.call);
-    let verdict = judge_stage(&shrunk.call, &answer, model);
-    let reference = ask_stage(&mut Reference::default(), &shrunk.call);
-    let (tries, seconds, finished) = (shrunk.tries, shrunk.seconds, shrunk.finished);
-    let example = StageExample { call: shrunk.call, answer, reference };
-    let mut finding = Finding::of_stage(first_seen, report.calls, &verdict, example);
-    finding.kind = if verdict.conforms() { "conforms when asked again" } else { kind };
-    (finding.tries, finding.shrinking_seconds, finding.shrunk) = (tries, seconds, finished);
-    finding
 }

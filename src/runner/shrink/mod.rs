@@ -6,6 +6,7 @@ pub(in crate::runner) mod reductions;
 pub mod stages;
 mod values;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::reductions::{
@@ -22,11 +23,21 @@ pub struct Limits {
     pub time: Duration,
     /// How often the failure may be tried; default 20,000.
     pub tries: usize,
+    /// Ends the search once this is true; default `None`.
+    pub interrupted: Option<&'static AtomicBool>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { time: Duration::from_secs(8), tries: 20_000 }
+        Self { time: Duration::from_secs(8), tries: 20_000, interrupted: None }
+    }
+}
+
+impl Limits {
+    /// Whether a search that began then has reached a limit.
+    fn exhausted(&self, start: Instant, tries: usize) -> bool {
+        let interrupted = self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed));
+        interrupted || tries >= self.tries || start.elapsed() >= self.time
     }
 }
 
@@ -152,7 +163,7 @@ impl Search<'_> {
     }
 
     fn exhausted(&self) -> bool {
-        self.tries >= self.limits.tries || self.start.elapsed() >= self.limits.time
+        self.limits.exhausted(self.start, self.tries)
     }
 
     /// Takes a candidate that fails and differs.

@@ -42,7 +42,7 @@ pub fn shrink_stage(
             if !capabilities.offers_stage(&candidate) {
                 continue;
             }
-            if tries >= limits.tries || start.elapsed() >= limits.time {
+            if limits.exhausted(start, tries) {
                 finished = false;
                 break 'search;
             }

@@ -5,6 +5,7 @@
 
 use ndarray::Array4;
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -277,6 +278,7 @@ struct HelloFields {
     takes: Option<Takes>,
     gives: Option<Vec<Given>>,
     offers: Option<Vec<Offered>>,
+    shapes: Option<usize>,
 }
 
 /// What is asked only of a command that offers it.
@@ -293,6 +295,7 @@ impl HelloFields {
             ("takes", self.takes.is_some()),
             ("gives", self.gives.is_some()),
             ("offers", self.offers.is_some()),
+            ("shapes", self.shapes.is_some()),
         ];
         for (field, declared) in newer {
             if declared && version < NEWEST {
@@ -319,6 +322,10 @@ impl HelloFields {
         if self.largest_keys == Some(0) {
             return Err(Detail::new("largest_keys", 0, "at least 1, or the field left out"));
         }
+        let shapes = self.shapes.map(|shapes| {
+            let expected = "at least 1, or the field left out";
+            NonZeroUsize::new(shapes).ok_or_else(|| Detail::new("shapes", shapes, expected))
+        });
         Ok(Hello {
             name: name.filter(|name| !name.trim().is_empty()),
             model: self.model.unwrap_or_default().or(RoundingModel::default()),
@@ -335,6 +342,7 @@ impl HelloFields {
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
                 stages,
                 ragged,
+                shapes: shapes.transpose()?,
                 ..Capabilities::default()
             },
         })
@@ -431,6 +439,8 @@ mod tests {
         assert_eq!(hello.capabilities.largest_keys, Some(4096));
         let lacks = [Feature::Previous, Feature::Fractions];
         assert_eq!(hello.capabilities.lacks, lacks.into_iter().collect());
+        let few = hello_of(json!({"protocol": 2, "shapes": 8})).unwrap();
+        assert_eq!(few.capabilities.shapes.map(usize::from), Some(8));
     }
 
     #[test]
@@ -450,6 +460,8 @@ mod tests {
                 json!({"promises": ["ties-lowest", "ties-highest"]}),
                 "hello.promises: found ties-lowest and ties-highest, expected one of the two",
             ),
+            (json!({"protocol": 2, "shapes": 0}), "hello.shapes: found 0, expected at least 1"),
+            (json!({"shapes": 8}), "hello.shapes: found it in protocol 1, expected protocol 2"),
             (json!({"largest_keys": 0}), "hello.largest_keys: found 0, expected at least 1"),
             (
                 json!({"model": {"scores": "f32"}}),
