@@ -8,7 +8,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{TestCaseError, TestError};
 use rayon::prelude::*;
 
-use super::seed::test_runner;
+use crate::cases::seed::test_runner;
 use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{Answer, Capabilities, Case, NoAnswer};

@@ -3,9 +3,10 @@
 use super::report::Finding;
 use super::run::Run;
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Observation, Sequence};
+use crate::cases::{Capabilities, Observation, Sequence};
 use crate::diagnosis;
 use crate::diagnosis::reproduction::reproduces;
+use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::{Shrunk, shrink};
 use crate::subjects::{Reference, ask};
 use crate::verdicts::Evidence;
@@ -89,6 +90,7 @@ impl Run<'_> {
         }
         self.merge();
         self.shrink_further();
+        self.find_edges();
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             // The counterexample itself was kept, too.
             finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
@@ -101,6 +103,22 @@ impl Run<'_> {
         for finding in &mut self.report.findings {
             finding.inside_domain = inside_domain;
             attach_evidence(finding, model);
+        }
+    }
+
+    /// Asks what holds around each counterexample.
+    fn find_edges(&mut self) {
+        for index in 0..self.report.findings.len() {
+            let sequence = self.report.findings[index].observation.sequence.clone();
+            let (suspects, model, subject) = (&self.suspects, self.report.model, &mut *self.subject);
+            let mut fails = |candidate: &Sequence| {
+                let observation = ask(subject, candidate);
+                first_failure(&judge_observation(&observation, model)).is_some()
+                    && !suspects.declare(&observation)
+            };
+            let offers = Capabilities::offers_all;
+            self.report.findings[index].edges =
+                edges(sequence, self.shrinking, &self.capabilities, offers, &mut fails);
         }
     }
 

@@ -22,13 +22,15 @@ pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
-use super::seed::test_runner;
+use crate::cases::seed::test_runner;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;
+use crate::cases::history::after_history;
 use crate::cases::large_plan::large_sequence;
+use crate::cases::recipe::mix;
 use crate::cases::sequence_plan::sequence_plans;
-use crate::cases::{Capabilities, Takes};
+use crate::cases::{Capabilities, Sequence, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -45,6 +47,8 @@ pub struct Options {
     /// For every 16 random sequences, which are small, one call of up to this many keys is asked; 40 or less ask none. Default
     /// 1024.
     pub largest_keys: usize,
+    /// Keys before those of each random sequence, and up to half as many more; default 0.
+    pub history: usize,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
@@ -66,6 +70,7 @@ impl Default for Options {
             cases: 1000,
             seed: 0,
             largest_keys: 1024,
+            history: 0,
             profile: Capabilities::default(),
             known: Vec::new(),
             #[cfg(feature = "files")]
@@ -90,7 +95,7 @@ pub fn check_with_progress(
     #[cfg(feature = "files")]
     let goldens = run.goldens(options);
     #[cfg(not(feature = "files"))]
-    let goldens = Vec::<crate::cases::Sequence>::new();
+    let goldens = Vec::<Sequence>::new();
     let large = options.cases / SMALL_PER_LARGE;
     let total = goldens.len() + large;
     let capabilities = run.capabilities.clone();
@@ -100,7 +105,9 @@ pub fn check_with_progress(
     while asked < options.cases && rejected < 100 * options.cases.max(10) && run.report.stopped.is_none() {
         let Ok(tree) = plans.new_tree(&mut runner) else { break };
         let sequence = tree.current().sequence();
-        let Some(sequence) = sequence.ok().filter(|sequence| capabilities.missing(sequence).is_empty())
+        let offered = sequence.ok().filter(|sequence| capabilities.missing(sequence).is_empty());
+        let place = (options.seed, asked + rejected);
+        let Some(sequence) = offered.and_then(|s| with_history(s, options.history, place, &capabilities))
         else {
             rejected += 1;
             continue;
@@ -138,6 +145,20 @@ pub fn check_with_progress(
             .push("cases: found 0, and no golden that applies, expected something to ask".into());
     }
     run.finish()
+}
+
+/// The sequence with as much before it as the options say; `None` where there is no room for that.
+fn with_history(
+    sequence: Sequence,
+    keys: usize,
+    (seed, number): (u64, usize),
+    capabilities: &Capabilities,
+) -> Option<Sequence> {
+    if keys == 0 {
+        return Some(sequence);
+    }
+    let seed = mix(mix(seed) ^ number as u64);
+    after_history(&sequence, capabilities, seed, keys + seed as usize % (keys / 2 + 1))
 }
 
 /// Checks a subject, for use in tests.

@@ -14,6 +14,7 @@ use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
 };
 use crate::diagnosis::Faults;
+use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
 use crate::verdicts::{Evidence, Sharpness, StageVerdict};
 
@@ -124,6 +125,8 @@ pub struct Finding {
     pub shrinking_seconds: f64,
     /// False where a limit ended the shrinking.
     pub shrunk: bool,
+    /// Sizes around it: where the failure begins, and at which larger sizes it shows. Empty where none were found or asked.
+    pub edges: Vec<Edge>,
     /// Whether it stayed inside a domain that the subject declares.
     pub inside_domain: bool,
     /// Where the counterexample was written.
@@ -170,6 +173,7 @@ impl Finding {
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,
+            edges: Vec::new(),
             inside_domain: false,
             file: None,
             example: None,

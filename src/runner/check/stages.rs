@@ -10,6 +10,7 @@ use super::run::{MOST_UNUSABLE, left_out};
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call;
 use crate::cases::{Capabilities, StageAnswer, StageCall, Takes};
+use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
 use crate::subjects::{Reference, Subject, ask_stage};
 use crate::verdicts::judge_stage;
@@ -134,6 +135,10 @@ fn find(
         judge_stage(candidate, &answer, model).kind == Some(kind)
     };
     let shrunk = shrink_stage(call, options.shrinking, capabilities, &mut fails);
+    let offers = Capabilities::offers_stage;
+    let edges = edges(shrunk.call.clone(), options.shrinking, capabilities, offers, &mut |candidate| {
+        !judge_stage(candidate, &ask_stage(subject, candidate), model).conforms()
+    });
     let answer = ask_stage(subject, &shrunk.call);
     let verdict = judge_stage(&shrunk.call, &answer, model);
     let reference = ask_stage(&mut Reference::default(), &shrunk.call);
@@ -142,5 +147,6 @@ fn find(
     let mut finding = Finding::of_stage(first_seen, report.calls, &verdict, example);
     finding.kind = if verdict.conforms() { "conforms when asked again" } else { kind };
     (finding.tries, finding.shrinking_seconds, finding.shrunk) = (tries, seconds, finished);
+    finding.edges = edges;
     finding
 }

@@ -2,6 +2,7 @@
 //! bits, the plainest settings, then values of 0, ±1 and small fractions. Works on the tensors themselves, so that it can
 //! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
 
+pub mod edge;
 pub(in crate::runner) mod reductions;
 mod search;
 pub mod stages;

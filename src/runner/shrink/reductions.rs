@@ -287,9 +287,17 @@ pub(super) fn without_queries(
 }
 
 pub(super) fn without_keys(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    with_keys(sequence, |keys| all_but(keys, start, end))
+}
+
+/// The keys of each call at these places, which depend on how many it has; some may be repeated.
+pub(super) fn with_keys(
+    sequence: &Sequence,
+    indices: impl Fn(usize) -> Option<Vec<usize>>,
+) -> Option<Sequence> {
     with_calls(sequence, |call| {
         let dims = call.inputs.dims();
-        let kept = all_but(dims.keys, start, end)?;
+        let kept = indices(dims.keys)?;
         if kept.len() < dims.queries {
             return None;
         }

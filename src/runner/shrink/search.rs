@@ -52,18 +52,21 @@ impl<'a, T: PartialEq> Search<'a, T> {
 
     /// Takes a candidate that fails. The caller knows that it is plainer, if only by the sign of a zero.
     pub(super) fn take(&mut self, candidate: Option<T>) -> bool {
-        let Some(candidate) = candidate else {
-            return false;
-        };
-        if self.exhausted() || !(self.offers)(self.capabilities, &candidate) {
-            return false;
-        }
-        self.tries += 1;
-        let taken = (self.fails)(&candidate);
-        if taken {
+        let taken = self.question(candidate.as_ref()) == Some(true);
+        if let (true, Some(candidate)) = (taken, candidate) {
             self.current = candidate;
         }
         taken
+    }
+
+    /// Whether a candidate fails; `None` where it may not be asked, or the limits are reached.
+    pub(super) fn question(&mut self, candidate: Option<&T>) -> Option<bool> {
+        let candidate = candidate?;
+        if self.exhausted() || !(self.offers)(self.capabilities, candidate) {
+            return None;
+        }
+        self.tries += 1;
+        Some((self.fails)(candidate))
     }
 
     /// Takes away runs from the front, the end and the middle, each in several ways. Their lengths are powers of two, of which

@@ -80,6 +80,34 @@ fn without_keys(call: &StageCall, start: usize, end: usize) -> Option<StageCall>
     Step::Without(Part::Keys, start, end).of(call)
 }
 
+/// The keys at these places; some may be repeated.
+pub(super) fn with_keys(call: &StageCall, kept: &[usize]) -> Option<StageCall> {
+    let lengths = call.lengths().map(|lengths| {
+        let keys = |&length: &usize| kept.iter().filter(|&&key| key < length).count();
+        Lengths::new(lengths.keys().iter().map(keys).collect(), lengths.padding())
+    });
+    Some(match call {
+        StageCall::Scores(call) => {
+            let scores = call.scores().select(Axis(3), kept);
+            let call = ScoresCall::new(scores, call.storage(), call.heavy_size()).ok()?;
+            StageCall::Scores(call.with_lengths(lengths).ok()?)
+        }
+        StageCall::Selection(call) => {
+            let mut parts = call.inputs.parts().clone();
+            (parts.k, parts.v) = (parts.k.select(Axis(2), kept), parts.v.select(Axis(2), kept));
+            let inputs = Inputs::new(parts).ok()?.with_lengths(lengths).ok()?;
+            let weights = call.mask.weights().select(Axis(3), kept);
+            let mask = Mask::from_weights(weights, &inputs.dims()).ok()?;
+            StageCall::Selection(SelectionCall { inputs: Arc::new(inputs), mask })
+        }
+    })
+}
+
+/// A question to a top-k with another H.
+pub(super) fn with_heavy_size(call: &StageCall, heavy_size: usize) -> Option<StageCall> {
+    Step::HeavySize(heavy_size).of(call)
+}
+
 /// H, where it is asked for.
 fn heavy_size(call: &StageCall) -> usize {
     match call {
@@ -90,7 +118,7 @@ fn heavy_size(call: &StageCall) -> usize {
 
 /// With H lowered by the number of parts from `start` to `end`, whichever these are.
 fn with_smaller_heavy_size(call: &StageCall, start: usize, end: usize) -> Option<StageCall> {
-    Step::HeavySize(heavy_size(call) - (end - start)).of(call)
+    with_heavy_size(call, heavy_size(call) - (end - start))
 }
 
 /// What a step makes smaller.
