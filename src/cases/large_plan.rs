@@ -1,6 +1,6 @@
-//! Sequences of real sizes: single calls of many keys, at the edges of tiles and pages, with scores made on purpose. Drawn by
-//! their number from the seed, so that each size and each pattern of scores has its turn, and small sequences stay as they
-//! are.
+//! Sequences of real sizes: mostly single calls of many keys, at the edges of tiles and pages, with scores made on purpose; one in
+//! four is a small sequence after a history ([`super::history`]). Drawn by their number from the seed, so that each size and
+//! each pattern of scores has its turn, and small sequences stay as they are.
 //!
 //! Scores are made through one label channel: q̂ is 1 there and 0 in the other label channels, and all label channels of key j
 //! hold the wanted score s_j. A row of equal labels is quantised exactly, so that this holds for any B.
@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::capabilities::Capabilities;
 use super::domain::Domain;
+use super::history::deep_sequence;
 use super::recipe::mix;
-use super::sequence::{Instance, Sequence};
+use super::sequence::{Call, Instance, Sequence};
 use super::strategies::{AdditiveMask, ChannelRows, Plan, Previous, Values};
 use crate::algorithm::{
     ChannelOrder, Error, GroupFactor, HeadMode, HeavySize, Inputs, LabelBits, Rules, ScoreRule, Selection,
@@ -19,6 +20,9 @@ use crate::algorithm::{
 
 /// Random sequences have at most this many keys: large ones start above.
 const SMALL: usize = 40;
+
+/// One in this many is a small sequence of any kind after a history of many keys.
+const DEEP: usize = 4;
 
 /// Head dimensions of models, and label channels of each.
 const CHANNELS: [(usize, usize); 7] =
@@ -188,6 +192,18 @@ pub fn large_sequence(capabilities: &Capabilities, large: Large) -> Option<(Sequ
     let largest = allowed(large.most(capabilities)).filter(|&largest| largest >= least)?;
     let scores = Scores::ALL[(large.number + least - SMALL - 1) % Scores::ALL.len()];
     let mut plan = plan(capabilities, shape_seed, large.shape, (least, largest)).ok()?;
+    // The shapes of its calls are many.
+    if large.number % DEEP == DEEP - 1 && capabilities.shapes.is_none() {
+        let deep = deep_sequence(capabilities, seed, plan.keys.saturating_sub(2 * SMALL).max(1));
+        let fits = |sequence: &Sequence| {
+            let keys = |call: &Call| call.inputs.dims().keys;
+            sequence.calls.iter().all(|call| (least..=largest).contains(&keys(call)))
+        };
+        if let Some(mut sequence) = deep.filter(fits) {
+            sequence.name = format!("large sequence {}, {}", large.number + 1, sequence.name);
+            return Some((sequence, Scores::Random));
+        }
+    }
     plan.keys = allowed(plan.keys)?;
     plan.queries = plan.queries.min(plan.keys);
     let plan = Plan { seed, ..plan.restricted(capabilities) };

@@ -10,6 +10,7 @@ pub mod domain;
 pub mod error;
 #[cfg(feature = "files")]
 pub mod file;
+pub mod history;
 pub mod large_plan;
 pub mod observation;
 pub mod profiles;
@@ -19,6 +20,7 @@ pub(crate) mod ragged_plan;
 pub mod recipe;
 pub mod rounding_model;
 pub mod rule_names;
+pub(crate) mod seed;
 pub mod sequence;
 pub mod sequence_plan;
 pub mod shapes;

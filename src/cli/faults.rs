@@ -1,11 +1,11 @@
-//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--json FILE]`
+//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--above KEYS] [--json FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use doublecheck::Options;
-use doublecheck::reports::faults::render;
+use doublecheck::reports::faults::{render, render_above};
 use doublecheck::runner::faults::{FaultResult, Planted};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -23,6 +23,9 @@ pub struct Arguments {
     /// Names or rows of SPEC §3, separated by commas [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
+    /// Plant each fault only in calls of more keys than this, right below, and ask calls of more; several separated by commas
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
+    above: Vec<usize>,
     /// Write the matrix as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -33,21 +36,28 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     // Small sequences show every planted fault.
     let options =
         Options { cases: arguments.cases, seed: arguments.seed, largest_keys: 0, ..Options::default() };
-    let bar = ProgressBar::new(planted.len() as u64)
+    let runs: Vec<(Planted, Option<usize>)> = match arguments.above.as_slice() {
+        [] => planted.into_iter().map(|planted| (planted, None)).collect(),
+        above => above.iter().flat_map(|&keys| planted.iter().map(move |&one| (one, Some(keys)))).collect(),
+    };
+    let bar = ProgressBar::new(runs.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
-    let check = |planted: &Planted| {
+    let check = |&(planted, above): &(Planted, Option<usize>)| {
         bar.set_message(planted.name());
-        let result = planted.check(&options).0;
+        let result = match above {
+            None => planted.check(&options).0,
+            Some(keys) => planted.check_above(&options, keys).0,
+        };
         bar.inc(1);
         result
     };
     // One at a time for each core: they differ in how long they take.
-    let results: Vec<FaultResult> = planted.par_iter().with_max_len(1).map(check).collect();
+    let results: Vec<FaultResult> = runs.par_iter().with_max_len(1).map(check).collect();
     bar.finish_and_clear();
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&results)? + "\n"))?;
     }
-    print(&render(&results))?;
+    print(&if arguments.above.is_empty() { render(&results) } else { render_above(&results) })?;
     Ok(if results.iter().all(|result| result.right()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

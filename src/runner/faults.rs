@@ -2,13 +2,21 @@
 //! implementation. It must be caught, be named rightly or called unknown, and shrink to something small; those that conform
 //! must conform.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::check::{Finding, Options, Report, Size, check};
+use super::shrink::Limits;
+use crate::algorithm::HeavySize;
 use crate::behaviours::{CATALOGUE, Fault};
-use crate::subjects::{BREACHES, Breach, Faulty, Subject};
+use crate::subjects::{Above, BREACHES, Breach, Faulty, Reference, Subject};
+
+/// How many sequences a fault above some number of keys is asked at first, and then.
+const FEW: [usize; 3] = [4, 16, 128];
+
+/// How long shrinking may take there.
+const SHRINKING: Duration = Duration::from_secs(60);
 
 /// What is planted in the reference.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +42,14 @@ pub struct FaultResult {
     pub after: usize,
     /// How many of the sequences show it.
     pub sequences: usize,
+    /// It is right in calls of no more keys than this, where it was planted so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub above: Option<usize>,
     /// What the first counterexample was shrunk to.
     pub size: Option<Size>,
+    /// Its H.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heavy_size: Option<HeavySize>,
     /// How long that took.
     pub shrinking_seconds: f64,
     /// What all findings together were named; empty where one is unknown.
@@ -45,10 +59,14 @@ pub struct FaultResult {
 }
 
 impl FaultResult {
-    /// Whether the suite did what it must: caught it and named nothing else, or accepted it.
+    /// Whether the suite did what it must: caught it and named nothing else, or accepted it. What is planted above some number
+    /// of keys has no name; it must be shrunk to one more, give or take one.
     pub fn right(&self) -> bool {
         if self.must_conform {
             return self.caught_by.is_none();
+        }
+        if let Some(above) = self.above {
+            return self.size.is_some_and(|size| size.keys.abs_diff(above + 1) <= 1);
         }
         self.caught_by.is_some() && (self.diagnosis.is_empty() || self.diagnosis == [self.name])
     }
@@ -95,10 +113,41 @@ impl Planted {
         }
     }
 
+    /// The subject that has it in calls of more than `keys` keys, and is right in others.
+    pub fn subject_above(self, keys: usize) -> Box<dyn Subject> {
+        match self {
+            Self::Fault(_) => Box::new(Above::new(self.subject(), Box::new(Reference::default()), keys)),
+            Self::Breach(breach) => breach.subject_above(keys),
+        }
+    }
+
     /// Checks the subject that has it, and says how that went.
     pub fn check(self, options: &Options) -> (FaultResult, Report) {
+        self.check_subject(self.subject().as_mut(), options)
+    }
+
+    /// Checks the subject that has it in calls of more than `keys` keys with random sequences after as many, until it is caught
+    /// or all are asked.
+    pub fn check_above(self, options: &Options, keys: usize) -> (FaultResult, Report) {
         let start = Instant::now();
-        let report = check(self.subject().as_mut(), options);
+        let check = |cases: usize| {
+            let shrinking = Limits { time: SHRINKING, ..options.shrinking };
+            let options = Options { cases, history: keys, shrinking, ..options.clone() };
+            self.check_subject(self.subject_above(keys).as_mut(), &options)
+        };
+        // All sequences are asked, also after the first finding: few at first.
+        let few = FEW.into_iter().filter(|&few| few < options.cases).map(check);
+        let caught = few.into_iter().find(|(result, _)| result.caught_by.is_some());
+        let (mut result, report) = caught.unwrap_or_else(|| check(options.cases));
+        (result.above, result.seconds) = (Some(keys), start.elapsed().as_secs_f64());
+        let shown = report.findings.first().filter(|finding| finding.example.is_none());
+        result.heavy_size = shown.map(|finding| finding.observation.sequence.instance.selection.heavy_size);
+        (result, report)
+    }
+
+    fn check_subject(self, subject: &mut dyn Subject, options: &Options) -> (FaultResult, Report) {
+        let start = Instant::now();
+        let report = check(subject, options);
         let first = report.findings.first();
         let result = FaultResult {
             name: self.name(),
@@ -111,6 +160,8 @@ impl Planted {
                 // A broken promise conforms otherwise.
                 Self::Breach(_) => report.findings.iter().map(|finding| finding.sequences).sum(),
             },
+            above: None,
+            heavy_size: None,
             size: first.map(|finding| finding.size),
             shrinking_seconds: first.map_or(0.0, |finding| finding.shrinking_seconds),
             diagnosis: self.named(&report.findings),

@@ -7,7 +7,6 @@ pub mod check;
 pub mod faults;
 #[cfg(feature = "cli")]
 pub mod random;
-mod seed;
 pub mod shrink;
 #[cfg(feature = "cli")]
 pub mod verify;

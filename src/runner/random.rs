@@ -8,8 +8,8 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestError};
 use rayon::prelude::*;
 
-use super::seed::test_runner_with;
 use crate::cases::recipe::mix;
+use crate::cases::seed::test_runner_with;
 use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{Answer, Capabilities, Case, NoAnswer};
 use crate::subjects::{Reference, Subject, ask};

@@ -2,8 +2,9 @@
 //! kept, answers that are wrong from time to time, scores, labels or a log-sum-exp that are not those that were used, and
 //! lengths of entries got wrong. They show by the kind of the finding; nothing of the catalogue explains them.
 
-use ndarray::{Array3, Array4};
+use ndarray::{Array2, Array3, Array4};
 
+use super::above::Above;
 use super::ragged::{LengthFault, RaggedKernel};
 use super::{Subject, not_configured};
 use crate::algorithm::attention::log_sum_exp;
@@ -258,6 +259,17 @@ impl Breach {
         }
     }
 
+    /// The same where calls have more than `keys` keys, and right below.
+    pub fn subject_above(&'static self, keys: usize) -> Box<dyn Subject> {
+        match self.how {
+            How::Lengths(_) => {
+                let right = RaggedKernel::new(None).promising(self.promise);
+                Box::new(Above::new(self.subject(), Box::new(right), keys))
+            }
+            _ => Box::new(Breaching { above: keys, ..Breaching::new(self) }),
+        }
+    }
+
     /// Whether a finding of this kind, in these words, is that of the breach. What is wrong with lengths shows only where a
     /// call has some, so that the finding is `ragged`.
     pub fn is_shown_by(&self, kind: &str, sentence: &str, ragged: bool) -> bool {
@@ -285,6 +297,8 @@ impl Breach {
 #[derive(Debug)]
 pub struct Breaching {
     breach: &'static Breach,
+    /// Calls of no more keys are answered rightly.
+    above: usize,
     instance: Option<Instance>,
     called: u64,
     selected: Option<Array4<i32>>,
@@ -293,7 +307,7 @@ pub struct Breaching {
 impl Breaching {
     /// The reference with this breach.
     pub fn new(breach: &'static Breach) -> Self {
-        Self { breach, instance: None, called: 0, selected: None }
+        Self { breach, above: 0, instance: None, called: 0, selected: None }
     }
 
     /// What a behaviour makes of a call.
@@ -308,6 +322,26 @@ impl Breaching {
             }
             Outcome::Broken | Outcome::Anything => Err(NoAnswer::Failed("the SPEC says what to do".into())),
         }
+    }
+
+    /// What the SPEC says, with everything that is declared.
+    fn right(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let highest_of_ties = self.breach.promise == Some(Promise::TiesHighest);
+        let prediction = self.predict(Behaviour { highest_of_ties, ..Behaviour::default() }, call)?;
+        let mut right = answer(&prediction)?;
+        let lists = matches!(self.breach.how, How::Descending | How::PaddedInFront | How::LastKeyRepeated);
+        self.selected = lists.then(|| listed(&right.mask, |_| {}));
+        for given in self.breach.gives() {
+            match given {
+                Given::Lse => right.lse = Some(log_sum_exp(&call.inputs, &right.mask)?),
+                Given::Scores => right.scores = self.scores(Behaviour::default(), call)?,
+                Given::Labels => {
+                    right.labels = prediction.ranked.as_ref().map(|ranked| labels(call, &ranked.labels));
+                }
+                _ => {}
+            }
+        }
+        Ok(right)
     }
 
     /// Whether it is the turn of an answer that is wrong from time to time.
@@ -369,6 +403,9 @@ impl Subject for Breaching {
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
         self.called += 1;
         let dims = call.inputs.dims();
+        if dims.keys <= self.above {
+            return self.right(call);
+        }
         let how = self.breach.how;
         let highest_of_ties = match how {
             How::TiesToHighest => true,
@@ -397,7 +434,11 @@ impl Subject for Breaching {
             }
             How::Breaks if self.races() => return Err(NoAnswer::Failed("it breaks now and then".into())),
             How::Descending | How::PaddedInFront | How::LastKeyRepeated => {
-                self.selected = Some(listed(&answer.mask, how));
+                self.selected = Some(listed(&answer.mask, |keys| match how {
+                    How::Descending => keys.reverse(),
+                    How::PaddedInFront => keys.insert(0, -1),
+                    _ => keys.extend(keys.last().copied()),
+                }));
             }
             How::LseToBaseTwo | How::LseWithoutWeights | How::LseOfAllKeys => {
                 answer.lse = Some(self.lse(call, &answer.mask)?);
@@ -427,28 +468,38 @@ impl Subject for Breaching {
 
 /// The chosen channels of all heads, as they are.
 fn sources(call: &Call, labels: &[HeadLabels]) -> AnsweredLabels {
+    of_heads(call, labels, |head| &head.q_source, |head| &head.k_source)
+}
+
+/// The labels of all heads.
+fn labels(call: &Call, labels: &[HeadLabels]) -> AnsweredLabels {
+    of_heads(call, labels, |head| &head.q, |head| &head.k)
+}
+
+fn of_heads(
+    call: &Call,
+    labels: &[HeadLabels],
+    q: fn(&HeadLabels) -> &Array2<f32>,
+    k: fn(&HeadLabels) -> &Array2<f32>,
+) -> AnsweredLabels {
     let dims = call.inputs.dims();
-    let channels = labels.first().map_or(0, |head| head.q_source.ncols());
+    let channels = labels.first().map_or(0, |head| q(head).ncols());
     let of = |b: usize, head: usize| &labels[b * dims.heads + head];
     let (b, h, m, n) = dims.mask_shape();
     AnsweredLabels {
-        q: Array4::from_shape_fn((b, h, m, channels), |(b, head, i, c)| of(b, head).q_source[[i, c]]),
-        k: Array4::from_shape_fn((b, h, n, channels), |(b, head, key, c)| of(b, head).k_source[[key, c]]),
+        q: Array4::from_shape_fn((b, h, m, channels), |(b, head, i, c)| q(of(b, head))[[i, c]]),
+        k: Array4::from_shape_fn((b, h, n, channels), |(b, head, key, c)| k(of(b, head))[[key, c]]),
     }
 }
 
-/// All attended keys of each row, wrongly listed.
-fn listed(mask: &Mask, how: How) -> Array4<i32> {
+/// All attended keys of each row, ascending and padded, but for a change.
+fn listed(mask: &Mask, change: impl Fn(&mut Vec<i32>)) -> Array4<i32> {
     let (b, h, m, n) = mask.weights().dim();
     let mut selected = Array4::from_elem((b, h, m, n + 1), -1);
     for row @ (b, head, i) in ndarray::indices((b, h, m)) {
         let row: Row = row;
         let mut keys: Vec<i32> = mask.row(row).map(|(key, _)| key as i32).collect();
-        match how {
-            How::Descending => keys.reverse(),
-            How::PaddedInFront => keys.insert(0, -1),
-            _ => keys.extend(keys.last().copied()),
-        }
+        change(&mut keys);
         keys.into_iter().enumerate().for_each(|(at, key)| selected[[b, head, i, at]] = key);
     }
     selected

@@ -1,6 +1,7 @@
 //! Who is checked. A subject is an implementation of Double Sparsity behind one short adapter; the runner is the same for
 //! all of them.
 
+pub mod above;
 pub mod breach;
 #[cfg(feature = "engine")]
 pub mod engine;
@@ -23,6 +24,7 @@ use crate::cases::{
     Observation, RoundingModel, ScoresCall, SelectionCall, Sequence, StageAnswer, StageCall,
 };
 
+pub use above::Above;
 pub use breach::{BREACHES, Breach, Breaching};
 #[cfg(feature = "engine")]
 pub use engine::Engine;

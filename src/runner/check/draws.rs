@@ -7,11 +7,13 @@ use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::Options;
+use crate::cases::history::after_history;
 use crate::cases::large_plan::{Large, large_sequence};
+use crate::cases::recipe::mix;
+use crate::cases::seed::test_runner;
 use crate::cases::sequence_plan::{SequencePlan, sequence_plans};
 use crate::cases::shapes::with_full_masks;
 use crate::cases::{Capabilities, RoundingModel, Sequence, Shape};
-use crate::runner::seed::test_runner;
 use crate::verdicts::Certificate;
 
 /// Plans tried to find those whose shapes are asked.
@@ -31,6 +33,8 @@ pub(super) struct Draws {
     plans: BoxedStrategy<SequencePlan>,
     runner: TestRunner,
     seed: u64,
+    /// Keys before those of each small sequence.
+    history: usize,
     /// Small sequences drawn, and draws that were not offered.
     drawn: usize,
     rejected: usize,
@@ -72,6 +76,7 @@ impl Draws {
             plans: sequence_plans(capabilities).boxed(),
             runner: test_runner(options.seed),
             seed: options.seed,
+            history: options.history,
             drawn: 0,
             rejected: 0,
             few: None,
@@ -114,12 +119,22 @@ impl Draws {
         plan.sequence().ok().filter(|sequence| self.capabilities.missing(sequence).is_empty())
     }
 
+    /// The sequence with as much before it as the options say; `None` where there is no room for that.
+    fn with_history(&self, sequence: Sequence) -> Option<Sequence> {
+        if self.history == 0 {
+            return Some(sequence);
+        }
+        let seed = mix(mix(self.seed) ^ (self.drawn + self.rejected) as u64);
+        let keys = self.history + seed as usize % (self.history / 2 + 1);
+        after_history(&sequence, &self.capabilities, seed, keys)
+    }
+
     /// The next small sequence; `None` where there are none, or hardly any.
     pub(super) fn small(&mut self) -> Option<Sequence> {
         while self.rejected < MOST_REJECTED * (self.drawn + 10) {
             let plan = self.plan()?;
             let sequence = match &self.few {
-                None => self.offered(&plan),
+                None => self.offered(&plan).and_then(|sequence| self.with_history(sequence)),
                 Some(few) if few.plans.is_empty() => return None,
                 Some(few) => {
                     let place = (self.drawn + self.rejected) % few.plans.len();

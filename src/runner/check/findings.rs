@@ -4,13 +4,15 @@ use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Observation, Sequence};
+use crate::cases::{Capabilities, Observation, Sequence};
 use crate::diagnosis;
 use crate::diagnosis::reproduction::reproduces;
+use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::{Shrunk, shrink};
 use crate::subjects::{Reference, ask};
 use crate::verdicts::Evidence;
 use crate::verdicts::judge::{first_failure, judge_observation};
+use crate::verdicts::rows::compared_rows;
 
 /// What is said of the cause before everything was seen.
 const UNKNOWN_YET: &str = "Not known yet: causes are named at the end of the check.";
@@ -46,7 +48,7 @@ impl Run<'_> {
             ..finding
         });
         self.has_ended(number);
-        self.suspects.keep_counterexample(observation, false, self.asked);
+        self.suspects.keep_counterexample(observation, self.asked);
     }
 
     /// Tells of a failure before it is shrunk; returns the number of the finding.
@@ -120,9 +122,10 @@ impl Run<'_> {
         }
         self.merge();
         self.shrink_further();
+        self.find_edges();
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
-            // The counterexample itself was kept, too.
-            finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
+            // The sequence that showed it first may have been too large to keep.
+            finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);
         }
         // No catalogue explains these.
         self.report.explained &= self.apart.is_empty();
@@ -132,6 +135,23 @@ impl Run<'_> {
         for finding in &mut self.report.findings {
             finding.inside_domain = inside_domain;
             attach_evidence(finding, model);
+        }
+    }
+
+    /// Asks what holds around each counterexample.
+    fn find_edges(&mut self) {
+        for index in 0..self.report.findings.len() {
+            let sequence = self.report.findings[index].observation.sequence.clone();
+            let (limits, model) = (self.limits(), self.report.model);
+            let (suspects, subject) = (&self.suspects, &mut *self.subject);
+            let mut fails = |candidate: &Sequence| {
+                let observation = ask(subject, candidate);
+                first_failure(&judge_observation(&observation, model)).is_some()
+                    && !suspects.declare(&observation)
+            };
+            let offers = Capabilities::offers_all;
+            self.report.findings[index].edges =
+                edges(sequence, limits, &self.capabilities, offers, &mut fails);
         }
     }
 
@@ -219,6 +239,10 @@ fn attach_evidence(finding: &mut Finding, model: crate::cases::RoundingModel) {
     let of = |(call, answer)| Evidence::of(&sequence.instance, call, answer, model);
     finding.ragged = sequence.calls.get(finding.call).and_then(|call| call.inputs.lengths().cloned());
     finding.evidence = sequence.calls.iter().zip(answers).map(of).collect();
+    let failing = sequence.calls.get(finding.call).zip(answers.get(finding.call));
+    if let (Some((call, Ok(answer))), Some(evidence)) = (failing, finding.evidence.get(finding.call)) {
+        finding.compared = compared_rows(evidence, answer, &call.inputs.dims());
+    }
     finding.reference = ask(&mut Reference::default(), sequence).answers.into();
 }
 

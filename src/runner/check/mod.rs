@@ -52,6 +52,8 @@ pub struct Options {
     /// The most keys of random calls. Without `seconds` one large call is asked for every 16 random sequences, which are small. 40
     /// or less ask no large one. Default 1024.
     pub largest_keys: usize,
+    /// Keys before those of each random sequence, and up to half as many more; default 0.
+    pub history: usize,
     /// Restricts what is asked further than the subject's own capabilities do.
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
@@ -81,6 +83,7 @@ impl Default for Options {
             seconds: None,
             seed: 0,
             largest_keys: 1024,
+            history: 0,
             profile: Capabilities::default(),
             known: Vec::new(),
             #[cfg(feature = "files")]

@@ -16,7 +16,9 @@ use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
 };
 use crate::diagnosis::Faults;
+use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
+use crate::verdicts::rows::{ComparedRow, compared_selection};
 use crate::verdicts::{Evidence, Sharpness, StageVerdict};
 
 /// What a check found.
@@ -135,6 +137,8 @@ pub struct Finding {
     pub shrinking_seconds: f64,
     /// False where a limit ended the shrinking.
     pub shrunk: bool,
+    /// Sizes around it: where the failure begins, and at which larger sizes it shows. Empty where none were found or asked.
+    pub edges: Vec<Edge>,
     /// Whether it stayed inside a domain that the subject declares.
     pub inside_domain: bool,
     /// Where the counterexample was written.
@@ -152,6 +156,9 @@ pub struct Finding {
     /// The other answers to the same sequence, where they differ from time to time.
     #[serde(skip)]
     pub other: Option<Observation>,
+    /// Rows of the failing answer beside what they should be: those that are wrong first.
+    #[serde(skip)]
+    pub compared: Vec<ComparedRow>,
     /// What the verdict on each call rests on.
     #[serde(skip)]
     pub evidence: Arc<[Evidence]>,
@@ -181,6 +188,7 @@ impl Finding {
             tries: 0,
             shrinking_seconds: 0.0,
             shrunk: false,
+            edges: Vec::new(),
             inside_domain: false,
             file: None,
             example: None,
@@ -188,6 +196,7 @@ impl Finding {
             call: 0,
             repeats: None,
             other: None,
+            compared: Vec::new(),
             evidence: Arc::new([]),
             reference: Arc::new([]),
             faults,
@@ -215,6 +224,9 @@ impl Finding {
         if !verdict.conforms() {
             finding.stage = verdict.stage;
             finding.explanations.clone_from(&verdict.explanations);
+        }
+        if let (StageCall::Scores(call), Ok(StageAnswer::Selected(mask))) = (&example.call, &example.answer) {
+            finding.compared = compared_selection(call, mask);
         }
         finding.example = Some(example);
         finding

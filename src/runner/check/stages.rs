@@ -18,6 +18,7 @@ use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call_of;
 use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
 use crate::runner::shrink::Limits;
+use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
 use crate::subjects::{Reference, Subject, ask_stage};
 use crate::verdicts::judge_stage;
@@ -333,8 +334,12 @@ impl<'a> Run<'a> {
         let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
         let limits = run::limits(limits, self.shrinking_left, self.options.stop_after);
         let shrunk = shrink_stage(call, limits, &self.capabilities, &mut fails);
+        let edges = edges(shrunk.call.clone(), limits, &self.capabilities, Capabilities::offers_stage, &mut |call| {
+            !judge_stage(call, &ask_stage(self.subject, call), model).conforms()
+        });
         let answer = ask_stage(self.subject, &shrunk.call);
         let mut finding = of(shrunk.call, answer);
+        finding.edges = edges;
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
         let spent = Duration::try_from_secs_f64(shrunk.seconds).unwrap_or_default();

@@ -2,7 +2,9 @@
 //! bits, the plainest settings, then values of 0, ±1 and small fractions. Works on the tensors themselves, so that it can
 //! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
 
+pub mod edge;
 pub(in crate::runner) mod reductions;
+mod search;
 pub mod stages;
 mod values;
 
@@ -11,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use self::reductions::{
     PLAINER, with_channels, with_length, without_batch, without_calls, without_group_members, without_keys,
-    without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_value_dims,
+    without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_queries_of_all,
+    without_value_dims,
 };
+use self::search::{Search, Without};
 use crate::algorithm::{HeavySize, LabelBits};
 use crate::cases::{Capabilities, Sequence};
 
@@ -44,6 +48,55 @@ impl Limits {
 /// Sequences of more keys than this are made smaller by large steps first.
 const MANY_KEYS: usize = 64;
 
+/// Of more channels than this not every choice is tried.
+const MANY_CHANNELS: usize = 24;
+
+/// What is dropped in runs, and the ways to drop it.
+type Parts = (fn(&Sequence) -> usize, &'static [Without<'static, Sequence>]);
+
+/// What a large question is large by.
+const PARTS: [Parts; 6] = [
+    (|sequence| sequence.calls.len(), &[&without_calls]),
+    (batch, &[&without_batch]),
+    (most_queries, &[&without_queries_of_all]),
+    (kv_heads, &[&without_kv_heads]),
+    (group_size, &[&without_group_members]),
+    (most_keys, &[&without_keys, &without_keys_and_heavy]),
+];
+
+fn most_queries(sequence: &Sequence) -> usize {
+    sequence.calls.iter().map(|call| call.inputs.dims().queries).max().unwrap_or(0)
+}
+
+fn batch(sequence: &Sequence) -> usize {
+    sequence.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0)
+}
+
+fn kv_heads(sequence: &Sequence) -> usize {
+    sequence.calls[0].inputs.dims().kv_heads
+}
+
+fn group_size(sequence: &Sequence) -> usize {
+    sequence.calls[0].inputs.dims().group_size()
+}
+
+fn value_dim(sequence: &Sequence) -> usize {
+    sequence.calls[0].inputs.dims().value_dim
+}
+
+/// H as a count.
+fn heavy_size(sequence: &Sequence) -> usize {
+    sequence.instance.selection.heavy_size.resolve(usize::MAX)
+}
+
+/// With H lowered by the number of parts from `start` to `end`, whichever these are.
+fn with_smaller_heavy_size(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    let size = HeavySize::count(heavy_size(sequence).checked_sub(end - start)?).ok()?;
+    let mut changed = sequence.clone();
+    changed.instance.selection.heavy_size = size;
+    Some(changed)
+}
+
 fn most_keys(sequence: &Sequence) -> usize {
     sequence.calls.iter().map(|call| call.inputs.dims().keys).max().unwrap_or(0)
 }
@@ -68,75 +121,57 @@ pub fn shrink(
     capabilities: &Capabilities,
     fails: &mut dyn FnMut(&Sequence) -> bool,
 ) -> Shrunk {
-    let mut search =
-        Search { current: sequence, limits, capabilities, start: Instant::now(), tries: 0, fails };
+    let mut search = Search::new(sequence, limits, capabilities, Capabilities::offers_all, fails);
     while search.round() && !search.exhausted() {}
-    let finished = !search.exhausted();
     Shrunk {
-        sequence: search.current,
         tries: search.tries,
-        finished,
-        seconds: search.start.elapsed().as_secs_f64(),
+        finished: !search.exhausted(),
+        seconds: search.elapsed().as_secs_f64(),
+        sequence: search.current,
     }
 }
 
-struct Search<'a> {
-    current: Sequence,
-    limits: Limits,
-    capabilities: &'a Capabilities,
-    start: Instant,
-    tries: usize,
-    fails: &'a mut dyn FnMut(&Sequence) -> bool,
-}
-
-impl Search<'_> {
+impl Search<'_, Sequence> {
     /// All reductions once; whether any of them worked.
     fn round(&mut self) -> bool {
-        let mut changed = self.far_fewer_keys();
+        let mut changed = self.far_smaller();
         changed |= self.drop_each(|s| s.calls.len(), without_calls);
         changed |= self.plainer_settings();
-        let batch = |s: &Sequence| s.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0);
         changed |= self.drop_each(batch, without_batch);
         changed |= self.plainer_lengths();
-        changed |= self.drop_each(|s| s.calls[0].inputs.dims().kv_heads, without_kv_heads);
-        changed |= self.drop_each(|s| s.calls[0].inputs.dims().group_size(), without_group_members);
+        changed |= self.drop_each(kv_heads, without_kv_heads);
+        changed |= self.drop_each(group_size, without_group_members);
         for call in 0..self.current.calls.len() {
             let queries = |s: &Sequence| s.calls[call].inputs.dims().queries;
             changed |= self.drop_each(queries, |s, start, end| without_queries(s, call, start, end));
         }
         changed |= self.drop_each(most_keys, without_keys);
         changed |= self.drop_each(most_keys, without_keys_and_heavy);
-        changed |= self.drop_each(most_keys, without_positions);
+        // With one query, that is the same as without keys.
+        if most_keys(&self.current) <= MANY_KEYS || most_queries(&self.current) > 1 {
+            changed |= self.drop_each(most_keys, without_positions);
+        }
         changed |= self.fewer_channels();
-        changed |= self.drop_each(|s| s.calls[0].inputs.dims().value_dim, without_value_dims);
+        changed |= self.drop_each(value_dim, without_value_dims);
         changed | self.plainer_values()
     }
 
-    /// Large sequences are slow to try: first runs of keys that are a good part of all, from either end and of either kind, so
-    /// that everything else is tried at a size near the smallest that fails.
-    fn far_fewer_keys(&mut self) -> bool {
+    /// Large sequences are slow to try, and of sizes in a domain others may be left than halves. First whatever can be halved,
+    /// what there is least of before keys, as it takes the fewest questions; then the rest, keys at last down to single ones.
+    /// Everything finer is tried at a size near the smallest that fails.
+    fn far_smaller(&mut self) -> bool {
+        if most_keys(&self.current) <= MANY_KEYS && self.capabilities.domains.is_empty() {
+            return false;
+        }
         let mut changed = false;
-        while most_keys(&self.current) > MANY_KEYS && !self.exhausted() {
-            let keys = most_keys(&self.current);
-            let runs = [2, 4, 8, 16].into_iter().flat_map(|share| {
-                let run = keys / share;
-                [(0, run), (keys - run, keys), ((keys - run) / 2, (keys + run) / 2)]
-            });
-            let mut taken = false;
-            for (start, end) in runs {
-                let candidates = [without_keys(&self.current, start, end)]
-                    .into_iter()
-                    .chain([without_keys_and_heavy(&self.current, start, end)]);
-                let candidates: Vec<_> = candidates.collect();
-                if candidates.into_iter().any(|candidate| self.accept(candidate)) {
-                    taken = true;
-                    break;
-                }
+        // Later rounds have little left to halve.
+        let passes: &[usize] = if self.tries == 0 { &[2, 8, usize::MAX] } else { &[usize::MAX] };
+        for &finest in passes {
+            for (count, ways) in PARTS {
+                changed |= self.bisect(count, finest, ways);
             }
-            if !taken {
-                break;
-            }
-            changed = true;
+            changed |= self.fewer_channels();
+            changed |= self.bisect(value_dim, finest, &[&without_value_dims]);
         }
         changed
     }
@@ -158,55 +193,6 @@ impl Search<'_> {
                     }
                 }
             }
-        }
-        changed
-    }
-
-    fn exhausted(&self) -> bool {
-        self.limits.exhausted(self.start, self.tries)
-    }
-
-    /// Takes a candidate that fails and differs.
-    fn accept(&mut self, candidate: Option<Sequence>) -> bool {
-        self.take(candidate.filter(|candidate| *candidate != self.current))
-    }
-
-    /// Takes a candidate that fails. The caller knows that it is plainer, if only by the sign of a zero.
-    fn take(&mut self, candidate: Option<Sequence>) -> bool {
-        let Some(candidate) = candidate else {
-            return false;
-        };
-        if self.exhausted() || !self.capabilities.offers_all(&candidate) {
-            return false;
-        }
-        self.tries += 1;
-        let taken = (self.fails)(&candidate);
-        if taken {
-            self.current = candidate;
-        }
-        taken
-    }
-
-    /// Drops runs of `count` things, long runs first, then single ones.
-    fn drop_each(
-        &mut self,
-        count: impl Fn(&Sequence) -> usize,
-        without: impl Fn(&Sequence, usize, usize) -> Option<Sequence>,
-    ) -> bool {
-        let mut changed = false;
-        let mut run = count(&self.current) / 2;
-        while run > 0 {
-            let mut start = 0;
-            while start < count(&self.current) && count(&self.current) > 1 && !self.exhausted() {
-                let end = (start + run).min(count(&self.current));
-                let candidate = without(&self.current, start, end);
-                if self.accept(candidate) {
-                    changed = true;
-                } else {
-                    start += run;
-                }
-            }
-            run /= 2;
         }
         changed
     }
@@ -245,6 +231,9 @@ impl Search<'_> {
             HeavySize::Count(count) => count.get(),
             HeavySize::Fraction(_) => current.resolve(keys),
         };
+        if resolved > MANY_KEYS && matches!(current, HeavySize::Count(_)) {
+            return self.bisect(heavy_size, usize::MAX, &[&with_smaller_heavy_size]);
+        }
         let is_fraction = matches!(current, HeavySize::Fraction(_));
         let counts = [1, 2, resolved / 2, resolved - 1];
         let counts = counts.into_iter().filter(|&count| count > 0 && (count < resolved || is_fraction));
@@ -265,6 +254,14 @@ impl Search<'_> {
         let factor = self.current.instance.selection.group_factor.get();
         let leading = self.leading_row(d);
         let mut candidates = Vec::new();
+        if d > MANY_CHANNELS {
+            let sizes = std::iter::successors(Some(1), |size| Some(2 * size)).take_while(|&size| size < d);
+            for size in sizes.chain([d - d.div_ceil(8), d - 1]) {
+                candidates.extend([1, factor].map(|group_factor| (leading[..size].to_vec(), group_factor)));
+            }
+            candidates.push(((0..d).collect(), 1));
+            return self.take_channels(candidates);
+        }
         for size in 1..d {
             for group_factor in 1..=factor {
                 candidates.push((leading[..size].to_vec(), group_factor));
@@ -279,6 +276,11 @@ impl Search<'_> {
             candidates.extend([factor, 1, 2].map(|group_factor| (kept.clone(), group_factor)));
         }
         candidates.extend((1..factor).map(|group_factor| ((0..d).collect(), group_factor)));
+        self.take_channels(candidates)
+    }
+
+    /// Takes the first choice of channels and group factor that fails.
+    fn take_channels(&mut self, candidates: Vec<(Vec<usize>, usize)>) -> bool {
         for (mut kept, group_factor) in candidates {
             if self.exhausted() {
                 return false;

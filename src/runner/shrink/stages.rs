@@ -3,11 +3,12 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ndarray::{Array4, Axis};
 
-use super::Limits;
+use super::reductions::selected;
+use super::search::Search;
+use super::{Limits, MANY_KEYS};
 use crate::algorithm::{Dims, InputParts, Inputs, Lengths, Mask, Padding, Storage};
 use crate::cases::{Capabilities, ScoresCall, SelectionCall, StageCall};
 
@@ -29,32 +30,96 @@ pub struct ShrunkStage {
 
 /// Shrinks a question for which `fails` is true, within what a subject of these capabilities may be asked.
 pub fn shrink_stage(
-    mut call: StageCall,
+    call: StageCall,
     limits: Limits,
     capabilities: &Capabilities,
     fails: &mut dyn FnMut(&StageCall) -> bool,
 ) -> ShrunkStage {
-    let (start, mut tries) = (Instant::now(), 0);
-    let mut finished = true;
-    'search: loop {
-        for step in steps(&call) {
-            let Some(candidate) = step.of(&call).filter(|candidate| *candidate != call) else { continue };
-            if !capabilities.offers_stage(&candidate) {
-                continue;
-            }
-            if limits.exhausted(start, tries) {
-                finished = false;
-                break 'search;
-            }
-            tries += 1;
-            if fails(&candidate) {
-                call = candidate;
-                continue 'search;
-            }
-        }
-        break;
+    let mut search = Search::new(call, limits, capabilities, Capabilities::offers_stage, fails);
+    while search.round() && !search.exhausted() {}
+    ShrunkStage {
+        tries: search.tries,
+        finished: !search.exhausted(),
+        seconds: search.elapsed().as_secs_f64(),
+        call: search.current,
     }
-    ShrunkStage { call, tries, finished, seconds: start.elapsed().as_secs_f64() }
+}
+
+impl Search<'_, StageCall> {
+    /// All steps once; whether any of them worked.
+    fn round(&mut self) -> bool {
+        let mut changed = false;
+        if call_keys(&self.current) > MANY_KEYS {
+            changed |= self.bisect(call_keys, 8, &[&without_keys]);
+        }
+        for part in Part::ALL {
+            let without = |call: &StageCall, start, end| Step::Without(part, start, end).of(call);
+            // Domains often hold multiples of powers of two only.
+            if part.count(&self.current) > MANY_KEYS || !self.capabilities.domains.is_empty() {
+                changed |= self.bisect(|call| part.count(call), usize::MAX, &[&without]);
+            }
+            changed |= self.drop_each(|call| part.count(call), without);
+        }
+        changed |= self.bisect(heavy_size, usize::MAX, &[&with_smaller_heavy_size]);
+        // Values change no sizes, so that the steps stay what they are.
+        for step in plainer(&self.current) {
+            if self.exhausted() {
+                break;
+            }
+            let candidate = step.of(&self.current);
+            changed |= self.accept(candidate);
+        }
+        changed
+    }
+}
+
+fn call_keys(call: &StageCall) -> usize {
+    call.dims().keys
+}
+
+fn without_keys(call: &StageCall, start: usize, end: usize) -> Option<StageCall> {
+    Step::Without(Part::Keys, start, end).of(call)
+}
+
+/// The keys at these places; some may be repeated.
+pub(super) fn with_keys(call: &StageCall, kept: &[usize]) -> Option<StageCall> {
+    let lengths = call.lengths().map(|lengths| {
+        let keys = |&length: &usize| kept.iter().filter(|&&key| key < length).count();
+        Lengths::new(lengths.keys().iter().map(keys).collect(), lengths.padding())
+    });
+    Some(match call {
+        StageCall::Scores(call) => {
+            let scores = selected(call.scores(), 3, kept);
+            let call = ScoresCall::new(scores, call.storage(), call.heavy_size()).ok()?;
+            StageCall::Scores(call.with_lengths(lengths).ok()?)
+        }
+        StageCall::Selection(call) => {
+            let mut parts = call.inputs.parts().clone();
+            (parts.k, parts.v) = (selected(&parts.k, 2, kept), selected(&parts.v, 2, kept));
+            let inputs = Inputs::new(parts).ok()?.with_lengths(lengths).ok()?;
+            let weights = selected(call.mask.weights(), 3, kept);
+            let mask = Mask::from_weights(weights, &inputs.dims()).ok()?;
+            StageCall::Selection(SelectionCall { inputs: Arc::new(inputs), mask })
+        }
+    })
+}
+
+/// A question to a top-k with another H.
+pub(super) fn with_heavy_size(call: &StageCall, heavy_size: usize) -> Option<StageCall> {
+    Step::HeavySize(heavy_size).of(call)
+}
+
+/// H, where it is asked for.
+fn heavy_size(call: &StageCall) -> usize {
+    match call {
+        StageCall::Scores(call) => call.heavy_size().get(),
+        StageCall::Selection(_) => 1,
+    }
+}
+
+/// With H lowered by the number of parts from `start` to `end`, whichever these are.
+fn with_smaller_heavy_size(call: &StageCall, start: usize, end: usize) -> Option<StageCall> {
+    with_heavy_size(call, heavy_size(call) - (end - start))
 }
 
 /// What a step makes smaller.
@@ -69,6 +134,27 @@ enum Part {
     Keys,
     HeadDim,
     ValueDim,
+}
+
+impl Part {
+    const ALL: [Self; 7] =
+        [Self::Batch, Self::Heads, Self::Group, Self::Queries, Self::HeadDim, Self::ValueDim, Self::Keys];
+
+    /// How many of them there are to take away.
+    fn count(self, call: &StageCall) -> usize {
+        let dims = call.dims();
+        let attends = matches!(call, StageCall::Selection(_));
+        match self {
+            Self::Batch => dims.batch,
+            Self::Heads => dims.kv_heads,
+            Self::Queries => dims.queries,
+            Self::Keys => dims.keys,
+            Self::Group if attends => dims.group_size(),
+            Self::HeadDim if attends => dims.head_dim,
+            Self::ValueDim if attends => dims.value_dim,
+            Self::Group | Self::HeadDim | Self::ValueDim => 1,
+        }
+    }
 }
 
 /// A tensor of numbers.
@@ -97,42 +183,15 @@ enum Step {
     Set(Tensor, usize, f32),
 }
 
-/// All steps that may make a question smaller or plainer, the largest first.
-fn steps(call: &StageCall) -> Vec<Step> {
-    let dims = call.dims();
+/// All steps that may make settings and values plainer.
+fn plainer(call: &StageCall) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mut runs = |part: Part, length: usize| {
-        // Halves of the length, and powers of two, of which domains often hold multiples only.
-        let halves = std::iter::successors(Some(length / 2), |run| Some(run / 2));
-        let powers = std::iter::successors(Some(1), |run| Some(run * 2));
-        let mut lengths: Vec<usize> = halves.take_while(|&run| run > 0).collect();
-        lengths.extend(powers.take_while(|&run| run < length));
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.dedup();
-        for run in lengths {
-            let starts = (0..=length - run).step_by(run);
-            steps.extend(starts.map(|start| Step::Without(part, start, start + run)));
-        }
-    };
-    runs(Part::Batch, dims.batch);
-    runs(Part::Heads, dims.kv_heads);
-    runs(Part::Group, dims.group_size());
-    runs(Part::Queries, dims.queries);
-    runs(Part::Keys, dims.keys);
     let tensors: &[(Tensor, usize)] = match call {
         StageCall::Scores(call) => {
-            let heavy_size = call.heavy_size().get();
-            let mut smaller = heavy_size / 2;
-            while smaller > 0 {
-                steps.push(Step::HeavySize(heavy_size - smaller));
-                smaller /= 2;
-            }
             steps.extend([Step::InF32, Step::AllKeys, Step::NanInPadding]);
             &[(Tensor::Scores, call.scores().len())]
         }
         StageCall::Selection(call) => {
-            runs(Part::HeadDim, dims.head_dim);
-            runs(Part::ValueDim, dims.value_dim);
             steps.extend([Step::DefaultScaling, Step::InF32, Step::AllKeys, Step::NanInPadding]);
             let parts = call.inputs.parts();
             &[(Tensor::Q, parts.q.len()), (Tensor::K, parts.k.len()), (Tensor::V, parts.v.len())]
@@ -304,7 +363,7 @@ fn weight(tensor: &Array4<f32>) -> u64 {
 
 fn without(tensor: &Array4<f32>, axis: usize, start: usize, end: usize) -> Option<Array4<f32>> {
     let kept: Vec<usize> = (0..tensor.shape()[axis]).filter(|at| !(start..end).contains(at)).collect();
-    (!kept.is_empty()).then(|| tensor.select(Axis(axis), &kept))
+    (!kept.is_empty()).then(|| selected(tensor, axis, &kept))
 }
 
 /// Whole numbers in the same order, equal ones still equal; −∞ stays.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use ndarray::{Array4, Axis};
 
-use super::Search;
+use super::search::Search;
 use crate::algorithm::{Inputs, Mask};
 use crate::cases::{Call, Sequence};
 
-impl Search<'_> {
+impl Search<'_, Sequence> {
     /// Every tensor of every call with plainer values, as far as the failure stays; whether any changed.
     pub(super) fn plainer_values(&mut self) -> bool {
         let mut changed = false;
