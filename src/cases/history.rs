@@ -14,7 +14,7 @@ use super::sequence_plan::sequence_plans;
 use crate::algorithm::{HeavySize, Inputs, Lengths, Mask};
 
 /// b · h · m · n of all calls: longer sequences take longer than they tell.
-const MOST_SCORES: usize = 1 << 21;
+const MOST_SCORES: usize = 1 << 20;
 
 /// How often a sequence is drawn before the search for one is given up.
 const MOST_DRAWN: usize = 100;
@@ -129,7 +129,8 @@ fn with_history(call: &Call, history: History, seed: u64, keys: usize) -> Option
         (None, History::Excluded | History::Low | History::Counted) => None,
         (mask, _) => {
             let (b, h, m, n) = dims.mask_shape();
-            let own = mask.as_ref().map_or_else(|| Array4::zeros((b, h, m, n)), |mask| mask.weights().clone());
+            let own =
+                mask.as_ref().map_or_else(|| Array4::zeros((b, h, m, n)), |mask| mask.weights().clone());
             let number = f32::from(u8::from(history == History::Attended));
             let weights = before(&own, &Array4::from_elem((b, h, m, keys), number), 3)?;
             Some(Mask::from_weights(weights, &inputs.dims()).ok()?)

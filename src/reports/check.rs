@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{sequence, stages};
+use super::{rows, sequence, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
 use crate::runner::check::{Finding, Report};
+use crate::verdicts::rows::ComparedRow;
 use crate::verdicts::{StageVerdict, Verdict};
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
@@ -134,7 +135,7 @@ pub fn replay_stage(
     verdict: &StageVerdict,
 ) -> String {
     let conforms = if verdict.conforms() { "conforms" } else { "DIVERGES" };
-    let mut text = stages::render(call);
+    let mut text = stages::render(call, &[]);
     let _ = writeln!(text, "\nthe answer of {subject} {conforms}:");
     text += &stages::answer(answer);
     for line in &verdict.explanations {
@@ -168,6 +169,9 @@ fn headline(index: usize, finding: &Finding) -> String {
     let unfinished = if finding.shrunk { "" } else { " (stopped at the shrinking limit)" };
     let inside = if finding.inside_domain { ", inside the subject's domain" } else { "" };
     let _ = writeln!(text, "  shrunk in {} tries to {}{inside}{unfinished}", finding.tries, finding.size);
+    for edge in &finding.edges {
+        let _ = writeln!(text, "  edge: {edge}");
+    }
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
     }
@@ -183,14 +187,15 @@ pub fn counterexample(finding: &Finding) -> String {
     let mut text = String::new();
     if let Some(example) = &finding.example {
         text += "\n";
-        indent(&mut text, &stages::render(&example.call));
+        indent(&mut text, &stages::render(&example.call, &keys_that_matter(finding)));
         text += "\n  found:\n";
         indent(&mut text, &stages::answer(&example.answer));
+        indent(&mut text, &rows::render(&finding.compared));
         text += "  the reference:\n";
         indent(&mut text, &stages::answer(&example.reference));
         return text;
     }
-    let rendered = sequence::render(&observation.sequence, "");
+    let rendered = sequence::render_with(&observation.sequence, "", &keys_that_matter(finding));
     // The first line names the sequence that it was shrunk from.
     for line in rendered.lines().skip(1) {
         let _ = writeln!(text, "  {line}");
@@ -204,10 +209,16 @@ pub fn counterexample(finding: &Finding) -> String {
     for (call, (found, expected)) in answers.filter(|(call, _)| *call == finding.call) {
         let _ = writeln!(text, "\n  call {call}, found:");
         indent(&mut text, &sequence::answer(found));
+        indent(&mut text, &rows::render(&finding.compared));
         let _ = writeln!(text, "  call {call}, the reference:");
         indent(&mut text, &sequence::answer(expected));
     }
     text
+}
+
+/// Keys whose rows a reader looks for.
+pub(super) fn keys_that_matter(finding: &Finding) -> Vec<usize> {
+    finding.compared.iter().flat_map(ComparedRow::keys_that_matter).collect()
 }
 
 fn indent(text: &mut String, lines: &str) {

@@ -45,7 +45,8 @@ pub fn render_above(results: &[FaultResult]) -> String {
     let header = ["fault", "SPEC", "above", "caught after", "n", "H", "d", "heads", "calls", "seconds", ""];
     let mut table = table(&header, 2);
     for result in results {
-        let size = |of: fn(&Size) -> usize| result.size.as_ref().map_or("–".into(), |size| of(size).to_string());
+        let size =
+            |of: fn(&Size) -> usize| result.size.as_ref().map_or("–".into(), |size| of(size).to_string());
         let outcome = match (result.caught_by, result.right()) {
             (None, true) => "conforms, as it must",
             (None, false) => "NOT CAUGHT",

@@ -70,7 +70,7 @@ fn stage(stored: &StoredStage) -> String {
     let source = if stored.source.is_empty() { "nothing" } else { &stored.source };
     let takes = stored.call.takes().name();
     format!("case {}\n  for what takes {takes}; source: {source}\n", stored.name)
-        + &super::stages::render(&stored.call)
+        + &super::stages::render(&stored.call, &[])
 }
 
 fn attention_case(case: &Case) -> String {

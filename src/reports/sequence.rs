@@ -4,19 +4,28 @@ use std::fmt::Write;
 
 use ndarray::Axis;
 
-use super::tensors::{mask, numbers};
+use super::tensors::{Keys, mask, numbers, numbers_of};
 use crate::algorithm::channels::ranges;
 use crate::cases::{Answer, Call, NoAnswer, Sequence};
 
+/// Channel rows and channels of each that are printed.
+const MOST_ROWS: usize = 8;
+const MOST_CHANNELS: usize = 32;
+
 /// Everything that is asked.
 pub fn render(sequence: &Sequence, source: &str) -> String {
+    render_with(sequence, source, &[])
+}
+
+/// The same; of large tensors the rows of some keys are shown.
+pub fn render_with(sequence: &Sequence, source: &str, matter: &[usize]) -> String {
     let mut text = format!("sequence {}\n", sequence.name);
     if !source.is_empty() {
         let _ = writeln!(text, "  source           {source}");
     }
     text += &instance(sequence);
     for (index, call) in sequence.calls.iter().enumerate() {
-        text += &render_call(index, call);
+        text += &render_call(index, call, matter);
     }
     text
 }
@@ -47,14 +56,31 @@ fn instance(sequence: &Sequence) -> String {
     line("channels", format!("{}, of", instance.channel_selection.name()));
     for kind in instance.channel_file.kinds() {
         for (layer, order) in instance.channel_file.layers(kind) {
-            line(&format!("  layer {layer}"), format!("{} {:?}", kind.name(), order.rows()));
+            line(&format!("  layer {layer}"), format!("{} {}", kind.name(), channel_rows(order.rows())));
         }
     }
     text
 }
 
-/// One call's tensors.
-pub fn render_call(index: usize, call: &Call) -> String {
+/// The first channels of the first rows.
+fn channel_rows(rows: &[Vec<usize>]) -> String {
+    let mut shown = Vec::new();
+    for row in rows.iter().take(MOST_ROWS) {
+        let channels = row.iter().take(MOST_CHANNELS).map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let left = row.len().saturating_sub(MOST_CHANNELS);
+        shown.push(if left > 0 {
+            format!("[{channels}, … and {left} more]")
+        } else {
+            format!("[{channels}]")
+        });
+    }
+    let left = rows.len().saturating_sub(MOST_ROWS);
+    let more = if left > 0 { format!(", … and {left} more rows") } else { String::new() };
+    format!("[{}{more}]", shown.join(", "))
+}
+
+/// One call's tensors; of large ones the rows of the keys that matter.
+pub fn render_call(index: usize, call: &Call, matter: &[usize]) -> String {
     let parts = call.inputs.parts();
     let causal = if parts.causal { ", causal" } else { "" };
     let mut text = format!("\ncall {index}: layer {}, {}{causal}\n", call.layer, parts.storage);
@@ -67,14 +93,16 @@ pub fn render_call(index: usize, call: &Call) -> String {
     if let Some(weights) = call.inputs.head_weights() {
         text += &numbers("head_weights", &weights.clone().insert_axis(Axis(3)));
     }
-    for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
-        text += &numbers(name, tensor);
+    for (name, tensor, keys) in
+        [("q", &parts.q, Keys::Nowhere), ("k", &parts.k, Keys::Rows), ("v", &parts.v, Keys::Rows)]
+    {
+        text += &numbers_of(name, tensor, keys, matter);
     }
     if let Some(mask) = &parts.attention_mask {
-        text += &numbers("attention_mask", mask);
+        text += &numbers_of("attention_mask", mask, Keys::Columns, matter);
     }
     if let Some(previous) = &call.previous {
-        text += &numbers("previous", previous.weights());
+        text += &numbers_of("previous", previous.weights(), Keys::Columns, matter);
     }
     text
 }

@@ -4,27 +4,28 @@ use std::fmt::Write;
 
 use ndarray::{Array3, Array4, Axis};
 
-use super::tensors::{mask, numbers};
+use super::tensors::{Keys, mask, numbers, numbers_of};
 use crate::cases::{NoAnswer, StageAnswer, StageCall};
 
-/// Everything that is asked.
-pub fn render(call: &StageCall) -> String {
+/// Everything that is asked; of large tensors the rows of the keys that matter.
+pub fn render(call: &StageCall, matter: &[usize]) -> String {
     let lengths = call.lengths().map(|lengths| format!("{}\n", lengths.in_words(&call.dims())));
-    tensors(call) + &lengths.unwrap_or_default()
+    tensors(call, matter) + &lengths.unwrap_or_default()
 }
 
-fn tensors(call: &StageCall) -> String {
+fn tensors(call: &StageCall, matter: &[usize]) -> String {
     match call {
         StageCall::Scores(call) => {
             let (heavy_size, storage) = (call.heavy_size(), call.storage());
-            format!("select {heavy_size} keys of each row, {storage}\n") + &numbers("scores", call.scores())
+            format!("select {heavy_size} keys of each row, {storage}\n")
+                + &numbers_of("scores", call.scores(), Keys::Columns, matter)
         }
         StageCall::Selection(call) => {
             let parts = call.inputs.parts();
             let mut text = format!("attend, {}, scaling {}\n", parts.storage, call.inputs.scaling());
-            for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
-                text += &numbers(name, tensor);
-            }
+            text += &numbers("q", &parts.q);
+            text += &numbers_of("k", &parts.k, Keys::Rows, matter);
+            text += &numbers_of("v", &parts.v, Keys::Rows, matter);
             let selected = call.selected().mapv(|key| key as f32);
             text + &numbers("selected", &selected)
         }

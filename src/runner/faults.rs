@@ -2,17 +2,21 @@
 //! implementation. It must be caught, be named rightly or called unknown, and shrink to something small; those that conform
 //! must conform.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::check::{Finding, Options, Report, Size, check};
+use super::shrink::Limits;
 use crate::algorithm::HeavySize;
 use crate::behaviours::{CATALOGUE, Fault};
 use crate::subjects::{Above, BREACHES, Breach, Faulty, Reference, Subject};
 
 /// How many sequences a fault above some number of keys is asked at first, and then.
 const FEW: [usize; 2] = [16, 128];
+
+/// How long shrinking may take there.
+const SHRINKING: Duration = Duration::from_secs(60);
 
 /// What is planted in the reference.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +131,8 @@ impl Planted {
     pub fn check_above(self, options: &Options, keys: usize) -> (FaultResult, Report) {
         let start = Instant::now();
         let check = |cases: usize| {
-            let options = Options { cases, history: keys, ..options.clone() };
+            let shrinking = Limits { time: SHRINKING, ..options.shrinking };
+            let options = Options { cases, history: keys, shrinking, ..options.clone() };
             self.check_subject(self.subject_above(keys).as_mut(), &options)
         };
         // All sequences are asked, also after the first finding: few at first.

@@ -8,8 +8,8 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{TestCaseError, TestError};
 use rayon::prelude::*;
 
-use crate::cases::seed::test_runner;
 use crate::cases::recipe::mix;
+use crate::cases::seed::test_runner;
 use crate::cases::strategies::{Plan, plans, small_plans};
 use crate::cases::{Answer, Capabilities, Case, NoAnswer};
 use crate::subjects::{Reference, Subject, ask};

@@ -12,6 +12,7 @@ pub mod labels;
 pub mod lse;
 pub mod output;
 pub mod ragged;
+pub mod rows;
 pub mod scores;
 pub mod sharpness;
 pub mod stages;

@@ -3,15 +3,18 @@
 use maud::{Markup, html};
 use ndarray::{Array4, s};
 
-use super::grid::Grids;
+use super::grid::{Grids, LONGEST};
 use super::numbers::{exact, precise, radius};
 use super::plot::ScoredRow;
 use super::scroll;
 use super::tensors::{self, Mark};
 use crate::algorithm::{ChannelOrder, Mask, Row};
 use crate::cases::{Answer, AnsweredLabels, Call, Instance, NoAnswer};
+use crate::reports::rows;
+use crate::reports::tensors::Keys;
 use crate::verdicts::Evidence;
 use crate::verdicts::bounds::Approximate;
+use crate::verdicts::rows::ComparedRow;
 
 /// How much is pointed at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct CallView<'a> {
     pub answer: &'a Result<Answer, NoAnswer>,
     pub evidence: &'a Evidence,
     pub marks: Marks,
+    /// Rows of the failing answer beside what they should be.
+    pub rows: &'a [ComparedRow],
 }
 
 impl CallView<'_> {
@@ -79,12 +84,14 @@ impl CallView<'_> {
             row: self.evidence.row,
         };
         let failing = self.marks == Marks::Failure;
+        let dims = self.call.inputs.dims();
         html! {
             h4 { "Mask: expected and answered" }
             @if self.evidence.certificate.as_ref().is_ok_and(|certificate| certificate.rows.is_none()) {
                 p { "Every key must be attended to (SPEC §2.2)." }
             }
             (grids.render())
+            @if !self.rows.is_empty() && dims.keys > LONGEST { pre { (rows::render(self.rows)) } }
             @if failing { (grids.legend()) }
             @if failing && let Some(scores) = self.scores() { (scores) }
         }
@@ -172,6 +179,7 @@ impl CallView<'_> {
         let parts = self.call.inputs.parts();
         let plain = |_: [usize; 4]| Mark::None;
         let dims = self.call.inputs.dims();
+        let matter: Vec<usize> = self.rows.iter().flat_map(ComparedRow::keys_that_matter).collect();
         let marked = self.label_channels();
         let q = |[_, head, _, channel]: [usize; 4]| Mark::label(marked(head, channel));
         let heads_of = |kv_head: usize| (0..dims.heads).filter(move |&head| dims.kv_head(head) == kv_head);
@@ -187,13 +195,13 @@ impl CallView<'_> {
             }
             div.parts {
                 (tensors::numbers("q", &parts.q, &q))
-                (tensors::numbers("k", &parts.k, &k))
-                (tensors::numbers("v", &parts.v, &plain))
+                (tensors::numbers_of("k", &parts.k, Keys::Rows, &matter, &k))
+                (tensors::numbers_of("v", &parts.v, Keys::Rows, &matter, &plain))
                 @if let Some(mask) = &parts.attention_mask {
-                    (tensors::numbers("attention_mask", mask, &plain))
+                    (tensors::numbers_of("attention_mask", mask, Keys::Columns, &matter, &plain))
                 }
                 @if let Some(previous) = &self.call.previous {
-                    (tensors::numbers("previous", previous.weights(), &plain))
+                    (tensors::numbers_of("previous", previous.weights(), Keys::Columns, &matter, &plain))
                 }
             }
         }

@@ -5,7 +5,8 @@ use maud::{Markup, html};
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::{Instance, Observation};
-use crate::reports::{quoted, sequence, stages};
+use crate::reports::check::keys_that_matter;
+use crate::reports::{quoted, rows, sequence, stages};
 use crate::runner::check::{Finding, StageExample};
 use crate::verdicts::Evidence;
 
@@ -21,7 +22,7 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
                 @for line in &finding.explanations { li { "call " (finding.call) ": " (line) } }
             }
             @if let Some(example) = &finding.example {
-                (self::example(example))
+                (self::example(finding, example))
             } @else {
                 (sequence_example(finding))
             }
@@ -46,12 +47,12 @@ fn sequence_example(finding: &Finding) -> Markup {
 }
 
 /// A question to one stage, as text: it is shrunk, and there is little to draw.
-fn example(example: &StageExample) -> Markup {
+fn example(finding: &Finding, example: &StageExample) -> Markup {
     html! {
         h3 { "Counterexample" }
-        pre.replay { code { (stages::render(&example.call)) } }
+        pre.replay { code { (stages::render(&example.call, &keys_that_matter(finding))) } }
         h3 { "Found" }
-        pre.replay { code { (stages::answer(&example.answer)) } }
+        pre.replay { code { (stages::answer(&example.answer)) (rows::render(&finding.compared)) } }
         h3 { "The reference" }
         pre.replay { code { (stages::answer(&example.reference)) } }
     }
@@ -84,12 +85,14 @@ fn seen(finding: &Finding) -> Markup {
         @if !finding.shrunk { " (stopped at the shrinking limit)" }
         ")"
     };
-    facts(&[
+    let mut lines = vec![
         ("First seen in", html! { (finding.first_seen) }),
         ("After", html! { (counted(finding.after, "sequence", "sequences")) }),
         ("Seen in", html! { (counted(finding.sequences, "sequence", "sequences")) }),
         ("Shrunk to", shrunk),
-    ])
+    ];
+    lines.extend(finding.edges.iter().map(|edge| ("Edge", html! { (edge.to_string()) })));
+    facts(&lines)
 }
 
 fn settings(instance: &Instance, finding: &Finding) -> Markup {
@@ -168,7 +171,8 @@ fn call(finding: &Finding, index: usize, evidence: &Evidence) -> Markup {
     let fails = index == finding.call;
     let marks = if fails { Marks::Failure } else { Marks::None };
     let (call, answer) = (&sequence.calls[index], &observation.answers[index]);
-    let view = CallView { instance: &sequence.instance, call, answer, evidence, marks };
+    let rows = if fails { finding.compared.as_slice() } else { &[] };
+    let view = CallView { instance: &sequence.instance, call, answer, evidence, marks, rows };
     let causal = if call.inputs.parts().causal { ", causal" } else { "" };
     let lengths = call.inputs.lengths().map(|lengths| format!(", lengths {:?}", lengths.keys()));
     let right = evidence.verdict.conforms();

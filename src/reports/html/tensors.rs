@@ -1,4 +1,4 @@
-//! Small tensors and channel rows as tables; of larger tensors only the shape is printed.
+//! Small tensors and channel rows as tables; larger tensors as in the text, by the rows that matter.
 
 use maud::{Markup, html};
 use ndarray::{Array4, s};
@@ -6,6 +6,7 @@ use ndarray::{Array4, s};
 use super::numbers::exact;
 use super::scroll;
 use crate::algorithm::{ChannelFile, ChannelKind};
+use crate::reports::tensors::{self as text, Keys};
 
 /// Tensors up to this many numbers are shown.
 pub const LARGEST: usize = 512;
@@ -34,10 +35,24 @@ pub fn differs(expected: &Array4<f32>, found: &Array4<f32>, at: [usize; 4]) -> M
 
 /// A tensor as a table: a row holds the numbers along its last axis.
 pub fn numbers(name: &str, tensor: &Array4<f32>, mark: &dyn Fn([usize; 4]) -> Mark) -> Markup {
+    numbers_of(name, tensor, Keys::Nowhere, &[], mark)
+}
+
+/// The same; of a large tensor, the rows of the keys that matter as text.
+pub fn numbers_of(
+    name: &str,
+    tensor: &Array4<f32>,
+    keys: Keys,
+    matter: &[usize],
+    mark: &dyn Fn([usize; 4]) -> Mark,
+) -> Markup {
     let shape = tensor.shape();
     let caption = html! { code { (name) } " " span.shape { (format!("{shape:?}")) } };
     if tensor.len() > LARGEST {
-        return html! { p.tensor { (caption) " – too large to be shown" } };
+        let text = text::numbers_of(name, tensor, keys, matter);
+        // The first line is the caption.
+        let rows: Vec<&str> = text.lines().skip(1).collect();
+        return html! { div.tensor { p { (caption) } pre { (rows.join("\n")) } } };
     }
     let rows = ndarray::indices([shape[0], shape[1], shape[2]]).into_iter();
     scroll(&html! {

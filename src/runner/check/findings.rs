@@ -11,6 +11,7 @@ use crate::runner::shrink::{Shrunk, shrink};
 use crate::subjects::{Reference, ask};
 use crate::verdicts::Evidence;
 use crate::verdicts::judge::{first_failure, judge_observation};
+use crate::verdicts::rows::compared_rows;
 
 /// A counterexample of more numbers than this is shrunk again once its cause is known.
 const LARGE: usize = 32;
@@ -201,6 +202,10 @@ fn attach_evidence(finding: &mut Finding, model: crate::cases::RoundingModel) {
     let of = |(call, answer)| Evidence::of(&sequence.instance, call, answer, model);
     finding.ragged = sequence.calls.get(finding.call).and_then(|call| call.inputs.lengths().cloned());
     finding.evidence = sequence.calls.iter().zip(answers).map(of).collect();
+    let failing = sequence.calls.get(finding.call).zip(answers.get(finding.call));
+    if let (Some((call, Ok(answer))), Some(evidence)) = (failing, finding.evidence.get(finding.call)) {
+        finding.compared = compared_rows(evidence, answer, &call.inputs.dims());
+    }
     finding.reference = ask(&mut Reference::default(), sequence).answers.into();
 }
 

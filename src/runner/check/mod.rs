@@ -22,13 +22,13 @@ pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
-use crate::cases::seed::test_runner;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;
 use crate::cases::history::after_history;
 use crate::cases::large_plan::large_sequence;
 use crate::cases::recipe::mix;
+use crate::cases::seed::test_runner;
 use crate::cases::sequence_plan::sequence_plans;
 use crate::cases::{Capabilities, Sequence, Takes};
 use crate::diagnosis::Faults;

@@ -16,6 +16,7 @@ use crate::cases::{
 use crate::diagnosis::Faults;
 use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
+use crate::verdicts::rows::{ComparedRow, compared_selection};
 use crate::verdicts::{Evidence, Sharpness, StageVerdict};
 
 /// What a check found.
@@ -144,6 +145,9 @@ pub struct Finding {
     /// The other answers to the same sequence, where they differ from time to time.
     #[serde(skip)]
     pub other: Option<Observation>,
+    /// Rows of the failing answer beside what they should be: those that are wrong first.
+    #[serde(skip)]
+    pub compared: Vec<ComparedRow>,
     /// What the verdict on each call rests on.
     #[serde(skip)]
     pub evidence: Arc<[Evidence]>,
@@ -181,6 +185,7 @@ impl Finding {
             call: 0,
             repeats: None,
             other: None,
+            compared: Vec::new(),
             evidence: Arc::new([]),
             reference: Arc::new([]),
             faults,
@@ -208,6 +213,9 @@ impl Finding {
         if !verdict.conforms() {
             finding.stage = verdict.stage;
             finding.explanations.clone_from(&verdict.explanations);
+        }
+        if let (StageCall::Scores(call), Ok(StageAnswer::Selected(mask))) = (&example.call, &example.answer) {
+            finding.compared = compared_selection(call, mask);
         }
         finding.example = Some(example);
         finding

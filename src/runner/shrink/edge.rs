@@ -40,9 +40,8 @@ impl std::fmt::Display for Edge {
         let Self { quantity, conforms, fails, also_conforms, also_fails } = self;
         write!(f, "{quantity} = {conforms} conforms, {quantity} = {fails} fails")?;
         let list = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        let parts = [("fails", also_fails), ("conforms", also_conforms)].map(|(what, sizes)| {
-            (!sizes.is_empty()).then(|| format!("{what} at {}", list(sizes)))
-        });
+        let parts = [("fails", also_fails), ("conforms", also_conforms)]
+            .map(|(what, sizes)| (!sizes.is_empty()).then(|| format!("{what} at {}", list(sizes))));
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         if parts.is_empty() { Ok(()) } else { write!(f, "; {}", parts.join(", ")) }
     }

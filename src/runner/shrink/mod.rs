@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use self::reductions::{
     PLAINER, with_channels, with_length, without_batch, without_calls, without_group_members, without_keys,
-    without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_value_dims,
+    without_keys_and_heavy, without_kv_heads, without_positions, without_queries, without_queries_of_all,
+    without_value_dims,
 };
 use self::search::{Search, Without};
 use crate::algorithm::{HeavySize, LabelBits};
@@ -39,8 +40,22 @@ const MANY_KEYS: usize = 64;
 /// Of more channels than this not every choice is tried.
 const MANY_CHANNELS: usize = 24;
 
-/// Ways to drop keys that many keys may be dropped in at once.
-const KEYS: &[Without<'static, Sequence>] = &[&without_keys, &without_keys_and_heavy];
+/// What is dropped in runs, and the ways to drop it.
+type Parts = (fn(&Sequence) -> usize, &'static [Without<'static, Sequence>]);
+
+/// What a large question is large by.
+const PARTS: [Parts; 6] = [
+    (|sequence| sequence.calls.len(), &[&without_calls]),
+    (batch, &[&without_batch]),
+    (most_queries, &[&without_queries_of_all]),
+    (kv_heads, &[&without_kv_heads]),
+    (group_size, &[&without_group_members]),
+    (most_keys, &[&without_keys, &without_keys_and_heavy]),
+];
+
+fn most_queries(sequence: &Sequence) -> usize {
+    sequence.calls.iter().map(|call| call.inputs.dims().queries).max().unwrap_or(0)
+}
 
 fn batch(sequence: &Sequence) -> usize {
     sequence.calls.iter().map(|call| call.inputs.dims().batch).max().unwrap_or(0)
@@ -121,30 +136,31 @@ impl Search<'_, Sequence> {
         }
         changed |= self.drop_each(most_keys, without_keys);
         changed |= self.drop_each(most_keys, without_keys_and_heavy);
-        changed |= self.drop_each(most_keys, without_positions);
+        // With one query, that is the same as without keys.
+        if most_keys(&self.current) <= MANY_KEYS || most_queries(&self.current) > 1 {
+            changed |= self.drop_each(most_keys, without_positions);
+        }
         changed |= self.fewer_channels();
         changed |= self.drop_each(value_dim, without_value_dims);
         changed | self.plainer_values()
     }
 
-    /// Large sequences are slow to try, and of sizes in a domain others may be left than halves. First keys, by runs that are a good part of all; then whatever else makes a question
-    /// dear; then keys again, down to single ones. Everything finer is tried at a size near the smallest that fails.
+    /// Large sequences are slow to try, and of sizes in a domain others may be left than halves. First whatever can be halved,
+    /// what there is least of before keys, as it takes the fewest questions; then the rest, keys at last down to single ones.
+    /// Everything finer is tried at a size near the smallest that fails.
     fn far_smaller(&mut self) -> bool {
         if most_keys(&self.current) <= MANY_KEYS && self.capabilities.domains.is_empty() {
             return false;
         }
-        let mut changed = self.bisect(most_keys, 8, KEYS);
-        for (count, without) in [
-            (batch as fn(&Sequence) -> usize, &without_batch as Without<'_, Sequence>),
-            (kv_heads, &without_kv_heads),
-            (group_size, &without_group_members),
-        ] {
-            changed |= self.bisect(count, usize::MAX, &[without]);
+        let mut changed = false;
+        for finest in [2, 8, usize::MAX] {
+            for (count, ways) in PARTS {
+                changed |= self.bisect(count, finest, ways);
+            }
+            changed |= self.fewer_channels();
+            changed |= self.bisect(value_dim, finest, &[&without_value_dims]);
         }
-        changed |= self.fewer_channels();
-        changed |= self.bisect(value_dim, usize::MAX, &[&without_value_dims]);
-        changed |= self.bisect(|s| s.calls.len(), usize::MAX, &[&without_calls]);
-        changed | self.bisect(most_keys, usize::MAX, KEYS)
+        changed
     }
 
     /// Entries of unequal lengths: all keys where that still fails, otherwise fewer. Rounds repeat it.

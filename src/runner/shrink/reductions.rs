@@ -290,6 +290,17 @@ pub(super) fn without_keys(sequence: &Sequence, start: usize, end: usize) -> Opt
     with_keys(sequence, |keys| all_but(keys, start, end))
 }
 
+/// Without some queries of every call; a call keeps its queries where all of them would go.
+pub(super) fn without_queries_of_all(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
+    with_calls(sequence, |call| match all_but(call.inputs.dims().queries, start, end) {
+        None => Some(call.clone()),
+        Some(kept) => {
+            let kept = Some((2, kept.as_slice()));
+            with_selected(call, kept, None, kept)
+        }
+    })
+}
+
 /// The keys of each call at these places, which depend on how many it has; some may be repeated.
 pub(super) fn with_keys(
     sequence: &Sequence,
