@@ -14,7 +14,7 @@ use super::sequence_plan::sequence_plans;
 use crate::algorithm::{HeavySize, Inputs, Lengths, Mask};
 
 /// b · h · m · n of all calls: longer sequences take longer than they tell.
-const MOST_SCORES: usize = 1 << 20;
+const MOST_SCORES: usize = 1 << 19;
 
 /// How often a sequence is drawn before the search for one is given up.
 const MOST_DRAWN: usize = 100;

@@ -23,6 +23,8 @@ pub struct Seen {
     pub conforms: bool,
     /// How many sequences had been asked by then.
     pub after: usize,
+    /// False for a counterexample that shrinking made of a sequence asked before.
+    pub asked: bool,
 }
 
 impl Seen {

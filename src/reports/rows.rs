@@ -69,8 +69,8 @@ fn one(compared: &ComparedRow) -> String {
             (_, true) => ", selected",
             _ => "",
         };
-        let score = format!("score {:.9} ± {:.1e}: {class}{wrong}", near.score, near.radius);
-        line(&format!("key {}", near.key), &score);
+        let score = format!("{:.9} ± {:.1e}, {class}{wrong}: {}", near.score, near.radius, keys(&near.keys));
+        line("score", &score);
     }
     text
 }

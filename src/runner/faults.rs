@@ -13,7 +13,7 @@ use crate::behaviours::{CATALOGUE, Fault};
 use crate::subjects::{Above, BREACHES, Breach, Faulty, Reference, Subject};
 
 /// How many sequences a fault above some number of keys is asked at first, and then.
-const FEW: [usize; 2] = [16, 128];
+const FEW: [usize; 3] = [4, 16, 128];
 
 /// How long shrinking may take there.
 const SHRINKING: Duration = Duration::from_secs(60);

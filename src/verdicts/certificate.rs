@@ -28,7 +28,7 @@ use crate::compute;
 use crate::compute::vectorised;
 
 /// What must become of a key in one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Class {
     /// Attended before; not a candidate, stays attended.

@@ -1,6 +1,8 @@
 //! What a row of a mask selects, and what it should: the keys that are lost and those that are too many, where they lie, and the
 //! scores next to the threshold. It says in indices what the verdict says in a sentence, however many keys there are.
 
+use std::collections::BTreeMap;
+
 use super::certificate::{Candidacy, Class, RowCertificate, Thresholds, thresholds};
 use super::evidence::{Evidence, RowScores};
 use super::topk::certify;
@@ -13,7 +15,7 @@ const MOST_ROWS: usize = 3;
 /// Keys are counted by tiles of so many, which kernels often have.
 pub const TILE: usize = 64;
 
-/// How many keys next to the threshold are named.
+/// How many scores next to the threshold are named, and keys of each kind that matter.
 const MOST_NEAR: usize = 8;
 
 /// A row of an answer beside what it should be.
@@ -37,8 +39,8 @@ pub struct ComparedRow {
     pub extra: Vec<usize>,
     /// Where keys are lost or too many: tiles of [`TILE`] keys with some.
     pub tiles: Vec<Tile>,
-    /// Keys that are wrong, then those whose scores are next to the threshold; a few of each, ascending.
-    pub near: Vec<ScoredKey>,
+    /// Keys by score, those that are wrong and those next to the threshold: a few scores, falling.
+    pub near: Vec<ScoredKeys>,
 }
 
 /// A tile in which something is wrong.
@@ -54,18 +56,18 @@ pub struct Tile {
     pub extra: usize,
 }
 
-/// A key with its score.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScoredKey {
-    /// Which.
-    pub key: usize,
-    /// What must become of it.
+/// Keys of one score that fare alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredKeys {
+    /// Which, ascending.
+    pub keys: Vec<usize>,
+    /// What must become of them.
     pub class: Class,
-    /// Whether it was selected.
+    /// Whether they were selected.
     pub found: bool,
-    /// Its score and the radius of conforming ones.
+    /// Their score.
     pub score: f64,
-    /// See `score`.
+    /// How far conforming scores may be from it.
     pub radius: f64,
 }
 
@@ -108,7 +110,7 @@ impl ComparedRow {
     /// The keys that a reader looks for in the tensors.
     pub fn keys_that_matter(&self) -> Vec<usize> {
         let first = |keys: &[usize]| keys.iter().take(MOST_NEAR).copied().collect::<Vec<_>>();
-        let near = self.near.iter().map(|near| near.key);
+        let near = self.near.iter().flat_map(|near| near.keys.iter().take(2).copied());
         let mut keys: Vec<usize> =
             first(&self.missing).into_iter().chain(first(&self.extra)).chain(near).collect();
         if keys.is_empty() {
@@ -137,31 +139,32 @@ impl ComparedRow {
         tiles
     }
 
-    fn near(&self, classes: &[Class], scores: &RowScores) -> Vec<ScoredKey> {
-        let score = |key: usize| match scores.keys[key] {
-            Candidacy::Scored(score) | Candidacy::Forced(score) => Some(score),
-            _ => None,
-        };
-        let Thresholds { in_above, out_below } = scores.limits;
-        let mut by_distance: Vec<(f64, usize)> = (0..self.keys)
-            .filter_map(|key| {
-                let value = score(key)?.value;
-                Some(((value - in_above).abs().min((value - out_below).abs()), key))
-            })
-            .collect();
-        by_distance.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let wrong = self.missing.iter().take(MOST_NEAR / 2).chain(self.extra.iter().take(MOST_NEAR / 2));
-        let mut keys: Vec<usize> = wrong.copied().collect();
-        let closest = by_distance.into_iter().map(|(_, key)| key).filter(|key| !keys.contains(key));
-        let closest: Vec<usize> = closest.take(MOST_NEAR).collect();
-        keys.extend(closest);
-        keys.sort_unstable();
-        let scored = |key: usize| {
-            let score = score(key)?;
+    fn near(&self, classes: &[Class], scores: &RowScores) -> Vec<ScoredKeys> {
+        let mut groups: BTreeMap<(u64, Class, bool), ScoredKeys> = BTreeMap::new();
+        for (key, &class) in classes.iter().enumerate() {
+            let (Candidacy::Scored(score) | Candidacy::Forced(score)) = scores.keys[key] else { continue };
             let found = self.found.binary_search(&key).is_ok();
-            Some(ScoredKey { key, class: classes[key], found, score: score.value, radius: score.radius })
+            // 0 and −0 are one score.
+            let group = groups.entry(((score.value + 0.0).to_bits(), class, found)).or_insert_with(|| {
+                ScoredKeys { keys: Vec::new(), class, found, score: score.value, radius: score.radius }
+            });
+            group.keys.push(key);
+        }
+        let Thresholds { in_above, out_below } = scores.limits;
+        let wrong = |group: &ScoredKeys| match group.class {
+            Class::In => !group.found,
+            Class::Out | Class::Excluded => group.found,
+            _ => false,
         };
-        keys.into_iter().filter_map(scored).collect()
+        let distance = |group: &ScoredKeys| {
+            let from = |limit: f64| if limit.is_finite() { (group.score - limit).abs() } else { f64::MAX };
+            from(in_above).min(from(out_below))
+        };
+        let mut groups: Vec<ScoredKeys> = groups.into_values().collect();
+        groups.sort_by(|a, b| wrong(b).cmp(&wrong(a)).then(distance(a).total_cmp(&distance(b))));
+        groups.truncate(MOST_NEAR);
+        groups.sort_by(|a, b| b.score.total_cmp(&a.score));
+        groups
     }
 }
 

@@ -4,13 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use doublecheck::algorithm::{Inputs, Mask, Storage};
+use doublecheck::behaviours::Fault;
+use doublecheck::cases::bundled;
+use doublecheck::cases::history::deep_sequence;
 use doublecheck::cases::large_plan::{Scores, large_sequence};
+use doublecheck::cases::recipe::mix;
+use doublecheck::cases::stage_file;
 use doublecheck::cases::{
-    Answer, Call, Capabilities, Constraint, Domain, Feature, Instance, NoAnswer, Quantity, Sequence,
+    Answer, Call, Capabilities, Constraint, Domain, Feature, Instance, NoAnswer, Quantity, ScoresCall,
+    Sequence, StageCall, Stages, Takes,
 };
-use doublecheck::subjects::{Reference, Subject};
+use doublecheck::reports::html;
+use doublecheck::runner::faults::Planted;
+use doublecheck::runner::shrink::Limits;
+use doublecheck::runner::shrink::stages::shrink_stage;
+use doublecheck::subjects::{Faulty, Reference, Subject, ask_stage};
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
+use doublecheck::verdicts::judge_stage;
 use doublecheck::{Options, check};
+use ndarray::Array4;
 
 fn drawn(capabilities: &Capabilities, count: usize, largest: usize) -> Vec<(Sequence, Scores)> {
     (0..count).filter_map(|number| large_sequence(capabilities, 0, number, largest)).collect()
@@ -47,7 +59,13 @@ fn real_sizes_occur() {
         ] {
             *seen.entry(name.into()).or_default() += usize::from(is_so);
         }
-        *seen.entry(format!("d = {}", dims.head_dim)).or_default() += 1;
+        // Small sequences after a history have small ones.
+        if dims.head_dim >= 64 {
+            *seen.entry(format!("d = {}", dims.head_dim)).or_default() += 1;
+        }
+        let after_history = sequence.name.contains(" after ");
+        *seen.entry("after a history".into()).or_default() += usize::from(after_history);
+        *seen.entry("several calls".into()).or_default() += usize::from(sequence.calls.len() > 1);
         *seen.entry(sequence.calls[0].inputs.storage().to_string()).or_default() += 1;
         *seen.entry(scores.name().into()).or_default() += 1;
     }
@@ -65,7 +83,7 @@ fn real_sizes_occur() {
 #[test]
 fn scores_are_what_they_are_called() {
     let mut applied: BTreeSet<&str> = BTreeSet::new();
-    for (sequence, scores) in drawn(&Capabilities::default(), 130, 2048) {
+    for (sequence, scores) in drawn(&Capabilities::default(), 200, 2048) {
         let call = &sequence.calls[0];
         if call.inputs.storage() != Storage::F32 || call.inputs.parts().attention_mask.is_some() {
             continue;
@@ -192,30 +210,156 @@ fn a_dropped_tile_is_found_and_shrunk_to_one_key_after_the_edge() {
     assert_eq!(keys, 257, "{found}");
 }
 
-/// A key is lost wherever there are more than some number of keys: shrunk to that number and one.
+/// One bug of each kind that needs one call, several calls, refusals, rules or lengths: right up to a size, it is shrunk to one
+/// key more. `doublecheck faults --above` does the same for all of them; its record must hold them all.
 #[test]
-fn bugs_beyond_a_size_are_shrunk_to_it() {
-    fn first_key_lost_above(reference: &mut Reference, call: &Call, most: usize) -> Result<Answer, NoAnswer> {
-        let answer = reference.call(call)?;
-        let dims = call.inputs.dims();
-        if dims.keys <= most {
-            return Ok(answer);
+fn bugs_above_a_size_are_shrunk_to_it() {
+    let planted = |name: &str| Planted::find_all(name)[0];
+    let names =
+        ["fills-up", "first-layers-channels", "floored-label-channels", "relu-left-out", "lengths-ignored"];
+    for (above, names) in [(64, &names[..]), (1024, &names[..2])] {
+        for name in names {
+            let options = Options { cases: 64, largest_keys: 0, ..Options::default() };
+            let (result, report) = planted(name).check_above(&options, above);
+            assert!(result.right(), "{name} above {above}: {report}");
+            let edge = &report.findings[0].edges[0];
+            assert_eq!((edge.quantity, edge.conforms), ("n", above), "{name}: {edge}");
+            assert!(edge.also_conforms.is_empty() && edge.also_fails.len() >= 3, "{name}: {edge}");
         }
-        let mut weights = answer.mask.weights().clone();
-        for (b, head, i) in dims.rows() {
-            let first = (0..dims.keys).find(|&key| weights[[b, head, i, key]] > 0.0);
-            if let Some(key) = first {
-                weights[[b, head, i, key]] = 0.0;
+    }
+    // Up to that size nothing shows.
+    let options = Options { cases: 60, largest_keys: 0, ..Options::default() };
+    for name in names {
+        let report = check(planted(name).subject_above(64).as_mut(), &options);
+        assert!(report.conforms(), "{name}: {report}");
+    }
+}
+
+/// What conforms is let pass at any size.
+#[test]
+fn what_conforms_above_a_size_is_let_pass() {
+    let options = Options { cases: 30, largest_keys: 0, ..Options::default() };
+    let (result, report) = Planted::find_all("ties-to-highest")[0].check_above(&options, 64);
+    assert!(result.right() && report.conforms(), "{report}");
+}
+
+/// Small sequences of every kind come after a history, and are what they were without it but for the keys before.
+#[test]
+fn small_sequences_come_after_a_history() {
+    let (mut seen, mut calls) = (BTreeSet::new(), 0);
+    for seed in 0..60 {
+        let Some(sequence) = deep_sequence(&Capabilities::default(), seed, 500) else { continue };
+        calls += sequence.calls.len();
+        let keys = |call: &Call| call.inputs.dims().keys;
+        assert!(sequence.calls.iter().all(|call| (501..=600).contains(&keys(call))), "{}", sequence.name);
+        let call = &sequence.calls[0];
+        let excluded = call.inputs.parts().attention_mask.as_ref().is_some_and(|mask| {
+            mask.slice(ndarray::s![.., .., .., ..500.min(mask.dim().3)])
+                .iter()
+                .all(|x| *x == f32::NEG_INFINITY)
+        });
+        let attended = call
+            .previous
+            .as_ref()
+            .is_some_and(|mask| mask.row_weights((0, 0, 0)).iter().take(500).all(|x| *x == 1.0));
+        let counted = sequence.instance.selection.heavy_size.resolve(usize::MAX) > 500;
+        seen.insert((excluded, attended, counted));
+        // Calls of one layer start with the same keys.
+        for other in sequence.calls.iter().filter(|other| other.layer == call.layer) {
+            let first = |call: &Call| call.inputs.parts().k.slice(ndarray::s![..1, .., ..500, ..]).to_owned();
+            assert_eq!(first(other), first(call), "{}", sequence.name);
+        }
+    }
+    for history in [(true, false, false), (false, true, false), (false, false, true), (false, false, false)] {
+        assert!(seen.contains(&history), "{seen:?}");
+    }
+    assert!(calls > 90, "{calls}");
+}
+
+/// The sizes around a counterexample tell a period from a threshold, and nothing is said where size does not matter.
+#[test]
+fn the_report_says_what_holds_on_the_other_side() {
+    let dropped: fn(&mut Reference, &Call) -> _ = |reference, call| without_last_tile(reference, call, 64);
+    let options = Options { cases: 320, ..Options::default() };
+    let report = check(&mut Wrong { reference: Reference::default(), call: dropped }, &options);
+    let edges: Vec<String> = report.findings[0].edges.iter().map(ToString::to_string).collect();
+    let expected = "n = 64 conforms, n = 65 fails; fails at 66, 129, 193, conforms at 128, 192";
+    assert_eq!(edges, [expected]);
+    assert!(report.to_string().contains(&format!("\n  edge: {expected}\n")), "{report}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["findings"][0]["edges"][0]["also_conforms"], serde_json::json!([128, 192]));
+    assert!(html::check(&report, "").contains(expected));
+    let report =
+        check(&mut Faulty::new(&[Fault::find_all("one-key-more")[0]]), &Options { cases: 40, ..options });
+    assert!(!report.findings.is_empty() && report.findings.iter().all(|finding| finding.edges.is_empty()));
+    assert!(!report.to_string().contains("edge:"), "{report}");
+}
+
+/// A top-k that loses the last of its keys where there are more than some number.
+struct LosesOne(usize);
+
+impl Subject for LosesOne {
+    fn name(&self) -> String {
+        "loses one key".into()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let stages = Stages::new(Takes::Scores, None).unwrap();
+        Capabilities { stages, ..Capabilities::default() }
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        let mut mask = Reference::default().select(call)?;
+        for row in call.dims().rows().filter(|_| call.dims().keys > self.0) {
+            let last = mask.row(row).last();
+            if let Some((key, _)) = last {
+                mask.remove(row, key);
             }
         }
-        Ok(Answer::new(Mask::from_weights(weights, &dims)?, None))
+        Ok(mask)
     }
-    let options = Options { cases: 160, largest_keys: 4096, ..Options::default() };
-    for (most, call) in [
-        (64, (|r, c| first_key_lost_above(r, c, 64)) as fn(&mut Reference, &Call) -> _),
-        (1024, |r, c| first_key_lost_above(r, c, 1024)),
-    ] {
-        let (keys, found) = finding_of(call, &options).expect("found");
-        assert!((most + 1..=most + 2).contains(&keys), "{keys} keys, {found}");
+}
+
+/// Questions to one stage are shrunk by bisection, too.
+#[test]
+fn a_stage_is_shrunk_to_the_edge() {
+    let scores =
+        Array4::from_shape_fn((1, 2, 1, 20_000), |(_, head, _, key)| (key * 7919 % 20_011 + head) as f32);
+    let call = StageCall::Scores(ScoresCall::new(scores, Storage::F32, 300.try_into().unwrap()).unwrap());
+    let mut subject = LosesOne(4096);
+    let mut fails = |call: &StageCall| {
+        judge_stage(call, &ask_stage(&mut subject, call), Default::default()).kind.is_some()
+    };
+    let shrunk = shrink_stage(call, Limits::default(), &LosesOne(0).capabilities(), &mut fails);
+    let StageCall::Scores(call) = &shrunk.call else { panic!("another stage") };
+    assert_eq!((call.scores().dim(), call.heavy_size().get()), ((1, 1, 1, 4097), 1));
+    assert!(shrunk.tries < 1000, "{} tries", shrunk.tries);
+}
+
+/// A counterexample of a million keys is a few lines of text and a small page, and both name the keys that are wrong.
+#[test]
+fn a_million_keys_are_told_in_a_few_lines() {
+    let keys = 1_000_000;
+    let score = |key: usize| (mix(key as u64) >> 40) as f32;
+    let scores = Array4::from_shape_fn((1, 1, 1, keys), |(_, _, _, key)| score(key));
+    let call = ScoresCall::new(scores, Storage::F32, 2048.try_into().unwrap()).unwrap();
+    let lost = Reference::default().select(&call).unwrap().row((0, 0, 0)).last().unwrap().0;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("million.safetensors");
+    std::fs::write(&path, stage_file::to_bytes(&StageCall::Scores(call), "a test")).unwrap();
+    let shrinking = Limits { tries: 0, ..Limits::default() };
+    let goldens = bundled::find(&path).unwrap();
+    let options = Options { cases: 0, shrinking, goldens, ..Options::default() };
+    let report = check(&mut LosesOne(100_000), &options);
+    let text = report.to_string();
+    assert_eq!(report.findings.len(), 1, "{text}");
+    let tile = lost / 64 * 64;
+    for part in
+        [format!("missing   {lost}\n"), format!("{tile}–{} lost 1 of ", tile + 63), format!("[{lost}]=")]
+    {
+        assert!(text.contains(&part), "{part}: {text}");
     }
+    assert!(text.lines().count() < 80 && text.lines().all(|line| line.chars().count() < 1000), "{text}");
+    let page = html::check(&report, "");
+    assert!(page.len() < 2 << 20 && page.contains(&lost.to_string()), "{} bytes", page.len());
 }

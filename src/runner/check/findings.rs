@@ -40,7 +40,7 @@ impl Run<'_> {
             shrunk: shrunk.finished,
             ..finding
         });
-        self.suspects.keep_counterexample(observation, false, self.asked);
+        self.suspects.keep_counterexample(observation, self.asked);
     }
 
     /// The smallest sequence that fails in this way and that no declared or named fault explains.
@@ -93,8 +93,8 @@ impl Run<'_> {
         self.shrink_further();
         self.find_edges();
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
-            // The counterexample itself was kept, too.
-            finding.sequences = self.suspects.failures_needing(&finding.faults).saturating_sub(1).max(1);
+            // The sequence that showed it first may have been too large to keep.
+            finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);
         }
         // No catalogue explains these.
         self.report.explained &= self.apart.is_empty();

@@ -108,15 +108,15 @@ impl Suspects {
         }
         let contradicted = self.any_named() && !self.reproduce(&observation);
         self.seen_bytes += bytes;
-        self.keep_counterexample(observation, conforms, after);
+        self.seen.push(Seen { observation, conforms, after, asked: true });
         let again = contradicted && self.resolved < MOST_RESOLVED;
         self.resolved += usize::from(again);
         Some(again)
     }
 
     /// Keeps a counterexample, for which there is always room.
-    pub(super) fn keep_counterexample(&mut self, observation: Observation, conforms: bool, after: usize) {
-        self.seen.push(Seen { observation, conforms, after });
+    pub(super) fn keep_counterexample(&mut self, observation: Observation, after: usize) {
+        self.seen.push(Seen { observation, conforms: false, after, asked: false });
     }
 
     /// Names faults anew, from all findings in order and everything seen.
@@ -195,11 +195,13 @@ impl Suspects {
         more
     }
 
-    /// How many failures the other suspects do not reproduce without these faults.
+    /// How many of the failing sequences that were asked the other suspects do not reproduce without these faults.
     pub(super) fn failures_needing(&self, faults: &[&'static Fault]) -> usize {
         let others = self.all().into_iter().filter(|fault| !faults.contains(fault));
         let without = Behaviour::with(others);
-        let shows = |seen: &&Seen| !seen.conforms && !reproduces(without, &seen.observation, self.model);
+        let shows = |seen: &&Seen| {
+            seen.asked && !seen.conforms && !reproduces(without, &seen.observation, self.model)
+        };
         self.seen.iter().filter(shows).count()
     }
 }

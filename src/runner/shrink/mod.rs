@@ -153,7 +153,9 @@ impl Search<'_, Sequence> {
             return false;
         }
         let mut changed = false;
-        for finest in [2, 8, usize::MAX] {
+        // Later rounds have little left to halve.
+        let passes: &[usize] = if self.tries == 0 { &[2, 8, usize::MAX] } else { &[usize::MAX] };
+        for &finest in passes {
             for (count, ways) in PARTS {
                 changed |= self.bisect(count, finest, ways);
             }

@@ -10,8 +10,8 @@ use crate::cases::Capabilities;
 const MANY: usize = 512;
 
 /// How many positions these are, and how many where runs are at least this share of all.
-const POSITIONS: usize = 16;
-const SHARE: usize = 64;
+const POSITIONS: usize = 4;
+const SHARE: usize = 16;
 
 pub(super) struct Search<'a, T> {
     pub(super) current: T,
