@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use doublecheck::algorithm::{Inputs, Mask, Storage};
 use doublecheck::behaviours::Fault;
@@ -293,6 +294,17 @@ fn the_report_says_what_holds_on_the_other_side() {
         check(&mut Faulty::new(&[Fault::find_all("one-key-more")[0]]), &Options { cases: 40, ..options });
     assert!(!report.findings.is_empty() && report.findings.iter().all(|finding| finding.edges.is_empty()));
     assert!(!report.to_string().contains("edge:"), "{report}");
+}
+
+/// A subject that takes 100 ms for a call answers 600 questions in a minute: half of them are enough.
+#[test]
+fn a_few_hundred_questions_are_enough() {
+    let dropped: fn(&mut Reference, &Call) -> _ = |reference, call| without_last_tile(reference, call, 64);
+    let shrinking = Limits { tries: 300, time: Duration::MAX };
+    let options = Options { cases: 320, largest_keys: 8192, shrinking, ..Options::default() };
+    let report = check(&mut Wrong { reference: Reference::default(), call: dropped }, &options);
+    let finding = &report.findings[0];
+    assert!(finding.tries <= 300 && finding.size.keys <= 130 && finding.size.heads == 1, "{report}");
 }
 
 /// A top-k that loses the last of its keys where there are more than some number.

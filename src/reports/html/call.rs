@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 use ndarray::{Array4, s};
 
-use super::grid::{Grids, LONGEST};
+use super::grid::Grids;
 use super::numbers::{exact, precise, radius};
 use super::plot::ScoredRow;
 use super::scroll;
@@ -14,7 +14,7 @@ use crate::reports::rows;
 use crate::reports::tensors::Keys;
 use crate::verdicts::Evidence;
 use crate::verdicts::bounds::Approximate;
-use crate::verdicts::rows::ComparedRow;
+use crate::verdicts::rows::{ComparedRow, TILE};
 
 /// How much is pointed at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl CallView<'_> {
                 p { "Every key must be attended to (SPEC §2.2)." }
             }
             (grids.render())
-            @if !self.rows.is_empty() && dims.keys > LONGEST { pre { (rows::render(self.rows)) } }
+            @if !self.rows.is_empty() && dims.keys > TILE { pre.replay { (rows::render(self.rows)) } }
             @if failing { (grids.legend()) }
             @if failing && let Some(scores) = self.scores() { (scores) }
         }

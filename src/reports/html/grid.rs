@@ -14,7 +14,7 @@ use crate::verdicts::certificate::Class;
 /// Masks up to this many cells are drawn; of larger ones only the failing row.
 const LARGEST: usize = 2048;
 /// Rows up to this many keys are drawn.
-pub const LONGEST: usize = 256;
+const LONGEST: usize = 256;
 
 /// What is drawn.
 pub struct Grids<'a> {
