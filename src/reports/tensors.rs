@@ -55,7 +55,7 @@ pub fn numbers_of(name: &str, tensor: &Array4<f32>, keys: Keys, matter: &[usize]
     let columns = if keys == Keys::Columns { matter } else { &[] };
     for Group { at: (b, head), first, last } in &shown {
         let row = tensor.slice(s![*b, *head, *first, ..]);
-        let row = if plain && row.len() < LONGEST { all(row) } else { sparse(row, columns) };
+        let row = if plain && row.len() < LONGEST { all(row) } else { format!("  {}", sparse(row, columns)) };
         let positions = if first == last { first.to_string() } else { format!("{first}–{last}") };
         let _ = writeln!(text, "    {b}/{head}/{positions:<3}{row}");
     }
@@ -165,4 +165,58 @@ pub fn mask(mask: &Mask) -> String {
         let _ = writeln!(text, "  {b}/{head}/{i:<3} {}", drawing.collect::<String>());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_rows_are_one_line_and_long_rows_name_what_is_not_zero() {
+        let few = Array4::from_shape_fn((1, 1, 3, 2), |(.., c)| c as f32);
+        assert_eq!(numbers("q", &few).lines().count(), 4);
+        let mut equal = Array4::zeros((1, 1, 65, 1));
+        equal[[0, 0, 64, 0]] = 1.0;
+        let text = numbers("k", &equal);
+        assert!(text.contains("0/0/0–63       0\n") && text.contains("0/0/64        1\n"), "{text}");
+        let mut wide = Array4::zeros((1, 1, 1, 128));
+        (wide[[0, 0, 0, 5]], wide[[0, 0, 0, 6]], wide[[0, 0, 0, 127]]) = (2.0, 2.0, -1.0);
+        assert!(numbers("q", &wide).ends_with("0/0/0    [5–6]=2 [127]=-1\n"), "{}", numbers("q", &wide));
+        assert!(numbers("q", &Array4::zeros((1, 1, 1, 64))).ends_with("0/0/0    all 0\n"));
+    }
+
+    #[test]
+    fn of_many_rows_and_numbers_those_of_the_keys_that_matter_are_shown() {
+        let many = Array4::from_shape_fn((1, 1, 5000, 128), |(_, _, key, c)| (key + c) as f32);
+        let text = numbers_of("k", &many, Keys::Rows, &[7, 4000]);
+        assert!(
+            text.contains("    0/0/7    [0]=7 [1]=8 ") && text.contains("    0/0/4000  [0]=4000 "),
+            "{text}"
+        );
+        assert!(text.ends_with("… and 4998 more rows\n") && text.lines().count() == 4, "{text}");
+        assert!(text.lines().all(|line| line.len() < 400), "{text}");
+        let scores = Array4::from_shape_fn((1, 1, 1, 5000), |(.., key)| key as f32);
+        let text = numbers_of("scores", &scores, Keys::Columns, &[0, 3, 4999]);
+        assert!(
+            text.ends_with("0/0/0    [0]=0 [3]=3 [4999]=4999 … and 4997 more that are not 0\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_keys_of_a_large_mask_are_listed() {
+        let weights =
+            Array4::from_shape_fn((1, 1, 1, 300), |(.., key)| f32::from(u8::from(key < 10 || key == 255)));
+        let dims = crate::algorithm::Dims {
+            batch: 1,
+            heads: 1,
+            kv_heads: 1,
+            queries: 1,
+            keys: 300,
+            head_dim: 1,
+            value_dim: 1,
+        };
+        let text = mask(&Mask::from_weights(weights, &dims).unwrap());
+        assert!(text.contains("11 attended") && text.ends_with("0/0/0   0–9, 255 (11 keys)\n"), "{text}");
+    }
 }

@@ -221,6 +221,9 @@ impl<T: Resized> Search<'_, T> {
         };
         let mut asked = None;
         for variant in variants {
+            if self.exhausted() {
+                return None;
+            }
             let candidate = of(self, variant);
             match self.question(candidate.as_ref()) {
                 Some(true) => return Some(true),

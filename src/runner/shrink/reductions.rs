@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array3, Array4, Axis, concatenate};
+use ndarray::{Array3, Array4, Axis, Slice, concatenate};
 
 use crate::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, Lengths,
@@ -135,7 +135,25 @@ pub(super) fn without_calls(sequence: &Sequence, start: usize, end: usize) -> Op
 
 /// Some indices of one axis; a dimension of 1 that is broadcast stays.
 fn select(tensor: &Array4<f32>, axis: usize, kept: &[usize], full: usize) -> Array4<f32> {
-    if tensor.shape()[axis] == full { tensor.select(Axis(axis), kept) } else { tensor.clone() }
+    if tensor.shape()[axis] == full { selected(tensor, axis, kept) } else { tensor.clone() }
+}
+
+/// Some indices of one axis, which may be repeated: copied by runs, as there are mostly few and long ones.
+pub(super) fn selected(tensor: &Array4<f32>, axis: usize, kept: &[usize]) -> Array4<f32> {
+    let mut shape = tensor.raw_dim();
+    shape[axis] = kept.len();
+    let mut chosen = Array4::zeros(shape);
+    let mut at = 0;
+    while let Some(&first) = kept.get(at) {
+        let run = |step: usize| (at..kept.len()).take_while(|&i| kept[i] == first + step * (i - at)).count();
+        let (length, repeated) = (run(1), run(0));
+        let source = if repeated > length { first..first + 1 } else { first..first + length };
+        let length = length.max(repeated);
+        let mut place = chosen.slice_axis_mut(Axis(axis), Slice::from(at..at + length));
+        place.assign(&tensor.slice_axis(Axis(axis), Slice::from(source)));
+        at += length;
+    }
+    chosen
 }
 
 fn all_but(size: usize, start: usize, end: usize) -> Option<Vec<usize>> {
@@ -153,11 +171,11 @@ fn with_selected(
     let (b, h, m, n) = call.inputs.dims().mask_shape();
     let mut parts = call.inputs.parts().clone();
     if let Some((axis, kept)) = q {
-        parts.q = parts.q.select(Axis(axis), kept);
+        parts.q = selected(&parts.q, axis, kept);
     }
     if let Some((axis, kept)) = kv {
-        parts.k = parts.k.select(Axis(axis), kept);
-        parts.v = parts.v.select(Axis(axis), kept);
+        parts.k = selected(&parts.k, axis, kept);
+        parts.v = selected(&parts.v, axis, kept);
     }
     let mut previous = call.previous.clone();
     if let Some((axis, kept)) = masks {
@@ -165,7 +183,7 @@ fn with_selected(
         parts.attention_mask = parts.attention_mask.map(|mask| select(&mask, axis, kept, full));
         let inputs = Inputs::new(parts.clone()).ok()?;
         if let Some(mask) = previous {
-            let weights = mask.weights().select(Axis(axis), kept);
+            let weights = selected(mask.weights(), axis, kept);
             previous = Some(Mask::from_weights(weights, &inputs.dims()).ok()?);
         }
     }
@@ -345,7 +363,7 @@ pub(super) fn without_positions(sequence: &Sequence, start: usize, end: usize) -
 
 pub(super) fn without_value_dims(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
     let kept = all_but(sequence.calls[0].inputs.dims().value_dim, start, end)?;
-    with_parts(sequence, |parts| parts.v = parts.v.select(Axis(3), &kept))
+    with_parts(sequence, |parts| parts.v = selected(&parts.v, 3, &kept))
 }
 
 /// The sequence with some channels and another group factor. Where v has as many dimensions as q, it keeps as many.
@@ -358,10 +376,10 @@ pub(super) fn with_channels(sequence: &Sequence, kept: &[usize], group_factor: u
         Err(_) => None,
     };
     let changed = with_parts(sequence, |parts| {
-        parts.q = parts.q.select(Axis(3), kept);
-        parts.k = parts.k.select(Axis(3), kept);
+        parts.q = selected(&parts.q, 3, kept);
+        parts.k = selected(&parts.k, 3, kept);
         if dims.value_dim == dims.head_dim {
-            parts.v = parts.v.select(Axis(3), kept);
+            parts.v = selected(&parts.v, 3, kept);
         }
     })?;
     let mut changed = with_file(&changed, |_, _, order| order.of_channels(new_index).ok())?;

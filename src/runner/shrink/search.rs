@@ -88,8 +88,8 @@ impl<'a, T: PartialEq> Search<'a, T> {
             let total = count(&self.current);
             let taken = order.iter().position(|&(place, way)| {
                 let start = [0, total - run, (total - run) / 2][place];
-                let candidate = way(&self.current, start, start + run);
-                self.accept(candidate)
+                let candidate = (!self.exhausted()).then(|| way(&self.current, start, start + run));
+                self.accept(candidate.flatten())
             });
             match taken {
                 Some(index) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ndarray::{Array4, Axis};
 
+use super::reductions::selected;
 use super::search::Search;
 use super::{Limits, MANY_KEYS};
 use crate::algorithm::{Dims, InputParts, Inputs, Lengths, Mask, Padding, Storage};
@@ -88,15 +89,15 @@ pub(super) fn with_keys(call: &StageCall, kept: &[usize]) -> Option<StageCall> {
     });
     Some(match call {
         StageCall::Scores(call) => {
-            let scores = call.scores().select(Axis(3), kept);
+            let scores = selected(call.scores(), 3, kept);
             let call = ScoresCall::new(scores, call.storage(), call.heavy_size()).ok()?;
             StageCall::Scores(call.with_lengths(lengths).ok()?)
         }
         StageCall::Selection(call) => {
             let mut parts = call.inputs.parts().clone();
-            (parts.k, parts.v) = (parts.k.select(Axis(2), kept), parts.v.select(Axis(2), kept));
+            (parts.k, parts.v) = (selected(&parts.k, 2, kept), selected(&parts.v, 2, kept));
             let inputs = Inputs::new(parts).ok()?.with_lengths(lengths).ok()?;
-            let weights = call.mask.weights().select(Axis(3), kept);
+            let weights = selected(call.mask.weights(), 3, kept);
             let mask = Mask::from_weights(weights, &inputs.dims()).ok()?;
             StageCall::Selection(SelectionCall { inputs: Arc::new(inputs), mask })
         }
@@ -362,7 +363,7 @@ fn weight(tensor: &Array4<f32>) -> u64 {
 
 fn without(tensor: &Array4<f32>, axis: usize, start: usize, end: usize) -> Option<Array4<f32>> {
     let kept: Vec<usize> = (0..tensor.shape()[axis]).filter(|at| !(start..end).contains(at)).collect();
-    (!kept.is_empty()).then(|| tensor.select(Axis(axis), &kept))
+    (!kept.is_empty()).then(|| selected(tensor, axis, &kept))
 }
 
 /// Whole numbers in the same order, equal ones still equal; −∞ stays.
