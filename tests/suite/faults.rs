@@ -54,10 +54,29 @@ fn caught(planted: Vec<Planted>) -> Vec<(Planted, FaultResult, Report)> {
 
 /// What `doublecheck faults` last said of each fault.
 fn record() -> BTreeMap<String, serde_json::Value> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/records/faults.json");
-    let record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let faults = record.as_array().unwrap().iter();
-    faults.map(|fault| (fault["name"].as_str().unwrap().to_owned(), fault.clone())).collect()
+    let faults = rows("faults.json").into_iter();
+    faults.map(|fault| (fault["name"].as_str().unwrap().to_owned(), fault)).collect()
+}
+
+/// The rows of a record.
+fn rows(name: &str) -> Vec<serde_json::Value> {
+    let path = format!("{}/golden/records/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Every fault was planted above 64 keys, some above more, and each was shrunk to one key more, give or take one.
+#[test]
+fn the_record_of_large_faults_holds_every_fault() {
+    let rows = rows("large.json");
+    let at_64: BTreeSet<&str> =
+        rows.iter().filter(|row| row["above"] == 64).map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(at_64, Planted::all().into_iter().map(Planted::name).collect());
+    for row in &rows {
+        let conforms = row["must_conform"].as_bool().unwrap();
+        assert_eq!(row["caught_by"].is_null(), conforms, "{row}");
+        let (above, keys) = (row["above"].as_u64().unwrap(), row["size"]["keys"].as_u64());
+        assert!(conforms || keys.unwrap().abs_diff(above + 1) <= 1, "{row}");
+    }
 }
 
 /// The command asked every fault, caught it within 1,000 sequences and did not misname it.
