@@ -16,8 +16,8 @@ use doublecheck::cases::stages::ranks;
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{
     Answer, AnsweredLabels, Attended, Call, Capabilities, Case, CaseFile, Domain, Feature, Given, Instance,
-    LabelRounding, NoAnswer, Precision, Reader, RoundingModel, ScoresCall, SelectionCall, StageCall, Stages,
-    Takes, stage_file,
+    LabelRounding, NoAnswer, Precision, Promise, Reader, RoundingModel, ScoresCall, SelectionCall, StageCall,
+    Stages, Takes, stage_file,
 };
 use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::{Reference, Subject};
@@ -75,15 +75,11 @@ fn right(scores: &[f32], heavy_size: usize) -> Vec<usize> {
 
 #[test]
 fn a_right_top_k_conforms_whichever_tie_it_breaks() {
-    let highest = |scores: &[f32], heavy_size: usize| {
-        let reversed: Vec<f32> = scores.iter().rev().copied().collect();
-        right(&reversed, heavy_size).into_iter().map(|at| scores.len() - 1 - at).collect()
-    };
     // 0 and −0 are a tie, so that one may be preferred to the other.
     let positive_zero_first = |scores: &[f32], heavy_size: usize| {
         by(scores, heavy_size, |score| (score, !score.is_sign_negative()))
     };
-    for subject in [right as fn(&[f32], usize) -> Vec<usize>, highest, positive_zero_first] {
+    for subject in [right as fn(&[f32], usize) -> Vec<usize>, highest_of_ties, positive_zero_first] {
         let report = check(&mut TopK(subject), &options(2000));
         assert!(report.conforms(), "{report}");
         assert_eq!((report.sequences, report.answered, report.conforming), (2000, 2000, 2000));
@@ -145,6 +141,100 @@ fn wrong_top_ks_are_caught_with_the_stage() {
 }
 
 /// Sparse attention in f64, with a fault or none.
+/// A right top-k that promises something: of tied keys it takes the highest where `highest` says so of a question and of how many
+/// were asked before, and it lists keys from the last to the first where `descending`.
+struct Promising {
+    promises: BTreeSet<Promise>,
+    highest: fn(&ScoresCall, usize) -> bool,
+    descending: bool,
+    asked: usize,
+    listed: Option<Array4<i32>>,
+}
+
+impl Subject for Promising {
+    fn name(&self) -> String {
+        "a top-k that promises".into()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let stages = of_stages(Takes::Scores, &[Given::Selected]);
+        Capabilities { promises: Some(self.promises.clone()), ..stages }
+    }
+
+    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        let highest = (self.highest)(call, self.asked);
+        self.asked += 1;
+        let select: fn(&[f32], usize) -> Vec<usize> = if highest { highest_of_ties } else { right };
+        let mask = TopK(select).select(call)?;
+        let (b, h, m, n) = call.dims().mask_shape();
+        self.listed = Some(Array4::from_shape_fn((b, h, m, n), |(b, head, i, place)| {
+            let mut keys: Vec<usize> = mask.row((b, head, i)).map(|(key, _)| key).collect();
+            if self.descending {
+                keys.reverse();
+            }
+            keys.get(place).map_or(-1, |&key| key as i32)
+        }));
+        Ok(mask)
+    }
+
+    fn selected(&self) -> Option<&Array4<i32>> {
+        self.listed.as_ref()
+    }
+}
+
+#[test]
+fn what_a_top_k_promises_is_held_against_its_answers() {
+    let promising = |promises: &[Promise], highest, descending| Promising {
+        promises: promises.iter().copied().collect(),
+        highest,
+        descending,
+        asked: 0,
+        listed: None,
+    };
+    let all = [
+        Promise::TiesLowest,
+        Promise::Repeatable,
+        Promise::BatchInvariant,
+        Promise::SliceInvariant,
+        Promise::Ascending,
+        Promise::Padded,
+    ];
+    let report = check(&mut promising(&all, |_, _| false, false), &options(400));
+    assert!(report.conforms(), "{report}");
+    for promise in all {
+        let kept = report.promises[promise.name()];
+        assert!(kept.promised && kept.of > 50 && kept.held == kept.of, "{promise:?}: {kept:?}");
+    }
+    let highest = report.promises[Promise::TiesHighest.name()];
+    assert!(!highest.promised && highest.of > 10 && highest.held < highest.of, "{highest:?}");
+
+    let broken: [(Promise, fn(&ScoresCall, usize) -> bool, bool, usize); 6] = [
+        (Promise::TiesLowest, |_, _| true, false, 2),
+        (Promise::TiesHighest, |_, _| false, false, 2),
+        (Promise::Repeatable, |_, asked| asked % 2 == 1, false, 2),
+        (Promise::BatchInvariant, |call, _| call.dims().batch > 1, false, 2),
+        (Promise::SliceInvariant, |call, _| call.dims().queries > 1, false, 2),
+        (Promise::Ascending, |_, _| false, true, 2),
+    ];
+    for (promise, highest, descending, keys) in broken {
+        let report = check(&mut promising(&[promise], highest, descending), &options(400));
+        let [finding] = &report.findings[..] else { panic!("{promise:?}: {report}") };
+        let sentence =
+            format!("Broken promise: {} is promised, and these answers do not keep it.", promise.name());
+        assert_eq!((finding.sentence.clone(), finding.kind), (sentence, "broken promise"), "{report}");
+        assert_eq!(finding.size.keys, keys, "{report}");
+        // Nothing is wrong with it where it promises nothing.
+        let report = check(&mut promising(&[], highest, descending), &options(400));
+        assert!(report.conforms(), "{promise:?}: {report}");
+    }
+}
+
+/// Of equal scores the highest positions.
+fn highest_of_ties(scores: &[f32], heavy_size: usize) -> Vec<usize> {
+    let reversed: Vec<f32> = scores.iter().rev().copied().collect();
+    right(&reversed, heavy_size).into_iter().map(|at| scores.len() - 1 - at).collect()
+}
+
 struct Attention(Fault);
 
 #[derive(Clone, Copy, PartialEq)]

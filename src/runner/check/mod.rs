@@ -16,6 +16,7 @@ mod promises;
 mod repeats;
 mod report;
 mod run;
+mod stage_promises;
 mod stages;
 mod suspects;
 mod ties;

@@ -47,32 +47,57 @@ pub struct Kept {
 #[derive(Debug, Clone)]
 pub(super) struct Broken {
     call: usize,
-    line: String,
+    pub(super) line: String,
 }
 
 /// How often a promise held in one sequence, out of how many times, and where it was first broken.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
-    held: usize,
-    of: usize,
-    broken: Option<Broken>,
+    pub(super) held: usize,
+    pub(super) of: usize,
+    pub(super) broken: Option<Broken>,
 }
 
 impl Outcome {
-    fn add(&mut self, call: usize, broken: Option<String>) {
+    pub(super) fn add(&mut self, call: usize, broken: Option<String>) {
         self.of += 1;
         self.held += usize::from(broken.is_none());
         self.broken = self.broken.take().or(broken.map(|line| Broken { call, line }));
     }
 }
 
-/// What is promised, with nothing counted yet.
-pub(super) fn nothing_counted(capabilities: &Capabilities) -> BTreeMap<&'static str, Kept> {
+/// What is promised of these, with nothing counted yet.
+pub(super) fn nothing_counted(
+    promises: impl IntoIterator<Item = Promise>,
+    capabilities: &Capabilities,
+) -> BTreeMap<&'static str, Kept> {
     let counted = |promise: Promise| {
         (promise.name(), Kept { promised: capabilities.promises(promise), ..Kept::default() })
     };
     let shown = |promise: &Promise| *promise != Promise::CapacityInvariant || capabilities.ragged;
-    Promise::ALL.into_iter().filter(shown).map(counted).collect()
+    promises.into_iter().filter(shown).map(counted).collect()
+}
+
+/// Those that are looked at in turn; what is said of `selected` and of repeats shows without.
+const LOOKED_AT: [Promise; 5] = [
+    Promise::TiesLowest,
+    Promise::TiesHighest,
+    Promise::BatchInvariant,
+    Promise::SliceInvariant,
+    Promise::CapacityInvariant,
+];
+
+/// Whether a promise is looked at after so many questions: more often where it is made.
+pub(super) fn is_turn(promise: Promise, asked: usize, capabilities: &Capabilities) -> bool {
+    let by_asking = !matches!(promise, Promise::TiesLowest | Promise::TiesHighest);
+    let every = match (capabilities.promises(promise), by_asking) {
+        (true, _) => PROMISED,
+        // It would take calls of other shapes.
+        (false, true) if capabilities.shapes.is_some() => return false,
+        (false, true) => OBSERVED_BY_ASKING,
+        (false, false) => OBSERVED,
+    };
+    asked % every == every / 2
 }
 
 impl Run<'_> {
@@ -85,23 +110,13 @@ impl Run<'_> {
     }
 
     /// Whether a promise is looked at now.
-    fn is_turn(&self, promise: Promise, otherwise: usize) -> bool {
-        let promised = self.capabilities.promises(promise);
-        if !promised && otherwise == OBSERVED_BY_ASKING && self.shapes.is_some() {
-            // It would take calls of other shapes.
-            return false;
-        }
-        let every = if promised { PROMISED } else { otherwise };
-        self.asked % every == every / 2
+    fn is_turn(&self, promise: Promise) -> bool {
+        is_turn(promise, self.asked, &self.capabilities)
     }
 
     /// Whether any promise is looked at now, apart from those about `selected`.
     pub(super) fn is_promise_checked(&self) -> bool {
-        self.is_turn(Promise::TiesLowest, OBSERVED)
-            || self.is_turn(Promise::TiesHighest, OBSERVED)
-            || self.is_turn(Promise::BatchInvariant, OBSERVED_BY_ASKING)
-            || self.is_turn(Promise::SliceInvariant, OBSERVED_BY_ASKING)
-            || self.is_turn(Promise::CapacityInvariant, OBSERVED_BY_ASKING)
+        LOOKED_AT.into_iter().any(|promise| self.is_turn(promise))
     }
 
     /// Holds the tensor `selected` of the last answer against what is promised of it.
@@ -115,7 +130,7 @@ impl Run<'_> {
             }
             let before = observation.sequence.instance.before(&observation.sequence.calls[index]).ok();
             let mut outcome = Outcome::default();
-            outcome.add(index, wrongly_listed(promise, selected.as_ref(), answer, before.as_ref()));
+            outcome.add(index, wrongly_listed(promise, selected.as_ref(), &answer.mask, before.as_ref()));
             self.count(promise, observation, outcome);
         }
     }
@@ -123,14 +138,8 @@ impl Run<'_> {
     /// Holds a conforming observation against promises, where it is their turn.
     pub(super) fn check_promises(&mut self, observation: &Observation) {
         let model = self.report.model;
-        for (promise, otherwise) in [
-            (Promise::TiesLowest, OBSERVED),
-            (Promise::TiesHighest, OBSERVED),
-            (Promise::BatchInvariant, OBSERVED_BY_ASKING),
-            (Promise::SliceInvariant, OBSERVED_BY_ASKING),
-            (Promise::CapacityInvariant, OBSERVED_BY_ASKING),
-        ] {
-            if self.is_turn(promise, otherwise) {
+        for promise in LOOKED_AT {
+            if self.is_turn(promise) {
                 let outcome = outcome(promise, self.subject, &self.capabilities, observation, model);
                 self.count(promise, observation, outcome);
             }
@@ -202,7 +211,7 @@ fn asked_again(
     let call = observation.sequence.calls.len() - 1;
     let Some(Ok(answer)) = observation.answers.last() else { return None };
     let before = observation.sequence.instance.before(&observation.sequence.calls[call]).ok();
-    let line = wrongly_listed(promise, selected.as_ref(), answer, before.as_ref())?;
+    let line = wrongly_listed(promise, selected.as_ref(), &answer.mask, before.as_ref())?;
     Some(Broken { call, line })
 }
 
@@ -249,10 +258,10 @@ fn tied(promise: Promise, observation: &Observation, model: RoundingModel) -> Ou
 }
 
 /// What is wrong with `selected` as it was sent.
-fn wrongly_listed(
+pub(super) fn wrongly_listed(
     promise: Promise,
     selected: Option<&Array4<i32>>,
-    answer: &Answer,
+    mask: &Mask,
     before: Option<&Mask>,
 ) -> Option<String> {
     let Some(selected) = selected else { return Some("the answer holds no selected".into()) };
@@ -261,7 +270,7 @@ fn wrongly_listed(
         let listed = selected.slice(ndarray::s![batch, head, i, ..]);
         let place = format!("batch {batch}, head {head}, query {i}: selected is {:?}", listed.to_vec());
         let keys: Vec<i32> = listed.iter().copied().filter(|&key| key >= 0).collect();
-        let attended = keys_attended(&answer.mask, row);
+        let attended = keys_attended(mask, row);
         let added = attended - before.map_or(0, |before| keys_attended(before, row));
         match promise {
             Promise::Ascending => (!keys.is_sorted()).then(|| format!("{place}, not ascending")),

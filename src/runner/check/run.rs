@@ -11,7 +11,7 @@ use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, Feature, Observation, Sequence, Shape};
+use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, Shape};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -65,7 +65,7 @@ impl<'a> Run<'a> {
         let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
-        report.promises = nothing_counted(&capabilities);
+        report.promises = nothing_counted(Promise::ALL, &capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         Self {

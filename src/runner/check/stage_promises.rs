@@ -6,18 +6,17 @@ use std::time::Instant;
 use ndarray::{Array4, Axis, s};
 
 use super::differences::{keys, same_bits};
-use super::events::Event;
 use super::promises::{BROKEN_PROMISE, Outcome, is_turn, wrongly_listed};
 use super::stages::Run;
 use crate::algorithm::Mask;
-use crate::cases::{Capabilities, Promise, ScoresCall, StageAnswer, StageCall};
+use crate::cases::{Capabilities, Promise, ScoresCall, StageAnswer, StageCall, Takes};
 use crate::runner::shrink::stages::{shrink_stage, with_one_entry, with_one_query};
 use crate::subjects::{Subject, ask_stage};
 
 /// Those that a stage can keep or break.
 pub(super) fn of_stages(capabilities: &Capabilities) -> Vec<Promise> {
     let of_selections = [Promise::TiesLowest, Promise::TiesHighest, Promise::Ascending, Promise::Padded];
-    let takes_scores = capabilities.stages.takes == crate::cases::Takes::Scores;
+    let takes_scores = capabilities.stages.takes == Takes::Scores;
     let of_all = [Promise::Repeatable, Promise::BatchInvariant, Promise::SliceInvariant];
     of_selections.into_iter().filter(|_| takes_scores).chain(of_all).collect()
 }
@@ -48,9 +47,17 @@ impl Run<'_> {
     }
 
     /// Adds a finding, or counts another question that shows it.
-    fn broken(&mut self, promise: Promise, name: &str, (call, answer): (&StageCall, &StageAnswer), line: String) {
+    fn broken(
+        &mut self,
+        promise: Promise,
+        name: &str,
+        (call, answer): (&StageCall, &StageAnswer),
+        line: String,
+    ) {
         let prefix = format!("Broken promise: {}", promise.name());
-        if let Some(finding) = self.report.findings.iter_mut().find(|finding| finding.sentence.starts_with(&prefix)) {
+        if let Some(finding) =
+            self.report.findings.iter_mut().find(|finding| finding.sentence.starts_with(&prefix))
+        {
             finding.sequences += 1;
             return;
         }
@@ -65,7 +72,8 @@ impl Run<'_> {
             });
             (answer, broken.map(|broken| broken.line))
         };
-        let shrunk = shrink_stage(call.clone(), limits, capabilities, &mut |candidate| again(candidate).1.is_some());
+        let shrunk =
+            shrink_stage(call.clone(), limits, capabilities, &mut |candidate| again(candidate).1.is_some());
         let (call, answer, line) = match again(&shrunk.call) {
             (answer, Some(line)) => (shrunk.call, answer, line),
             (_, None) => (call.clone(), Ok(answer.clone()), line),
@@ -76,9 +84,7 @@ impl Run<'_> {
         finding.sentence = format!("{prefix} is promised, and these answers do not keep it.");
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
-        self.has_shrunk(shrunk.seconds);
-        (self.watch)(Event::Shrunk(number, &finding));
-        self.report.findings.push(finding);
+        self.has_shrunk(number, finding);
     }
 }
 
@@ -93,7 +99,11 @@ fn outcome(
 ) -> Outcome {
     let mut outcome = Outcome::default();
     match (promise, call, answer) {
-        (Promise::TiesLowest | Promise::TiesHighest, StageCall::Scores(call), StageAnswer::Selected(mask)) => {
+        (
+            Promise::TiesLowest | Promise::TiesHighest,
+            StageCall::Scores(call),
+            StageAnswer::Selected(mask),
+        ) => {
             ties(promise, call, mask, &mut outcome);
         }
         (Promise::Ascending | Promise::Padded, _, StageAnswer::Selected(mask)) => {
@@ -193,8 +203,13 @@ fn compared(
             ];
             pairs.into_iter().find_map(|(name, one, again)| {
                 let (one, again) = (at(&one?), again?);
-                let (index, x) = one.indexed_iter().find(|(index, x)| x.to_bits() != again[*index].to_bits())?;
-                Some(format!("{name}{:?} of it is {x:?}, {how} {:?}", <[usize; 4]>::from(index), again[index]))
+                let (index, x) =
+                    one.indexed_iter().find(|(index, x)| x.to_bits() != again[*index].to_bits())?;
+                Some(format!(
+                    "{name}{:?} of it is {x:?}, {how} {:?}",
+                    <[usize; 4]>::from(index),
+                    again[index]
+                ))
             })
         }
         _ => None,

@@ -11,8 +11,10 @@ use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::goldens::of_stage;
 use super::pace::Pace;
+use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{self, MOST_UNUSABLE, left_out};
+use super::stage_promises::of_stages;
 use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call_of;
@@ -43,15 +45,16 @@ struct Questions {
     known: Vec<Option<Shape>>,
 }
 
-struct Run<'a> {
-    subject: &'a mut dyn Subject,
+/// A check of one stage under way.
+pub(super) struct Run<'a> {
+    pub(super) subject: &'a mut dyn Subject,
     watch: &'a mut dyn FnMut(Event<'_>),
     options: &'a Options,
-    capabilities: Capabilities,
-    report: Report,
+    pub(super) capabilities: Capabilities,
+    pub(super) report: Report,
     start: Instant,
     /// Time spent on shrinking.
-    thinking: Duration,
+    pub(super) thinking: Duration,
     shrinking_left: Option<Duration>,
     /// Time spent on questions without a usable answer, and how many they were.
     unusable: (Duration, usize),
@@ -104,6 +107,7 @@ impl<'a> Run<'a> {
         report.left_out.insert(Takes::Inputs.name().into(), 0);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
         report.stages = ReportedStages::of(&capabilities.stages);
+        report.promises = nothing_counted(of_stages(&capabilities), &capabilities);
         Self {
             subject,
             watch,
@@ -271,6 +275,9 @@ impl<'a> Run<'a> {
         let Some(kind) = verdict.kind else {
             self.report.conforming += 1;
             self.report.sharpness.add(&verdict.sharpness);
+            if let Ok(answer) = &answer {
+                self.check_promises(&name, &call, answer);
+            }
             return;
         };
         self.report.diverged += 1;
@@ -315,15 +322,9 @@ impl<'a> Run<'a> {
         kind: &'static str,
     ) {
         let (model, number) = (self.report.model, self.report.findings.len() + 1);
-        let of = |call: StageCall, answer: Result<StageAnswer, NoAnswer>| {
-            let verdict = judge_stage(&call, &answer, model);
-            let reference = ask_stage(&mut Reference::default(), &call);
-            let example = StageExample { call, answer, reference };
-            let mut finding = Finding::of_stage(first_seen.clone(), self.report.calls, &verdict, example);
-            finding.kind = if verdict.conforms() { "conforms when asked again" } else { kind };
-            finding
-        };
-        (self.watch)(Event::Found(number, &of(call.clone(), answer)));
+        let found = self.finding(&first_seen, call.clone(), answer, kind);
+        (self.watch)(Event::Found(number, &found));
+        let limits = self.limits();
         let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
         let mut fails = |candidate: &StageCall| {
             tries += 1;
@@ -331,18 +332,43 @@ impl<'a> Run<'a> {
             let answer = ask_stage(subject, candidate);
             judge_stage(candidate, &answer, model).kind == Some(kind)
         };
-        let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
-        let limits = run::limits(limits, self.shrinking_left, self.options.stop_after);
         let shrunk = shrink_stage(call, limits, &self.capabilities, &mut fails);
-        let edges = edges(shrunk.call.clone(), limits, &self.capabilities, Capabilities::offers_stage, &mut |call| {
+        let offers = Capabilities::offers_stage;
+        let edges = edges(shrunk.call.clone(), limits, &self.capabilities, offers, &mut |call| {
             !judge_stage(call, &ask_stage(self.subject, call), model).conforms()
         });
         let answer = ask_stage(self.subject, &shrunk.call);
-        let mut finding = of(shrunk.call, answer);
+        let mut finding = self.finding(&first_seen, shrunk.call, answer, kind);
         finding.edges = edges;
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
-        let spent = Duration::try_from_secs_f64(shrunk.seconds).unwrap_or_default();
+        self.has_shrunk(number, finding);
+    }
+
+    /// What an answer shows. A failure of this kind that is gone conforms when asked again.
+    pub(super) fn finding(
+        &self,
+        first_seen: &str,
+        call: StageCall,
+        answer: Result<StageAnswer, NoAnswer>,
+        kind: &'static str,
+    ) -> Finding {
+        let verdict = judge_stage(&call, &answer, self.report.model);
+        let reference = ask_stage(&mut Reference::default(), &call);
+        let example = StageExample { call, answer, reference };
+        let mut finding = Finding::of_stage(first_seen.to_owned(), self.report.calls, &verdict, example);
+        finding.kind = if verdict.conforms() { "conforms when asked again" } else { kind };
+        finding
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
+        run::limits(limits, self.shrinking_left, self.options.stop_after)
+    }
+
+    /// Adds a finding that was shrunk.
+    pub(super) fn has_shrunk(&mut self, number: usize, finding: Finding) {
+        let spent = Duration::try_from_secs_f64(finding.shrinking_seconds).unwrap_or_default();
         self.shrinking_left = self.shrinking_left.map(|left| left.saturating_sub(spent));
         (self.watch)(Event::Shrunk(number, &finding));
         self.report.findings.push(finding);

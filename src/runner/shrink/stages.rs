@@ -104,6 +104,21 @@ pub(super) fn with_keys(call: &StageCall, kept: &[usize]) -> Option<StageCall> {
     })
 }
 
+/// One batch entry alone.
+pub(in crate::runner) fn with_one_entry(call: &StageCall, entry: usize) -> Option<StageCall> {
+    with_one(call, Part::Batch, entry)
+}
+
+/// One query alone.
+pub(in crate::runner) fn with_one_query(call: &StageCall, query: usize) -> Option<StageCall> {
+    with_one(call, Part::Queries, query)
+}
+
+fn with_one(call: &StageCall, part: Part, place: usize) -> Option<StageCall> {
+    let first = Step::Without(part, place + 1, part.count(call)).of(call)?;
+    Step::Without(part, 0, place).of(&first)
+}
+
 /// A question to a top-k with another H.
 pub(super) fn with_heavy_size(call: &StageCall, heavy_size: usize) -> Option<StageCall> {
     Step::HeavySize(heavy_size).of(call)

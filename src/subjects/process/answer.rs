@@ -8,6 +8,15 @@ use crate::algorithm::{Detail, Dims, Mask};
 use crate::cases::tensors::{FLOATS, NamedView, Tensors, floats, integers};
 use crate::cases::{Answer, AnsweredLabels, Call, Error as FileError, Expectation, Instance};
 
+/// Each row of indices in ascending order, −1 last.
+pub(super) fn sort(selected: &mut Array4<i32>) {
+    for mut row in selected.lanes_mut(Axis(3)) {
+        let mut keys = row.to_vec();
+        keys.sort_by_key(|&key| (key == -1, key));
+        row.assign(&ArrayView1::from(&keys));
+    }
+}
+
 /// Reads the tensors of an `answer`; every error is a sentence naming field, found and expected.
 pub(super) struct AnswerReader<'a> {
     pub(super) tensors: &'a Tensors<'a>,
@@ -83,12 +92,7 @@ impl AnswerReader<'_> {
     fn selected(&self, view: &NamedView) -> Result<Mask, String> {
         let mut selected = self.listed(view)?;
         if self.any_order {
-            for mut row in selected.lanes_mut(Axis(3)) {
-                let mut keys = row.to_vec();
-                // −1 last.
-                keys.sort_by_key(|&key| (key == -1, key));
-                row.assign(&ArrayView1::from(&keys));
-            }
+            sort(&mut selected);
         }
         self.expected(Expectation { selected: Some(selected), ..Expectation::default() })
     }

@@ -220,9 +220,18 @@ impl Subject for Process {
     }
 
     fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
+        self.selected = None;
         self.revive()?;
         let limit = stages::largest_selection(call);
-        self.ask(limit, |id| stages::select(id, call), |bytes, id| stages::read_selection(bytes, id, call))
+        let any_order = self.hello.capabilities.promises.is_some();
+        let answer = self.ask(
+            limit,
+            |id| stages::select(id, call),
+            |bytes, id| stages::read_selection(bytes, id, call, any_order),
+        );
+        let (mask, selected) = answer?;
+        self.selected = selected;
+        Ok(mask)
     }
 
     fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {

@@ -1,9 +1,10 @@
 //! The questions of the process protocol to a command that does one stage (`docs/PROTOCOL.md`, `select` and `attend`).
 
+use ndarray::Array4;
 use safetensors::Dtype;
 use serde_json::json;
 
-use super::answer::{attended, check_shape, read_integers, read_lse, shaped_floats};
+use super::answer::{attended, check_shape, read_integers, read_lse, shaped_floats, sort};
 use super::messages::{Decoded, KEY, Message, largest_message, write_lengths};
 use crate::algorithm::{Detail, Dims, Mask};
 use crate::cases::tensors::{NamedView, Writer, floats};
@@ -61,9 +62,17 @@ pub(super) fn largest_attention(call: &SelectionCall) -> u64 {
 /// What was asked for, or what the command said instead.
 type Answered<T> = Decoded<Result<T, NoAnswer>>;
 
-/// Reads the answer of a top-k.
-pub(super) fn read_selection(bytes: &[u8], id: u64, call: &ScoresCall) -> Answered<Mask> {
-    read(bytes, id, |message| selection(message, &call.dims()))
+/// A selection, and its tensor `selected` as it was sent.
+type Selection = (Mask, Option<Array4<i32>>);
+
+/// Reads the answer of a top-k. `any_order`: whether `selected` may list keys in any order.
+pub(super) fn read_selection(
+    bytes: &[u8],
+    id: u64,
+    call: &ScoresCall,
+    any_order: bool,
+) -> Answered<Selection> {
+    read(bytes, id, |message| selection(message, &call.dims(), any_order))
 }
 
 /// Reads the answer of a sparse attention.
@@ -90,16 +99,24 @@ fn read<T>(bytes: &[u8], id: u64, answer: impl FnOnce(&Message) -> Result<T, Str
     Ok(answer(&message).map_err(NoAnswer::Failed))
 }
 
-fn selection(message: &Message, dims: &Dims) -> Result<Mask, String> {
+fn selection(message: &Message, dims: &Dims, any_order: bool) -> Result<Selection, String> {
     let optional = |name| message.tensors.optional(name).map_err(FileError::sentence);
     let mask = optional("mask")?.map(|view| weights(&view, dims)).transpose()?;
-    let selected = optional("selected")?.map(|view| indices(&view, dims)).transpose()?;
+    let listed = optional("selected")?.map(|view| indices(&view, dims)).transpose()?;
+    let of_listed = |listed: &Array4<i32>| {
+        let mut selected = listed.clone();
+        if any_order {
+            sort(&mut selected);
+        }
+        expected(Expectation { selected: Some(selected), ..Expectation::default() }, dims)
+    };
+    let selected = listed.as_ref().map(of_listed).transpose()?;
     match (mask, selected) {
         (Some(mask), Some(selected)) if attended(&mask) != attended(&selected) => {
             Err(Detail::new("selected", "other keys than in mask", "the same keys, or one of the two")
                 .to_string())
         }
-        (Some(mask), _) | (None, Some(mask)) => Ok(mask),
+        (Some(mask), _) | (None, Some(mask)) => Ok((mask, listed)),
         (None, None) => Err(Detail::new("selected", "nothing", "a tensor selected or mask").to_string()),
     }
 }
@@ -116,14 +133,14 @@ fn weights(view: &NamedView, dims: &Dims) -> Result<Mask, String> {
     Mask::from_weights(weights, dims).map_err(|error| error.to_string())
 }
 
-fn indices(view: &NamedView, dims: &Dims) -> Result<Mask, String> {
+fn indices(view: &NamedView, dims: &Dims) -> Result<Array4<i32>, String> {
     let selected = read_integers(view)?;
     let (b, h, m, _) = dims.mask_shape();
     if selected.shape()[..3] != [b, h, m] {
         let found = format!("shape {:?}", selected.shape());
         return Err(Detail::new("selected", found, format!("[{b}, {h}, {m}, ·]")).to_string());
     }
-    expected(Expectation { selected: Some(selected), ..Expectation::default() }, dims)
+    Ok(selected)
 }
 
 fn expected(expectation: Expectation, dims: &Dims) -> Result<Mask, String> {
@@ -166,16 +183,22 @@ mod tests {
 
     #[test]
     fn a_selection_is_read_in_every_form_and_mistakes_are_named() {
-        let read = |tensors: &[Part]| read_selection(&answer(tensors), 1, &question()).unwrap();
+        let read_with = |tensors: &[Part], any_order| {
+            let read = read_selection(&answer(tensors), 1, &question(), any_order).unwrap();
+            read.map(|(mask, listed)| (mask.weights().iter().copied().collect::<Vec<_>>(), listed))
+        };
+        let read = |tensors: &[Part]| read_with(tensors, false).map(|(weights, _)| weights);
         let expected = vec![1.0, 0.0, 1.0];
         for part in [
             ("mask", "U8", &[1, 1, 1, 3][..], vec![1, 0, 1]),
             ("selected", "I64", &[1, 1, 1, 2], i64s(&[0, 2])),
             ("selected", "I64", &[1, 1, 1, 3], i64s(&[0, 2, -1])),
         ] {
-            let mask = read(std::slice::from_ref(&part)).unwrap();
-            assert_eq!(mask.weights().iter().copied().collect::<Vec<_>>(), expected, "{part:?}");
+            assert_eq!(read(std::slice::from_ref(&part)).unwrap(), expected, "{part:?}");
         }
+        let unordered = ("selected", "I64", &[1, 1, 1, 3][..], i64s(&[-1, 2, 0]));
+        let (weights, listed) = read_with(&[unordered], true).unwrap();
+        assert_eq!((weights, listed.unwrap().as_slice()), (expected, Some(&[-1, 2, 0][..])));
         for (tensors, expected) in [
             (vec![], "selected: found nothing, expected a tensor selected or mask"),
             (
