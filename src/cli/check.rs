@@ -9,8 +9,8 @@ use doublecheck::algorithm::Rules;
 use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
 use doublecheck::reports::counterexamples;
-use doublecheck::reports::html;
-use doublecheck::runner::check::check_with_progress;
+use doublecheck::reports::{html, probes};
+use doublecheck::runner::check::{check_with_progress, probe_only};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, print, subject, write};
@@ -56,6 +56,9 @@ pub struct Arguments {
     /// Write the whole report as one HTML file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Measure the wires of the subject and print the table of what it does; nothing else is asked
+    #[arg(long)]
+    probe: bool,
     /// Leave times out of the text, so that it is the same for each run
     #[arg(long)]
     no_times: bool,
@@ -94,7 +97,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
             bar.set_message(format!("findings: {findings}"));
         }
     };
-    let mut report = check_with_progress(subject.as_mut(), &options, &mut progress);
+    let mut report = if arguments.probe {
+        probe_only(subject.as_mut(), &options)
+    } else {
+        check_with_progress(subject.as_mut(), &options, &mut progress)
+    };
     bar.finish_and_clear();
     if let Some(folder) = &arguments.out {
         counterexamples::write(&mut report, folder)
@@ -106,7 +113,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if let Some(path) = &arguments.html {
         write(path, &html::check(&report, &arguments.subject.again()))?;
     }
-    print(&render(&report, !arguments.no_times))?;
+    match report.probes.as_ref().filter(|_| arguments.probe) {
+        Some(probed) => {
+            let header = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
+            print(&(header + &probes::table(probed, !arguments.no_times)))?;
+        }
+        None => print(&render(&report, !arguments.no_times))?,
+    }
     Ok(ExitCode::from(report.exit_code()))
 }
 

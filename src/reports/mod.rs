@@ -11,6 +11,7 @@ pub mod faults;
 pub mod html;
 #[cfg(feature = "files")]
 pub mod inspect;
+pub mod probes;
 pub mod sequence;
 pub mod stages;
 #[cfg(feature = "cli")]

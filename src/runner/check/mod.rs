@@ -7,6 +7,7 @@ mod differences;
 mod findings;
 #[cfg(feature = "files")]
 mod goldens;
+mod probing;
 mod promises;
 mod repeats;
 mod report;
@@ -18,6 +19,7 @@ mod ties;
 use proptest::strategy::{Strategy, ValueTree};
 
 pub use self::coverage::{Asked, Coverage};
+pub use self::probing::probe_only;
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
@@ -58,6 +60,8 @@ pub struct Options {
     pub most_findings: usize,
     /// How often each sequence is asked; default 1, which still asks a small share again.
     pub repeat: usize,
+    /// Whether the wires of the subject are measured first (`diagnosis::probes`); default true.
+    pub probes: bool,
 }
 
 impl Default for Options {
@@ -73,6 +77,7 @@ impl Default for Options {
             shrinking: Limits::default(),
             most_findings: 24,
             repeat: 1,
+            probes: true,
         }
     }
 }
@@ -87,6 +92,9 @@ pub fn check_with_progress(
         return stages::check_stages(subject, options, progress);
     }
     let mut run = Run::new(subject, options);
+    if options.probes {
+        run.probe(options);
+    }
     #[cfg(feature = "files")]
     let goldens = run.goldens(options);
     #[cfg(not(feature = "files"))]
@@ -136,6 +144,9 @@ pub fn check_with_progress(
         run.report
             .bad_inputs
             .push("cases: found 0, and no golden that applies, expected something to ask".into());
+    }
+    if run.report.stopped.is_none() {
+        run.look_into_probes();
     }
     run.finish()
 }

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::coverage::Coverage;
+use super::probing::taken;
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{MOST_UNUSABLE, left_out};
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call;
 use crate::cases::{Capabilities, StageAnswer, StageCall, Takes};
+use crate::diagnosis::probes::probe;
 use crate::runner::shrink::stages::shrink_stage;
 use crate::subjects::{Reference, Subject, ask_stage};
 use crate::verdicts::judge_stage;
@@ -35,6 +37,9 @@ pub(super) fn check_stages(
     let goldens = Vec::new();
     report.declared = options.known.iter().map(|fault| fault.name).collect();
     report.stages = ReportedStages::of(&capabilities.stages);
+    let mut probed = options.probes.then(|| probe(subject, &capabilities, &options.known));
+    let mut deviating = probed.as_mut().map(|probed| taken(probed).1).unwrap_or_default().into_iter();
+    report.probes = probed;
     let (mut thinking, mut unusable) = (Duration::ZERO, (Duration::ZERO, 0));
     let mut tried = 0u64;
     let total = options.cases + goldens.len();
@@ -48,10 +53,13 @@ pub(super) fn check_stages(
             let Some(call) = drawn else { continue };
             report.sequences += 1;
             (format!("random question {} of seed {}", report.sequences, options.seed), call)
-        } else {
-            let Some(golden) = goldens.next() else { break };
+        } else if let Some(golden) = goldens.next() {
             report.goldens += 1;
             golden
+        } else {
+            let Some(deviation) = deviating.next() else { break };
+            report.probed += 1;
+            deviation
         };
         let (name, call) = call;
         report.calls += 1;

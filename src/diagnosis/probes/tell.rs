@@ -1,0 +1,126 @@
+//! Readings in words: which rule fits them, or where they first differ from those of the reference.
+
+use super::question::{Question, Reading, Shown};
+use crate::algorithm::Dims;
+use crate::algorithm::channels::ranges;
+
+/// A question with what was read and what the reference's answers show.
+pub(super) struct Measured<'a> {
+    pub question: &'a Question,
+    pub found: Vec<Reading>,
+    pub expected: Vec<Reading>,
+}
+
+/// The sizes that a formula may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub dims: Dims,
+    /// Channel rows.
+    pub rows: usize,
+}
+
+/// A name, and what it makes of an index.
+pub(super) type Formula = (&'static str, fn(usize, Sizes) -> usize);
+
+/// What a head may read, of as many things as there are KV heads.
+pub(super) const KV_HEADS: &[Formula] = &[
+    ("i / g", |i, at| i / at.dims.group_size()),
+    ("i mod hk", |i, at| i % at.dims.kv_heads),
+    ("i / hk, at most hk − 1", |i, at| (i / at.dims.kv_heads).min(at.dims.kv_heads - 1)),
+    ("0", |_, _| 0),
+    ("hk − 1", |_, at| at.dims.kv_heads - 1),
+    ("hk − 1 − i / g", |i, at| at.dims.kv_heads - 1 - i / at.dims.group_size()),
+];
+
+/// What a head may read, of as many things as there are channel rows.
+pub(super) const ROWS: &[Formula] = &[
+    ("i · rows / h", |i, at| i * at.rows / at.dims.heads),
+    ("i mod rows", |i, at| i % at.rows),
+    ("i / g", |i, at| (i / at.dims.group_size()).min(at.rows - 1)),
+    ("i mod hk", |i, at| (i % at.dims.kv_heads).min(at.rows - 1)),
+    ("0", |_, _| 0),
+    ("rows − 1", |_, at| at.rows - 1),
+];
+
+/// Which of several an index reads.
+pub(super) const SELF: &[Formula] = &[("i", |i, _| i), ("0", |_, _| 0), ("i + 1", |i, _| i + 1)];
+
+impl Measured<'_> {
+    fn sizes(&self) -> Option<Sizes> {
+        Some(Sizes { dims: self.question.dims()?, rows: self.question.rows().max(1) })
+    }
+
+    /// Pairs of what was read and what was expected.
+    pub fn pairs(&self) -> impl Iterator<Item = (&Reading, Option<&Reading>)> {
+        let same = |reading: &Reading| (reading.call, reading.row);
+        self.found.iter().map(move |found| {
+            (found, self.expected.iter().find(|expected| same(expected) == same(found)))
+        })
+    }
+}
+
+/// The first formula that fits every reading: an index is made of a reading's row, and what is read is one key.
+pub(super) fn formula(
+    measured: &[&Measured],
+    index: fn(&Reading) -> usize,
+    formulas: &[Formula],
+) -> Option<&'static str> {
+    let fits = |formula: &Formula| {
+        measured.iter().all(|one| {
+            one.sizes().is_some_and(|sizes| {
+                one.found.iter().all(|reading| match &reading.shows {
+                    Shown::Keys(keys) => keys[..] == [formula.1(index(reading), sizes)],
+                    Shown::Number(number) => *number == formula.1(index(reading), sizes) as f32,
+                    _ => false,
+                })
+            })
+        })
+    };
+    formulas.iter().find(|formula| !measured.is_empty() && fits(formula)).map(|formula| formula.0)
+}
+
+/// `key 3`, `keys 0–30, 33`.
+pub(super) fn keys(keys: impl IntoIterator<Item = usize>) -> String {
+    let keys: Vec<usize> = keys.into_iter().collect();
+    let name = if keys.len() == 1 { "key" } else { "keys" };
+    format!("{name} {}", ranges(keys))
+}
+
+/// Where in an answer, as far as there is more than one place.
+pub(super) fn place(reading: &Reading, question: &Question) -> String {
+    let (entry, head, query) = reading.row;
+    let dims = question.dims();
+    let many = |size: fn(&Dims) -> usize| dims.is_some_and(|dims| size(&dims) > 1);
+    let calls = match &question.asked {
+        super::question::Asked::Sequence(sequence) => sequence.calls.len(),
+        super::question::Asked::Stage(_) => 1,
+    };
+    let parts = [
+        (calls > 1, "call", reading.call),
+        (many(|dims| dims.batch), "entry", entry),
+        (many(|dims| dims.heads), "head", head),
+        (many(|dims| dims.queries), "query", query),
+    ];
+    let shown = parts.into_iter().filter(|part| part.0).map(|(_, name, number)| format!("{name} {number}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// The first few readings that differ from what is expected: `n = 3, head 1: key 0, expected key 2`. `None` where none does.
+pub(super) fn first_differences(measured: &[Measured], most: usize) -> Option<String> {
+    let mut lines = Vec::new();
+    for one in measured {
+        let differs = one.pairs().find(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
+        if let Some((found, expected)) = differs {
+            let at = [one.question.words(), place(found, one.question)];
+            let at: Vec<_> = at.into_iter().filter(|part| !part.is_empty()).collect();
+            let expected = expected.map_or("nothing".into(), |expected| expected.shows.to_string());
+            lines.push(format!("{}: {}, expected {expected}", at.join(", "), found.shows));
+        }
+    }
+    let more = lines.len().saturating_sub(most);
+    lines.truncate(most);
+    if more > 0 {
+        lines.push(format!("{more} more"));
+    }
+    Some(lines.join("; ")).filter(|text| !text.is_empty())
+}

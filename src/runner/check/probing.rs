@@ -1,0 +1,61 @@
+//! Probes within a check: they are asked first, and what deviates is looked into last, when the causes that random sequences
+//! showed are known.
+
+use std::time::Instant;
+
+use super::Options;
+use super::coverage::Coverage;
+use super::report::Report;
+use super::run::{Run, left_out};
+use crate::cases::{Observation, StageCall, Takes};
+use crate::diagnosis::probes::{Deviation, Probed, probe};
+use crate::subjects::Subject;
+use crate::verdicts::judge::{first_failure, judge_observation};
+
+/// Measures the wires of a subject, and asks nothing else.
+pub fn probe_only(subject: &mut dyn Subject, options: &Options) -> Report {
+    let start = Instant::now();
+    let capabilities = subject.capabilities().and(&options.profile);
+    let coverage = match capabilities.stages.takes {
+        Takes::Inputs => Coverage::new(&capabilities),
+        _ => Coverage::of_stage(&capabilities),
+    };
+    let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
+    report.left_out = left_out(&capabilities);
+    report.declared = options.known.iter().map(|fault| fault.name).collect();
+    report.probes = Some(probe(subject, &capabilities, &options.known));
+    report.seconds = start.elapsed().as_secs_f64();
+    report
+}
+
+/// What deviates, apart from what is reported of it: calls of an instance, or questions to one stage.
+pub(super) fn taken(probed: &mut Probed) -> (Vec<Observation>, Vec<(String, StageCall)>) {
+    let (mut observations, mut calls) = (Vec::new(), Vec::new());
+    for deviation in probed.deviations.drain(..) {
+        match deviation {
+            Deviation::Sequence(observation) => observations.push(*observation),
+            Deviation::Stage(name, call) => calls.push((name, *call)),
+        }
+    }
+    (observations, calls)
+}
+
+impl Run<'_> {
+    /// Measures the wires; what deviates is kept for the end.
+    pub(super) fn probe(&mut self, options: &Options) {
+        let mut probed = probe(self.subject, &self.capabilities, &options.known);
+        (self.deviating, _) = taken(&mut probed);
+        self.report.probes = Some(probed);
+    }
+
+    /// Looks into what deviated and is not explained yet.
+    pub(super) fn look_into_probes(&mut self) {
+        for observation in std::mem::take(&mut self.deviating) {
+            let verdicts = judge_observation(&observation, self.report.model);
+            if let Some((_, kind)) = first_failure(&verdicts) {
+                self.report.probed += 1;
+                self.diverges(observation, kind);
+            }
+        }
+    }
+}
