@@ -30,13 +30,26 @@ pub fn brief(probed: &Probed) -> String {
     if probed.conforms() {
         return text + ", none deviates\n";
     }
-    let deviating = probed.in_state(State::Deviates);
-    let _ = writeln!(text, ", {} deviate (measured, not proved to be the cause):", deviating.count());
-    for wire in probed.in_state(State::Deviates) {
-        let _ = writeln!(text, "  {}", wire.sentence());
+    let _ = writeln!(text, ", {} deviate", probed.in_state(State::Deviates).count());
+    text += &cause(probed);
+    for wire in probed.in_state(State::Deviates).take(MOST_WIRES) {
+        let _ = writeln!(text, "  measured: {}", wire.sentence());
+    }
+    let rest: Vec<_> = probed.in_state(State::Deviates).skip(MOST_WIRES).map(|wire| wire.wire).collect();
+    if !rest.is_empty() {
+        let _ = writeln!(text, "  so do: {}", rest.join(", "));
     }
     text
 }
+
+/// What is proved, where something is.
+fn cause(probed: &Probed) -> String {
+    let line = |cause| format!("  cause, which reproduces every answer to a probe: {cause}\n");
+    probed.cause.as_ref().map(line).unwrap_or_default()
+}
+
+/// How many deviating wires are told of in a check.
+const MOST_WIRES: usize = 3;
 
 /// Every wire: how it fared, what was measured, and what was expected where that differs.
 #[cfg(feature = "cli")]
@@ -49,7 +62,8 @@ pub fn table(probed: &Probed, with_times: bool) -> String {
         let (measured, expected) = columns(wire);
         table.add_row([wire.wire.to_owned(), state(wire).to_owned(), measured, expected]);
     }
-    let mut text = format!("probes: {}\n\n{}", asked(probed, with_times), super::table::finished(&table));
+    let table = super::table::finished(&table);
+    let mut text = format!("probes: {}\n{}\n{table}", asked(probed, with_times), cause(probed));
     for wire in probed.in_state(State::Deviates) {
         let (diverged, questions) = (wire.diverged, wire.questions);
         let _ = write!(text, "\n{}\n  {diverged} of {questions} questions diverge; the first: ", wire.sentence());
@@ -66,7 +80,13 @@ pub(super) fn columns(wire: &Measurement) -> (String, String) {
         return (format!("needs {needs}"), String::new());
     }
     let rest = if needs.is_empty() { String::new() } else { format!(" (the rest needs {needs})") };
-    (format!("{}{rest}", wire.measured), wire.expected.clone())
+    let beside = match wire.state {
+        State::AsExpected if wire.diverged > 0 => {
+            format!(" ({} of {} answers diverge otherwise)", wire.diverged, wire.questions)
+        }
+        _ => String::new(),
+    };
+    (format!("{}{beside}{rest}", wire.measured), wire.expected.clone())
 }
 
 /// Columns of a terminal.

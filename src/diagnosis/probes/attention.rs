@@ -41,15 +41,17 @@ pub(super) fn tell_scale(measured: &[Measured]) -> String {
     let mut told = Vec::new();
     for one in measured {
         let factors = one.found.iter().map(|found| match &found.shows {
-            Shown::Number(x) if *x > 0.0 && *x < 1.0 => format!("{:.4}", (f64::from(*x) / (1.0 - f64::from(*x))).ln()),
+            Shown::Numbers(all) if all.first().is_some_and(|x| *x > 0.0 && *x < 1.0) => {
+                let x = all.first().map_or(0.5, |x| f64::from(*x));
+                format!("{:.4}", (x / (1.0 - x)).ln())
+            }
             other => format!("none ({other})"),
         });
         let mut factors: Vec<_> = factors.collect();
         factors.dedup();
         told.push(format!("{}: {}", one.question.words(), factors.join(", ")));
     }
-    let differs = |one: &Measured| one.pairs().any(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
-    let wrong: Vec<_> = measured.iter().zip(&told).filter(|(one, _)| differs(one)).map(|(_, t)| t.clone()).collect();
+    let wrong: Vec<_> = measured.iter().zip(&told).filter(|(one, _)| one.differs()).map(|(_, t)| t.clone()).collect();
     if wrong.is_empty() { told.join("; ") } else { wrong.into_iter().take(2).collect::<Vec<_>>().join("; ") }
 }
 
@@ -223,18 +225,12 @@ pub(super) fn ask_mixed(asking: &mut Asking) {
 
 /// Whether all of them are within their bounds; otherwise which are not.
 pub(super) fn tell_random(measured: &[Measured]) -> String {
-    let differs = |one: &&Measured| one.pairs().any(|(found, expected)| expected.is_none_or(|e| !same(found, e)));
-    let wrong: Vec<String> = measured.iter().filter(differs).map(|one| one.question.words()).collect();
+    let wrong: Vec<String> = measured.iter().filter(|one| one.differs()).map(|one| one.question.words()).collect();
     if wrong.is_empty() {
         return "within bounds".into();
     }
-    let conform = measured.len() - wrong.len();
-    let shown = wrong.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
-    format!("{} of {} questions diverge, {conform} conform: {shown}", wrong.len(), measured.len())
-}
-
-fn same(found: &super::question::Reading, expected: &super::question::Reading) -> bool {
-    found.shows == expected.shows
+    let shown = first_differences(measured, 2).unwrap_or_default();
+    format!("out of bounds in {} of {} questions: {shown}", wrong.len(), measured.len())
 }
 
 pub(super) fn tell_values(measured: &[Measured]) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read};
+use super::simulate::{SOURCES, explained};
 use super::tell::{Measured, first_differences};
 use crate::algorithm::ChannelFile;
 use crate::cases::Feature;
@@ -48,7 +49,6 @@ pub(super) fn ask(asking: &mut Asking) {
             story(asking, about, steps, quantised);
         }
     }
-    other_masks(asking);
 }
 
 fn fitted(asking: &mut Asking, step: Step, bits: usize) -> Option<Draft> {
@@ -90,8 +90,11 @@ fn two_layers(draft: &Draft) -> Option<crate::cases::Instance> {
     Some(instance)
 }
 
-/// The same keys with another A, or another P, than before.
-fn other_masks(asking: &mut Asking) {
+/// The same keys with another A, P, q or v than before.
+pub(super) fn ask_others(asking: &mut Asking) {
+    if !asking.need(asking.capabilities.offers(Feature::Sequences), "sequences") {
+        return;
+    }
     let Some(draft) = asking.fit(asking.draft(4)) else { return };
     let keys = Read::Keys { offset: draft.offset(), keys: 4 };
     let at = |on: usize, value: f32| move |_: usize, _: usize, _: usize, key: usize| if key == on { value } else { 0.0 };
@@ -153,7 +156,14 @@ pub(super) fn ask_instances(asking: &mut Asking) {
 }
 
 pub(super) fn tell(measured: &[Measured]) -> String {
-    first_differences(measured, 3).unwrap_or_else(|| "those of the call's own keys".into())
+    let explained = explained(measured, SOURCES).map(str::to_owned);
+    explained
+        .or_else(|| first_differences(measured, 3))
+        .unwrap_or_else(|| "those of the call's own keys".into())
+}
+
+pub(super) fn tell_others(measured: &[Measured]) -> String {
+    first_differences(measured, 3).unwrap_or_else(|| "the call's own".into())
 }
 
 pub(super) fn tell_instances(measured: &[Measured]) -> String {

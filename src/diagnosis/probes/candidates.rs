@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::draft::Draft;
 use super::question::{Asking, Shown};
 use super::tell::{Measured, first_differences, keys};
+use crate::algorithm::channels::ranges;
 
 /// Numbers of keys: small ones, and those about the sizes of tiles and pages.
 const SIZES: [usize; 26] = [
@@ -102,59 +103,126 @@ fn crowd(asking: &mut Asking, n: usize) {
     }
 }
 
+/// What was seen of the keys of one head at one number of keys.
+#[derive(Default)]
+struct Seen {
+    /// Keys that had to be selected somewhere.
+    asked: BTreeSet<usize>,
+    /// Keys that were.
+    got: BTreeSet<usize>,
+}
+
+impl Seen {
+    fn lost(&self) -> BTreeSet<usize> {
+        self.asked.difference(&self.got).copied().collect()
+    }
+}
+
+type SeenBy = BTreeMap<(usize, usize), Seen>;
+
+/// A name, and whether a key of n is lost, as a function of key, n and the size of a tile.
+type Lost = (&'static str, fn(usize, usize, usize) -> bool);
+
+const LOST: [Lost; 4] = [
+    ("the last key is never selected", |key, n, _| key + 1 == n),
+    ("keys from tile · ⌊n / tile⌋ on are never selected", |key, n, tile| key >= n / tile * tile),
+    ("keys from tile on are never selected", |key, _, tile| key >= tile),
+    ("the last key of each tile is never selected", |key, _, tile| key % tile == tile - 1),
+];
+
+const TILES: [usize; 11] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+
 pub(super) fn tell(measured: &[Measured]) -> String {
-    let mut lost: BTreeMap<(usize, usize), BTreeSet<usize>> = BTreeMap::new();
-    let mut got: BTreeMap<(usize, usize), BTreeSet<usize>> = BTreeMap::new();
-    let mut sizes = BTreeSet::new();
+    let n = |one: &Measured| one.question.numbers.iter().find(|(name, _)| *name == "n").map_or(0, |(_, n)| *n);
+    let mut seen = SeenBy::new();
     let mut unanswered = 0;
     for one in measured {
-        let n = one.question.numbers.iter().find(|(name, _)| *name == "n").map_or(0, |(_, n)| *n);
-        sizes.insert(n);
         for (found, expected) in one.pairs() {
-            let at = (n, found.row.1);
             match (&found.shows, expected.map(|expected| &expected.shows)) {
-                (Shown::Keys(found), Some(Shown::Keys(expected))) => {
-                    got.entry(at).or_default().extend(found);
-                    lost.entry(at).or_default().extend(expected.iter().filter(|key| !found.contains(key)));
+                (Shown::Keys(found_keys), Some(Shown::Keys(expected))) => {
+                    let seen = seen.entry((n(one), found.row.1)).or_default();
+                    seen.got.extend(found_keys);
+                    seen.asked.extend(expected);
                 }
                 _ => unanswered += 1,
             }
         }
     }
-    let never = |at: &(usize, usize), keys: &BTreeSet<usize>| -> Vec<usize> {
-        keys.iter().copied().filter(|key| got.get(at).is_none_or(|got| !got.contains(key))).collect()
+    if unanswered > 0 {
+        return format!("{unanswered} answers cannot be used");
+    }
+    let sizes: BTreeSet<usize> = seen.keys().map(|at| at.0).collect();
+    if seen.values().all(|seen| seen.lost().is_empty()) {
+        let all = || format!("every key, n = {} to {}", sizes.first().unwrap_or(&0), sizes.last().unwrap_or(&0));
+        return always(measured).or_else(|| first_differences(measured, 2)).unwrap_or_else(all);
+    }
+    by_rule(&seen).unwrap_or_else(|| by_size(&seen, &sizes))
+}
+
+/// The rule by which keys are lost, from the least number of keys at which any is.
+fn by_rule(seen: &SeenBy) -> Option<String> {
+    let from = seen.iter().filter(|(_, seen)| !seen.lost().is_empty()).map(|(at, _)| at.0).min()?;
+    let fits = |(_, lost): &Lost, tile: usize| {
+        seen.iter().filter(|(at, _)| at.0 >= from).all(|((n, _), seen)| {
+            let expected = seen.asked.iter().copied().filter(|&key| lost(key, *n, tile));
+            seen.lost().into_iter().eq(expected)
+        })
     };
-    // For each n the heads that lose the same keys.
+    let rules = LOST.iter().flat_map(|rule| TILES.map(|tile| (rule, tile)));
+    let (rule, tile) = rules.into_iter().find(|(rule, tile)| fits(rule, *tile))?;
+    let name = rule.0.replace("tile · ", &format!("{tile} · ")).replace("/ tile", &format!("/ {tile}"));
+    let name = name.replace("from tile", &format!("from {tile}")).replace("each tile", &format!("each tile of {tile}"));
+    Some(if from > 1 { format!("{name}, n ≥ {from}") } else { name })
+}
+
+/// For each n the heads that lose the same keys.
+fn by_size(seen: &SeenBy, sizes: &BTreeSet<usize>) -> String {
     let mut told: Vec<String> = Vec::new();
-    for &n in &sizes {
-        let mut groups: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
-        for (at, keys) in lost.iter().filter(|(at, _)| at.0 == n) {
-            let keys = never(at, keys);
-            match groups.iter_mut().find(|group| group.0 == keys) {
-                Some(group) => group.1.push(at.1),
-                None if !keys.is_empty() => groups.push((keys, vec![at.1])),
-                None => {}
+    for &n in sizes {
+        let of_size: Vec<_> = seen.iter().filter(|(at, _)| at.0 == n).map(|(at, seen)| (at.1, seen.lost())).collect();
+        let mut groups: Vec<(&BTreeSet<usize>, Vec<usize>)> = Vec::new();
+        for (head, lost) in of_size.iter().filter(|(_, lost)| !lost.is_empty()) {
+            match groups.iter_mut().find(|group| group.0 == lost) {
+                Some(group) => group.1.push(*head),
+                None => groups.push((lost, vec![*head])),
             }
         }
-        let heads = got.keys().filter(|at| at.0 == n).count();
-        for (lost, of) in groups {
-            let of = match of.len() {
-                all if all == heads => String::new(),
-                1 => format!(" of head {}", of[0]),
-                _ => format!(" of heads {}", crate::algorithm::channels::ranges(of)),
+        for (lost, heads) in groups {
+            let of = match heads.len() {
+                all if all == of_size.len() => String::new(),
+                1 => format!(" of head {}", heads[0]),
+                _ => format!(" of heads {}", ranges(heads)),
             };
-            told.push(format!("{}{of} never selected at n = {n}", keys(lost)));
+            let verb = if lost.len() == 1 { "is" } else { "are" };
+            told.push(format!("{}{of} {verb} never selected at n = {n}", keys(lost.iter().copied())));
         }
     }
-    let last = sizes.last().copied().unwrap_or(0);
-    let all = || format!("every key, n = {} to {last}", sizes.first().copied().unwrap_or(0));
-    if unanswered > 0 {
-        told.push(format!("{unanswered} answers cannot be used"));
-    }
-    if told.is_empty() {
-        return first_differences(measured, 2).unwrap_or_else(all);
-    }
+    // The largest part first.
+    told.sort_by_key(|line| std::cmp::Reverse(line.contains(" of heads ")));
     let more = told.len().saturating_sub(2);
     told.truncate(2);
     told.join("; ") + &if more > 0 { format!("; {more} more") } else { String::new() }
+}
+
+/// A key that every wrong row holds and should not.
+fn always(measured: &[Measured]) -> Option<String> {
+    let mut common: Option<BTreeSet<usize>> = None;
+    let mut least = usize::MAX;
+    for one in measured {
+        for (found, expected) in one.pairs() {
+            let (Shown::Keys(found), Some(Shown::Keys(expected))) = (&found.shows, expected.map(|e| &e.shows)) else {
+                return None;
+            };
+            if found != expected {
+                least = least.min(one.question.dims().map_or(usize::MAX, |dims| dims.keys));
+                let more: BTreeSet<usize> = found.iter().filter(|key| !expected.contains(key)).copied().collect();
+                common = Some(match common {
+                    Some(old) => old.intersection(&more).copied().collect(),
+                    None => more,
+                });
+            }
+        }
+    }
+    let common = common.filter(|common| !common.is_empty())?;
+    Some(format!("{} selected whatever the score is, from n = {least} on", keys(common)))
 }

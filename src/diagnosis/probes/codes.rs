@@ -6,7 +6,9 @@ use ndarray::Array4;
 use super::candidates::with_lanes;
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
+use super::simulate::{LABELS, explained};
 use super::tell::{Measured, first_differences};
+use crate::algorithm::channels::ranges;
 
 const BITS: [usize; 8] = [1, 2, 3, 4, 5, 8, 9, 12];
 
@@ -116,13 +118,15 @@ pub(super) fn tell(measured: &[Measured]) -> String {
     let mut asked: Vec<usize> = measured.iter().map(bits).collect();
     asked.sort_unstable();
     asked.dedup();
-    let ranges = crate::algorithm::channels::ranges;
     if wrong.is_empty() {
         let fallback = || format!("the grid of SPEC §2.5 for B = {}", ranges(asked));
         return first_differences(measured, 1).unwrap_or_else(fallback);
     }
+    if let Some(told) = explained(measured, LABELS) {
+        return format!("{told}, B = {}", ranges(asked));
+    }
     examples.truncate(2);
-    format!("labels off the grid for B = {}: {}", ranges(wrong), examples.join("; "))
+    format!("off the grid for B = {}: {}", ranges(wrong), examples.join("; "))
 }
 
 /// What one comparison says, from the numbers asked.

@@ -60,7 +60,7 @@ pub(super) fn ask_values(asking: &mut Asking) {
             |(_, kv_head, ..)| kv_head as f32,
         );
         let k = Some(draft.scored_keys(|_, _, key| key as f32 / 2.0));
-        asking.call((&name(&draft), &[]), &draft, Parts { k, v: Some(v), ..Parts::default() }, Read::Output);
+        asking.call((&name(&draft), &[]), &draft, Parts { k, v: Some(v), ..Parts::default() }, Read::Whole);
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn ask_attended_keys(asking: &mut Asking) {
             |(_, _, position, _)| position.saturating_sub(offset) as f32,
         );
         let parts = Parts { q: Some(q), k: Some(k), v: Some(v), ..Parts::default() };
-        asking.call((&name(&draft), &[]), &draft, parts, Read::Output);
+        asking.call((&name(&draft), &[]), &draft, parts, Read::Whole);
     }
 }
 

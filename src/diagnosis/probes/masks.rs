@@ -4,6 +4,7 @@ use ndarray::Array4;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read};
+use super::simulate::{ADDITIVE, EARLIER, Named, explained};
 use super::tell::{Measured, first_differences};
 use crate::algorithm::HeavySize;
 use crate::algorithm::config::WindowConfig;
@@ -117,6 +118,12 @@ pub(super) fn ask_earlier(asking: &mut Asking) {
             }
         }
     }
+    if weights {
+        // A small weight counts as much more in the attention.
+        let at = |_: usize, _: usize, _: usize, key: usize| [0.0, 1.0, 0.0, 1.0 / 4096.0][key];
+        let parts = Parts { k: Some(falling(&draft)), previous: Some(draft.previous(at)), ..Parts::default() };
+        asking.call(("P of 2^−12 on key 3", &[]), &draft, parts, keys(&draft));
+    }
     for (what, weight) in [("P full", 1.0), ("P full of 0.25", 0.25)] {
         if weight == 1.0 || weights {
             let previous = Array4::from_elem(draft.dims().mask_shape(), weight);
@@ -149,10 +156,14 @@ fn maskers(asking: &mut Asking) {
 }
 
 pub(super) fn tell(measured: &[Measured]) -> String {
-    first_differences(measured, 2).unwrap_or_else(|| "the rows that it is given for".into())
+    told(measured, ADDITIVE, "acts on the rows that it is given for")
 }
 
 pub(super) fn tell_earlier(measured: &[Measured]) -> String {
-    let kept = "its keys stay, are no candidates, and take no place";
-    first_differences(measured, 2).unwrap_or_else(|| kept.into())
+    told(measured, EARLIER, "its keys stay, are no candidates, and take no place in H")
+}
+
+fn told(measured: &[Measured], changes: &[Named], right: &str) -> String {
+    let explained = explained(measured, changes).map(str::to_owned);
+    explained.or_else(|| first_differences(measured, 2)).unwrap_or_else(|| right.into())
 }

@@ -20,10 +20,10 @@ mod rows;
 mod rules;
 mod scale;
 mod selection;
+mod simulate;
 mod tell;
 mod wires;
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -32,18 +32,22 @@ use self::question::{Asked, Asking, Question, Reading};
 use self::tell::Measured;
 use self::wires::{WIRES, Wire};
 use super::reproduction::reproduces;
-use super::{Faults, independent_sets};
-use crate::behaviours::Behaviour;
-use crate::cases::{Answer, Capabilities, NoAnswer, Observation, RoundingModel, StageAnswer, StageCall};
+use super::{Faults, Seen, explains, extend, independent_sets};
+use crate::algorithm::Row;
+use crate::behaviours::{Behaviour, Fault};
+use crate::cases::{Answer, Call, Capabilities, NoAnswer, Observation, RoundingModel, StageAnswer, StageCall};
 use crate::subjects::{Reference, Subject, ask, ask_stage};
 use crate::verdicts::judge::{first_failure, judge_observation};
-use crate::verdicts::judge_stage;
+use crate::verdicts::{Verdict, judge_stage};
 
 /// A wire is left once this many of its questions brought no usable answer.
 const MOST_UNUSABLE: usize = 3;
 
 /// No further question is asked once the subject took this long for those before.
 const MOST_TIME: Duration = Duration::from_secs(60);
+
+/// Answers to calls of more than this are not kept for the catalogue.
+const MOST_BYTES: usize = 1 << 18;
 
 /// What probes found.
 #[derive(Debug, Clone, Serialize)]
@@ -52,6 +56,8 @@ pub struct Probed {
     pub wires: Vec<Measurement>,
     /// Questions that were asked.
     pub questions: usize,
+    /// Faults of the catalogue that reproduce every answer, right or wrong, in words; see [`Self::find_cause`].
+    pub cause: Option<String>,
     /// How long the subject took to answer them.
     pub subject_seconds: f64,
     /// How long everything took.
@@ -59,6 +65,8 @@ pub struct Probed {
     /// The first answer that diverges of each wire that deviates, for the findings.
     #[serde(skip)]
     pub deviations: Vec<Deviation>,
+    #[serde(skip)]
+    seen: Vec<Seen>,
 }
 
 /// One wire.
@@ -86,9 +94,9 @@ pub struct Measurement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Every answer conforms.
+    /// Every answer conforms, or shows of this wire what is expected.
     AsExpected,
-    /// Some answer does not conform.
+    /// Some answer does not conform, and shows something else of this wire than is expected.
     Deviates,
     /// Some answers do not conform, as declared.
     Declared,
@@ -131,6 +139,17 @@ impl Probed {
         self.wires.iter().filter(move |wire| wire.state == state)
     }
 
+    /// Looks for one fault of the catalogue, or a pair, that reproduces every answer.
+    pub fn find_cause(&mut self, model: RoundingModel) {
+        let wrong = self.seen.iter().filter(|seen| !seen.conforms).map(|seen| &seen.observation);
+        // The one with the fewest numbers is the quickest to try.
+        let bytes = |observation: &&Observation| observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
+        let faults = wrong.min_by_key(bytes).and_then(|smallest| extend(&[], smallest, &self.seen, model));
+        let faults = faults.filter(|faults| explains(faults, &self.seen, model));
+        let words = |fault: &&Fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row);
+        self.cause = faults.map(|faults| faults.iter().map(words).collect::<Vec<_>>().join(" And: "));
+    }
+
     /// Whether no wire deviates other than declared.
     pub fn conforms(&self) -> bool {
         self.in_state(State::Deviates).next().is_none()
@@ -146,17 +165,29 @@ pub fn probe(subject: &mut dyn Subject, capabilities: &Capabilities, known: &Fau
         known: if known.is_empty() { Vec::new() } else { independent_sets(known) },
         questions: 0,
         time: Duration::ZERO,
-        deviations: Vec::new(),
+        seen: Vec::new(),
     };
     let takes = capabilities.stages.takes;
     let wires = WIRES.iter().filter(|wire| wire.takes.contains(&takes));
-    let wires = wires.map(|wire| probing.measure(wire, capabilities)).collect();
+    let (mut wires, mut first): (Vec<Measurement>, Vec<Option<Deviation>>) =
+        wires.map(|wire| probing.measure(wire, capabilities)).unzip();
+    // Something diverges, though of no wire something else was read than is expected.
+    if wires.iter().all(|wire| wire.state != State::Deviates) {
+        for wire in wires.iter_mut().filter(|wire| wire.diverged > 0) {
+            wire.state = State::Deviates;
+        }
+    }
+    for (wire, first) in wires.iter().zip(&mut first) {
+        first.take_if(|_| wire.state != State::Deviates);
+    }
     Probed {
+        cause: None,
+        seen: probing.seen,
         wires,
         questions: probing.questions,
         subject_seconds: probing.time.as_secs_f64(),
         seconds: start.elapsed().as_secs_f64(),
-        deviations: probing.deviations,
+        deviations: first.into_iter().flatten().collect(),
     }
 }
 
@@ -166,19 +197,28 @@ struct Probing<'a> {
     known: Vec<Faults>,
     questions: usize,
     time: Duration,
-    deviations: Vec<Deviation>,
+    /// Every answer to a sequence that is small enough to keep.
+    seen: Vec<Seen>,
 }
 
 /// How one question was answered.
 struct Outcome {
     answers: Vec<Result<Answer, NoAnswer>>,
     /// What is wrong, where something is.
-    wrong: Option<(String, Deviation)>,
+    wrong: Option<Wrong>,
+}
+
+/// An answer that does not conform.
+struct Wrong {
+    why: String,
+    deviation: Deviation,
+    /// The call and row in which the verdict found it.
+    at: Option<(usize, Row)>,
     declared: bool,
 }
 
 impl Probing<'_> {
-    fn measure(&mut self, wire: &Wire, capabilities: &Capabilities) -> Measurement {
+    fn measure(&mut self, wire: &Wire, capabilities: &Capabilities) -> (Measurement, Option<Deviation>) {
         let mut asking = Asking::new(capabilities);
         (wire.ask)(&mut asking);
         let Asking { questions, mut needs, .. } = asking;
@@ -189,39 +229,38 @@ impl Probing<'_> {
                 needs.insert(if unusable >= MOST_UNUSABLE { "usable answers" } else { "more time" }.into());
                 break;
             }
-            self.questions += question.times;
+            let mut one = self.ask(question);
+            unusable += usize::from(one.answers.iter().any(|a| matches!(a, Err(NoAnswer::Failed(_)))));
             let expected = expected(question);
-            let outcome = (0..question.times).map(|_| self.once(question)).reduce(|worst, next| {
-                if worst.wrong.is_some() { worst } else { next }
-            });
-            let Some(outcome) = outcome else { continue };
-            unusable += usize::from(outcome.answers.iter().any(|a| matches!(a, Err(NoAnswer::Failed(_)))));
-            declared += usize::from(outcome.declared);
-            let wrong = outcome.wrong.is_some();
-            diverged += usize::from(wrong && !outcome.declared);
-            if let Some((why, deviation)) = outcome.wrong {
-                verdict.get_or_insert(why);
-                if !outcome.declared {
-                    first.get_or_insert(deviation);
-                }
-            }
             // An answer that conforms may differ where rounding or ties decide.
-            let found = if wrong || wire.tells_ties { question.readings(&outcome.answers) } else { expected.clone() };
-            measured.push(Measured { question, found, expected });
+            let read = one.wrong.is_some() || wire.tells_ties;
+            let found = if read { question.readings(&one.answers) } else { expected.clone() };
+            let at = one.wrong.as_ref().and_then(|wrong| wrong.at);
+            let differs = found != expected;
+            measured.push(Measured { question, at, found, expected });
+            match one.wrong.take() {
+                Some(wrong) if wrong.declared => declared += 1,
+                Some(wrong) => {
+                    diverged += 1;
+                    // One that shows something else of this wire is the better example.
+                    if first.is_none() || differs && !matches!(first, Some((_, true))) {
+                        (verdict, first) = (Some(wrong.why), Some((wrong.deviation, differs)));
+                    }
+                }
+                None => {}
+            }
         }
-        self.deviations.extend(first);
+        let told_apart = matches!(first, Some((_, true)));
         let state = match (measured.is_empty(), diverged, declared) {
             (true, ..) => State::NotMeasured,
-            (false, 0, 0) => State::AsExpected,
-            (false, 0, _) => State::Declared,
-            (false, ..) => State::Deviates,
+            (false, 1.., _) if told_apart => State::Deviates,
+            (false, 0, 1..) => State::Declared,
+            (false, ..) => State::AsExpected,
         };
-        let of_reference: Vec<Measured> = measured
-            .iter()
-            .map(|one| Measured { found: one.expected.clone(), expected: one.expected.clone(), ..*one })
-            .collect();
+        let mut of_reference = measured.clone();
+        of_reference.iter_mut().for_each(|one| one.found.clone_from(&one.expected));
         let tell = |measured: &[Measured]| if measured.is_empty() { String::new() } else { (wire.tell)(measured) };
-        Measurement {
+        let measurement = Measurement {
             wire: wire.name,
             state,
             measured: tell(&measured),
@@ -229,32 +268,41 @@ impl Probing<'_> {
             questions: measured.len(),
             diverged,
             verdict,
-            needs: needs.into_iter().collect::<BTreeSet<String>>().into_iter().collect(),
+            needs: needs.into_iter().collect(),
+        };
+        (measurement, first.map(|(deviation, _)| deviation))
+    }
+
+    /// Asks a question as often as it wants; the first answer that does not conform, or the last.
+    fn ask(&mut self, question: &Question) -> Outcome {
+        let mut outcome = self.once(question);
+        for _ in 1..question.times {
+            if outcome.wrong.is_some() {
+                break;
+            }
+            outcome = self.once(question);
         }
+        outcome
     }
 
     /// Asks a question and judges the answers.
     fn once(&mut self, question: &Question) -> Outcome {
+        self.questions += 1;
         let asking = Instant::now();
         match &question.asked {
             Asked::Sequence(sequence) => {
                 let observation = ask(self.subject, sequence);
                 self.time += asking.elapsed();
                 let verdicts = judge_observation(&observation, self.model);
-                let Some((call, kind)) = first_failure(&verdicts) else {
-                    return Outcome { answers: observation.answers, wrong: None, declared: false };
-                };
-                let reproduced = |faults: &Faults| {
-                    let behaviour = Behaviour::with(faults.iter().copied());
-                    reproduces(behaviour, &observation, self.model)
-                };
-                let declared = self.known.iter().any(reproduced);
-                let why = verdicts[call].explanations().into_iter().next().unwrap_or_else(|| kind.into());
+                let failure = first_failure(&verdicts);
+                let bytes: usize = sequence.calls.iter().map(Call::bytes).sum();
+                if bytes <= MOST_BYTES {
+                    let (observation, conforms) = (observation.clone(), failure.is_none());
+                    self.seen.push(Seen { observation, conforms, after: self.questions });
+                }
                 let answers = observation.answers.clone();
-                let words = question.words();
-                let why = if words.is_empty() { why } else { format!("{words}: {why}") };
-                let wrong = Some((why, Deviation::Sequence(Box::new(observation))));
-                Outcome { answers, wrong, declared }
+                let wrong = failure.map(|(call, kind)| self.wrong(question, observation, &verdicts[call], (call, kind)));
+                Outcome { answers, wrong }
             }
             Asked::Stage(call) => {
                 let answer = ask_stage(self.subject, call);
@@ -262,14 +310,38 @@ impl Probing<'_> {
                 let verdict = judge_stage(call, &answer, self.model);
                 let wrong = verdict.kind.map(|kind| {
                     let why = verdict.explanations.first().cloned().unwrap_or_else(|| kind.into());
-                    let name = format!("probe: {}", question.words());
-                    (format!("{}: {why}", question.words()), Deviation::Stage(name, Box::new(call.clone())))
+                    let deviation = Deviation::Stage(format!("probe: {}", question.words()), Box::new(call.clone()));
+                    Wrong { why: in_question(question, &why), deviation, at: None, declared: false }
                 });
                 let answers = vec![answer.map(|answer: StageAnswer| question::as_answer(call, answer))];
-                Outcome { answers, wrong, declared: false }
+                Outcome { answers, wrong }
             }
         }
     }
+
+    fn wrong(
+        &self,
+        question: &Question,
+        observation: Observation,
+        verdict: &Verdict,
+        (call, kind): (usize, &str),
+    ) -> Wrong {
+        let reproduced = |faults: &Faults| {
+            let behaviour = Behaviour::with(faults.iter().copied());
+            reproduces(behaviour, &observation, self.model)
+        };
+        let declared = self.known.iter().any(reproduced);
+        let why = verdict.explanations().into_iter().next().unwrap_or_else(|| kind.into());
+        let mask = verdict.judgement().and_then(|judgement| judgement.mask.divergences.first());
+        let at = mask.map(|divergence| (call, divergence.row));
+        let deviation = Deviation::Sequence(Box::new(observation));
+        Wrong { why: in_question(question, &why), deviation, at, declared }
+    }
+}
+
+fn in_question(question: &Question, why: &str) -> String {
+    let words = question.words();
+    if words.is_empty() { why.to_owned() } else { format!("{words}: {why}") }
 }
 
 /// What the reference's answers show.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ndarray::Array4;
+use ndarray::{Array4, s};
 
 use super::draft::{Draft, Parts};
 use crate::algorithm::{Dims, Row};
@@ -36,8 +36,10 @@ pub(super) struct Question {
 pub(super) enum Read {
     /// Which keys of the probe are attended to: so many from an offset on.
     Keys { offset: usize, keys: usize },
-    /// The first number of the output.
+    /// The output.
     Output,
+    /// The first number of the output as a whole number.
+    Whole,
     /// Whether it was answered.
     Answered,
 }
@@ -55,11 +57,15 @@ pub(super) struct Reading {
 pub(super) enum Shown {
     Keys(Vec<usize>),
     Number(f32),
+    Numbers(Vec<f32>),
     Answered,
     Refused,
     /// No usable answer.
     Nothing,
 }
+
+/// How many numbers of a row are shown.
+const MOST_NUMBERS: usize = 4;
 
 impl std::fmt::Display for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -67,6 +73,11 @@ impl std::fmt::Display for Shown {
             Self::Keys(keys) if keys.is_empty() => f.write_str("no key"),
             Self::Keys(keys) => f.write_str(&super::tell::keys(keys.iter().copied())),
             Self::Number(number) => write!(f, "{number}"),
+            Self::Numbers(numbers) => {
+                let shown: Vec<_> = numbers.iter().take(MOST_NUMBERS).map(|x| format!("{x:.6}")).collect();
+                let more = if numbers.len() > MOST_NUMBERS { ", …" } else { "" };
+                write!(f, "[{}{more}]", shown.join(", "))
+            }
             Self::Answered => f.write_str("an answer"),
             Self::Refused => f.write_str("a refusal"),
             Self::Nothing => f.write_str("no usable answer"),
@@ -126,10 +137,15 @@ impl Question {
                     let attends = |key: &usize| answer.mask.attends(row.0, row.1, row.2, offset + key);
                     at(row, Shown::Keys((0..last.saturating_sub(offset)).filter(attends).collect()))
                 }
-                _ => {
-                    let first = |output: &Array4<f32>| output.get((row.0, row.1, row.2, 0)).copied();
-                    let number = answer.output.as_ref().and_then(first);
-                    at(row, number.map_or(Shown::Nothing, Shown::Number))
+                read => {
+                    let own = |output: &Array4<f32>| output.slice(s![row.0, row.1, row.2, ..]).to_vec();
+                    let numbers = answer.output.as_ref().map(own).unwrap_or_default();
+                    let shows = match (read, numbers.first()) {
+                        (_, None) => Shown::Nothing,
+                        (Read::Whole, Some(first)) => Shown::Number(first.round() + 0.0),
+                        (_, Some(_)) => Shown::Numbers(numbers),
+                    };
+                    at(row, shows)
                 }
             })
             .collect()

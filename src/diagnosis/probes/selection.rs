@@ -12,7 +12,7 @@ fn asked(
     asking: &mut Asking,
     about: (&str, &[(&'static str, usize)]),
     draft: &Draft,
-    parts: Parts,
+    (parts, read): (Parts, Read),
     attends: &dyn Fn(usize, usize, usize, usize) -> bool,
 ) {
     let draft = Draft { causal: false, ..draft.clone() };
@@ -23,7 +23,7 @@ fn asked(
         let mask = Mask::from_weights(weights, &draft.dims()).ok()?;
         Some(StageCall::Selection(SelectionCall { inputs: call.inputs, mask }))
     });
-    asking.stage(about, call, Read::Output);
+    asking.stage(about, call, read);
 }
 
 fn fitted(asking: &mut Asking, wanted: Draft) -> Option<Draft> {
@@ -57,7 +57,7 @@ fn of_heads(asking: &mut Asking, parts: fn(&Draft) -> Parts) {
         let Some(draft) = fitted(asking, Draft { kv_heads, group, ..asking.draft(kv_heads.max(2)) }) else { continue };
         if asking.need(draft.heads() > 1, "two heads") {
             let about = format!("{} heads over {}", draft.heads(), draft.kv_heads);
-            asked(asking, (&about, &[]), &draft, parts(&draft), &|_, _, _, _| true);
+            asked(asking, (&about, &[]), &draft, (parts(&draft), Read::Whole), &|_, _, _, _| true);
         }
     }
 }
@@ -73,7 +73,7 @@ pub(super) fn ask_values(asking: &mut Asking) {
                 let k = Some(draft.scored_keys(|_, _, _| 0.0));
                 let parts = Parts { k, v: Some(v.clone()), ..Parts::default() };
                 let numbers = [("n", n), ("dv", draft.value_dim())];
-                asked(asking, (about, &numbers), &draft, parts, &|_, _, query, key| {
+                asked(asking, (about, &numbers), &draft, (parts, Read::Output), &|_, _, query, key| {
                     key >= from && key + query < to + query.min(1) * usize::from(to == n)
                 });
             }
@@ -96,7 +96,7 @@ pub(super) fn ask_scale(asking: &mut Asking) {
             let about = scaling.map_or("the default scaling".into(), |scaling| format!("scaling {scaling}"));
             let parts = Parts { k: Some(k), v: Some(v), ..Parts::default() };
             let keys = first..first + 2;
-            asked(asking, (&about, &[("d", draft.head_dim())]), &draft, parts, &|_, _, _, key| keys.contains(&key));
+            asked(asking, (&about, &[("d", draft.head_dim())]), &draft, (parts, Read::Output), &|_, _, _, key| keys.contains(&key));
         }
     }
 }
@@ -116,7 +116,7 @@ pub(super) fn ask_random(asking: &mut Asking) {
                 let parts = draft.random_parts(seed as u64);
                 let about = format!("random, {}", draft.storage);
                 let numbers = [("b", draft.batch), ("h", draft.heads()), ("n", draft.all_keys())];
-                asked(asking, (&about, &numbers), &draft, parts, &|entry, head, query, key| {
+                asked(asking, (&about, &numbers), &draft, (parts, Read::Output), &|entry, head, query, key| {
                     let row = entry * 5 + head * 3 + query;
                     let nothing = empty && row % 7 == 3;
                     !nothing && (key * 7 + row) % 3 == 0 || (!nothing && key == row % n)

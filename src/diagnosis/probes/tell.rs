@@ -1,12 +1,15 @@
 //! Readings in words: which rule fits them, or where they first differ from those of the reference.
 
 use super::question::{Question, Reading, Shown};
-use crate::algorithm::Dims;
+use crate::algorithm::{Dims, Row};
 use crate::algorithm::channels::ranges;
 
 /// A question with what was read and what the reference's answers show.
+#[derive(Clone)]
 pub(super) struct Measured<'a> {
     pub question: &'a Question,
+    /// Where the verdict found the first divergence.
+    pub at: Option<(usize, Row)>,
     pub found: Vec<Reading>,
     pub expected: Vec<Reading>,
 }
@@ -50,6 +53,22 @@ impl Measured<'_> {
         Some(Sizes { dims: self.question.dims()?, rows: self.question.rows().max(1) })
     }
 
+    /// Whether something else was read than expected.
+    pub fn differs(&self) -> bool {
+        self.found != self.expected
+    }
+
+    /// What differs: where the verdict says, or, of numbers, most.
+    fn difference(&self) -> Option<(&Reading, Option<&Reading>)> {
+        let differing = self.pairs().filter(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
+        let far = |(found, expected): &(&Reading, Option<&Reading>)| {
+            let named = self.at == Some((found.call, found.row));
+            (named, distance(&found.shows, expected.map(|expected| &expected.shows)))
+        };
+        // The first of equals.
+        differing.reduce(|best, next| if far(&next) > far(&best) { next } else { best })
+    }
+
     /// Pairs of what was read and what was expected.
     pub fn pairs(&self) -> impl Iterator<Item = (&Reading, Option<&Reading>)> {
         let same = |reading: &Reading| (reading.call, reading.row);
@@ -57,6 +76,13 @@ impl Measured<'_> {
             (found, self.expected.iter().find(|expected| same(expected) == same(found)))
         })
     }
+}
+
+/// The largest distance of numbers; NaN is as far as can be.
+fn distance(found: &Shown, expected: Option<&Shown>) -> f32 {
+    let (Shown::Numbers(found), Some(Shown::Numbers(expected))) = (found, expected) else { return 0.0 };
+    let far = |(a, b): (&f32, &f32)| if a.is_nan() || b.is_nan() { f32::INFINITY } else { (a - b).abs() };
+    found.iter().zip(expected).map(far).fold(0.0, f32::max)
 }
 
 /// The first formula that fits every reading: an index is made of a reading's row, and what is read is one key.
@@ -109,8 +135,7 @@ pub(super) fn place(reading: &Reading, question: &Question) -> String {
 pub(super) fn first_differences(measured: &[Measured], most: usize) -> Option<String> {
     let mut lines = Vec::new();
     for one in measured {
-        let differs = one.pairs().find(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
-        if let Some((found, expected)) = differs {
+        if let Some((found, expected)) = one.difference() {
             let at = [one.question.words(), place(found, one.question)];
             let at: Vec<_> = at.into_iter().filter(|part| !part.is_empty()).collect();
             let expected = expected.map_or("nothing".into(), |expected| expected.shows.to_string());
@@ -120,7 +145,7 @@ pub(super) fn first_differences(measured: &[Measured], most: usize) -> Option<St
     let more = lines.len().saturating_sub(most);
     lines.truncate(most);
     if more > 0 {
-        lines.push(format!("{more} more"));
+        lines.push(format!("{more} more questions"));
     }
     Some(lines.join("; ")).filter(|text| !text.is_empty())
 }

@@ -60,6 +60,7 @@ pub(super) const WIRES: &[Wire] = &[
     wire("mask A", INPUTS, masks::ask_additive, masks::tell),
     wire("earlier mask P", INPUTS, masks::ask_earlier, masks::tell_earlier),
     wire("labels over calls", INPUTS, calls::ask, calls::tell),
+    wire("other inputs over calls", INPUTS, calls::ask_others, calls::tell_others),
     wire("instances", INPUTS, calls::ask_instances, calls::tell_instances),
     wire("attention scale", INPUTS, attention::ask_scale, attention::tell_scale),
     wire("values", INPUTS, attention::ask_values, attention::tell_values),
