@@ -32,12 +32,13 @@ pub fn brief(probed: &Probed) -> String {
     }
     let _ = writeln!(text, ", {} deviate", probed.in_state(State::Deviates).count());
     text += &cause(probed);
-    for wire in probed.in_state(State::Deviates).take(MOST_WIRES) {
+    let deviating = probed.deviating();
+    let (shown, rest) = deviating.split_at(deviating.len().min(MOST_WIRES));
+    for wire in shown {
         let _ = writeln!(text, "  measured: {}", wire.sentence());
     }
-    let rest: Vec<_> = probed.in_state(State::Deviates).skip(MOST_WIRES).map(|wire| wire.wire).collect();
     if !rest.is_empty() {
-        let _ = writeln!(text, "  so do: {}", rest.join(", "));
+        let _ = writeln!(text, "  also: {}", rest.iter().map(|wire| wire.wire).collect::<Vec<_>>().join(", "));
     }
     text
 }
@@ -64,7 +65,7 @@ pub fn table(probed: &Probed, with_times: bool) -> String {
     }
     let table = super::table::finished(&table);
     let mut text = format!("probes: {}\n{}\n{table}", asked(probed, with_times), cause(probed));
-    for wire in probed.in_state(State::Deviates) {
+    for wire in probed.deviating() {
         let (diverged, questions) = (wire.diverged, wire.questions);
         let _ = write!(text, "\n{}\n  {diverged} of {questions} questions diverge; the first: ", wire.sentence());
         let _ = writeln!(text, "{}", wire.verdict.as_deref().unwrap_or_default());

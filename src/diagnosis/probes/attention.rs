@@ -5,7 +5,7 @@ use ndarray::Array4;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told, first_differences};
 use crate::cases::Feature;
 
 /// Two keys with logits that differ by the factor; the value of key 0 is 1, that of the others 0.
@@ -37,7 +37,7 @@ fn values(draft: &Draft, of: impl Fn(usize) -> f32) -> Array4<f32> {
 }
 
 /// The factor is the logarithm of the odds, where nothing but two keys is attended to.
-pub(super) fn tell_scale(measured: &[Measured]) -> String {
+pub(super) fn tell_scale(measured: &[Measured]) -> Told {
     let mut told = Vec::new();
     for one in measured {
         let factors = one.found.iter().map(|found| match &found.shows {
@@ -52,7 +52,7 @@ pub(super) fn tell_scale(measured: &[Measured]) -> String {
         told.push(format!("{}: {}", one.question.words(), factors.join(", ")));
     }
     let wrong: Vec<_> = measured.iter().zip(&told).filter(|(one, _)| one.differs()).map(|(_, t)| t.clone()).collect();
-    if wrong.is_empty() { told.join("; ") } else { wrong.into_iter().take(2).collect::<Vec<_>>().join("; ") }
+    Told::Rule(if wrong.is_empty() { told.join("; ") } else { wrong.join("; ") })
 }
 
 /// All logits are equal: the output is the mean of the values of the selected keys, each of which is a power of two.
@@ -224,15 +224,15 @@ pub(super) fn ask_mixed(asking: &mut Asking) {
 }
 
 /// Whether all of them are within their bounds; otherwise which are not.
-pub(super) fn tell_random(measured: &[Measured]) -> String {
+pub(super) fn tell_random(measured: &[Measured]) -> Told {
     let wrong: Vec<String> = measured.iter().filter(|one| one.differs()).map(|one| one.question.words()).collect();
     if wrong.is_empty() {
-        return "within bounds".into();
+        return Told::Rule("within bounds".into());
     }
-    let shown = first_differences(measured, 2).unwrap_or_default();
-    format!("out of bounds in {} of {} questions: {shown}", wrong.len(), measured.len())
+    let shown = first_differences(measured).unwrap_or_default();
+    Told::Examples(format!("out of bounds in {} of {} questions: {shown}", wrong.len(), measured.len()))
 }
 
-pub(super) fn tell_values(measured: &[Measured]) -> String {
-    first_differences(measured, 2).unwrap_or_else(|| "those of the selected keys".into())
+pub(super) fn tell_values(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "those of the selected keys".into())
 }

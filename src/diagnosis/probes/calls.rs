@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read};
-use super::simulate::{SOURCES, explained};
-use super::tell::{Measured, first_differences};
+use super::simulate::SOURCES;
+use super::tell::{Measured, Told};
 use crate::algorithm::ChannelFile;
 use crate::cases::Feature;
 
@@ -155,17 +155,14 @@ pub(super) fn ask_instances(asking: &mut Asking) {
     }
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
-    let explained = explained(measured, SOURCES).map(str::to_owned);
-    explained
-        .or_else(|| first_differences(measured, 3))
-        .unwrap_or_else(|| "those of the call's own keys".into())
+pub(super) fn tell(measured: &[Measured]) -> Told {
+    Told::changed(measured, SOURCES, || "those of the call's own keys".into())
 }
 
-pub(super) fn tell_others(measured: &[Measured]) -> String {
-    first_differences(measured, 3).unwrap_or_else(|| "the call's own".into())
+pub(super) fn tell_others(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "the call's own".into())
 }
 
-pub(super) fn tell_instances(measured: &[Measured]) -> String {
-    first_differences(measured, 3).unwrap_or_else(|| "nothing carries over".into())
+pub(super) fn tell_instances(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "nothing carries over".into())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::draft::Draft;
 use super::question::{Asking, Shown};
-use super::tell::{Measured, first_differences, keys};
+use super::tell::{Measured, Told, keys};
 use crate::algorithm::channels::ranges;
 
 /// Numbers of keys: small ones, and those about the sizes of tiles and pages.
@@ -132,7 +132,7 @@ const LOST: [Lost; 4] = [
 
 const TILES: [usize; 11] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 
-pub(super) fn tell(measured: &[Measured]) -> String {
+pub(super) fn tell(measured: &[Measured]) -> Told {
     let n = |one: &Measured| one.question.numbers.iter().find(|(name, _)| *name == "n").map_or(0, |(_, n)| *n);
     let mut seen = SeenBy::new();
     let mut unanswered = 0;
@@ -149,14 +149,14 @@ pub(super) fn tell(measured: &[Measured]) -> String {
         }
     }
     if unanswered > 0 {
-        return format!("{unanswered} answers cannot be used");
+        return Told::Examples(format!("{unanswered} answers cannot be used"));
     }
     let sizes: BTreeSet<usize> = seen.keys().map(|at| at.0).collect();
     if seen.values().all(|seen| seen.lost().is_empty()) {
         let all = || format!("every key, n = {} to {}", sizes.first().unwrap_or(&0), sizes.last().unwrap_or(&0));
-        return always(measured).or_else(|| first_differences(measured, 2)).unwrap_or_else(all);
+        return always(measured).map_or_else(|| Told::or_examples(measured, all), Told::Rule);
     }
-    by_rule(&seen).unwrap_or_else(|| by_size(&seen, &sizes))
+    by_rule(&seen).map_or_else(|| Told::Examples(by_size(&seen, &sizes)), Told::Rule)
 }
 
 /// The rule by which keys are lost, from the least number of keys at which any is.

@@ -6,7 +6,7 @@ use ndarray::Array4;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told};
 use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder};
 use crate::cases::Feature;
 
@@ -42,7 +42,7 @@ fn scattered(d: usize) -> Vec<usize> {
     (0..d).map(|place| (place * step + d / 2) % d).collect()
 }
 
-pub(super) fn tell_entering(measured: &[Measured]) -> String {
+pub(super) fn tell_entering(measured: &[Measured]) -> Told {
     let entering = |one: &Measured, which: fn(usize, usize, usize) -> bool| {
         let number = |name| one.question.numbers.iter().find(|(own, _)| *own == name).map_or(1, |(_, n)| *n);
         let (r, d) = (number("r"), number("d"));
@@ -57,8 +57,8 @@ pub(super) fn tell_entering(measured: &[Measured]) -> String {
     ];
     let rule = rules.iter().find(|rule| measured.iter().all(|one| entering(one, rule.1)));
     match rule {
-        Some((name, _)) => (*name).into(),
-        None => first_differences(measured, 2).unwrap_or_else(|| "others".into()),
+        Some((name, _)) => Told::Rule((*name).into()),
+        None => Told::or_examples(measured, || "others".into()),
     }
 }
 
@@ -132,11 +132,11 @@ pub(super) fn ask_kinds(asking: &mut Asking) {
 }
 
 /// What questions of several calls show: the call, and what it reads.
-pub(super) fn tell_calls(measured: &[Measured]) -> String {
+pub(super) fn tell_calls(measured: &[Measured]) -> Told {
     let lines = measured.iter().map(|one| one.question.about.clone()).collect::<Vec<_>>();
-    first_differences(measured, 3).unwrap_or_else(|| format!("its own: {}", lines.join(", ")))
+    Told::or_examples(measured, || format!("its own: {}", lines.join(", ")))
 }
 
-pub(super) fn tell_own(measured: &[Measured]) -> String {
-    first_differences(measured, 3).unwrap_or_else(|| "its own".into())
+pub(super) fn tell_own(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "its own".into())
 }

@@ -7,7 +7,7 @@ use super::candidates::with_lanes;
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
 use super::simulate::{LABELS, explained};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told};
 use crate::algorithm::channels::ranges;
 
 const BITS: [usize; 8] = [1, 2, 3, 4, 5, 8, 9, 12];
@@ -100,7 +100,7 @@ fn ask_bits(asking: &mut Asking, bits: usize, of_queries: bool) {
     }
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
+pub(super) fn tell(measured: &[Measured]) -> Told {
     let bits = |one: &Measured| one.question.numbers.first().map_or(0, |(_, bits)| *bits);
     let mut wrong: Vec<usize> = Vec::new();
     let mut examples = Vec::new();
@@ -120,13 +120,13 @@ pub(super) fn tell(measured: &[Measured]) -> String {
     asked.dedup();
     if wrong.is_empty() {
         let fallback = || format!("the grid of SPEC §2.5 for B = {}", ranges(asked));
-        return first_differences(measured, 1).unwrap_or_else(fallback);
+        return Told::or_examples(measured, fallback);
     }
     if let Some(told) = explained(measured, LABELS) {
-        return format!("{told}, B = {}", ranges(asked));
+        return Told::Rule(format!("{told}, B = {}", ranges(asked)));
     }
     examples.truncate(2);
-    format!("off the grid for B = {}: {}", ranges(wrong), examples.join("; "))
+    Told::Examples(format!("off the grid for B = {}: {}", ranges(wrong), examples.join("; ")))
 }
 
 /// What one comparison says, from the numbers asked.

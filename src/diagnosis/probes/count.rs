@@ -3,7 +3,7 @@
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told};
 use crate::cases::{Feature, Takes};
 
 const SIZES: [usize; 9] = [1, 2, 4, 7, 8, 20, 65, 130, 300];
@@ -117,7 +117,7 @@ const RULES: [Rule; 8] = [
     ("all candidates", |_, c| c),
 ];
 
-pub(super) fn tell(measured: &[Measured]) -> String {
+pub(super) fn tell(measured: &[Measured]) -> Told {
     let number = |one: &Measured, name: &str| {
         one.question.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, number)| *number)
     };
@@ -128,14 +128,12 @@ pub(super) fn tell(measured: &[Measured]) -> String {
         })
     };
     let rule = RULES.iter().find(|rule| fits(rule)).map(|rule| rule.0.to_owned());
-    let differs = || first_differences(measured, 2);
     match rule {
-        Some(rule) if rule != RULES[0].0 => rule,
-        Some(rule) => differs().map_or(rule.clone(), |which| format!("{rule}, but others: {which}")),
-        None => differs().unwrap_or_else(|| "as many as told".into()),
+        Some(rule) if rule != RULES[0].0 => Told::Rule(rule),
+        _ => Told::or_examples(measured, || RULES[0].0.into()),
     }
 }
 
-pub(super) fn tell_short(measured: &[Measured]) -> String {
-    first_differences(measured, 2).unwrap_or_else(|| "only where it is set".into())
+pub(super) fn tell_short(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "only where it is set".into())
 }

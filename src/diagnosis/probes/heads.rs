@@ -3,7 +3,7 @@
 
 use super::draft::{Draft, Parts};
 use super::question::{Asked, Asking, Read};
-use super::tell::{KV_HEADS, Measured, ROWS, first_differences, formula};
+use super::tell::{KV_HEADS, Measured, ROWS, Told, formula};
 use crate::algorithm::HeadMode;
 use crate::cases::Feature;
 use crate::cases::strategies::ChannelRows;
@@ -155,30 +155,29 @@ fn of_mode(
     asking.call((&about, &[]), &draft, parts, read);
 }
 
-fn told(measured: &[Measured], what: &str, formulas: &[super::tell::Formula]) -> String {
+fn told(measured: &[Measured], what: &str, formulas: &[super::tell::Formula]) -> Told {
     let all: Vec<&Measured> = measured.iter().collect();
     match formula(&all, |reading| reading.row.1, formulas) {
-        Some(formula) => format!("head i reads {what} {formula}"),
-        None => first_differences(measured, 2).unwrap_or_else(|| format!("no rule for the {what} found")),
+        Some(formula) => Told::Rule(format!("head i reads {what} {formula}")),
+        None => Told::or_examples(measured, || format!("no rule for the {what} found")),
     }
 }
 
-pub(super) fn tell_kv_heads(measured: &[Measured]) -> String {
+pub(super) fn tell_kv_heads(measured: &[Measured]) -> Told {
     told(measured, "KV head", KV_HEADS)
 }
 
-pub(super) fn tell_channel_rows(measured: &[Measured]) -> String {
+pub(super) fn tell_channel_rows(measured: &[Measured]) -> Told {
     told(measured, "channel row", ROWS)
 }
 
 /// By head mode: as the reference, or what differs.
-pub(super) fn tell_modes(measured: &[Measured]) -> String {
+pub(super) fn tell_modes(measured: &[Measured]) -> Told {
     let mode = |one: &Measured| match &one.question.asked {
         Asked::Sequence(sequence) => sequence.instance.selection.heads.name(),
         Asked::Stage(_) => "",
     };
-    let differs = first_differences(measured, 2);
     let mut modes: Vec<_> = measured.iter().map(mode).collect();
     modes.dedup();
-    differs.unwrap_or_else(|| modes.join(", "))
+    Told::or_examples(measured, || modes.join(", "))
 }

@@ -4,8 +4,8 @@ use ndarray::Array4;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read};
-use super::simulate::{ADDITIVE, EARLIER, Named, explained};
-use super::tell::{Measured, first_differences};
+use super::simulate::{ADDITIVE, EARLIER};
+use super::tell::{Measured, Told};
 use crate::algorithm::HeavySize;
 use crate::algorithm::config::WindowConfig;
 use crate::cases::{EarlierMasker, Feature};
@@ -155,15 +155,10 @@ fn maskers(asking: &mut Asking) {
     }
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
-    told(measured, ADDITIVE, "acts on the rows that it is given for")
+pub(super) fn tell(measured: &[Measured]) -> Told {
+    Told::changed(measured, ADDITIVE, || "acts on the rows that it is given for".into())
 }
 
-pub(super) fn tell_earlier(measured: &[Measured]) -> String {
-    told(measured, EARLIER, "its keys stay, are no candidates, and take no place in H")
-}
-
-fn told(measured: &[Measured], changes: &[Named], right: &str) -> String {
-    let explained = explained(measured, changes).map(str::to_owned);
-    explained.or_else(|| first_differences(measured, 2)).unwrap_or_else(|| right.into())
+pub(super) fn tell_earlier(measured: &[Measured]) -> Told {
+    Told::changed(measured, EARLIER, || "its keys stay, are no candidates, and take no place in H".into())
 }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use self::question::{Asked, Asking, Question, Reading};
-use self::tell::Measured;
+use self::tell::{Measured, Told};
 use self::wires::{WIRES, Wire};
 use super::reproduction::reproduces;
 use super::{Faults, Seen, explains, extend, independent_sets};
@@ -78,6 +78,8 @@ pub struct Measurement {
     pub state: State,
     /// What was measured, in words; empty where nothing was.
     pub measured: String,
+    /// Whether that is a rule which fits every answer, not examples of answers that are not as expected.
+    pub by_rule: bool,
     /// What the same questions show of the reference.
     pub expected: String,
     /// Questions that were asked.
@@ -120,11 +122,10 @@ impl Measurement {
             State::NotMeasured => format!("{}: not measured, needs {}", self.wire, self.needs.join(", ")),
             State::AsExpected => format!("{}: {}", self.wire, self.measured),
             State::Deviates | State::Declared => {
-                let verdict = self.verdict.as_deref().unwrap_or_default();
-                if self.measured.is_empty() || self.measured == self.expected {
-                    return format!("{}: {verdict}", self.wire);
+                if self.measured == self.expected {
+                    return format!("{}: {}", self.wire, self.verdict.as_deref().unwrap_or_default());
                 }
-                if self.measured.contains("expected") {
+                if !self.by_rule {
                     return format!("{}: {}", self.wire, self.measured);
                 }
                 format!("{}: {}; expected {}", self.wire, self.measured, self.expected)
@@ -134,6 +135,13 @@ impl Measurement {
 }
 
 impl Probed {
+    /// Wires that deviate, those first of which a rule is told.
+    pub fn deviating(&self) -> Vec<&Measurement> {
+        let (by_rule, others): (Vec<_>, Vec<_>) =
+            self.in_state(State::Deviates).partition(|wire| wire.by_rule && wire.measured != wire.expected);
+        by_rule.into_iter().chain(others).collect()
+    }
+
     /// Wires in a state.
     pub fn in_state(&self, state: State) -> impl Iterator<Item = &Measurement> {
         self.wires.iter().filter(move |wire| wire.state == state)
@@ -259,12 +267,17 @@ impl Probing<'_> {
         };
         let mut of_reference = measured.clone();
         of_reference.iter_mut().for_each(|one| one.found.clone_from(&one.expected));
-        let tell = |measured: &[Measured]| if measured.is_empty() { String::new() } else { (wire.tell)(measured) };
+        let tell = |measured: &[Measured]| match measured {
+            [] => Told::Rule(String::new()),
+            some => (wire.tell)(some),
+        };
+        let told = tell(&measured);
         let measurement = Measurement {
             wire: wire.name,
             state,
-            measured: tell(&measured),
-            expected: tell(&of_reference),
+            by_rule: matches!(told, Told::Rule(_)),
+            measured: told.into_text(),
+            expected: tell(&of_reference).into_text(),
             questions: measured.len(),
             diverged,
             verdict,

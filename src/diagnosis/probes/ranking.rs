@@ -3,7 +3,7 @@
 use super::candidates::with_lanes;
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told, first_differences};
 use crate::algorithm::{ScoreRule, Storage};
 
 /// Bits after the first that a score is told apart by.
@@ -102,7 +102,7 @@ fn sums(asking: &mut Asking) {
     }
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
+pub(super) fn tell(measured: &[Measured]) -> Told {
     let mut told = Vec::new();
     for one in measured.iter().filter(|one| one.question.about == DISTANCE) {
         let numbers = &one.question.numbers;
@@ -118,10 +118,12 @@ pub(super) fn tell(measured: &[Measured]) -> String {
         _ => format!("{bits} bits after the first where b = {batch}"),
     };
     let bits: Vec<_> = told.iter().map(bits).collect();
-    match first_differences(measured, 2) {
-        Some(which) => format!("{}{}{which}", bits.join(", "), if bits.is_empty() { "" } else { ": " }),
-        None if bits.is_empty() => "as exactly as told apart".into(),
-        None => bits.join(", "),
+    let bits = bits.join(", ");
+    match first_differences(measured) {
+        Some(which) if bits.is_empty() => Told::Examples(which),
+        Some(which) => Told::Examples(format!("{bits}: {which}")),
+        None if bits.is_empty() => Told::Rule("as finely as told apart".into()),
+        None => Told::Rule(bits),
     }
 }
 
@@ -137,7 +139,7 @@ pub(super) fn ask_ties(asking: &mut Asking) {
 }
 
 /// Which of equal keys are selected: told, as every order is right.
-pub(super) fn tell_ties(measured: &[Measured]) -> String {
+pub(super) fn tell_ties(measured: &[Measured]) -> Told {
     let equal = measured.iter().filter(|one| one.question.about == "all equal").flat_map(|one| {
         let number = |name| one.question.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, n)| *n);
         let (n, heavy) = (number("n"), number("H"));
@@ -151,8 +153,5 @@ pub(super) fn tell_ties(measured: &[Measured]) -> String {
     let mut orders: Vec<_> = equal.collect();
     orders.sort_unstable();
     orders.dedup();
-    match orders.is_empty() {
-        true => "not seen".into(),
-        false => orders.join(", "),
-    }
+    Told::Rule(if orders.is_empty() { "not seen".into() } else { orders.join(", ") })
 }

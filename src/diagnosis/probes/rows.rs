@@ -4,7 +4,7 @@ use ndarray::Array4;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read};
-use super::tell::{Formula, Measured, SELF, first_differences, formula};
+use super::tell::{Formula, Measured, SELF, Told, formula};
 use crate::algorithm::{Lengths, Padding};
 use crate::cases::Feature;
 use crate::cases::capabilities::RAGGED;
@@ -114,7 +114,7 @@ const LAST: &[Formula] = &[
     ("n − 1", |_, at| at.dims.keys - 1),
 ];
 
-pub(super) fn tell_causality(measured: &[Measured]) -> String {
+pub(super) fn tell_causality(measured: &[Measured]) -> Told {
     let number = |one: &&Measured, name: &str| {
         one.question.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, number)| *number)
     };
@@ -123,28 +123,26 @@ pub(super) fn tell_causality(measured: &[Measured]) -> String {
         .filter(|one| one.question.about == "rising" && number(one, "H") == 1)
         .filter(|one| one.question.dims().is_some_and(|dims| dims.keys == number(one, "n")))
         .collect();
+    let told = |last: &str| format!("query i sees keys up to {last}");
     match formula(&last, |reading| reading.row.2, LAST) {
-        Some(told) if told != LAST[0].0 => format!("query i sees keys up to {told}"),
-        told => first_differences(measured, 2).unwrap_or_else(|| match told {
-            Some(told) => format!("query i sees keys up to {told}"),
-            None => "up to its own position".into(),
-        }),
+        Some(last) if last != LAST[0].0 => Told::Rule(told(last)),
+        _ => Told::or_examples(measured, || told(LAST[0].0)),
     }
 }
 
 /// Entry x selects key x.
-pub(super) fn tell_entries(measured: &[Measured]) -> String {
+pub(super) fn tell_entries(measured: &[Measured]) -> Told {
     let all: Vec<&Measured> = measured.iter().collect();
     match formula(&all, |reading| reading.row.0, SELF) {
-        Some(told) => format!("entry i reads entry {told}"),
-        None => first_differences(measured, 2).unwrap_or_else(|| "its own".into()),
+        Some(told) => Told::Rule(format!("entry i reads entry {told}")),
+        None => Told::or_examples(measured, || "its own".into()),
     }
 }
 
-pub(super) fn tell_queries(measured: &[Measured]) -> String {
-    first_differences(measured, 2).unwrap_or_else(|| "its own".into())
+pub(super) fn tell_queries(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "its own".into())
 }
 
-pub(super) fn tell_lengths(measured: &[Measured]) -> String {
-    first_differences(measured, 2).unwrap_or_else(|| "keys before the entry's length".into())
+pub(super) fn tell_lengths(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "keys before the entry's length".into())
 }

@@ -7,7 +7,7 @@ use ndarray::Array3;
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told};
 use crate::algorithm::{ChannelFile, ChannelOrder, GroupFactor, ScoreRule};
 use crate::cases::{Feature, Instance};
 
@@ -77,8 +77,8 @@ fn weighted(mut instance: Instance, draft: &Draft, seed: u64) -> Option<Instance
     Some(instance)
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
-    first_differences(measured, 3).unwrap_or_else(|| {
+pub(super) fn tell(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || {
         let mut names: Vec<_> = measured.iter().map(|one| one.question.about.clone()).collect();
         names.dedup();
         names.join("; ")
@@ -137,15 +137,15 @@ fn with_order(instance: &Instance, order: ChannelOrder) -> Instance {
     Instance { channel_file: Arc::new(file), ..instance.clone() }
 }
 
-pub(super) fn tell_refusals(measured: &[Measured]) -> String {
+pub(super) fn tell_refusals(measured: &[Measured]) -> Told {
     let answered = measured.iter().filter(|one| one.found.iter().any(|found| found.shows == Shown::Answered));
     let answered: Vec<_> = answered.map(|one| one.question.about.clone()).collect();
     let broken = measured.iter().any(|one| one.found.iter().any(|found| found.shows == Shown::Nothing));
-    match (answered.is_empty(), broken) {
-        (false, _) => format!("answers {}", answered.join("; ")),
+    Told::Rule(match (answered.is_empty(), broken) {
+        (false, _) => format!("answered: {}", answered.join("; ")),
         (true, true) => "no usable answer".into(),
-        (true, false) => "refused".into(),
-    }
+        (true, false) => "all refused".into(),
+    })
 }
 
 /// How often one question is asked.
@@ -161,10 +161,7 @@ pub(super) fn ask_again(asking: &mut Asking) {
     }
 }
 
-pub(super) fn tell_again(measured: &[Measured]) -> String {
+pub(super) fn tell_again(measured: &[Measured]) -> Told {
     let asked: usize = measured.iter().map(|one| one.question.times).sum();
-    match first_differences(measured, 1) {
-        Some(which) => format!("differs among {asked} times: {which}"),
-        None => format!("the same {asked} times"),
-    }
+    Told::or_examples(measured, || format!("the same {asked} times"))
 }

@@ -2,7 +2,7 @@
 
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
-use super::tell::{Measured, first_differences};
+use super::tell::{Measured, Told};
 use crate::cases::Feature;
 
 /// A in parts of the score that key 0 should have, in hundredths.
@@ -32,7 +32,7 @@ fn factor(draft: &Draft) -> f32 {
     draft.rules.factor.get(draft.label_channels, draft.head_dim()) as f32
 }
 
-pub(super) fn tell(measured: &[Measured]) -> String {
+pub(super) fn tell(measured: &[Measured]) -> Told {
     let number = |one: &Measured, name: &str| {
         one.question.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, number)| *number)
     };
@@ -41,9 +41,9 @@ pub(super) fn tell(measured: &[Measured]) -> String {
     let least = won.iter().map(|one| number(one, "percent")).max();
     let most = lost.iter().map(|one| number(one, "percent")).min();
     let (Some(first), true) = (measured.first(), least.zip(most).is_none_or(|(least, most)| least < most)) else {
-        return first_differences(measured, 2).unwrap_or_else(|| "no single factor".into());
+        return Told::or_examples(measured, || "no single factor".into());
     };
-    let super::question::Asked::Sequence(sequence) = &first.question.asked else { return String::new() };
+    let super::question::Asked::Sequence(sequence) = &first.question.asked else { return Told::Rule(String::new()) };
     let (r, d) = (number(first, "r"), number(first, "d"));
     let factor = sequence.instance.selection.rules.factor.get(r, d);
     let range = match (least, most) {
@@ -58,5 +58,5 @@ pub(super) fn tell(measured: &[Measured]) -> String {
         (None, _) => format!("below {:.3}, or A counts more", factor * PARTS[0] as f64 / 100.0),
         (_, None) => format!("above {:.3}, or A does not count", factor * PARTS[PARTS.len() - 1] as f64 / 100.0),
     };
-    format!("{range}, r = {r}, d = {d}")
+    Told::Rule(format!("{range}, r = {r}, d = {d}"))
 }

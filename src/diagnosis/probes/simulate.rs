@@ -271,6 +271,10 @@ fn keys(call: &Call) -> usize {
     call.inputs.dims().keys
 }
 
+fn batch(call: &Call) -> usize {
+    call.inputs.dims().batch
+}
+
 /// The last call and its index, and the earlier calls of its layer with theirs.
 fn of_layer(calls: &[Call]) -> Option<(&Call, usize, Vec<(usize, &Call)>)> {
     let (last, before) = calls.split_last()?;
@@ -305,6 +309,12 @@ pub(super) const SOURCES: &[Named] = &[
     })),
     ("labels of positions that a layer's call before had are not renewed, unless a call is not longer", source(|calls, _, key| {
         kept_while(calls, key, |old, new| keys(new) > keys(old))
+    })),
+    ("the label of a position is written once and never renewed, as long as the batch has one size", source(|calls, _, key| {
+        kept_while(calls, key, |old, new| batch(old) == batch(new))
+    })),
+    ("labels of positions that a layer's call before had are not renewed, unless a call is shorter or of another batch", source(|calls, _, key| {
+        kept_while(calls, key, |old, new| keys(new) >= keys(old) && batch(old) == batch(new))
     })),
     ("one set of labels serves all layers, and is written once", source(|calls, _, key| {
         let held = calls[..calls.len() - 1].iter().position(|call| key < keys(call));

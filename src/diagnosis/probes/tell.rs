@@ -1,6 +1,7 @@
 //! Readings in words: which rule fits them, or where they first differ from those of the reference.
 
 use super::question::{Question, Reading, Shown};
+use super::simulate::{Named, explained};
 use crate::algorithm::{Dims, Row};
 use crate::algorithm::channels::ranges;
 
@@ -13,6 +14,39 @@ pub(super) struct Measured<'a> {
     pub found: Vec<Reading>,
     pub expected: Vec<Reading>,
 }
+
+/// What was read of a wire, in words.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Told {
+    /// A rule that fits every reading.
+    Rule(String),
+    /// Some readings that are not as expected.
+    Examples(String),
+}
+
+impl Told {
+    /// The rule, or where readings differ from what it says.
+    pub fn or_examples(measured: &[Measured], right: impl FnOnce() -> String) -> Self {
+        first_differences(measured).map_or_else(|| Self::Rule(right()), Self::Examples)
+    }
+
+    /// A change that explains every reading; otherwise where they differ from the rule.
+    pub fn changed(measured: &[Measured], changes: &[Named], right: impl FnOnce() -> String) -> Self {
+        match explained(measured, changes) {
+            Some(change) => Self::Rule(change.into()),
+            None => Self::or_examples(measured, right),
+        }
+    }
+
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Rule(text) | Self::Examples(text) => text,
+        }
+    }
+}
+
+/// How many questions are shown.
+const MOST_SHOWN: usize = 2;
 
 /// The sizes that a formula may use.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +166,7 @@ pub(super) fn place(reading: &Reading, question: &Question) -> String {
 }
 
 /// The first few readings that differ from what is expected: `n = 3, head 1: key 0, expected key 2`. `None` where none does.
-pub(super) fn first_differences(measured: &[Measured], most: usize) -> Option<String> {
+pub(super) fn first_differences(measured: &[Measured]) -> Option<String> {
     let mut lines = Vec::new();
     for one in measured {
         if let Some((found, expected)) = one.difference() {
@@ -142,10 +176,10 @@ pub(super) fn first_differences(measured: &[Measured], most: usize) -> Option<St
             lines.push(format!("{}: {}, expected {expected}", at.join(", "), found.shows));
         }
     }
-    let more = lines.len().saturating_sub(most);
-    lines.truncate(most);
+    let more = lines.len().saturating_sub(MOST_SHOWN);
+    lines.truncate(MOST_SHOWN);
     if more > 0 {
-        lines.push(format!("{more} more questions"));
+        lines.push(if more == 1 { "1 more question".into() } else { format!("{more} more questions") });
     }
     Some(lines.join("; ")).filter(|text| !text.is_empty())
 }

@@ -1,7 +1,7 @@
 //! The wires, in the order in which they are measured.
 
 use super::question::Asking;
-use super::tell::Measured;
+use super::tell::{Measured, Told};
 use super::{
     attention, calls, candidates, channels, codes, count, heads, masks, ranking, rows, rules, scale, selection,
 };
@@ -15,7 +15,7 @@ pub(super) struct Wire {
     /// Makes the questions.
     pub ask: fn(&mut Asking),
     /// What was read, in words.
-    pub tell: fn(&[Measured]) -> String,
+    pub tell: fn(&[Measured]) -> Told,
     /// Whether what conforming answers show is told, too.
     pub tells_ties: bool,
 }
@@ -29,7 +29,7 @@ const fn wire(
     name: &'static str,
     takes: &'static [Takes],
     ask: fn(&mut Asking),
-    tell: fn(&[Measured]) -> String,
+    tell: fn(&[Measured]) -> Told,
 ) -> Wire {
     Wire { name, takes, ask, tell, tells_ties: false }
 }
