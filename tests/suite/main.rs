@@ -21,6 +21,7 @@ mod invariants;
 mod large;
 mod maskers;
 mod package;
+mod probes;
 mod processes;
 mod promises;
 mod ragged;

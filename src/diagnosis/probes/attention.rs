@@ -52,6 +52,9 @@ pub(super) fn tell_scale(measured: &[Measured]) -> Told {
         told.push(format!("{}: {}", one.question.words(), factors.join(", ")));
     }
     let wrong: Vec<_> = measured.iter().zip(&told).filter(|(one, _)| one.differs()).map(|(_, t)| t.clone()).collect();
+    if told.iter().any(|told| told.contains("none (")) {
+        return Told::Examples(wrong.into_iter().take(2).collect::<Vec<_>>().join("; "));
+    }
     Told::Rule(if wrong.is_empty() { told.join("; ") } else { wrong.join("; ") })
 }
 

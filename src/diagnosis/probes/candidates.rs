@@ -204,16 +204,20 @@ fn by_size(seen: &SeenBy, sizes: &BTreeSet<usize>) -> String {
     told.join("; ") + &if more > 0 { format!("; {more} more") } else { String::new() }
 }
 
+/// So many wrong rows make a rule.
+const FEWEST_ROWS: usize = 4;
+
 /// A key that every wrong row holds and should not.
 fn always(measured: &[Measured]) -> Option<String> {
     let mut common: Option<BTreeSet<usize>> = None;
-    let mut least = usize::MAX;
+    let (mut least, mut wrong) = (usize::MAX, 0);
     for one in measured {
         for (found, expected) in one.pairs() {
             let (Shown::Keys(found), Some(Shown::Keys(expected))) = (&found.shows, expected.map(|e| &e.shows)) else {
                 return None;
             };
             if found != expected {
+                wrong += 1;
                 least = least.min(one.question.dims().map_or(usize::MAX, |dims| dims.keys));
                 let more: BTreeSet<usize> = found.iter().filter(|key| !expected.contains(key)).copied().collect();
                 common = Some(match common {
@@ -223,6 +227,6 @@ fn always(measured: &[Measured]) -> Option<String> {
             }
         }
     }
-    let common = common.filter(|common| !common.is_empty())?;
+    let common = common.filter(|common| !common.is_empty() && wrong >= FEWEST_ROWS)?;
     Some(format!("{} selected whatever the score is, from n = {least} on", keys(common)))
 }

@@ -7,6 +7,7 @@ use ndarray::Array4;
 use super::draft::{Draft, Parts};
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder};
 use crate::cases::Feature;
 
@@ -43,20 +44,28 @@ fn scattered(d: usize) -> Vec<usize> {
 }
 
 pub(super) fn tell_entering(measured: &[Measured]) -> Told {
-    let entering = |one: &Measured, which: fn(usize, usize, usize) -> bool| {
-        let number = |name| one.question.numbers.iter().find(|(own, _)| *own == name).map_or(1, |(_, n)| *n);
-        let (r, d) = (number("r"), number("d"));
-        let expected: Vec<usize> = (0..d).filter(|&place| which(place, r, d)).collect();
-        one.found.iter().all(|found| found.shows == Shown::Keys(expected.clone()))
-    };
     type Which = fn(usize, usize, usize) -> bool;
-    let rules: [(&str, Which); 3] = [
+    let rules: [(&str, Which); 4] = [
         ("the first r of a row", |place, r, _| place < r),
         ("the last r of a row", |place, r, d| place >= d - r),
         ("the first r − 1 of a row where r is odd", |place, r, _| place < if r > 1 { r - r % 2 } else { r }),
+        ("the first r of a row, each mapped to interleaved RoPE", |place, r, d| {
+            let order = scattered(d);
+            let mapped = |channel: &usize| half_split_to_interleaved(*channel, d).ok();
+            order[..r].iter().any(|channel| mapped(channel) == Some(order[place]))
+        }),
     ];
-    let rule = rules.iter().find(|rule| measured.iter().all(|one| entering(one, rule.1)));
-    match rule {
+    let number = |one: &Measured, name: &str| {
+        one.question.numbers.iter().find(|(own, _)| *own == name).map_or(1, |(_, number)| *number)
+    };
+    let fits = |which: Which| {
+        measured.iter().all(|one| {
+            let (r, d) = (number(one, "r"), number(one, "d"));
+            let expected: Vec<usize> = (0..d).filter(|&place| which(place, r, d)).collect();
+            one.found.iter().all(|found| found.shows == Shown::Keys(expected.clone()))
+        })
+    };
+    match rules.iter().find(|rule| fits(rule.1)) {
         Some((name, _)) => Told::Rule((*name).into()),
         None => Told::or_examples(measured, || "others".into()),
     }

@@ -2,8 +2,9 @@
 //! mask full.
 
 use super::draft::{Draft, Parts};
-use super::question::{Asking, Read, Shown};
+use super::question::{Asked, Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use crate::algorithm::Forced;
 use crate::cases::{Feature, Takes};
 
 const SIZES: [usize; 9] = [1, 2, 4, 7, 8, 20, 65, 130, 300];
@@ -103,16 +104,16 @@ fn dense_layers(asking: &mut Asking) {
     }
 }
 
+/// A name, and how many of c candidates a row takes where H, at most n, is `heavy`.
 type Rule = (&'static str, fn(usize, usize) -> usize);
 
-/// What a row may take of c candidates at H.
 const RULES: [Rule; 8] = [
     ("min(H, candidates)", |heavy, c| heavy.min(c)),
     ("min(H + 1, candidates)", |heavy, c| (heavy + 1).min(c)),
     ("min(H − 1, candidates)", |heavy, c| (heavy - 1).min(c)),
-    ("min(H, candidates), but H − 1 where candidates exceed H", |heavy, c| if c > heavy { heavy - 1 } else { c }),
+    ("H − 1 where candidates exceed H, otherwise all", |heavy, c| if c > heavy { heavy - 1 } else { c }),
     ("min(H, candidates), but none where candidates = H", |heavy, c| if c == heavy { 0 } else { heavy.min(c) }),
-    ("min(H, candidates), but all where candidates ≤ H + 1", |heavy, c| if c <= heavy + 1 { c } else { heavy }),
+    ("H, but all where candidates ≤ H + 1", |heavy, c| if c <= heavy + 1 { c } else { heavy }),
     ("min(H, candidates, 64)", |heavy, c| heavy.min(c).min(64)),
     ("all candidates", |_, c| c),
 ];
@@ -123,14 +124,20 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
     };
     let fits = |rule: &Rule| {
         measured.iter().all(|one| {
-            let expected = (rule.1)(number(one, "H"), number(one, "candidates"));
+            let heavy = number(one, "H").min(number(one, "n"));
+            let expected = (rule.1)(heavy, number(one, "candidates"));
             one.found.iter().all(|found| matches!(&found.shows, Shown::Keys(keys) if keys.len() == expected))
         })
     };
     let rule = RULES.iter().find(|rule| fits(rule)).map(|rule| rule.0.to_owned());
+    let forced = measured.iter().any(|one| match &one.question.asked {
+        Asked::Sequence(sequence) => sequence.instance.selection.rules.forced != Forced::default(),
+        Asked::Stage(_) => false,
+    });
+    let beside = if forced { " beside forced keys" } else { "" };
     match rule {
-        Some(rule) if rule != RULES[0].0 => Told::Rule(rule),
-        _ => Told::or_examples(measured, || RULES[0].0.into()),
+        Some(rule) if rule != RULES[0].0 => Told::Rule(rule + beside),
+        _ => Told::or_examples(measured, || format!("{}{beside}", RULES[0].0)),
     }
 }
 

@@ -44,27 +44,32 @@ fn name(draft: &Draft) -> String {
     format!("{} heads over {}, {rows}", draft.heads(), draft.kv_heads)
 }
 
-/// In KV head x key x scores highest.
+/// In KV head x key x scores highest, and a key after these second in all of them, so that a sum would choose that one.
 pub(super) fn ask_kv_heads(asking: &mut Asking) {
-    for draft in drafts(asking, |draft| draft.kv_heads) {
-        let score = |_: usize, kv_head: usize, key: usize| if key == kv_head { 2.0 } else { 0.0 };
+    for draft in drafts(asking, |draft| draft.kv_heads + 1) {
+        let after = draft.kv_heads;
+        let score = |_: usize, kv_head: usize, key: usize| match key {
+            key if key == kv_head => 2.0,
+            key if key == after => 1.5,
+            _ => 0.0,
+        };
         asking.scored((&name(&draft), &[]), &draft, &score, None);
     }
 }
 
-/// Values of KV head x are all x.
+/// Values of KV head x are all x + 1, as a row that attends to nothing gives 0.
 pub(super) fn ask_values(asking: &mut Asking) {
     for draft in drafts(asking, |_| 3) {
         let v = ndarray::Array4::from_shape_fn(
             (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim()),
-            |(_, kv_head, ..)| kv_head as f32,
+            |(_, kv_head, ..)| kv_head as f32 + 1.0,
         );
         let k = Some(draft.scored_keys(|_, _, key| key as f32 / 2.0));
         asking.call((&name(&draft), &[]), &draft, Parts { k, v: Some(v), ..Parts::default() }, Read::Whole);
     }
 }
 
-/// With every key selected, key x of KV head x takes all of the attention; the value of key j is j.
+/// With every key selected, key x of KV head x takes all of the attention; the value of key j is j + 1.
 pub(super) fn ask_attended_keys(asking: &mut Asking) {
     for draft in drafts(asking, |draft| draft.kv_heads) {
         let wanted = Draft { keys: draft.kv_heads, heavy: draft.kv_heads, ..draft };
@@ -75,7 +80,7 @@ pub(super) fn ask_attended_keys(asking: &mut Asking) {
         let offset = draft.offset();
         let v = ndarray::Array4::from_shape_fn(
             (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim()),
-            |(_, _, position, _)| position.saturating_sub(offset) as f32,
+            |(_, _, position, _)| (position + 1).saturating_sub(offset) as f32,
         );
         let parts = Parts { q: Some(q), k: Some(k), v: Some(v), ..Parts::default() };
         asking.call((&name(&draft), &[]), &draft, parts, Read::Whole);
@@ -159,7 +164,7 @@ fn told(measured: &[Measured], what: &str, formulas: &[super::tell::Formula]) ->
     let all: Vec<&Measured> = measured.iter().collect();
     match formula(&all, |reading| reading.row.1, formulas) {
         Some(formula) => Told::Rule(format!("head i reads {what} {formula}")),
-        None => Told::or_examples(measured, || format!("no rule for the {what} found")),
+        None => Told::or_examples(measured, || format!("the {what} that the head mode says")),
     }
 }
 

@@ -43,6 +43,9 @@ use crate::verdicts::{Verdict, judge_stage};
 /// A wire is left once this many of its questions brought no usable answer.
 const MOST_UNUSABLE: usize = 3;
 
+/// No further question is asked once questions without a usable answer took this long.
+const MOST_UNUSABLE_TIME: Duration = Duration::from_secs(15);
+
 /// No further question is asked once the subject took this long for those before.
 const MOST_TIME: Duration = Duration::from_secs(60);
 
@@ -173,6 +176,8 @@ pub fn probe(subject: &mut dyn Subject, capabilities: &Capabilities, known: &Fau
         known: if known.is_empty() { Vec::new() } else { independent_sets(known) },
         questions: 0,
         time: Duration::ZERO,
+        unusable: Duration::ZERO,
+        gone: false,
         seen: Vec::new(),
     };
     let takes = capabilities.stages.takes;
@@ -205,6 +210,10 @@ struct Probing<'a> {
     known: Vec<Faults>,
     questions: usize,
     time: Duration,
+    /// Of that, for questions without a usable answer.
+    unusable: Duration,
+    /// Whether a wire had no usable answer at all: nothing further is asked.
+    gone: bool,
     /// Every answer to a sequence that is small enough to keep.
     seen: Vec<Seen>,
 }
@@ -233,12 +242,17 @@ impl Probing<'_> {
         let (mut measured, mut verdict, mut first) = (Vec::new(), None, None);
         let (mut diverged, mut declared, mut unusable) = (0, 0, 0);
         for question in &questions {
-            if unusable >= MOST_UNUSABLE || self.time > MOST_TIME {
-                needs.insert(if unusable >= MOST_UNUSABLE { "usable answers" } else { "more time" }.into());
+            let broken = self.gone || unusable >= MOST_UNUSABLE || self.unusable > MOST_UNUSABLE_TIME;
+            if broken || self.time > MOST_TIME {
+                needs.insert(if broken { "usable answers" } else { "more time" }.into());
                 break;
             }
+            let before = self.time;
             let mut one = self.ask(question);
-            unusable += usize::from(one.answers.iter().any(|a| matches!(a, Err(NoAnswer::Failed(_)))));
+            if one.answers.iter().any(|answer| matches!(answer, Err(NoAnswer::Failed(_)))) {
+                unusable += 1;
+                self.unusable += self.time - before;
+            }
             let expected = expected(question);
             // An answer that conforms may differ where rounding or ties decide.
             let read = one.wrong.is_some() || wire.tells_ties;
@@ -258,6 +272,7 @@ impl Probing<'_> {
                 None => {}
             }
         }
+        self.gone |= unusable >= MOST_UNUSABLE && unusable == measured.len();
         let told_apart = matches!(first, Some((_, true)));
         let state = match (measured.is_empty(), diverged, declared) {
             (true, ..) => State::NotMeasured,

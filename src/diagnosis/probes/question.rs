@@ -38,7 +38,7 @@ pub(super) enum Read {
     Keys { offset: usize, keys: usize },
     /// The output.
     Output,
-    /// The first number of the output as a whole number.
+    /// The first number of the output as a whole number, less 1.
     Whole,
     /// Whether it was answered.
     Answered,
@@ -142,7 +142,7 @@ impl Question {
                     let numbers = answer.output.as_ref().map(own).unwrap_or_default();
                     let shows = match (read, numbers.first()) {
                         (_, None) => Shown::Nothing,
-                        (Read::Whole, Some(first)) => Shown::Number(first.round() + 0.0),
+                        (Read::Whole, Some(first)) => Shown::Number(first.round() - 1.0),
                         (_, Some(_)) => Shown::Numbers(numbers),
                     };
                     at(row, shows)

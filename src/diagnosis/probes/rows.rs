@@ -108,7 +108,7 @@ pub(super) fn ask_lengths(asking: &mut Asking) {
 const LAST: &[Formula] = &[
     ("n − m + i", |i, at| at.dims.position(i)),
     ("n − m + i + 1", |i, at| (at.dims.position(i) + 1).min(at.dims.keys - 1)),
-    ("n − m + i − 1", |i, at| at.dims.position(i).saturating_sub(1)),
+    ("n − m + i − 1", |i, at| at.dims.position(i).wrapping_sub(1)),
     ("i", |i, _| i),
     ("n − m", |_, at| at.dims.keys - at.dims.queries),
     ("n − 1", |_, at| at.dims.keys - 1),
@@ -134,8 +134,8 @@ pub(super) fn tell_causality(measured: &[Measured]) -> Told {
 pub(super) fn tell_entries(measured: &[Measured]) -> Told {
     let all: Vec<&Measured> = measured.iter().collect();
     match formula(&all, |reading| reading.row.0, SELF) {
-        Some(told) => Told::Rule(format!("entry i reads entry {told}")),
-        None => Told::or_examples(measured, || "its own".into()),
+        Some(told) if told != SELF[0].0 => Told::Rule(format!("entry i reads entry {told}")),
+        _ => Told::or_examples(measured, || "entry i reads entry i".into()),
     }
 }
 

@@ -36,7 +36,11 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
     let number = |one: &Measured, name: &str| {
         one.question.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, number)| *number)
     };
-    let wins = |one: &&Measured| one.found.iter().all(|found| found.shows == Shown::Keys(vec![0]));
+    let all = |one: &Measured, key| one.found.iter().all(|found| found.shows == Shown::Keys(vec![key]));
+    if !measured.iter().all(|one| all(one, 0) || all(one, 1)) {
+        return Told::or_examples(measured, || "as the head mode says".into());
+    }
+    let wins = |one: &&Measured| all(one, 0);
     let (won, lost): (Vec<_>, Vec<_>) = measured.iter().partition(wins);
     let least = won.iter().map(|one| number(one, "percent")).max();
     let most = lost.iter().map(|one| number(one, "percent")).min();

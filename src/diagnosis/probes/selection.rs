@@ -30,23 +30,23 @@ fn fitted(asking: &mut Asking, wanted: Draft) -> Option<Draft> {
     asking.fit(Draft { mode: HeadMode::PerHead, ..wanted })
 }
 
-/// Values of KV head x are all x.
+/// Values of KV head x are all x + 1.
 pub(super) fn ask_values_of_heads(asking: &mut Asking) {
     of_heads(asking, |draft| {
         let shape = (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim());
-        let v = Array4::from_shape_fn(shape, |(_, kv_head, ..)| kv_head as f32);
+        let v = Array4::from_shape_fn(shape, |(_, kv_head, ..)| kv_head as f32 + 1.0);
         Parts { k: Some(draft.scored_keys(|_, _, key| key as f32 / 2.0)), v: Some(v), ..Parts::default() }
     });
 }
 
-/// Key x of KV head x takes all of the attention; the value of key j is j.
+/// Key x of KV head x takes all of the attention; the value of key j is j + 1.
 pub(super) fn ask_keys_of_heads(asking: &mut Asking) {
     of_heads(asking, |draft| {
         let mut q = draft.unit_queries();
         q.mapv_inplace(|x| 60.0 * x * (draft.head_dim() as f32).sqrt());
         let k = draft.scored_keys(|_, kv_head, key| f32::from(u8::from(key == kv_head)));
         let shape = (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim());
-        let v = Array4::from_shape_fn(shape, |(_, _, position, _)| position as f32);
+        let v = Array4::from_shape_fn(shape, |(_, _, position, _)| position as f32 + 1.0);
         Parts { q: Some(q), k: Some(k), v: Some(v), ..Parts::default() }
     });
 }

@@ -3,7 +3,7 @@
 
 use super::question::{Asked, Read, Shown};
 use super::tell::Measured;
-use crate::algorithm::{HeadMode, Row, ScoreRule};
+use crate::algorithm::{HeadMode, Mask, Row, ScoreRule};
 use crate::cases::{Call, Sequence};
 
 /// Where the label of a key comes from.
@@ -30,8 +30,8 @@ pub(super) struct Change {
     pub source: Option<fn(&[Call], usize, usize) -> Source>,
     /// A without causality, by row and key.
     pub additive: Option<fn(&Call, Row, usize) -> f32>,
-    /// P, by row and key.
-    pub earlier: Option<fn(&Call, Row, usize) -> f32>,
+    /// P and what earlier maskers add, by row and key.
+    pub earlier: Option<fn(&Mask, Row, usize) -> f32>,
     /// Keys of P are candidates, too.
     pub earlier_compete: bool,
     /// Keys of P count within H.
@@ -113,12 +113,8 @@ fn selected(sequence: &Sequence, index: usize, row: Row, change: &Change) -> Opt
         }
     }
     let factor = selection.rules.factor.get(r, dims.head_dim);
-    let earlier = |key| match (change.earlier, &call.previous) {
-        (Some(earlier), _) => earlier(call, row, key),
-        (None, Some(mask)) => mask.weight(entry, head, query, key),
-        (None, None) => 0.0,
-    };
-    let before = call.previous.as_ref();
+    let before = instance.before(call).ok()?;
+    let earlier = |key| change.earlier.unwrap_or(weight)(&before, row, key);
     let additive = change.additive.unwrap_or(own_additive);
     let mut scores: Vec<(f64, usize)> = Vec::new();
     for key in 0..dims.keys {
@@ -143,7 +139,7 @@ fn selected(sequence: &Sequence, index: usize, row: Row, change: &Change) -> Opt
         }
     }
     let mut kept: Vec<usize> = scores.into_iter().take(heavy).map(|(_, key)| key).collect();
-    let attended = |key: &usize| before.is_some_and(|mask| mask.attends(entry, head, query, *key));
+    let attended = |key: &usize| before.attends(entry, head, query, *key);
     kept.extend((0..dims.keys).filter(attended));
     kept.sort_unstable();
     kept.dedup();
@@ -234,6 +230,9 @@ pub(super) const LABELS: &[Named] = &[
         }).collect()
     })),
     ("symmetric, with a step of max|x| / (2^(B−1) − 1)", labels(|rows, bits, _| symmetric(rows, bits, f32::round_ties_even))),
+    ("symmetric int8: a step is max|x| / 127, codes are truncated", labels(|rows, bits, _| {
+        if bits >= 16 { rows.to_vec() } else { symmetric(rows, 8, f32::trunc) }
+    })),
     ("equal channels become 0", labels(|rows, bits, query| {
         let of = |row: Vec<f32>| { let (low, high) = ends(&row); if low == high { vec![0.0; row.len()] } else { row } };
         let made = as_specified(rows, bits, query);
@@ -391,13 +390,13 @@ pub(super) const ADDITIVE: &[Named] = &[
         let own = own_additive(call, row, key);
         if own < -10_000.0 { f32::NEG_INFINITY } else { own }
     })),
-    ("only the sign of A's exclusion is kept, as a large negative number", additive(|call, row, key| {
+    ("excluded keys are selected where candidates are too few", additive(|call, row, key| {
         own_additive(call, row, key).max(-10_000.0)
     })),
 ];
 
-fn weight(call: &Call, (entry, head, query): Row, key: usize) -> f32 {
-    call.previous.as_ref().map_or(0.0, |mask| mask.weight(entry, head, query, key))
+fn weight(mask: &Mask, (entry, head, query): Row, key: usize) -> f32 {
+    mask.weight(entry, head, query, key)
 }
 
 /// Ways to treat P.
@@ -405,16 +404,16 @@ pub(super) const EARLIER: &[Named] = &[
     ("keys of P stay candidates and take places in H", Change { earlier_compete: true, ..NOTHING }),
     ("keys of P count within H", Change { earlier_count: true, ..NOTHING }),
     ("P of entry 0 decides in every entry which keys are candidates", Change {
-        earlier: Some(|call, (_, head, query), key| weight(call, (0, head, query), key)),
+        earlier: Some(|mask, (_, head, query), key| weight(mask, (0, head, query), key)),
         ..NOTHING
     }),
     ("P of head 0 decides in every head which keys are candidates", Change {
-        earlier: Some(|call, (entry, _, query), key| weight(call, (entry, 0, query), key)),
+        earlier: Some(|mask, (entry, _, query), key| weight(mask, (entry, 0, query), key)),
         ..NOTHING
     }),
     ("a key in P of any head is excluded for every head", Change {
-        earlier: Some(|call, (entry, _, query), key| {
-            (0..call.inputs.dims().heads).map(|head| weight(call, (entry, head, query), key)).fold(0.0, f32::max)
+        earlier: Some(|mask, (entry, _, query), key| {
+            (0..mask.weights().dim().1).map(|head| weight(mask, (entry, head, query), key)).fold(0.0, f32::max)
         }),
         ..NOTHING
     }),

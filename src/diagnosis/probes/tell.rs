@@ -56,6 +56,9 @@ pub(super) struct Sizes {
     pub rows: usize,
 }
 
+/// What a formula gives where nothing is read.
+pub(super) const NONE: usize = usize::MAX;
+
 /// A name, and what it makes of an index.
 pub(super) type Formula = (&'static str, fn(usize, Sizes) -> usize);
 
@@ -67,6 +70,7 @@ pub(super) const KV_HEADS: &[Formula] = &[
     ("0", |_, _| 0),
     ("hk − 1", |_, at| at.dims.kv_heads - 1),
     ("hk − 1 − i / g", |i, at| at.dims.kv_heads - 1 - i / at.dims.group_size()),
+    ("i / g, summed over all heads", |_, at| if at.dims.kv_heads > 1 { at.dims.kv_heads } else { 0 }),
 ];
 
 /// What a head may read, of as many things as there are channel rows.
@@ -129,7 +133,10 @@ pub(super) fn formula(
         measured.iter().all(|one| {
             one.sizes().is_some_and(|sizes| {
                 one.found.iter().all(|reading| match &reading.shows {
-                    Shown::Keys(keys) => keys[..] == [formula.1(index(reading), sizes)],
+                    Shown::Keys(keys) => match formula.1(index(reading), sizes) {
+                        NONE => keys.is_empty(),
+                        one => keys[..] == [one],
+                    },
                     Shown::Number(number) => *number == formula.1(index(reading), sizes) as f32,
                     _ => false,
                 })
