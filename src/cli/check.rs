@@ -1,4 +1,4 @@
-//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR] [--html FILE]`
+//! `doublecheck check --command "…" [--cases N] [--seed S] [--profile NAME] [--known D3,D6] [--timeout S] [--out DIR] [--html FILE] [--probe]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,7 +57,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Measure the wires of the subject and print the table of what it does; nothing else is asked
-    #[arg(long)]
+    #[arg(long, conflicts_with = "out")]
     probe: bool,
     /// Leave times out of the text, so that it is the same for each run
     #[arg(long)]

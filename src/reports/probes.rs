@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::diagnosis::probes::{Measurement, Probed, State};
 
 /// How a wire fared, in two words at most.
+#[cfg(feature = "cli")]
 pub(super) fn state(wire: &Measurement) -> &'static str {
     match wire.state {
         State::AsExpected => "as expected",
@@ -17,7 +18,8 @@ pub(super) fn state(wire: &Measurement) -> &'static str {
 /// Questions and times, in words.
 pub(super) fn asked(probed: &Probed, with_times: bool) -> String {
     let wires = probed.wires.len() - probed.in_state(State::NotMeasured).count();
-    let mut text = format!("{} questions, {wires} of {} wires measured", probed.questions, probed.wires.len());
+    let mut text =
+        format!("{} questions, {wires} of {} wires measured", probed.questions, probed.wires.len());
     if with_times {
         let _ = write!(text, ", {:.1} s of the subject's own time", probed.subject_seconds);
     }
@@ -30,7 +32,8 @@ pub fn brief(probed: &Probed) -> String {
     if probed.conforms() {
         return text + ", none deviates\n";
     }
-    let _ = writeln!(text, ", {} deviate", probed.in_state(State::Deviates).count());
+    let deviating = probed.in_state(State::Deviates).count();
+    let _ = writeln!(text, ", {deviating} {}", if deviating == 1 { "deviates" } else { "deviate" });
     text += &cause(probed);
     let deviating = probed.deviating();
     let (shown, rest) = deviating.split_at(deviating.len().min(MOST_WIRES));
@@ -38,7 +41,8 @@ pub fn brief(probed: &Probed) -> String {
         let _ = writeln!(text, "  measured: {}", wire.sentence());
     }
     if !rest.is_empty() {
-        let _ = writeln!(text, "  also: {}", rest.iter().map(|wire| wire.wire).collect::<Vec<_>>().join(", "));
+        let _ =
+            writeln!(text, "  also: {}", rest.iter().map(|wire| wire.wire).collect::<Vec<_>>().join(", "));
     }
     text
 }
@@ -67,7 +71,8 @@ pub fn table(probed: &Probed, with_times: bool) -> String {
     let mut text = format!("probes: {}\n{}\n{table}", asked(probed, with_times), cause(probed));
     for wire in probed.deviating() {
         let (diverged, questions) = (wire.diverged, wire.questions);
-        let _ = write!(text, "\n{}\n  {diverged} of {questions} questions diverge; the first: ", wire.sentence());
+        let _ =
+            write!(text, "\n{}\n  {diverged} of {questions} questions diverge; the first: ", wire.sentence());
         let _ = writeln!(text, "{}", wire.verdict.as_deref().unwrap_or_default());
     }
     text

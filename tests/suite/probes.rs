@@ -79,7 +79,11 @@ fn every_fault_of_the_catalogue_deviates_in_some_wire() {
         let wires: Vec<_> = probed.deviating().iter().map(|wire| wire.wire).collect();
         let first = probed.deviating().first().map_or("conforms".into(), |wire| wire.sentence());
         let (first, others) = (first.chars().take(150).collect::<String>(), wires.len().saturating_sub(1));
-        format!("{}: {first}{}", fault.name, if others > 0 { format!(" [and {others} more]") } else { String::new() })
+        format!(
+            "{}: {first}{}",
+            fault.name,
+            if others > 0 { format!(" [and {others} more]") } else { String::new() }
+        )
     });
     let lines: Vec<String> = lines.collect();
     assert_eq!(lines.iter().filter(|line| line.ends_with(": conforms")).count(), 3);
@@ -122,7 +126,8 @@ fn what_conforms_is_silent_in_every_type_rule_and_domain() {
 
 #[test]
 fn what_a_domain_does_not_let_one_measure_is_said() {
-    let fixed = json!({"head_dim": [128], "label_channels": [16], "queries": [1], "heavy_size": {"multiple_of": 16}});
+    let fixed =
+        json!({"head_dim": [128], "label_channels": [16], "queries": [1], "heavy_size": {"multiple_of": 16}});
     let left = silent(Reference::default(), domain(fixed));
     assert!(!left.is_empty() && left.iter().all(|(_, needs)| !needs.is_empty()), "{left:?}");
     let one_head = silent(Reference::default(), domain(json!({"heads": [1], "batch": [1], "queries": [1]})));
@@ -178,7 +183,10 @@ fn one_stage_alone_is_measured() {
     }
     let mut subject = Declared { inner: LosesLast::default(), capabilities: scores };
     let probed = probed(&mut subject);
-    assert_eq!(probed.deviating()[0].sentence(), "candidates: the last key is never selected; expected every key, n = 1 to 4097");
+    assert_eq!(
+        probed.deviating()[0].sentence(),
+        "candidates: the last key is never selected; expected every key, n = 1 to 4097"
+    );
     let report = check(&mut subject, &Options { cases: 0, ..Options::default() });
     assert!(report.exit_code() > 0 && report.probed > 0 && !report.findings.is_empty(), "{report}");
 }

@@ -3,9 +3,10 @@
 
 use ndarray::Array4;
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told, first_differences};
+use super::tensors::Parts;
 use crate::cases::Feature;
 
 /// Two keys with logits that differ by the factor; the value of key 0 is 1, that of the others 0.
@@ -51,7 +52,8 @@ pub(super) fn tell_scale(measured: &[Measured]) -> Told {
         factors.dedup();
         told.push(format!("{}: {}", one.question.words(), factors.join(", ")));
     }
-    let wrong: Vec<_> = measured.iter().zip(&told).filter(|(one, _)| one.differs()).map(|(_, t)| t.clone()).collect();
+    let wrong: Vec<_> =
+        measured.iter().zip(&told).filter(|(one, _)| one.differs()).map(|(_, t)| t.clone()).collect();
     if told.iter().any(|told| told.contains("none (")) {
         return Told::Examples(wrong.into_iter().take(2).collect::<Vec<_>>().join("; "));
     }
@@ -176,7 +178,8 @@ pub(super) fn ask_few(asking: &mut Asking) {
         let Some(draft) = asking.fit(Draft { heavy, queries: 2, ..asking.draft(n) }) else { continue };
         let excluded = |key: usize| if lost.contains(&key) { f32::NEG_INFINITY } else { 0.0 };
         let all = draft.additive((1, 1, 1), |_, _, _, key| excluded(key));
-        let one = draft.additive((1, 1, draft.queries), |_, _, query, key| if query == 0 { excluded(key) } else { 0.0 });
+        let one = draft
+            .additive((1, 1, draft.queries), |_, _, query, key| if query == 0 { excluded(key) } else { 0.0 });
         for (rows, additive) in [("every row", all), ("query 0", one)] {
             let parts = Parts { additive: Some(additive), ..draft.random_parts(n as u64) };
             let about = format!("keys {} to {} excluded, {rows}", lost.start, lost.end - 1);
@@ -213,14 +216,21 @@ pub(super) fn ask_mixed(asking: &mut Asking) {
         if masks {
             let shape = (draft.batch, heads, draft.queries);
             parts.additive = Some(draft.additive(shape, |entry, head, query, key| {
-                if word(entry, head, query, key) == 0 { f32::NEG_INFINITY } else { word(entry, head, query, key) as f32 / 2.0 - 1.0 }
+                if word(entry, head, query, key) == 0 {
+                    f32::NEG_INFINITY
+                } else {
+                    word(entry, head, query, key) as f32 / 2.0 - 1.0
+                }
             }));
         }
         if previous && seed % 2 == 0 {
             let weight = if weights { 0.5 } else { 1.0 };
-            parts.previous = Some(draft.previous(|entry, head, query, key| {
-                if word(entry, head, query, key) == 3 { weight } else { 0.0 }
-            }));
+            parts.previous =
+                Some(draft.previous(
+                    |entry, head, query, key| {
+                        if word(entry, head, query, key) == 3 { weight } else { 0.0 }
+                    },
+                ));
         }
         asking.call(("everything at once", &[("case", seed as usize)]), &draft, parts, Read::Output);
     }
@@ -228,7 +238,8 @@ pub(super) fn ask_mixed(asking: &mut Asking) {
 
 /// Whether all of them are within their bounds; otherwise which are not.
 pub(super) fn tell_random(measured: &[Measured]) -> Told {
-    let wrong: Vec<String> = measured.iter().filter(|one| one.differs()).map(|one| one.question.words()).collect();
+    let wrong: Vec<String> =
+        measured.iter().filter(|one| one.differs()).map(|one| one.question.words()).collect();
     if wrong.is_empty() {
         return Told::Rule("within bounds".into());
     }

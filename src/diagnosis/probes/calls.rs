@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use super::draft::{Draft, Parts};
+use super::changes::SOURCES;
+use super::draft::Draft;
 use super::question::{Asking, Read};
-use super::simulate::SOURCES;
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::ChannelFile;
 use crate::cases::Feature;
 
@@ -54,8 +55,10 @@ pub(super) fn ask(asking: &mut Asking) {
 fn fitted(asking: &mut Asking, step: Step, bits: usize) -> Option<Draft> {
     let (_, batch, queries, n, _) = step;
     let draft = asking.fit(Draft { batch, queries, bits, causal: true, ..asking.draft(n) })?;
-    let all = asking.need(draft.batch == batch, "batch") && asking.need(draft.queries == queries, "many_queries");
-    (all && asking.need(draft.bits == bits, if bits == 16 { "not_quantised" } else { "quantised" })).then_some(draft)
+    let all =
+        asking.need(draft.batch == batch, "batch") && asking.need(draft.queries == queries, "many_queries");
+    (all && asking.need(draft.bits == bits, if bits == 16 { "not_quantised" } else { "quantised" }))
+        .then_some(draft)
 }
 
 fn story(asking: &mut Asking, about: &str, steps: &[Step], quantised: bool) {
@@ -97,10 +100,13 @@ pub(super) fn ask_others(asking: &mut Asking) {
     }
     let Some(draft) = asking.fit(asking.draft(4)) else { return };
     let keys = Read::Keys { offset: draft.offset(), keys: 4 };
-    let at = |on: usize, value: f32| move |_: usize, _: usize, _: usize, key: usize| if key == on { value } else { 0.0 };
+    let at = |on: usize, value: f32| {
+        move |_: usize, _: usize, _: usize, key: usize| if key == on { value } else { 0.0 }
+    };
     let parts = || Parts { k: Some(draft.scored_keys(|_, _, key| 4.0 - key as f32)), ..Parts::default() };
     if asking.need(asking.capabilities.offers(Feature::AttentionMask), "attention_mask") {
-        let of = |on| Parts { additive: Some(draft.additive((1, 1, 1), at(on, f32::NEG_INFINITY))), ..parts() };
+        let of =
+            |on| Parts { additive: Some(draft.additive((1, 1, 1), at(on, f32::NEG_INFINITY))), ..parts() };
         let calls = [0, 1, 0].map(|on| draft.call(of(on))).into_iter().collect();
         asking.sequence(("another A than before", &[]), two_layers(&draft), calls, keys);
     }

@@ -133,7 +133,8 @@ const LOST: [Lost; 4] = [
 const TILES: [usize; 11] = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 
 pub(super) fn tell(measured: &[Measured]) -> Told {
-    let n = |one: &Measured| one.question.numbers.iter().find(|(name, _)| *name == "n").map_or(0, |(_, n)| *n);
+    let n =
+        |one: &Measured| one.question.numbers.iter().find(|(name, _)| *name == "n").map_or(0, |(_, n)| *n);
     let mut seen = SeenBy::new();
     let mut unanswered = 0;
     for one in measured {
@@ -153,7 +154,8 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
     }
     let sizes: BTreeSet<usize> = seen.keys().map(|at| at.0).collect();
     if seen.values().all(|seen| seen.lost().is_empty()) {
-        let all = || format!("every key, n = {} to {}", sizes.first().unwrap_or(&0), sizes.last().unwrap_or(&0));
+        let all =
+            || format!("every key, n = {} to {}", sizes.first().unwrap_or(&0), sizes.last().unwrap_or(&0));
         return always(measured).map_or_else(|| Told::or_examples(measured, all), Told::Rule);
     }
     by_rule(&seen).map_or_else(|| Told::Examples(by_size(&seen, &sizes)), Told::Rule)
@@ -171,7 +173,9 @@ fn by_rule(seen: &SeenBy) -> Option<String> {
     let rules = LOST.iter().flat_map(|rule| TILES.map(|tile| (rule, tile)));
     let (rule, tile) = rules.into_iter().find(|(rule, tile)| fits(rule, *tile))?;
     let name = rule.0.replace("tile · ", &format!("{tile} · ")).replace("/ tile", &format!("/ {tile}"));
-    let name = name.replace("from tile", &format!("from {tile}")).replace("each tile", &format!("each tile of {tile}"));
+    let name = name
+        .replace("from tile", &format!("from {tile}"))
+        .replace("each tile", &format!("each tile of {tile}"));
     Some(if from > 1 { format!("{name}, n ≥ {from}") } else { name })
 }
 
@@ -179,7 +183,8 @@ fn by_rule(seen: &SeenBy) -> Option<String> {
 fn by_size(seen: &SeenBy, sizes: &BTreeSet<usize>) -> String {
     let mut told: Vec<String> = Vec::new();
     for &n in sizes {
-        let of_size: Vec<_> = seen.iter().filter(|(at, _)| at.0 == n).map(|(at, seen)| (at.1, seen.lost())).collect();
+        let of_size: Vec<_> =
+            seen.iter().filter(|(at, _)| at.0 == n).map(|(at, seen)| (at.1, seen.lost())).collect();
         let mut groups: Vec<(&BTreeSet<usize>, Vec<usize>)> = Vec::new();
         for (head, lost) in of_size.iter().filter(|(_, lost)| !lost.is_empty()) {
             match groups.iter_mut().find(|group| group.0 == lost) {
@@ -213,13 +218,16 @@ fn always(measured: &[Measured]) -> Option<String> {
     let (mut least, mut wrong) = (usize::MAX, 0);
     for one in measured {
         for (found, expected) in one.pairs() {
-            let (Shown::Keys(found), Some(Shown::Keys(expected))) = (&found.shows, expected.map(|e| &e.shows)) else {
+            let (Shown::Keys(found), Some(Shown::Keys(expected))) =
+                (&found.shows, expected.map(|e| &e.shows))
+            else {
                 return None;
             };
             if found != expected {
                 wrong += 1;
                 least = least.min(one.question.dims().map_or(usize::MAX, |dims| dims.keys));
-                let more: BTreeSet<usize> = found.iter().filter(|key| !expected.contains(key)).copied().collect();
+                let more: BTreeSet<usize> =
+                    found.iter().filter(|key| !expected.contains(key)).copied().collect();
                 common = Some(match common {
                     Some(old) => old.intersection(&more).copied().collect(),
                     None => more,

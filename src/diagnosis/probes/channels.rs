@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use ndarray::Array4;
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::{ChannelFile, ChannelKind, ChannelOrder};
 use crate::cases::Feature;
@@ -18,7 +19,9 @@ const CHANNELS: [(usize, usize); 6] = [(1, 1), (1, 4), (2, 2), (3, 2), (4, 2), (
 pub(super) fn ask_entering(asking: &mut Asking) {
     let mut seen = Vec::new();
     for (label_channels, group_factor) in CHANNELS {
-        let Some(draft) = asking.fit(Draft { label_channels, group_factor, ..asking.draft(1) }) else { continue };
+        let Some(draft) = asking.fit(Draft { label_channels, group_factor, ..asking.draft(1) }) else {
+            continue;
+        };
         let (r, d) = (draft.label_channels, draft.head_dim());
         let wanted = Draft { keys: d, heavy: r, ..draft };
         let Some(draft) = asking.fit(wanted) else { continue };
@@ -39,7 +42,8 @@ pub(super) fn ask_entering(asking: &mut Asking) {
 /// All channels, far from their own order: 1, 4, 7, … for steps of 3.
 fn scattered(d: usize) -> Vec<usize> {
     let coprime = |step: &usize| (2..=*step).all(|x| !(step.is_multiple_of(x) && d.is_multiple_of(x)));
-    let step = [3, 5, 7, 2, 11, 13].into_iter().find(|step| step % d.max(1) != 1 && coprime(step)).unwrap_or(1);
+    let step =
+        [3, 5, 7, 2, 11, 13].into_iter().find(|step| step % d.max(1) != 1 && coprime(step)).unwrap_or(1);
     (0..d).map(|place| (place * step + d / 2) % d).collect()
 }
 
@@ -48,7 +52,9 @@ pub(super) fn tell_entering(measured: &[Measured]) -> Told {
     let rules: [(&str, Which); 4] = [
         ("the first r of a row", |place, r, _| place < r),
         ("the last r of a row", |place, r, d| place >= d - r),
-        ("the first r − 1 of a row where r is odd", |place, r, _| place < if r > 1 { r - r % 2 } else { r }),
+        ("the first r − 1 of a row where r is odd", |place, r, _| {
+            place < if r > 1 { r - r % 2 } else { r }
+        }),
         ("the first r of a row, each mapped to interleaved RoPE", |place, r, d| {
             let order = scattered(d);
             let mapped = |channel: &usize| half_split_to_interleaved(*channel, d).ok();

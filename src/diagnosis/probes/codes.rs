@@ -4,10 +4,12 @@
 use ndarray::Array4;
 
 use super::candidates::with_lanes;
-use super::draft::{Draft, Parts};
+use super::changes::LABELS;
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
-use super::simulate::{LABELS, explained};
+use super::simulate::explained;
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::channels::ranges;
 
 const BITS: [usize; 8] = [1, 2, 3, 4, 5, 8, 9, 12];
@@ -48,10 +50,8 @@ pub(super) fn ask_queries(asking: &mut Asking) {
 /// Each label is compared twice: with a key below and with one above what its code stands for.
 fn ask_bits(asking: &mut Asking, bits: usize, of_queries: bool) {
     let top = ((1u32 << bits) - 1) as f32;
-    let compared: Vec<(Label, f32)> = labels(bits)
-        .into_iter()
-        .flat_map(|label| [-0.25, 0.25].map(|beside| (label, beside)))
-        .collect();
+    let compared: Vec<(Label, f32)> =
+        labels(bits).into_iter().flat_map(|label| [-0.25, 0.25].map(|beside| (label, beside))).collect();
     let wanted = Draft { label_channels: 3, group_factor: 2, bits, ..asking.draft(2) };
     let Some(draft) = with_lanes(asking, wanted, compared.len().min(16)) else { return };
     if !asking.need(draft.label_channels >= 3, "three label channels")
@@ -93,10 +93,18 @@ fn ask_bits(asking: &mut Asking, bits: usize, of_queries: bool) {
         let read = Read::Keys { offset: draft.offset(), keys: 2 };
         let about = chunk.iter().map(|(label, side)| {
             let side = if *side < 0.0 { "lower" } else { "higher" };
-            format!("{} steps of {} above {} against a key a quarter step {side}", label.place, label.step, label.low)
+            format!(
+                "{} steps of {} above {} against a key a quarter step {side}",
+                label.place, label.step, label.low
+            )
         });
         let about = if chunk.len() == 1 { about.collect::<String>() } else { String::new() };
-        asking.call((&about, &[("B", bits)]), &draft, Parts { q: Some(q), k: Some(k), ..Parts::default() }, read);
+        asking.call(
+            (&about, &[("B", bits)]),
+            &draft,
+            Parts { q: Some(q), k: Some(k), ..Parts::default() },
+            read,
+        );
     }
 }
 

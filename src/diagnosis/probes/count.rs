@@ -1,9 +1,10 @@
 //! How many keys a row takes, as a function of H and of the candidates; H as a share of the keys, and where few keys make a
 //! mask full.
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asked, Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::Forced;
 use crate::cases::{Feature, Takes};
 
@@ -48,7 +49,9 @@ fn counted(asking: &mut Asking, n: usize, heavy: usize, excluded: usize, from: u
 pub(super) fn ask_shares(asking: &mut Asking) {
     for n in [3, 7, 10, 64] {
         for share in SHARES {
-            let Some(draft) = asking.fit(Draft { fraction: Some(share), ..asking.draft(n) }) else { continue };
+            let Some(draft) = asking.fit(Draft { fraction: Some(share), ..asking.draft(n) }) else {
+                continue;
+            };
             let score = |_: usize, _: usize, key: usize| ((key * 5 + 2) % n) as f32 / n as f32 + 1.0;
             let about = format!("a share of {share}");
             asking.scored((&about, &[("n", n)]), &draft, &score, None);
@@ -112,7 +115,10 @@ const RULES: [Rule; 8] = [
     ("min(H + 1, candidates)", |heavy, c| (heavy + 1).min(c)),
     ("min(H − 1, candidates)", |heavy, c| (heavy - 1).min(c)),
     ("H − 1 where candidates exceed H, otherwise all", |heavy, c| if c > heavy { heavy - 1 } else { c }),
-    ("min(H, candidates), but none where candidates = H", |heavy, c| if c == heavy { 0 } else { heavy.min(c) }),
+    (
+        "min(H, candidates), but none where candidates = H",
+        |heavy, c| if c == heavy { 0 } else { heavy.min(c) },
+    ),
     ("H, but all where candidates ≤ H + 1", |heavy, c| if c <= heavy + 1 { c } else { heavy }),
     ("min(H, candidates, 64)", |heavy, c| heavy.min(c).min(64)),
     ("all candidates", |_, c| c),

@@ -1,9 +1,10 @@
 //! Which KV head and which channel row each head reads, what the attention reads, and how heads that share a selection are
 //! combined.
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asked, Asking, Read};
 use super::tell::{KV_HEADS, Measured, ROWS, Told, formula};
+use super::tensors::Parts;
 use crate::algorithm::HeadMode;
 use crate::cases::Feature;
 use crate::cases::strategies::ChannelRows;
@@ -21,7 +22,8 @@ fn drafts(asking: &mut Asking, keys: fn(&Draft) -> usize) -> Vec<Draft> {
         for rows in ALL_ROWS {
             let wanted = Draft { kv_heads, group, rows, ..asking.draft(1) };
             let Some(found) = asking.fit(wanted) else { continue };
-            let wanted = Draft { kv_heads: found.kv_heads, group: found.group, rows, ..asking.draft(keys(&found)) };
+            let wanted =
+                Draft { kv_heads: found.kv_heads, group: found.group, rows, ..asking.draft(keys(&found)) };
             let Some(draft) = asking.fit(wanted) else { continue };
             let same = |other: &Draft| {
                 (other.kv_heads, other.group, other.rows) == (draft.kv_heads, draft.group, draft.rows)
@@ -137,9 +139,11 @@ fn of_mode(
 ) {
     let heads = kv_heads * group;
     let label_channels = 4;
-    let wanted = Draft { mode, kv_heads, group, label_channels, rows: ChannelRows::Shared, ..asking.draft(4) };
+    let wanted =
+        Draft { mode, kv_heads, group, label_channels, rows: ChannelRows::Shared, ..asking.draft(4) };
     let Some(draft) = asking.fit(wanted) else { return };
-    if !asking.need(draft.heads() == heads && draft.label_channels >= 4, "four heads and four label channels") {
+    if !asking.need(draft.heads() == heads && draft.label_channels >= 4, "four heads and four label channels")
+    {
         return;
     }
     let shape = (draft.batch, heads, draft.queries, draft.head_dim());
@@ -149,7 +153,8 @@ fn of_mode(
     let k = draft.keys_of(|_, _, key, channel| f32::from(u8::from(channel == key)));
     // A finite A on the last key: a mean is moved more than a sum.
     let factor = draft.rules.factor.get(draft.label_channels, draft.head_dim()) as f32;
-    let additive = biased.then(|| draft.additive((1, 1, 1), |_, _, _, key| if key == 3 { 1.3 * factor } else { 0.0 }));
+    let additive =
+        biased.then(|| draft.additive((1, 1, 1), |_, _, _, key| if key == 3 { 1.3 * factor } else { 0.0 }));
     if biased && !asking.need(asking.capabilities.offers(Feature::AttentionMask), "attention_mask") {
         return;
     }

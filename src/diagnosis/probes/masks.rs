@@ -2,10 +2,11 @@
 
 use ndarray::Array4;
 
-use super::draft::{Draft, Parts};
+use super::changes::{ADDITIVE, EARLIER};
+use super::draft::Draft;
 use super::question::{Asking, Read};
-use super::simulate::{ADDITIVE, EARLIER};
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::HeavySize;
 use crate::algorithm::config::WindowConfig;
 use crate::cases::{EarlierMasker, Feature};
@@ -68,7 +69,8 @@ pub(super) fn ask_additive(asking: &mut Asking) {
                 _ if rows.starts_with("query") => (1, 1, draft.queries),
                 _ => (1, 1, 1),
             };
-            let at = |entry, head, query, key| if acts(entry, head, query) && key == on { value } else { 0.0 };
+            let at =
+                |entry, head, query, key| if acts(entry, head, query) && key == on { value } else { 0.0 };
             for heavy in [1, 4] {
                 let Some(draft) = asking.fit(Draft { heavy, ..draft.clone() }) else { continue };
                 let parts = Parts {
@@ -87,8 +89,11 @@ pub(super) fn ask_additive(asking: &mut Asking) {
             0 => f32::NEG_INFINITY,
             other => other as f32 * 0.8 - 2.0,
         };
-        let parts =
-            Parts { k: Some(falling(&draft)), additive: Some(draft.additive(shape, value)), ..Parts::default() };
+        let parts = Parts {
+            k: Some(falling(&draft)),
+            additive: Some(draft.additive(shape, value)),
+            ..Parts::default()
+        };
         asking.call(("another in each row", &[("H", 2)]), &draft, parts, keys(&draft));
     }
 }
@@ -108,7 +113,9 @@ pub(super) fn ask_earlier(asking: &mut Asking) {
             for heavy in [1, 2, 3] {
                 let Some(draft) = asking.fit(Draft { heavy, ..draft.clone() }) else { continue };
                 let held = |key: usize| on.contains(&key) && key != 1;
-                let at = |entry, head, query, key| if acts(entry, head, query) && held(key) { weight } else { 0.0 };
+                let at = |entry, head, query, key| {
+                    if acts(entry, head, query) && held(key) { weight } else { 0.0 }
+                };
                 let parts = Parts {
                     k: Some(falling(&draft)),
                     previous: Some(draft.previous(at)),
@@ -121,7 +128,8 @@ pub(super) fn ask_earlier(asking: &mut Asking) {
     if weights {
         // A small weight counts as much more in the attention.
         let at = |_: usize, _: usize, _: usize, key: usize| [0.0, 1.0, 0.0, 1.0 / 4096.0][key];
-        let parts = Parts { k: Some(falling(&draft)), previous: Some(draft.previous(at)), ..Parts::default() };
+        let parts =
+            Parts { k: Some(falling(&draft)), previous: Some(draft.previous(at)), ..Parts::default() };
         asking.call(("P of 2^−12 on key 3", &[]), &draft, parts, keys(&draft));
     }
     for (what, weight) in [("P full", 1.0), ("P full of 0.25", 0.25)] {

@@ -8,6 +8,7 @@
 mod attention;
 mod calls;
 mod candidates;
+mod changes;
 mod channels;
 mod codes;
 mod count;
@@ -22,6 +23,7 @@ mod scale;
 mod selection;
 mod simulate;
 mod tell;
+mod tensors;
 mod wires;
 
 use std::time::{Duration, Instant};
@@ -35,7 +37,9 @@ use super::reproduction::reproduces;
 use super::{Faults, Seen, explains, extend, independent_sets};
 use crate::algorithm::Row;
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Answer, Call, Capabilities, NoAnswer, Observation, RoundingModel, StageAnswer, StageCall};
+use crate::cases::{
+    Answer, Call, Capabilities, NoAnswer, Observation, RoundingModel, StageAnswer, StageCall,
+};
 use crate::subjects::{Reference, Subject, ask, ask_stage};
 use crate::verdicts::judge::{first_failure, judge_observation};
 use crate::verdicts::{Verdict, judge_stage};
@@ -154,7 +158,8 @@ impl Probed {
     pub fn find_cause(&mut self, model: RoundingModel) {
         let wrong = self.seen.iter().filter(|seen| !seen.conforms).map(|seen| &seen.observation);
         // The one with the fewest numbers is the quickest to try.
-        let bytes = |observation: &&Observation| observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
+        let bytes =
+            |observation: &&Observation| observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
         let faults = wrong.min_by_key(bytes).and_then(|smallest| extend(&[], smallest, &self.seen, model));
         let faults = faults.filter(|faults| explains(faults, &self.seen, model));
         let words = |fault: &&Fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row);
@@ -329,7 +334,8 @@ impl Probing<'_> {
                     self.seen.push(Seen { observation, conforms, after: self.questions });
                 }
                 let answers = observation.answers.clone();
-                let wrong = failure.map(|(call, kind)| self.wrong(question, observation, &verdicts[call], (call, kind)));
+                let wrong = failure
+                    .map(|(call, kind)| self.wrong(question, observation, &verdicts[call], (call, kind)));
                 Outcome { answers, wrong }
             }
             Asked::Stage(call) => {
@@ -338,7 +344,8 @@ impl Probing<'_> {
                 let verdict = judge_stage(call, &answer, self.model);
                 let wrong = verdict.kind.map(|kind| {
                     let why = verdict.explanations.first().cloned().unwrap_or_else(|| kind.into());
-                    let deviation = Deviation::Stage(format!("probe: {}", question.words()), Box::new(call.clone()));
+                    let deviation =
+                        Deviation::Stage(format!("probe: {}", question.words()), Box::new(call.clone()));
                     Wrong { why: in_question(question, &why), deviation, at: None, declared: false }
                 });
                 let answers = vec![answer.map(|answer: StageAnswer| question::as_answer(call, answer))];

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array4, s};
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
+use super::tensors::Parts;
 use crate::algorithm::{Dims, Row};
-use crate::cases::{
-    Answer, Call, Capabilities, Instance, NoAnswer, Sequence, StageAnswer, StageCall, Takes,
-};
+use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, Sequence, StageAnswer, StageCall, Takes};
 use crate::subjects::{Subject, ask, ask_stage};
 
 /// What is asked.
@@ -221,7 +220,13 @@ impl<'a> Asking<'a> {
         let missing = self.capabilities.missing(&sequence);
         if missing.is_empty() {
             let (about, numbers) = (about.into(), numbers.to_vec());
-            self.questions.push(Question { about, numbers, asked: Asked::Sequence(sequence), read, times: 1 });
+            self.questions.push(Question {
+                about,
+                numbers,
+                asked: Asked::Sequence(sequence),
+                read,
+                times: 1,
+            });
         } else {
             self.needs.extend(missing);
         }

@@ -1,9 +1,10 @@
 //! How finely and in which direction scores are ranked, crowds of scores that agree in their high bits, and ties.
 
 use super::candidates::with_lanes;
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told, first_differences};
+use super::tensors::Parts;
 use crate::algorithm::{ScoreRule, Storage};
 
 /// Bits after the first that a score is told apart by.
@@ -129,9 +130,12 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
 
 /// Equal keys, all or in plateaus.
 pub(super) fn ask_ties(asking: &mut Asking) {
-    for (about, n, heavy, plateau) in
-        [("all equal", 6, 2, 6), ("all equal", 40, 7, 40), ("two plateaus", 12, 6, 4), ("two plateaus", 70, 40, 30)]
-    {
+    for (about, n, heavy, plateau) in [
+        ("all equal", 6, 2, 6),
+        ("all equal", 40, 7, 40),
+        ("two plateaus", 12, 6, 4),
+        ("two plateaus", 70, 40, 30),
+    ] {
         let Some(draft) = with_lanes(asking, Draft { heavy, ..asking.draft(n) }, 1) else { continue };
         let score = |_: usize, _: usize, key: usize| if key * 5 % n < plateau { 2.0 } else { 1.0 };
         asking.scored((about, &[("n", n), ("H", heavy)]), &draft, &score, None);

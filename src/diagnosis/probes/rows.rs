@@ -2,15 +2,17 @@
 
 use ndarray::Array4;
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read};
 use super::tell::{Formula, Measured, SELF, Told, formula};
+use super::tensors::Parts;
 use crate::algorithm::{Lengths, Padding};
 use crate::cases::Feature;
 use crate::cases::capabilities::RAGGED;
 
 /// Entries, queries and keys.
-const BATCHES: [(usize, usize, usize); 6] = [(2, 1, 5), (3, 1, 4), (2, 2, 5), (3, 2, 9), (4, 1, 17), (2, 3, 13)];
+const BATCHES: [(usize, usize, usize); 6] =
+    [(2, 1, 5), (3, 1, 4), (2, 2, 5), (3, 2, 9), (4, 1, 17), (2, 3, 13)];
 
 /// In entry x key x scores highest.
 pub(super) fn ask_entries(asking: &mut Asking) {
@@ -19,9 +21,12 @@ pub(super) fn ask_entries(asking: &mut Asking) {
     }
     for (batch, queries, n) in BATCHES {
         for kv_heads in [1, 2] {
-            let Some(draft) = asking.fit(Draft { batch, queries, kv_heads, ..asking.draft(n) }) else { continue };
-            let score =
-                |entry: usize, _: usize, key: usize| if key == entry % n { 2.0 } else { key as f32 / n as f32 };
+            let Some(draft) = asking.fit(Draft { batch, queries, kv_heads, ..asking.draft(n) }) else {
+                continue;
+            };
+            let score = |entry: usize, _: usize, key: usize| {
+                if key == entry % n { 2.0 } else { key as f32 / n as f32 }
+            };
             let numbers = [("b", draft.batch), ("m", draft.queries), ("n", n)];
             asking.scored(("", &numbers), &draft, &score, None);
         }
@@ -55,7 +60,8 @@ pub(super) fn ask_causality(asking: &mut Asking) {
     for (queries, n) in [(1, 4), (2, 4), (3, 6), (5, 5), (4, 19), (2, 33)] {
         for (about, rising) in [("rising", true), ("falling", false)] {
             for heavy in [1, 3] {
-                let Some(draft) = asking.fit(Draft { queries, heavy, causal: true, ..asking.draft(n) }) else {
+                let Some(draft) = asking.fit(Draft { queries, heavy, causal: true, ..asking.draft(n) })
+                else {
                     continue;
                 };
                 asking.need(draft.queries > 1, "many_queries");
@@ -88,7 +94,8 @@ pub(super) fn ask_lengths(asking: &mut Asking) {
                 let Some(draft) = asking.fit(wanted) else { continue };
                 asking.need(draft.batch > 1, "batch");
                 let n = draft.all_keys();
-                let lengths = (0..draft.batch).map(|entry| [n, n - 1, n / 2, 1, 0][entry % 5].min(n)).collect();
+                let lengths =
+                    (0..draft.batch).map(|entry| [n, n - 1, n / 2, 1, 0][entry % 5].min(n)).collect();
                 let k = draft.scored_keys(|entry, _, key| {
                     let place = if entry % 2 == 0 { key } else { n - key };
                     1.0 + place as f32 / n as f32

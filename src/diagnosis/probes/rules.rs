@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use ndarray::Array3;
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::algorithm::{ChannelFile, ChannelOrder, GroupFactor, ScoreRule};
 use crate::cases::{Feature, Instance};
 
@@ -46,16 +47,21 @@ pub(super) fn ask(asking: &mut Asking) {
                 }
                 if rules.score == ScoreRule::Relu {
                     let words = draft.random(seed, 7, (dims.batch, dims.heads, dims.queries, 1));
-                    let weights = Array3::from_shape_fn((dims.batch, dims.heads, dims.queries), |(b, h, m)| {
-                        words[(b, if heads == 1 { 0 } else { h }, m, 0)]
-                    });
+                    let weights =
+                        Array3::from_shape_fn((dims.batch, dims.heads, dims.queries), |(b, h, m)| {
+                            words[(b, if heads == 1 { 0 } else { h }, m, 0)]
+                        });
                     parts.head_weights = Some(weights);
                 }
                 let instance = draft.instance().and_then(|instance| weighted(instance, &draft, seed));
                 let calls = draft.call(parts).map(|call| vec![call]);
                 let read = Read::Keys { offset: 0, keys: draft.all_keys() };
                 let rule = serde_json::json!(rules).to_string();
-                let about = if rule == "{}" { mode.name().to_owned() } else { format!("{} with rules {rule}", mode.name()) };
+                let about = if rule == "{}" {
+                    mode.name().to_owned()
+                } else {
+                    format!("{} with rules {rule}", mode.name())
+                };
                 asking.sequence((&about, &[("case", seed as usize)]), instance, calls, read);
             }
         }
@@ -69,7 +75,8 @@ fn weighted(mut instance: Instance, draft: &Draft, seed: u64) -> Option<Instance
     }
     let (rows, r) = (draft.row_count(), draft.label_channels);
     let numbers = draft.random(seed, 8, (1, 1, rows, r));
-    let weights = (0..rows).map(|row| (0..r).map(|channel| numbers[(0, 0, row, channel)]).collect()).collect();
+    let weights =
+        (0..rows).map(|row| (0..r).map(|channel| numbers[(0, 0, row, channel)]).collect()).collect();
     let order = instance.channels(0).ok()?.clone().with_weights(weights).ok()?;
     let mut file = ChannelFile::default();
     file.insert(instance.channel_selection, 0, order);
@@ -94,7 +101,9 @@ pub(super) fn ask_refusals(asking: &mut Asking) {
         if full && !asking.need(asking.capabilities.offers(Feature::Previous), "previous") {
             continue;
         }
-        let Some(draft) = asking.fit(Draft { label_channels: 2, group_factor: 2, heavy: 2, ..asking.draft(5) }) else {
+        let Some(draft) =
+            asking.fit(Draft { label_channels: 2, group_factor: 2, heavy: 2, ..asking.draft(5) })
+        else {
             return;
         };
         let Some(instance) = draft.instance() else { return };
@@ -108,7 +117,12 @@ pub(super) fn ask_refusals(asking: &mut Asking) {
         if let Ok(factor) = GroupFactor::new(draft.head_dim() as u64 - 1) {
             other.selection.group_factor = factor;
         }
-        asking.sequence((&about("G that does not divide d"), &[]), Some(other), plain(keys()), Read::Answered);
+        asking.sequence(
+            (&about("G that does not divide d"), &[]),
+            Some(other),
+            plain(keys()),
+            Read::Answered,
+        );
         let short = vec![vec![0]; draft.row_count()];
         let other = ChannelOrder::new(short).ok().map(|order| with_order(&instance, order));
         asking.sequence((&about("channel rows shorter than r"), &[]), other, plain(keys()), Read::Answered);
@@ -117,16 +131,27 @@ pub(super) fn ask_refusals(asking: &mut Asking) {
         asking.sequence((&about("channels beyond d"), &[]), other, plain(keys()), Read::Answered);
         if let Some(draft) = asking.fit(Draft { bits: 4, ..draft.clone() }) {
             let tiny = draft.keys_of(|_, _, _, channel| if channel == 0 { 1e-45 } else { 0.0 });
-            asking.sequence((&about("labels that leave the type"), &[]), draft.instance(), plain(tiny), Read::Answered);
+            asking.sequence(
+                (&about("labels that leave the type"), &[]),
+                draft.instance(),
+                plain(tiny),
+                Read::Answered,
+            );
         }
-        let forced = asking.capabilities.rules.iter().find(|rules| rules.forced.first + rules.forced.last > 1);
+        let forced =
+            asking.capabilities.rules.iter().find(|rules| rules.forced.first + rules.forced.last > 1);
         if let Some(&rules) = forced {
             let mut other = instance.clone();
             other.selection.rules = rules;
             if let Ok(one) = crate::algorithm::HeavySize::count(1) {
                 other.selection.heavy_size = one;
             }
-            asking.sequence((&about("more forced keys than H"), &[]), Some(other), plain(keys()), Read::Answered);
+            asking.sequence(
+                (&about("more forced keys than H"), &[]),
+                Some(other),
+                plain(keys()),
+                Read::Answered,
+            );
         }
     }
 }

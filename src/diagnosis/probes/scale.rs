@@ -1,8 +1,9 @@
 //! What scores are multiplied by before A is added: key 0 has a score, key 1 has none and a finite A. Where key 1 wins, A is larger.
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
 use super::tell::{Measured, Told};
+use super::tensors::Parts;
 use crate::cases::Feature;
 
 /// A in parts of the score that key 0 should have, in hundredths.
@@ -44,10 +45,13 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
     let (won, lost): (Vec<_>, Vec<_>) = measured.iter().partition(wins);
     let least = won.iter().map(|one| number(one, "percent")).max();
     let most = lost.iter().map(|one| number(one, "percent")).min();
-    let (Some(first), true) = (measured.first(), least.zip(most).is_none_or(|(least, most)| least < most)) else {
+    let (Some(first), true) = (measured.first(), least.zip(most).is_none_or(|(least, most)| least < most))
+    else {
         return Told::or_examples(measured, || "no single factor".into());
     };
-    let super::question::Asked::Sequence(sequence) = &first.question.asked else { return Told::Rule(String::new()) };
+    let super::question::Asked::Sequence(sequence) = &first.question.asked else {
+        return Told::Rule(String::new());
+    };
     let (r, d) = (number(first, "r"), number(first, "d"));
     let factor = sequence.instance.selection.rules.factor.get(r, d);
     let range = match (least, most) {
@@ -56,11 +60,14 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
             let names = [("1/√r", (r as f64).sqrt().recip()), ("1/√d", (d as f64).sqrt().recip())];
             let more = [("1", 1.0), ("1/r", (r as f64).recip()), ("1/d", (d as f64).recip())];
             let inside = |(_, value): &(&str, f64)| bounds[0] < *value && *value < bounds[1];
-            let name = names.into_iter().chain(more).find(inside).map_or(String::new(), |n| format!(" ({})", n.0));
+            let name =
+                names.into_iter().chain(more).find(inside).map_or(String::new(), |n| format!(" ({})", n.0));
             format!("between {:.3} and {:.3}{name}", bounds[0], bounds[1])
         }
         (None, _) => format!("below {:.3}, or A counts more", factor * PARTS[0] as f64 / 100.0),
-        (_, None) => format!("above {:.3}, or A does not count", factor * PARTS[PARTS.len() - 1] as f64 / 100.0),
+        (_, None) => {
+            format!("above {:.3}, or A does not count", factor * PARTS[PARTS.len() - 1] as f64 / 100.0)
+        }
     };
     Told::Rule(format!("{range}, r = {r}, d = {d}"))
 }

@@ -2,8 +2,9 @@
 
 use ndarray::Array4;
 
-use super::draft::{Draft, Parts};
+use super::draft::Draft;
 use super::question::{Asking, Read};
+use super::tensors::Parts;
 use crate::algorithm::{HeadMode, Mask};
 use crate::cases::{Feature, SelectionCall, StageCall};
 
@@ -54,7 +55,9 @@ pub(super) fn ask_keys_of_heads(asking: &mut Asking) {
 fn of_heads(asking: &mut Asking, parts: fn(&Draft) -> Parts) {
     asking.need(asking.capabilities.offers(Feature::GroupedHeads), "grouped_heads");
     for (kv_heads, group) in [(1, 2), (2, 2), (3, 1), (3, 2), (2, 3)] {
-        let Some(draft) = fitted(asking, Draft { kv_heads, group, ..asking.draft(kv_heads.max(2)) }) else { continue };
+        let Some(draft) = fitted(asking, Draft { kv_heads, group, ..asking.draft(kv_heads.max(2)) }) else {
+            continue;
+        };
         if asking.need(draft.heads() > 1, "two heads") {
             let about = format!("{} heads over {}", draft.heads(), draft.kv_heads);
             asked(asking, (&about, &[]), &draft, (parts(&draft), Read::Whole), &|_, _, _, _| true);
@@ -66,10 +69,14 @@ fn of_heads(asking: &mut Asking, parts: fn(&Draft) -> Parts) {
 pub(super) fn ask_values(asking: &mut Asking) {
     for value_dim in [None, Some(1), Some(5)] {
         for n in [1, 2, 7, 16, 17, 33, 64, 65, 130, 300, 1025] {
-            let Some(draft) = fitted(asking, Draft { value_dim, queries: 2, ..asking.draft(n) }) else { continue };
+            let Some(draft) = fitted(asking, Draft { value_dim, queries: 2, ..asking.draft(n) }) else {
+                continue;
+            };
             let shape = (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim());
             let v = Array4::from_shape_fn(shape, |(_, _, key, channel)| (key % 8 + channel * 8) as f32);
-            for (about, from, to) in [("the last keys", n - n.div_ceil(4), n), ("the first keys", 0, n.div_ceil(4))] {
+            for (about, from, to) in
+                [("the last keys", n - n.div_ceil(4), n), ("the first keys", 0, n.div_ceil(4))]
+            {
                 let k = Some(draft.scored_keys(|_, _, _| 0.0));
                 let parts = Parts { k, v: Some(v.clone()), ..Parts::default() };
                 let numbers = [("n", n), ("dv", draft.value_dim())];
@@ -88,7 +95,9 @@ pub(super) fn ask_scale(asking: &mut Asking) {
             if scaling.is_some() && !asking.need(asking.capabilities.offers(Feature::Scaling), "scaling") {
                 continue;
             }
-            let Some(draft) = fitted(asking, Draft { scaling, group_factor, ..asking.draft(2) }) else { continue };
+            let Some(draft) = fitted(asking, Draft { scaling, group_factor, ..asking.draft(2) }) else {
+                continue;
+            };
             let first = draft.offset();
             let shape = (draft.batch, draft.kv_heads, draft.all_keys(), draft.value_dim());
             let v = Array4::from_shape_fn(shape, |(_, _, key, _)| f32::from(u8::from(key == first)));
@@ -96,7 +105,13 @@ pub(super) fn ask_scale(asking: &mut Asking) {
             let about = scaling.map_or("the default scaling".into(), |scaling| format!("scaling {scaling}"));
             let parts = Parts { k: Some(k), v: Some(v), ..Parts::default() };
             let keys = first..first + 2;
-            asked(asking, (&about, &[("d", draft.head_dim())]), &draft, (parts, Read::Output), &|_, _, _, key| keys.contains(&key));
+            asked(
+                asking,
+                (&about, &[("d", draft.head_dim())]),
+                &draft,
+                (parts, Read::Output),
+                &|_, _, _, key| keys.contains(&key),
+            );
         }
     }
 }
@@ -110,17 +125,30 @@ pub(super) fn ask_random(asking: &mut Asking) {
             for (batch, kv_heads, group, queries) in [(1, 1, 1, 1), (2, 2, 2, 2), (1, 2, 3, 1)] {
                 let (label_channels, group_factor) = (4, 2);
                 let wanted = Draft {
-                    storage, batch, kv_heads, group, queries, label_channels, group_factor, ..asking.draft(n)
+                    storage,
+                    batch,
+                    kv_heads,
+                    group,
+                    queries,
+                    label_channels,
+                    group_factor,
+                    ..asking.draft(n)
                 };
                 let Some(draft) = fitted(asking, wanted) else { continue };
                 let parts = draft.random_parts(seed as u64);
                 let about = format!("random, {}", draft.storage);
                 let numbers = [("b", draft.batch), ("h", draft.heads()), ("n", draft.all_keys())];
-                asked(asking, (&about, &numbers), &draft, (parts, Read::Output), &|entry, head, query, key| {
-                    let row = entry * 5 + head * 3 + query;
-                    let nothing = empty && row % 7 == 3;
-                    !nothing && (key * 7 + row) % 3 == 0 || (!nothing && key == row % n)
-                });
+                asked(
+                    asking,
+                    (&about, &numbers),
+                    &draft,
+                    (parts, Read::Output),
+                    &|entry, head, query, key| {
+                        let row = entry * 5 + head * 3 + query;
+                        let nothing = empty && row % 7 == 3;
+                        !nothing && ((key * 7 + row).is_multiple_of(3) || key == row % n)
+                    },
+                );
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::question::{Question, Reading, Shown};
 use super::simulate::{Named, explained};
-use crate::algorithm::{Dims, Row};
 use crate::algorithm::channels::ranges;
+use crate::algorithm::{Dims, Row};
 
 /// A question with what was read and what the reference's answers show.
 #[derive(Clone)]
@@ -98,7 +98,8 @@ impl Measured<'_> {
 
     /// What differs: where the verdict says, or, of numbers, most.
     fn difference(&self) -> Option<(&Reading, Option<&Reading>)> {
-        let differing = self.pairs().filter(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
+        let differing =
+            self.pairs().filter(|(found, expected)| expected.is_none_or(|e| e.shows != found.shows));
         let far = |(found, expected): &(&Reading, Option<&Reading>)| {
             let named = self.at == Some((found.call, found.row));
             (named, distance(&found.shows, expected.map(|expected| &expected.shows)))
@@ -110,9 +111,9 @@ impl Measured<'_> {
     /// Pairs of what was read and what was expected.
     pub fn pairs(&self) -> impl Iterator<Item = (&Reading, Option<&Reading>)> {
         let same = |reading: &Reading| (reading.call, reading.row);
-        self.found.iter().map(move |found| {
-            (found, self.expected.iter().find(|expected| same(expected) == same(found)))
-        })
+        self.found
+            .iter()
+            .map(move |found| (found, self.expected.iter().find(|expected| same(expected) == same(found))))
     }
 }
 

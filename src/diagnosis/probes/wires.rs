@@ -3,7 +3,8 @@
 use super::question::Asking;
 use super::tell::{Measured, Told};
 use super::{
-    attention, calls, candidates, channels, codes, count, heads, masks, ranking, rows, rules, scale, selection,
+    attention, calls, candidates, channels, codes, count, heads, masks, ranking, rows, rules, scale,
+    selection,
 };
 use crate::cases::Takes;
 
