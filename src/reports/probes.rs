@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::diagnosis::probes::{Measurement, Probed, State};
+#[cfg(feature = "cli")]
+use crate::diagnosis::probes::Measurement;
+use crate::diagnosis::probes::{Probed, State};
 
 /// How a wire fared, in two words at most.
 #[cfg(feature = "cli")]
