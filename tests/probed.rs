@@ -68,11 +68,11 @@ fn sorted(script: &Path, names: &[String]) -> (Vec<String>, Vec<String>) {
 
 fn independent_faults_are_probed() -> Result<(), Failed> {
     let key = std::fs::read_to_string(project("tests/faults_independent/key.toml"))?;
-    let named = |kind: &str| -> Vec<String> {
-        let names = key.lines().filter_map(|line| line.strip_prefix(kind)?.strip_suffix(']'));
-        names.map(str::to_owned).collect()
-    };
-    let (faulty, right) = (named("[fault."), named("[right."));
+    let (of_faults, of_right) = key.split_once("\n[right]\n").ok_or("key.toml holds no [right]")?;
+    let faulty = of_faults.lines().filter_map(|line| line.strip_prefix("[fault.")?.strip_suffix(']'));
+    let right = of_right.lines().filter_map(|line| Some(line.split_once(" = {")?.0));
+    let (faulty, right): (Vec<String>, Vec<String>) =
+        (faulty.map(str::to_owned).collect(), right.map(str::to_owned).collect());
     assert!(faulty.len() > 90 && right.len() > 20, "{} and {}", faulty.len(), right.len());
     let script = project("tests/faults_independent/run.py");
     let (flagged, _) = sorted(&script, &right);
