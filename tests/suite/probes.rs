@@ -223,7 +223,6 @@ fn wires_are_told_with_the_subjects_numbers() {
         ("kv-heads-divided", "head i reads KV head i / hk, at most hk − 1"),
         ("one-key-more", "min(H + 1, candidates)"),
         ("one-key-fewer", "count: min(H − 1, candidates)"),
-        ("interleaved-channels", "each mapped to interleaved RoPE"),
         ("symmetric-int8", "symmetric int8"),
         ("fills-up", "excluded keys are selected where candidates are too few"),
         ("heads-summed", "i / g, summed over all heads"),

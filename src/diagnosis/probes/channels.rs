@@ -57,8 +57,8 @@ pub(super) fn tell_entering(measured: &[Measured]) -> Told {
         }),
         ("the first r of a row, each mapped to interleaved RoPE", |place, r, d| {
             let order = scattered(d);
-            let mapped = |channel: &usize| half_split_to_interleaved(*channel, d).ok();
-            order[..r].iter().any(|channel| mapped(channel) == Some(order[place]))
+            let mapped = |channel: &usize| half_split_to_interleaved(*channel, d).unwrap_or(*channel);
+            order[..r].iter().any(|channel| mapped(channel) == order[place])
         }),
     ];
     let number = |one: &Measured, name: &str| {

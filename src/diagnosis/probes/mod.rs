@@ -195,6 +195,12 @@ pub fn probe(subject: &mut dyn Subject, capabilities: &Capabilities, known: &Fau
             wire.state = State::Deviates;
         }
     }
+    let deviating: Vec<&str> =
+        wires.iter().filter(|wire| wire.state == State::Deviates).map(|wire| wire.wire).collect();
+    for wire in &mut wires {
+        let rests_on = WIRES.iter().find(|own| own.name == wire.wire).and_then(|own| own.rests_on);
+        wire.by_rule &= rests_on.is_none_or(|other| !deviating.contains(&other));
+    }
     for (wire, first) in wires.iter().zip(&mut first) {
         first.take_if(|_| wire.state != State::Deviates);
     }

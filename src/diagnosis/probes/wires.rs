@@ -17,6 +17,8 @@ pub(super) struct Wire {
     pub ask: fn(&mut Asking),
     /// What was read, in words.
     pub tell: fn(&[Measured]) -> Told,
+    /// A wire that its questions rely on: where that deviates, nothing that is read here is called a rule.
+    pub rests_on: Option<&'static str>,
     /// Whether what conforming answers show is told, too.
     pub tells_ties: bool,
 }
@@ -32,7 +34,7 @@ const fn wire(
     ask: fn(&mut Asking),
     tell: fn(&[Measured]) -> Told,
 ) -> Wire {
-    Wire { name, takes, ask, tell, tells_ties: false }
+    Wire { name, takes, ask, tell, rests_on: None, tells_ties: false }
 }
 
 pub(super) const WIRES: &[Wire] = &[
@@ -47,8 +49,8 @@ pub(super) const WIRES: &[Wire] = &[
     wire("channels", INPUTS, channels::ask_entering, channels::tell_entering),
     wire("channels of layers", INPUTS, channels::ask_layers, channels::tell_calls),
     wire("kind of rows", INPUTS, channels::ask_kinds, channels::tell_own),
-    wire("codes of keys", INPUTS, codes::ask_keys, codes::tell),
-    wire("codes of queries", INPUTS, codes::ask_queries, codes::tell),
+    Wire { rests_on: Some("channels"), ..wire("codes of keys", INPUTS, codes::ask_keys, codes::tell) },
+    Wire { rests_on: Some("channels"), ..wire("codes of queries", INPUTS, codes::ask_queries, codes::tell) },
     wire("scale", INPUTS, scale::ask, scale::tell),
     wire("ranking", RANKED, ranking::ask, ranking::tell),
     Wire { tells_ties: true, ..wire("ties", RANKED, ranking::ask_ties, ranking::tell_ties) },
