@@ -142,6 +142,8 @@ pub(super) fn ask_ties(asking: &mut Asking) {
     }
 }
 
+const WRONG_NUMBER: &str = "the wrong number of keys";
+
 /// Which of equal keys are selected: told, as every order is right.
 pub(super) fn tell_ties(measured: &[Measured]) -> Told {
     let equal = measured.iter().filter(|one| one.question.about == "all equal").flat_map(|one| {
@@ -151,11 +153,13 @@ pub(super) fn tell_ties(measured: &[Measured]) -> Told {
             Shown::Keys(keys) if keys.iter().copied().eq(0..heavy) => "lowest first",
             Shown::Keys(keys) if keys.iter().copied().eq(n.saturating_sub(heavy)..n) => "highest first",
             Shown::Keys(keys) if keys.len() == heavy => "another order",
-            _ => "the wrong number of keys",
+            _ => WRONG_NUMBER,
         })
     });
     let mut orders: Vec<_> = equal.collect();
     orders.sort_unstable();
     orders.dedup();
-    Told::Rule(if orders.is_empty() { "not seen".into() } else { orders.join(", ") })
+    let wrong = orders.contains(&WRONG_NUMBER);
+    let told = if orders.is_empty() { "not seen".into() } else { orders.join(", ") };
+    if wrong { Told::Examples(told) } else { Told::Rule(told) }
 }

@@ -1,4 +1,5 @@
 //! What scores are multiplied by before A is added: key 0 has a score, key 1 has none and a finite A. Where key 1 wins, A is larger.
+//! Key 2 has neither.
 
 use super::draft::Draft;
 use super::question::{Asking, Read, Shown};
@@ -14,7 +15,7 @@ pub(super) fn ask(asking: &mut Asking) {
         return;
     }
     for part in PARTS {
-        let wanted = Draft { label_channels: 4, group_factor: 4, ..asking.draft(2) };
+        let wanted = Draft { label_channels: 4, group_factor: 4, ..asking.draft(3) };
         let Some(draft) = asking.fit(wanted) else { return };
         let k = draft.scored_keys(|_, _, key| if key == 0 { 4.0 } else { 0.0 });
         let heads = draft.heads() as f32;
