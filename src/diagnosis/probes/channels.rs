@@ -15,7 +15,8 @@ use crate::cases::Feature;
 /// Label channels and group factor.
 const CHANNELS: [(usize, usize); 6] = [(1, 1), (1, 4), (2, 2), (3, 2), (4, 2), (5, 1)];
 
-/// Key j has channel j alone; as many are selected as channels enter.
+/// Key j has channel j alone, and those beyond the first r a little of the first channel, so that they come before a key whose channel
+/// does not enter; as many are selected as channels enter.
 pub(super) fn ask_entering(asking: &mut Asking) {
     let mut seen = Vec::new();
     for (label_channels, group_factor) in CHANNELS {
@@ -32,7 +33,11 @@ pub(super) fn ask_entering(asking: &mut Asking) {
         let order = scattered(d);
         let instance = draft.instance_with(vec![order.clone(); draft.row_count()]);
         let q = Array4::ones((draft.batch, draft.heads(), draft.queries, d));
-        let k = draft.keys_of(|_, _, key, channel| if channel == order[key] { 2.0 } else { 0.0 });
+        let k = draft.keys_of(|_, _, key, channel| match channel {
+            channel if channel == order[key] => 2.0,
+            channel if channel == order[0] && key >= r => 0.5,
+            _ => 0.0,
+        });
         let calls = draft.call(Parts { q: Some(q), k: Some(k), ..Parts::default() }).map(|call| vec![call]);
         let read = Read::Keys { offset: draft.offset(), keys: d };
         asking.sequence(("", &[("r", r), ("d", d)]), instance, calls, read);

@@ -47,6 +47,31 @@ pub(super) fn ask_queries(asking: &mut Asking) {
     }
 }
 
+/// Rows whose channels are all equal are labels of that number, also where there is one channel only.
+pub(super) fn ask_equal(asking: &mut Asking) {
+    for bits in BITS {
+        for label_channels in [1, 3] {
+            let wanted = Draft { label_channels, group_factor: 2, bits, ..asking.draft(2) };
+            let Some(draft) = asking.fit(wanted) else { continue };
+            if !asking.need(draft.bits == bits, "quantised") {
+                continue;
+            }
+            for beside in [-0.5, 0.5] {
+                let r = draft.label_channels;
+                let q = draft.unit_queries();
+                let k = draft.keys_of(|_, _, key, channel| match (key, channel) {
+                    (0, channel) if channel < r => 3.0,
+                    (1, 0) => 3.0 + beside,
+                    _ => 0.0,
+                });
+                let read = Read::Keys { offset: draft.offset(), keys: 2 };
+                let parts = Parts { q: Some(q), k: Some(k), ..Parts::default() };
+                asking.call(("equal channels", &[("B", bits), ("r", r)]), &draft, parts, read);
+            }
+        }
+    }
+}
+
 /// Each label is compared twice: with a key below and with one above what its code stands for.
 fn ask_bits(asking: &mut Asking, bits: usize, of_queries: bool) {
     let top = ((1u32 << bits) - 1) as f32;

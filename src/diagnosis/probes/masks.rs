@@ -53,6 +53,7 @@ pub(super) fn ask_additive(asking: &mut Asking) {
         ("−∞ on key 0", 0, f32::NEG_INFINITY),
         ("−2.2 on key 0", 0, -2.2),
         ("4 on key 3", 3, 4.0),
+        ("−60000 on key 0", 0, -60_000.0),
         ("the most negative number on key 0", 0, lowest),
     ];
     for (what, on, value) in kinds {

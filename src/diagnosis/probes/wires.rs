@@ -51,6 +51,7 @@ pub(super) const WIRES: &[Wire] = &[
     wire("kind of rows", INPUTS, channels::ask_kinds, channels::tell_own),
     Wire { rests_on: Some("channels"), ..wire("codes of keys", INPUTS, codes::ask_keys, codes::tell) },
     Wire { rests_on: Some("channels"), ..wire("codes of queries", INPUTS, codes::ask_queries, codes::tell) },
+    wire("labels of equal channels", INPUTS, codes::ask_equal, rows::tell_queries),
     wire("scale", INPUTS, scale::ask, scale::tell),
     wire("ranking", RANKED, ranking::ask, ranking::tell),
     Wire { tells_ties: true, ..wire("ties", RANKED, ranking::ask_ties, ranking::tell_ties) },
