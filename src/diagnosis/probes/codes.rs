@@ -162,6 +162,10 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
     Told::Examples(format!("off the grid for B = {}: {}", ranges(wrong), examples.join("; ")))
 }
 
+pub(super) fn tell_equal(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "the number itself".into())
+}
+
 /// What one comparison says, from the numbers asked.
 fn example(
     one: &Measured,

@@ -150,3 +150,7 @@ pub(super) fn tell(measured: &[Measured]) -> Told {
 pub(super) fn tell_short(measured: &[Measured]) -> Told {
     Told::or_examples(measured, || "only where it is set".into())
 }
+
+pub(super) fn tell_shares(measured: &[Measured]) -> Told {
+    Told::or_examples(measured, || "⌊share · n⌋, at least 1".into())
+}

@@ -40,7 +40,7 @@ const fn wire(
 pub(super) const WIRES: &[Wire] = &[
     wire("candidates", RANKED, candidates::ask, candidates::tell),
     wire("count", RANKED, count::ask, count::tell),
-    wire("count of a share", INPUTS, count::ask_shares, rows::tell_queries),
+    wire("count of a share", INPUTS, count::ask_shares, count::tell_shares),
     wire("dense when short", INPUTS, count::ask_short, count::tell_short),
     wire("KV head of the ranking", INPUTS, heads::ask_kv_heads, heads::tell_kv_heads),
     wire("KV head of keys attended to", INPUTS, heads::ask_attended_keys, heads::tell_kv_heads),
@@ -51,7 +51,7 @@ pub(super) const WIRES: &[Wire] = &[
     wire("kind of rows", INPUTS, channels::ask_kinds, channels::tell_own),
     Wire { rests_on: Some("channels"), ..wire("codes of keys", INPUTS, codes::ask_keys, codes::tell) },
     Wire { rests_on: Some("channels"), ..wire("codes of queries", INPUTS, codes::ask_queries, codes::tell) },
-    wire("labels of equal channels", INPUTS, codes::ask_equal, rows::tell_queries),
+    wire("labels of equal channels", INPUTS, codes::ask_equal, codes::tell_equal),
     wire("scale", INPUTS, scale::ask, scale::tell),
     wire("ranking", RANKED, ranking::ask, ranking::tell),
     Wire { tells_ties: true, ..wire("ties", RANKED, ranking::ask_ties, ranking::tell_ties) },
