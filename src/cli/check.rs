@@ -1,4 +1,4 @@
-//! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,D6] [--out DIR] [--html FILE]`
+//! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,D6] [--out DIR] [--html FILE] [--probe]`
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use doublecheck::algorithm::Rules;
 use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
 use doublecheck::reports::check::render;
 use doublecheck::reports::counterexamples;
-use doublecheck::reports::html;
-use doublecheck::runner::check::check_with;
+use doublecheck::reports::{html, probes};
+use doublecheck::runner::check::{check_with, probe_only};
 use doublecheck::runner::shrink::Limits;
 
 use super::watching::Watching;
@@ -81,6 +81,9 @@ pub struct Arguments {
     /// Write the whole report as one HTML file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Measure the wires of the subject and print the table of what it does; nothing else is asked
+    #[arg(long, conflicts_with = "out")]
+    probe: bool,
     /// Leave times out of the text, so that it is the same for each run
     #[arg(long)]
     no_times: bool,
@@ -134,7 +137,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         counterexamples::remove_all(folder).map_err(|error| cannot_write(folder, error))?;
     }
     let mut watching = Watching::new(out, subject.name())?;
-    let mut report = check_with(subject.as_mut(), &options, &mut |event| watching.event(event));
+    let mut report = if arguments.probe {
+        probe_only(subject.as_mut(), &options)
+    } else {
+        check_with(subject.as_mut(), &options, &mut |event| watching.event(event))
+    };
     watching.end();
     if let Some(folder) = out {
         counterexamples::write(&mut report, folder).map_err(|error| cannot_write(folder, error))?;
@@ -145,7 +152,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if let Some(path) = &arguments.html {
         write(path, &html::check(&report, &arguments.subject.again()))?;
     }
-    print(&render(&report, !arguments.no_times))?;
+    match report.probes.as_ref().filter(|_| arguments.probe) {
+        Some(probed) => {
+            let header = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
+            print(&(header + &probes::table(probed, !arguments.no_times)))?;
+        }
+        None => print(&render(&report, !arguments.no_times))?,
+    }
     Ok(ExitCode::from(report.exit_code()))
 }
 

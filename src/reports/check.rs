@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{rows, sequence, stages};
+use super::{probes, rows, sequence, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
 use crate::runner::check::{Finding, Report};
 use crate::verdicts::rows::ComparedRow;
@@ -39,6 +39,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
     }
     let _ = writeln!(text, "answered: {}", answered(report));
     text += &again(report);
+    text += &report.probes.as_ref().map(probes::brief).unwrap_or_default();
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
             0 => name.clone(),
@@ -270,7 +271,7 @@ pub(super) fn selecting(report: &Report) -> &'static str {
 }
 
 fn summary(report: &Report, with_times: bool) -> String {
-    let asked = report.sequences + report.large + report.goldens;
+    let asked = report.sequences + report.large + report.goldens + report.probed;
     let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
     if report.refused > 0 {
         let _ = write!(text, " ({} calls refused, as expected)", report.refused);

@@ -13,6 +13,7 @@ pub mod files;
 pub mod html;
 #[cfg(feature = "files")]
 pub mod inspect;
+pub mod probes;
 mod rows;
 pub mod sequence;
 pub mod stages;

@@ -22,6 +22,7 @@ mod large;
 mod maskers;
 mod package;
 mod plan;
+mod probes;
 mod processes;
 mod promises;
 mod ragged;

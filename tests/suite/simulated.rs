@@ -20,6 +20,7 @@ use doublecheck::cases::{
     Accumulation, Answer, Call, Capabilities, Case, Exponent, FactorOrder, Feature, Instance, LabelRounding,
     NoAnswer, Precision, Products, RoundingModel,
 };
+use doublecheck::diagnosis::probes::probe;
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
 use doublecheck::verdicts::judge::judge_call;
@@ -28,6 +29,7 @@ use doublecheck::{Options, Report, check};
 use ndarray::{Array2, Array4, ArrayView1};
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 const REGRESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/simulated.txt");
@@ -539,6 +541,20 @@ impl Subject for Declares {
         let instance = self.instance.clone().expect("configured");
         let (name, call, unknown) = (String::new(), call.clone(), serde_json::Map::new());
         self.simulated.answer(&Case { name, instance, call, recipe: None, expectation: None, unknown })
+    }
+}
+
+#[test]
+fn probes_find_nothing_in_arithmetic_that_is_declared() {
+    let mut runner = TestRunner::deterministic();
+    let all = prop_oneof![simulated(), unusual()];
+    for _ in 0..of_long(240) {
+        let simulated = all.new_tree(&mut runner).unwrap().current();
+        let mut subject = Declares { simulated, model: simulated.model(), instance: None };
+        let capabilities = subject.capabilities();
+        let probed = probe(&mut subject, &capabilities, &Vec::new(), MOST_TIME);
+        let told: Vec<String> = probed.deviating().iter().map(|wire| wire.sentence()).collect();
+        assert!(probed.conforms(), "{simulated:?} declares {}: {told:#?}", simulated.model());
     }
 }
 

@@ -3,8 +3,10 @@
 use maud::{Markup, html};
 
 use super::numbers::radius;
-use super::{bad_inputs, counted, facts, finding, page, status};
+use super::{bad_inputs, counted, facts, finding, page, scroll, status};
+use crate::diagnosis::probes::{Measurement, Probed, State};
 use crate::reports::check::{answered, large, planned, promises, selecting};
+use crate::reports::probes::{asked, columns, state};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
 
@@ -13,6 +15,7 @@ pub fn check(report: &Report, replay: &str) -> String {
     let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
     let body = html! {
         (summary(report))
+        @if let Some(probed) = &report.probes { (probes(probed)) }
         @if report.findings.len() > 1 { (contents(report)) }
         @for (index, finding) in report.findings.iter().enumerate() {
             (finding::section(index, finding, replay))
@@ -111,6 +114,37 @@ fn by_size(report: &Report) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Every wire that probes measured.
+fn probes(probed: &Probed) -> Markup {
+    let class = |wire: &Measurement| match wire.state {
+        State::AsExpected => "conforming",
+        State::Declared => "declared",
+        State::Deviates => "diverged",
+        State::NotMeasured => "unmeasured",
+    };
+    let wires = html! {
+        table.wide.wires {
+            thead { tr { th scope="col" { "Wire" } th scope="col" {} th scope="col" { "Measured" } th scope="col" { "Expected" } } }
+            tbody {
+                @for wire in &probed.wires {
+                    @let (measured, expected) = columns(wire);
+                    tr class=(class(wire)) {
+                        th scope="row" { (wire.wire) } td { (state(wire)) } td { (measured) } td { (expected) }
+                    }
+                }
+            }
+        }
+    };
+    html! {
+        section #probes {
+            h2 { "What it does" }
+            p { (asked(probed, true)) }
+            @if let Some(cause) = &probed.cause { p { "Cause, which reproduces every answer: " (cause) } }
+            (scroll(&wires))
         }
     }
 }

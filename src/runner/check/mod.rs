@@ -12,6 +12,7 @@ mod findings;
 mod goldens;
 mod pace;
 mod plan;
+mod probing;
 mod promises;
 mod repeats;
 mod report;
@@ -28,6 +29,7 @@ use std::time::Duration;
 pub use self::by_size::{BySize, OfSize};
 pub use self::coverage::{Asked, Coverage};
 pub use self::events::{Event, Progress};
+pub use self::probing::probe_only;
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
@@ -75,6 +77,8 @@ pub struct Options {
     pub repeat: usize,
     /// Ends the check once this is true: what was found so far is reported.
     pub interrupted: Option<&'static AtomicBool>,
+    /// Whether the wires of the subject are measured first (`diagnosis::probes`), unless it wants few shapes; default true.
+    pub probes: bool,
 }
 
 impl Default for Options {
@@ -95,6 +99,7 @@ impl Default for Options {
             stop_after: None,
             repeat: 1,
             interrupted: None,
+            probes: true,
         }
     }
 }
@@ -118,7 +123,11 @@ pub fn check_with(subject: &mut dyn Subject, options: &Options, watch: &mut dyn 
         return stages::check_stages(subject, options, watch);
     }
     let mut run = Run::new(subject, options, watch);
+    if probing::is_probed(options, &run.capabilities) {
+        run.probe(options);
+    }
     run.ask_all(options);
+    run.look_into_probes();
     run.finish()
 }
 

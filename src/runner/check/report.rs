@@ -16,6 +16,7 @@ use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
 };
 use crate::diagnosis::Faults;
+use crate::diagnosis::probes::Probed;
 use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
 use crate::verdicts::rows::{ComparedRow, compared_selection};
@@ -43,6 +44,11 @@ pub struct Report {
     pub large: usize,
     /// Goldens that were asked.
     pub goldens: usize,
+    /// What probes measured, where they were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probed>,
+    /// Answers to probes that diverge and were looked into as sequences are; at most one for each wire.
+    pub probed: usize,
     /// Calls in all of them.
     pub calls: usize,
     /// Calls that were answered with a mask.
@@ -374,6 +380,8 @@ impl Report {
             sequences: 0,
             large: 0,
             goldens: 0,
+            probes: None,
+            probed: 0,
             calls: 0,
             answered: 0,
             outputs: 0,
@@ -416,7 +424,8 @@ impl Report {
     /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2
     /// where some input could not be used. An interrupted check counts as what it holds.
     pub fn exit_code(&self) -> u8 {
-        match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none()) {
+        let probes = self.probes.as_ref().is_none_or(Probed::conforms);
+        match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none() && probes) {
             (false, _) => 2,
             (true, false) => 1,
             (true, true) => 0,

@@ -45,6 +45,8 @@ pub(super) struct Run<'a> {
     pub(super) repeat: usize,
     /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
+    /// Answers to probes that diverge, yet to be looked into.
+    pub(super) deviating: Vec<Observation>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
     start: Instant,
@@ -83,6 +85,7 @@ impl<'a> Run<'a> {
             asked: 0,
             repeat: options.repeat,
             waiting: None,
+            deviating: Vec::new(),
             apart: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
@@ -167,6 +170,11 @@ impl<'a> Run<'a> {
             self.ask_waiting(false);
             return;
         };
+        self.diverges(observation, kind);
+    }
+
+    /// Counts an answer that does not conform, and looks into a failure of a new kind.
+    pub(super) fn diverges(&mut self, observation: Observation, kind: &'static str) {
         if self.suspects.declare(&observation) {
             self.report.known += 1;
             return;

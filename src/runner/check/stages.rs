@@ -11,6 +11,7 @@ use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::goldens::of_stage;
 use super::pace::Pace;
+use super::probing::{is_probed, taken, time_for_probes};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{self, MOST_UNUSABLE, left_out};
@@ -19,6 +20,7 @@ use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call_of;
 use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
+use crate::diagnosis::probes::probe;
 use crate::runner::shrink::Limits;
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
@@ -70,10 +72,18 @@ pub(super) fn check_stages(
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Report {
     let mut run = Run::new(subject, options, watch);
+    let deviating = if is_probed(options, &run.capabilities) { run.probe() } else { Vec::new() };
     let goldens = of_stage(&run.capabilities, options, &mut run.report);
     match options.seconds {
         None => run.ask_so_many(goldens),
         Some(seconds) => run.ask_for(seconds, goldens),
+    }
+    for (name, call) in deviating {
+        if run.is_over() {
+            break;
+        }
+        run.report.probed += 1;
+        run.question(name, call, 1.0);
     }
     if run.report.calls == 0 && options.cases == 0 {
         let takes = run.capabilities.stages.takes.name();
@@ -121,6 +131,15 @@ impl<'a> Run<'a> {
             shapes: BTreeSet::new(),
             compiling: (Duration::ZERO, 0),
         }
+    }
+
+    /// Measures the wires; returns what deviates.
+    fn probe(&mut self) -> Vec<(String, StageCall)> {
+        let mut probed =
+            probe(self.subject, &self.capabilities, &self.options.known, time_for_probes(self.options));
+        let (_, deviating) = taken(&mut probed);
+        self.report.probes = Some(probed);
+        deviating
     }
 
     fn ask_so_many(&mut self, goldens: Vec<(String, StageCall)>) {
