@@ -53,7 +53,7 @@ impl Subject for Recording {
 
 fn within(seconds: f64) -> Options {
     let seconds = Some(Duration::from_secs_f64(seconds));
-    Options { cases: usize::MAX, seconds, largest_keys: 4096, ..Options::default() }
+    Options { cases: usize::MAX, seconds, largest_keys: 4096, probes: false, ..Options::default() }
 }
 
 fn faulty(names: &[&str]) -> Faulty {

@@ -20,7 +20,7 @@ use doublecheck::cases::{
     Accumulation, Answer, Call, Capabilities, Case, Exponent, FactorOrder, Feature, Instance, LabelRounding,
     NoAnswer, Precision, Products, RoundingModel,
 };
-use doublecheck::diagnosis::probes::probe;
+use doublecheck::diagnosis::probes::{MOST_TIME, probe};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::{Held, INVARIANTS, Implementation};
 use doublecheck::verdicts::judge::judge_call;
