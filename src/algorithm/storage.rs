@@ -146,26 +146,21 @@ mod tests {
     /// Each number of the type, the middle to the next one, and their neighbours in f32, against the `half` crate.
     #[test]
     fn rounding_is_that_of_the_half_crate() {
-        let types: [(Storage, fn(u16) -> f32, fn(f32) -> f32); 2] = [
-            (Storage::F16, |bits| f16::from_bits(bits).to_f32(), |x| f16::from_f32(x).to_f32()),
-            (Storage::Bf16, |bits| bf16::from_bits(bits).to_f32(), |x| bf16::from_f32(x).to_f32()),
-        ];
-        for (storage, number, round) in types {
+        fn compare(storage: Storage, number: impl Fn(u16) -> f32, round: impl Fn(f32) -> f32) {
+            let check = |x: f32| {
+                let [found, expected] = [storage.round(x), round(x)];
+                let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+                assert!(same, "{storage} of {x:e}: {found:e}, expected {expected:e}");
+            };
             for bits in 0..u16::MAX {
                 let [from, to] = [number(bits), number(bits + 1)];
                 let middle = from / 2.0 + to / 2.0;
-                for x in [from, middle].into_iter().flat_map(|x| [x.next_down(), x, x.next_up()]) {
-                    let [found, expected] = [storage.round(x), round(x)];
-                    let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
-                    assert!(same, "{storage} of {x:e}: {found:e}, expected {expected:e}");
-                }
+                [from, middle].into_iter().flat_map(|x| [x.next_down(), x, x.next_up()]).for_each(check);
             }
-            for bits in (0..u32::MAX).step_by(1021) {
-                let x = f32::from_bits(bits);
-                let [found, expected] = [storage.round(x), round(x)];
-                assert!(found == expected || (found.is_nan() && expected.is_nan()), "{storage} of {x:e}");
-            }
+            (0..u32::MAX).step_by(1021).map(f32::from_bits).for_each(check);
         }
+        compare(Storage::F16, |bits| f16::from_bits(bits).to_f32(), |x| f16::from_f32(x).to_f32());
+        compare(Storage::Bf16, |bits| bf16::from_bits(bits).to_f32(), |x| bf16::from_f32(x).to_f32());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
+#[cfg_attr(not(feature = "probes"), path = "no_probes.rs")]
 pub mod probes;
 pub mod reproduction;
 

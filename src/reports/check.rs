@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{probes, rows, sequence, stages};
+#[cfg(feature = "probes")]
+use super::probes;
+use super::{rows, sequence, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
 use crate::runner::check::{Finding, Report};
 use crate::verdicts::rows::ComparedRow;
@@ -39,7 +41,10 @@ pub fn render(report: &Report, with_times: bool) -> String {
     }
     let _ = writeln!(text, "answered: {}", answered(report));
     text += &again(report);
-    text += &report.probes.as_ref().map(probes::brief).unwrap_or_default();
+    #[cfg(feature = "probes")]
+    if let Some(probed) = &report.probes {
+        text += &probes::brief(probed);
+    }
     if !report.left_out.is_empty() {
         let part = |(name, goldens): (&String, &usize)| match goldens {
             0 => name.clone(),

@@ -13,6 +13,7 @@ pub mod files;
 pub mod html;
 #[cfg(feature = "files")]
 pub mod inspect;
+#[cfg(feature = "probes")]
 pub mod probes;
 mod rows;
 pub mod sequence;

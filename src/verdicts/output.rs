@@ -328,8 +328,8 @@ pub fn expected_row(
     vectorised(
         #[inline(always)]
         || {
-            for j in 0..n {
-                value.iter_mut().zip(v(j)).for_each(|(value, &v)| *value += p[j] * f64::from(v));
+            for (j, p) in p.iter().enumerate() {
+                value.iter_mut().zip(v(j)).for_each(|(value, &v)| *value += p * f64::from(v));
             }
             for j in 0..n {
                 let kept = moved[j] + moved_sum * p[j];

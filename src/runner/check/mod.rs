@@ -12,6 +12,7 @@ mod findings;
 mod goldens;
 mod pace;
 mod plan;
+#[cfg(feature = "probes")]
 mod probing;
 mod promises;
 mod repeats;
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use self::by_size::{BySize, OfSize};
 pub use self::coverage::{Asked, Coverage};
 pub use self::events::{Event, Progress};
+#[cfg(feature = "probes")]
 pub use self::probing::probe_only;
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
@@ -77,7 +79,7 @@ pub struct Options {
     pub repeat: usize,
     /// Ends the check once this is true: what was found so far is reported.
     pub interrupted: Option<&'static AtomicBool>,
-    /// Whether the wires of the subject are measured first (`diagnosis::probes`), unless it wants few shapes; default true.
+    /// Whether the wires of the subject are measured first (feature `probes`), unless it wants few shapes; default true.
     pub probes: bool,
 }
 
@@ -123,11 +125,11 @@ pub fn check_with(subject: &mut dyn Subject, options: &Options, watch: &mut dyn 
         return stages::check_stages(subject, options, watch);
     }
     let mut run = Run::new(subject, options, watch);
-    if probing::is_probed(options, &run.capabilities) {
-        run.probe(options);
-    }
+    #[cfg(feature = "probes")]
+    let deviating = run.probe(options);
     run.ask_all(options);
-    run.look_into_probes();
+    #[cfg(feature = "probes")]
+    run.look_into_probes(deviating);
     run.finish()
 }
 

@@ -7,6 +7,7 @@ use super::Options;
 use super::coverage::Coverage;
 use super::report::Report;
 use super::run::{Run, left_out};
+use super::stages;
 use crate::cases::{Capabilities, Observation, StageCall, Takes};
 use crate::diagnosis::probes::{Deviation, MOST_TIME, Probed, probe};
 use crate::subjects::Subject;
@@ -31,7 +32,7 @@ pub fn probe_only(subject: &mut dyn Subject, options: &Options) -> Report {
 }
 
 /// What deviates, apart from what is reported of it: calls of an instance, or questions to one stage.
-pub(super) fn taken(probed: &mut Probed) -> (Vec<Observation>, Vec<(String, StageCall)>) {
+fn taken(probed: &mut Probed) -> (Vec<Observation>, Vec<(String, StageCall)>) {
     let (mut observations, mut calls) = (Vec::new(), Vec::new());
     for deviation in probed.deviations.drain(..) {
         match deviation {
@@ -43,26 +44,45 @@ pub(super) fn taken(probed: &mut Probed) -> (Vec<Observation>, Vec<(String, Stag
 }
 
 /// How long a subject may take to answer probes: a sixth of the time that there is.
-pub(super) fn time_for_probes(options: &Options) -> Duration {
+fn time_for_probes(options: &Options) -> Duration {
     options.seconds.map_or(MOST_TIME, |seconds| seconds / 6)
 }
 
 /// Whether the wires are measured: each question may have a shape of its own.
-pub(super) fn is_probed(options: &Options, capabilities: &Capabilities) -> bool {
+fn is_probed(options: &Options, capabilities: &Capabilities) -> bool {
     options.probes && capabilities.shapes.is_none()
 }
 
-impl Run<'_> {
-    /// Measures the wires; what deviates is kept for the end.
-    pub(super) fn probe(&mut self, options: &Options) {
-        let mut probed = probe(self.subject, &self.capabilities, &options.known, time_for_probes(options));
-        (self.deviating, _) = taken(&mut probed);
+impl stages::Run<'_> {
+    /// Measures the wires, where that is wanted; returns what deviates.
+    pub(super) fn probe(&mut self) -> Vec<(String, StageCall)> {
+        if !is_probed(self.options, &self.capabilities) {
+            return Vec::new();
+        }
+        let time = time_for_probes(self.options);
+        let mut probed = probe(self.subject, &self.capabilities, &self.options.known, time);
+        let (_, deviating) = taken(&mut probed);
         self.report.probes = Some(probed);
+        deviating
+    }
+}
+
+impl Run<'_> {
+    /// Measures the wires, where that is wanted; returns what deviates.
+    pub(super) fn probe(&mut self, options: &Options) -> Vec<Observation> {
+        if !is_probed(options, &self.capabilities) {
+            return Vec::new();
+        }
+        let time = time_for_probes(options);
+        let mut probed = probe(self.subject, &self.capabilities, &options.known, time);
+        let (deviating, _) = taken(&mut probed);
+        self.report.probes = Some(probed);
+        deviating
     }
 
     /// Looks into what deviated and is not explained yet.
-    pub(super) fn look_into_probes(&mut self) {
-        for observation in std::mem::take(&mut self.deviating) {
+    pub(super) fn look_into_probes(&mut self, deviating: Vec<Observation>) {
+        for observation in deviating {
             if self.is_over() {
                 break;
             }

@@ -45,8 +45,6 @@ pub(super) struct Run<'a> {
     pub(super) repeat: usize,
     /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
-    /// Answers to probes that diverge, yet to be looked into.
-    pub(super) deviating: Vec<Observation>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
     start: Instant,
@@ -85,7 +83,6 @@ impl<'a> Run<'a> {
             asked: 0,
             repeat: options.repeat,
             waiting: None,
-            deviating: Vec::new(),
             apart: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,

@@ -11,7 +11,6 @@ use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::goldens::of_stage;
 use super::pace::Pace;
-use super::probing::{is_probed, taken, time_for_probes};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{self, MOST_UNUSABLE, left_out};
@@ -20,7 +19,6 @@ use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::stage_call_of;
 use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
-use crate::diagnosis::probes::probe;
 use crate::runner::shrink::Limits;
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
@@ -51,7 +49,7 @@ struct Questions {
 pub(super) struct Run<'a> {
     pub(super) subject: &'a mut dyn Subject,
     watch: &'a mut dyn FnMut(Event<'_>),
-    options: &'a Options,
+    pub(super) options: &'a Options,
     pub(super) capabilities: Capabilities,
     pub(super) report: Report,
     start: Instant,
@@ -72,7 +70,10 @@ pub(super) fn check_stages(
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Report {
     let mut run = Run::new(subject, options, watch);
-    let deviating = if is_probed(options, &run.capabilities) { run.probe() } else { Vec::new() };
+    #[cfg(feature = "probes")]
+    let deviating = run.probe();
+    #[cfg(not(feature = "probes"))]
+    let deviating = Vec::new();
     let goldens = of_stage(&run.capabilities, options, &mut run.report);
     match options.seconds {
         None => run.ask_so_many(goldens),
@@ -131,15 +132,6 @@ impl<'a> Run<'a> {
             shapes: BTreeSet::new(),
             compiling: (Duration::ZERO, 0),
         }
-    }
-
-    /// Measures the wires; returns what deviates.
-    fn probe(&mut self) -> Vec<(String, StageCall)> {
-        let mut probed =
-            probe(self.subject, &self.capabilities, &self.options.known, time_for_probes(self.options));
-        let (_, deviating) = taken(&mut probed);
-        self.report.probes = Some(probed);
-        deviating
     }
 
     fn ask_so_many(&mut self, goldens: Vec<(String, StageCall)>) {
