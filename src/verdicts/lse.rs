@@ -94,7 +94,7 @@ pub fn judge_lse(inputs: &Inputs, mask: &Mask, lse: &Array3<f32>, model: Roundin
 pub fn expected_lse(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row) -> Approximate {
     let (exponentials, nan) = exponentials(inputs, mask, model, row);
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
-    let Known { attended, moved, total, rho, max, over_all, widest, .. } = match exponentials {
+    let Known { attended, moved, total, scale, rho, max, over_all, widest, .. } = match exponentials {
         Exponentials::None => return or_nan(Approximate::EXCLUDED),
         Exponentials::Unbounded => return Approximate::new(0.0, f64::INFINITY),
         Exponentials::Known(known) => known,
@@ -105,7 +105,8 @@ pub fn expected_lse(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row
     let u = u.max(rounding(model.scores_kept, inputs.storage()));
     let eta = eta.max(underflow(model.scores_kept.of(inputs.storage())));
     let value = max + total.ln();
-    let moved: f64 = moved.iter().sum();
+    // And the sum's own underflow.
+    let moved = moved.iter().sum::<f64>() + scale;
     let exponential = 2 * usize::from(model.exp_ulps);
     let sums = gamma((2 + exponential) * n, U32) + gamma(2, u) + recomputed_mean(n);
     let blocks = gamma((4 + exponential) * n, U32) + gamma(2, u) + rho;

@@ -26,10 +26,12 @@
 //! by taking differences from o.) With S = Σ p̃_j|v_j| ≤ Σ p_j|v_j| + Σ (q_j + Q·p_j)|v_j| / (1 − Q), the roundings that
 //! follow add: the sum of N terms e_j, γ_N·S; the sum of N products, γ_N·S; two divisions, 2u·S; where weights are kept in storage
 //! five roundings to the storage type (weights, numerator, denominator, quotient, output), 5u·S, with underflow of weights,
-//! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |o|), and of the output, η. Where they are kept in f32 the output is
+//! η·Σ|v_j|, of numerator and denominator, η·s·(1 + |õ|)/L, |õ| ≤ |o| + the bound above, and of the output, η. L is the least share of Σe
+//! that its denominator may be: Σ p_j·e^-δ_j·(1 − ρ) − Σ η·s/weight_j − η·s, without the keys whose logit may be −∞. Where they are kept in f32 the output is
 //! still a tensor that may have the storage type: one rounding.
 //!
-//! Nothing can be said of a row where a logit may be +∞, where every logit may be −∞, where every e_j may underflow, or where Σe or Σe|v| may exceed the
+//! Nothing can be said of a row where a logit may be +∞, where every logit may be −∞, where L is not positive, as every e_j may
+//! underflow, or where Σe or Σe|v| may exceed the
 //! largest number of the type of weights. Its exponentials are Σe·(1 + Q)·e^D in all at most, where D is how far its max may be off,
 //! and none is above 1/weight_j, as no logit of its own is above its max: Σe ≤ min(Σe·(1 + Q)·e^D, Σ 1/weight_j)·(1 + ρ)·(1 + σ),
 //! with σ the roundings of a sum from above; and so for Σe|v|, with S in the first and |v_j| in the second.
@@ -159,6 +161,8 @@ pub(super) struct Known {
     pub(super) total: f64,
     /// η·s
     pub(super) scale: f64,
+    /// L
+    pub(super) least: f64,
     /// ρ
     pub(super) rho: f64,
     /// The largest logit of the attended keys.
@@ -244,7 +248,8 @@ pub(super) fn exponentials(
     let total: f64 = p.iter().sum();
     let scale = eta * (over_all - max + widest).exp() / total;
     p.iter_mut().for_each(|e| *e /= total);
-    let moved = |j: usize| {
+    let mut least = -scale;
+    let mut moved = |j: usize| {
         let w = logits[j];
         let radius = if w.may_be_minus_infinity { 0.0 } else { w.radius };
         let spread = over_all - w.value + radius + widest;
@@ -254,15 +259,16 @@ pub(super) fn exponentials(
         let relative = if w.may_be_minus_infinity { relative.max(1.0) } else { relative };
         // 0 · ∞: a key without weight stays without.
         let relative = if p[j] == 0.0 { 0.0 } else { p[j] * relative };
-        relative + scale / weight(j)
+        let vanishing = scale / weight(j);
+        let kept = if w.may_be_minus_infinity { 0.0 } else { p[j] * (1.0 - rho) / (1.0 + grown) };
+        least += kept - vanishing;
+        relative + vanishing
     };
-    let n = attended.len();
-    let moved: Vec<f64> = (0..n).map(moved).collect();
-    let vanishing: f64 = (0..n).map(|j| scale / weight(j)).sum();
-    if vanishing >= 1.0 {
+    let moved: Vec<f64> = (0..attended.len()).map(&mut moved).collect();
+    if least.is_nan() || least <= 0.0 {
         return (Exponentials::Unbounded, nan);
     }
-    let known = Known { p, moved, total, scale, rho, max, over_all, widest, attended };
+    let known = Known { p, moved, total, scale, least, rho, max, over_all, widest, attended };
     (Exponentials::Known(known), nan)
 }
 
@@ -297,7 +303,7 @@ pub fn expected_row(
     let (exponentials, nan) = exponentials(inputs, mask, model, row);
     // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
-    let Known { p, moved, total, scale, rho, widest, attended, .. } = match exponentials {
+    let Known { p, moved, total, scale, least, rho, widest, attended, .. } = match exponentials {
         Exponentials::None => return vec![or_nan(Approximate::new(0.0, 0.0)); values.ncols()],
         Exponentials::Unbounded => return unbounded(),
         Exponentials::Known(known) => known,
@@ -356,7 +362,7 @@ pub fn expected_row(
         if overflows(size, &|| (0..n).map(|j| f64::from(v(j)[dim].abs()) / weight(j)).sum()) {
             return None;
         }
-        let rounded = sums * size + eta * of.plain + scale * (1.0 + value.abs());
+        let rounded = sums * size + eta * of.plain + scale * (1.0 + value.abs() + shift) / least;
         let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
         Some(shift + rounded + last)
     };
