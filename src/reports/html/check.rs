@@ -97,8 +97,7 @@ fn summary(report: &Report) -> Markup {
 
 /// How many rows selected, by numbers of keys.
 fn by_size(report: &Report) -> Markup {
-    html! {
-        @if !report.by_size.sizes().is_empty() {
+    let sizes = html! {
             table.numbers {
                 thead {
                     tr {
@@ -114,8 +113,8 @@ fn by_size(report: &Report) -> Markup {
                     }
                 }
             }
-        }
-    }
+    };
+    html! { @if !report.by_size.sizes().is_empty() { (scroll(&sizes)) } }
 }
 
 /// Every wire that probes measured.
