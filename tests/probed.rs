@@ -58,7 +58,9 @@ fn sorted(script: &Path, names: &[String]) -> (Vec<String>, Vec<String>) {
         })
         .collect();
     let longest = probed.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
-    eprintln!("{} implementations, at most {longest:.1} s of their own time", names.len());
+    let deviating = probed.iter().filter(|(conforms, _)| !conforms).count();
+    let all = names.len();
+    eprintln!("{deviating} of {all} implementations deviate, at most {longest:.1} s of their own time");
     let all = |conforms: bool| {
         let some = names.iter().zip(&probed).filter(move |(_, probed)| probed.0 == conforms);
         some.map(|(name, _)| name.clone()).collect::<Vec<_>>()
