@@ -1,5 +1,5 @@
-//! Probes alone, of implementations that share no code with this crate: nine in ten of those that are faulty deviate in some wire, and
-//! none of those that are right. They need Python with numpy, those of `../shared/faulty` also that folder beside the project; where
+//! Probes alone, of implementations that share no code with this crate: those that are faulty deviate in some wire, all but one at most, and
+//! none of those that are right does. They need Python with numpy, those of `../shared/faulty` also that folder beside the project; where
 //! these are not, the test is counted as ignored, never as passed, and a line says why.
 
 mod support;
@@ -80,7 +80,8 @@ fn independent_faults_are_probed() -> Result<(), Failed> {
     let (flagged, _) = sorted(&script, &right);
     assert!(flagged.is_empty(), "right, and flagged: {flagged:?}");
     let (caught, missed) = sorted(&script, &faulty);
-    assert!(10 * caught.len() >= 9 * faulty.len(), "missed: {missed:?}");
+    // Some fail from time to time only.
+    assert!(missed.len() <= 1 && caught.len() + missed.len() == faulty.len(), "missed: {missed:?}");
     Ok(())
 }
 
@@ -95,6 +96,6 @@ fn faults_of_bug_reports_are_probed() -> Result<(), Failed> {
     let missed: Vec<_> = conforming.iter().filter(|name| !RIGHT.contains(&name.as_str())).collect();
     let flagged: Vec<_> = caught.iter().filter(|name| RIGHT.contains(&name.as_str())).collect();
     assert!(flagged.is_empty(), "right, and flagged: {flagged:?}");
-    assert!(10 * missed.len() <= names.len(), "missed: {missed:?}");
+    assert!(missed.len() <= 1 && names.len() > 20, "missed: {missed:?}");
     Ok(())
 }

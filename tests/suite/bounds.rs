@@ -124,6 +124,48 @@ fn a_sum_may_overflow_within_its_roundings_of_the_largest_number() {
     assert!(!conforms(&inputs, &mask, f32::NAN));
 }
 
+/// One key that scores x below the largest logit of all, which is not attended to: as an f16 kernel has it, its exponential and
+/// numerator are rounded to f16, down to nothing. That conforms, and six times the largest error that it may make does not.
+#[test]
+fn a_numerator_may_underflow_as_a_share_of_its_own_sum() {
+    let (mut vanished, mut refused) = (0, 0);
+    for step in 1..=1100 {
+        let x = Storage::F16.round(step as f32 / 64.0);
+        for (value, weight) in
+            [(0.25f32, 1.0f32), (0.4375, 1.0), (1.0, 1.0), (3.0, 1.0), (0.4375, 0.7), (1.0, 0.7)]
+        {
+            let inputs = Inputs::new(InputParts {
+                q: Array4::ones((1, 1, 1, 1)),
+                k: Array4::from_shape_vec((1, 1, 2, 1), vec![0.0, -x]).unwrap(),
+                v: Array4::from_elem((1, 1, 2, 1), value),
+                attention_mask: None,
+                causal: false,
+                storage: Storage::F16,
+                scaling: Some(1.0),
+            })
+            .unwrap();
+            let weights = Array4::from_shape_vec((1, 1, 1, 2), vec![0.0, weight]).unwrap();
+            let mask = Mask::from_weights(weights, &inputs.dims()).unwrap();
+            let e = Storage::F16.round(Storage::F16.round((-x).exp()) / weight);
+            let output = Storage::F16.round(Storage::F16.round(e * value) / e);
+            vanished += usize::from(output == 0.0);
+            assert!(conforms(&inputs, &mask, output), "x = {x}, v = {value}: {output}");
+            // Half the spacing of subnormal numbers as a share of the sum, and three roundings.
+            let share = 2f32.powi(-25) * x.exp() * weight;
+            let largest = share + 3.0 * value * 2f32.powi(-11);
+            if share < 1.0 / 16.0 {
+                refused += 1;
+                for wrong in
+                    [value + 6.0 * largest.max(share * value), value - 6.0 * largest.max(share * value)]
+                {
+                    assert!(!conforms(&inputs, &mask, wrong), "x = {x}, v = {value}: {wrong}");
+                }
+            }
+        }
+    }
+    assert!(vanished > 20 && refused > 4000, "{vanished} vanished, {refused} refused");
+}
+
 /// Weights below 1 make larger exponentials.
 #[test]
 fn a_denominator_of_small_weights_may_overflow() {
