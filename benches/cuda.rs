@@ -12,7 +12,8 @@ use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeadMode, HeavySize, Lab
 use doublecheck::cases::bundled::{self, sha256};
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::strategies::plans;
-use doublecheck::runner::random::{VerifyOptions, random_cases};
+use doublecheck::runner::judged_cases::random_cases;
+use doublecheck::runner::random::VerifyOptions;
 use doublecheck::runner::verify::verify;
 use doublecheck::subjects::{Subject, Torch};
 use doublecheck::torch::{DeviceChoice, Layer, TorchMasker, attention, device};

@@ -40,37 +40,67 @@
 //! In a test of your own, write `assert!(report.conforms(), "{report}")`. `docs/SPEC.md`, "SPEC" for short, defines what is
 //! asked and what a right answer is; the README describes the command line and implementations in other languages.
 //!
-//! Modules that are hidden here serve the command line, the tests and the benches; their items may change in any release.
+//! The feature `internals` makes public what the project's own tests and benches use; none of it is meant for others, and it may
+//! change in any release.
 
 #![deny(missing_docs, unsafe_code)]
+// Whatever the public API hands out can be named by it.
+#![cfg_attr(not(feature = "internals"), deny(unnameable_types))]
+// Some of what the command uses stays without it.
+#![cfg_attr(not(feature = "cli"), allow(dead_code))]
 
 pub mod algorithm;
-#[doc(hidden)]
 pub mod behaviours;
 pub mod cases;
 #[cfg(feature = "files")]
 mod checksum;
+#[cfg(feature = "cli")]
+mod cli;
 mod compute;
-#[doc(hidden)]
+#[cfg(feature = "internals")]
 pub mod diagnosis;
+#[cfg(not(feature = "internals"))]
+mod diagnosis;
 #[cfg(feature = "engine")]
 pub mod engine;
-#[doc(hidden)]
-#[cfg(feature = "cli")]
+#[cfg(feature = "internals")]
 pub mod evaluation;
-#[cfg(feature = "torch")]
-#[doc(hidden)]
+#[cfg(all(feature = "torch", not(feature = "internals")))]
+mod evaluation;
+#[cfg(all(feature = "torch", feature = "internals"))]
 pub mod model;
+#[cfg(all(feature = "torch", not(feature = "internals")))]
+mod model;
 pub mod prelude;
-#[doc(hidden)]
+#[cfg(feature = "internals")]
 pub mod reports;
-#[doc(hidden)]
+#[cfg(not(feature = "internals"))]
+mod reports;
+#[cfg(feature = "internals")]
 pub mod runner;
+#[cfg(not(feature = "internals"))]
+mod runner;
 pub mod subjects;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod verdicts;
 
-pub use runner::check::{Finding, Options, Report, Size, check};
+#[cfg(feature = "cli")]
+pub use cli::main as command;
+#[cfg(feature = "probes")]
+pub use runner::check::probe_only;
+pub use runner::check::{Event, Finding, Options, Progress, Report, Size, check, check_sequence, check_with};
 pub use runner::shrink::Limits;
 pub use subjects::Subject;
+
+/// The parts of a [`Report`].
+pub mod report {
+    pub use crate::diagnosis::Faults;
+    pub use crate::diagnosis::probes::Probed;
+    #[cfg(feature = "probes")]
+    pub use crate::diagnosis::probes::{Deviation, Measurement, State};
+    pub use crate::runner::check::{
+        Asked, BySize, Coverage, Kept, OfSize, Repeats, ReportedStages, StageExample,
+    };
+    pub use crate::runner::shrink::edge::Edge;
+}

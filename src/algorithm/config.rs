@@ -5,7 +5,9 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, from_value, json};
 
 use super::error::{Detail, Error, Result};
 use super::heavy_size::HeavySize;
@@ -284,7 +286,7 @@ impl Selection {
         if self.is_plain() {
             return Ok(());
         }
-        let found = format!("{} with rules {}", self.heads.name(), serde_json::json!(self.rules));
+        let found = format!("{} with rules {}", self.heads.name(), json!(self.rules));
         let expected = format!("{} with no other rules", HeadMode::ALL.map(HeadMode::name).join(", "));
         Err(Error::HeadMode(Detail::new("heads", found, expected)))
     }
@@ -308,44 +310,49 @@ impl Selection {
     }
 }
 
-/// Settings of the Double Sparsity masker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Settings of the Double Sparsity masker. In JSON its fields and those of the selection stand side by side, and G and B may
+/// be left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DoubleSparsityConfig {
-    /// H.
-    pub heavy_size: HeavySize,
-    /// G.
-    #[serde(default)]
-    pub group_factor: GroupFactor,
-    /// B.
-    #[serde(default)]
-    pub label_bits: LabelBits,
+    /// The settings apart from the channel file.
+    #[serde(flatten)]
+    pub selection: Selection,
     /// Path of the channel file; a relative path starts at the folder of the configuration file.
     pub sorted_channel_file: PathBuf,
     /// Which rows of the channel file.
-    #[serde(default)]
     pub channel_selection: ChannelKind,
-    /// How heads share a selection.
-    #[serde(default)]
-    pub heads: HeadMode,
-    /// Full mask when n − m ≤ H (SPEC D3).
-    #[serde(default)]
-    pub dense_fallback: bool,
-    /// What differs from the published algorithm (SPEC §2.12).
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub rules: Rules,
 }
 
-impl DoubleSparsityConfig {
-    /// The settings apart from the channel file.
-    pub fn selection(&self) -> Selection {
-        Selection {
-            heavy_size: self.heavy_size,
-            group_factor: self.group_factor,
-            label_bits: self.label_bits,
-            heads: self.heads,
-            dense_fallback: self.dense_fallback,
-            rules: self.rules,
+impl<'de> Deserialize<'de> for DoubleSparsityConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            sorted_channel_file: PathBuf,
+            #[serde(default)]
+            channel_selection: ChannelKind,
+            #[serde(flatten)]
+            selection: Map<String, Value>,
+        }
+        #[derive(Deserialize)]
+        struct Known {
+            #[serde(flatten)]
+            selection: Selection,
+            #[serde(flatten)]
+            unknown: Map<String, Value>,
+        }
+
+        let Fields { sorted_channel_file, channel_selection, mut selection } =
+            Fields::deserialize(deserializer)?;
+        selection.entry("group_factor").or_insert_with(|| json!(GroupFactor::default()));
+        selection.entry("label_bits").or_insert_with(|| json!(LabelBits::default()));
+        let selection = Value::Object(selection);
+        // Errors inside a flattened part lose the field's name: it is read on its own first.
+        serde_path_to_error::deserialize::<_, Selection>(&selection)
+            .map_err(|error| D::Error::custom(format!("{}: {}", error.path(), error.inner())))?;
+        let Known { selection, unknown } = from_value(selection).map_err(D::Error::custom)?;
+        match unknown.keys().next() {
+            Some(field) => Err(D::Error::custom(format!("unknown field `{field}`"))),
+            None => Ok(Self { selection, sorted_channel_file, channel_selection }),
         }
     }
 }

@@ -258,7 +258,7 @@ pub fn create_masker(config: &MaskerConfig, folder: &Path) -> Result<Box<dyn Mas
         MaskerConfig::DoubleSparsity(config) => {
             let file = ChannelFile::read(&folder.join(&config.sorted_channel_file))?;
             Box::new(DoubleSparsity {
-                selection: config.selection(),
+                selection: config.selection,
                 channels: ChannelSource::File(Arc::new(file), config.channel_selection),
             })
         }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::algorithm::ChannelFile;
+use crate::cases::activations;
 use clap::Args;
-use doublecheck::algorithm::ChannelFile;
-use doublecheck::cases::activations;
 
 use super::{Failure, print, write};
 
@@ -65,9 +65,9 @@ fn of_model(_model: &std::path::Path, _arguments: &Arguments) -> Result<(Channel
 
 #[cfg(feature = "torch")]
 fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFile, String), Failure> {
-    use doublecheck::algorithm::GroupFactor;
-    use doublecheck::model::{Model, calibrate::Calibrator};
-    use doublecheck::torch::device;
+    use crate::algorithm::GroupFactor;
+    use crate::model::{Model, calibrate::Calibrator};
+    use crate::torch::device;
 
     let model = Model::read(path, device::open(arguments.device.parse()?)?, tch::Kind::Float)?;
     let config = model.llama.config();

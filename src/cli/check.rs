@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::Options;
+use crate::algorithm::Rules;
+use crate::cases::{Capabilities, bundled, profiles, rule_names};
+use crate::reports::check::render;
+use crate::reports::counterexamples;
+use crate::reports::{html, probes};
+use crate::runner::check::{check_with, probe_only};
+use crate::runner::shrink::Limits;
 use clap::Args;
-use doublecheck::Options;
-use doublecheck::algorithm::Rules;
-use doublecheck::cases::{Capabilities, bundled, profiles, rule_names};
-use doublecheck::reports::check::render;
-use doublecheck::reports::counterexamples;
-use doublecheck::reports::{html, probes};
-use doublecheck::runner::check::{check_with, probe_only};
-use doublecheck::runner::shrink::Limits;
 
 use super::watching::Watching;
 use super::{Failure, check_writable, interrupts, print, seconds, subject, write};

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::algorithm::{ChannelKind, GroupFactor, HeadMode, LabelBits};
+use crate::evaluation::contenders::{ContenderSettings, Implementation};
+use crate::evaluation::progress::Progress;
+use crate::evaluation::results::{Evaluation, Setup};
+use crate::evaluation::run::evaluate;
+use crate::evaluation::work::{self, Workload};
+use crate::model::Model;
+use crate::reports::{evaluation, html, quoted};
+use crate::torch::{DeviceChoice, device};
 use clap::{Args, Subcommand, ValueEnum};
-use doublecheck::algorithm::{ChannelKind, GroupFactor, HeadMode, LabelBits};
-use doublecheck::evaluation::contenders::{ContenderSettings, Implementation};
-use doublecheck::evaluation::progress::Progress;
-use doublecheck::evaluation::results::{Evaluation, Setup};
-use doublecheck::evaluation::run::evaluate;
-use doublecheck::evaluation::work::{self, Workload};
-use doublecheck::model::Model;
-use doublecheck::reports::{evaluation, html, quoted};
-use doublecheck::torch::{DeviceChoice, device};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Kind;
 

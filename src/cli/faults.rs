@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::Options;
+use crate::reports::faults::{render, render_above};
+use crate::runner::faults::{FaultResult, Planted};
 use clap::Args;
-use doublecheck::Options;
-use doublecheck::reports::faults::{render, render_above};
-use doublecheck::runner::faults::{FaultResult, Planted};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 

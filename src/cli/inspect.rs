@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::algorithm::ChannelFile;
+use crate::cases::Reader;
+use crate::reports::inspect;
 use clap::Args;
-use doublecheck::algorithm::ChannelFile;
-use doublecheck::cases::Reader;
-use doublecheck::reports::inspect;
 
 use super::{Failure, print};
 

@@ -16,8 +16,8 @@ mod watching;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::reports::files;
 use clap::{Parser, Subcommand};
-use doublecheck::reports::files;
 
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
@@ -61,7 +61,8 @@ type Failure = Box<dyn std::error::Error>;
 const WITHOUT_TORCH: &str = "found a build without libtorch, expected one made with \
                              LIBTORCH=$(ci/libtorch) cargo build --release --features torch";
 
-/// Runs the command of the process's arguments.
+/// The command `doublecheck`, with the arguments of this process, for programs that bring it under a name of their own. Exit codes:
+/// 0 where everything conforms, 1 where something diverges, 2 where it could not be asked.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::main(&arguments),

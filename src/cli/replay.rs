@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::Options;
+use crate::cases::{CaseFile, Reader, Sequence, StageCall};
+use crate::reports::check::{finding as finding_in_words, replay, replay_stage};
+use crate::reports::counterexamples::write_finding;
+use crate::runner::check::{Event, check_sequence, check_stage_call};
+use crate::runner::shrink::Limits;
+use crate::subjects::{Subject, ask, ask_stage};
+use crate::verdicts::judge::judge_observation;
+use crate::verdicts::judge_stage;
 use clap::Args;
-use doublecheck::Options;
-use doublecheck::cases::{CaseFile, Reader, Sequence, StageCall};
-use doublecheck::reports::check::{finding as finding_in_words, replay, replay_stage};
-use doublecheck::reports::counterexamples::write_finding;
-use doublecheck::runner::check::{Event, check_sequence, check_stage_call};
-use doublecheck::runner::shrink::Limits;
-use doublecheck::subjects::{Subject, ask, ask_stage};
-use doublecheck::verdicts::judge::judge_observation;
-use doublecheck::verdicts::judge_stage;
 
 use super::watching::Watching;
 use super::{Failure, check_writable, interrupts, print, seconds, subject};

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
+use crate::subjects::{Reference, Subject};
 use clap::Args;
-use doublecheck::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
-use doublecheck::subjects::{Reference, Subject};
 
 use super::Failure;
 

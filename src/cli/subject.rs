@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use crate::behaviours::{CATALOGUE, Fault};
+use crate::cases::Precision;
+use crate::diagnosis::independent;
+use crate::reports::quoted;
+use crate::subjects::{Engine, Faulty, Process, Reference, Subject};
 use clap::{Args, ValueEnum};
-use doublecheck::behaviours::{CATALOGUE, Fault};
-use doublecheck::cases::Precision;
-use doublecheck::diagnosis::independent;
-use doublecheck::reports::quoted;
-use doublecheck::subjects::{Engine, Faulty, Process, Reference, Subject};
 
 use super::{Failure, interrupts};
 
@@ -102,8 +102,8 @@ impl Choice {
 /// The masker, or the label cache with what its scores are kept in.
 #[cfg(feature = "torch")]
 fn torch(device: &str, cache: Option<Precision>) -> Result<Box<dyn Subject>, Failure> {
-    use doublecheck::subjects::{Torch, TorchCache};
-    use doublecheck::torch::device;
+    use crate::subjects::{Torch, TorchCache};
+    use crate::torch::device;
     let choice = device.parse()?;
     let torch = Torch::new(choice)?;
     eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));

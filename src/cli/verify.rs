@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::cases::bundled;
+use crate::reports::{html, verify as text};
+use crate::runner::verify::{VerifyOptions, verify};
+use crate::verdicts::invariants::INVARIANTS;
 use clap::Args;
-use doublecheck::cases::bundled;
-use doublecheck::reports::{html, verify as text};
-use doublecheck::runner::verify::{VerifyOptions, verify};
-use doublecheck::verdicts::invariants::INVARIANTS;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, print, subject, write};

@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use doublecheck::reports::{check, counterexamples};
-use doublecheck::runner::check::{Event, Finding, Progress};
+use crate::reports::{check, counterexamples};
+use crate::runner::check::{Event, Finding, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;

@@ -231,7 +231,7 @@ impl ContenderSettings {
                 MaskerConfig::Oracle(oracle) => Stage::Oracle(oracle.heavy_size),
                 MaskerConfig::DoubleSparsity(config) => {
                     let file = ChannelFile::read(&folder.join(&config.sorted_channel_file))?;
-                    Stage::DoubleSparsity(config.selection(), Arc::new(file), config.channel_selection)
+                    Stage::DoubleSparsity(config.selection, Arc::new(file), config.channel_selection)
                 }
             })
         };

@@ -3,7 +3,7 @@
 pub mod check;
 #[cfg(feature = "files")]
 pub mod counterexamples;
-#[cfg(feature = "cli")]
+#[cfg(any(feature = "torch", feature = "internals"))]
 pub mod evaluation;
 #[cfg(feature = "cli")]
 pub mod faults;

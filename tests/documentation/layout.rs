@@ -35,13 +35,13 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules of the crate that a text names, unit tests left out: `crate::name` and, in the command, `doublecheck::name`.
-fn imports(text: &str, prefix: &str) -> Vec<String> {
+/// The modules of the crate that a text names, unit tests left out: `crate::name`.
+fn imports(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code: String = lines.collect::<Vec<_>>().join("\n");
     let name = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    code.split(prefix).skip(1).map(name).filter(|name| !name.is_empty()).collect()
+    code.split("crate::").skip(1).map(name).filter(|name| !name.is_empty()).collect()
 }
 
 #[test]
@@ -67,8 +67,7 @@ fn no_folder_imports_a_later_one() {
             unknown.push(folder.to_owned());
             continue;
         };
-        let prefix = if folder == "cli" { "doublecheck::" } else { "crate::" };
-        for name in imports(&std::fs::read_to_string(&file).unwrap(), prefix) {
+        for name in imports(&std::fs::read_to_string(&file).unwrap()) {
             if name == folder {
                 continue;
             }

@@ -156,6 +156,9 @@ fn a_layer_or_kind_that_a_channel_file_lacks() {
 #[case::group_factor(
     r#"{"maskers":[{"double_sparsity":{"heavy_size":1,"sorted_channel_file":"c","group_factor":0}}]}"#
 )]
+#[case::unknown_field_of_double_sparsity(
+    r#"{"maskers":[{"double_sparsity":{"heavy_size":1,"sorted_channel_file":"c","label_bit":8}}]}"#
+)]
 #[case::heavy_size_missing(r#"{"maskers":[{"double_sparsity":{"sorted_channel_file":"c"}}]}"#)]
 #[case::trailing_text(r#"{"maskers":[]} x"#)]
 fn configurations(#[context] context: Context, #[case] text: &str) {

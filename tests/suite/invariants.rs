@@ -265,7 +265,7 @@ proptest! {
 
 #[test]
 fn a_configuration_survives_a_round_trip() {
-    let text = r#"{"maskers":[{"sink":{"size":4}},{"local":{"size":0.5}},{"oracle":{"heavy_size":7}},{"double_sparsity":{"heavy_size":0.1,"group_factor":8,"label_bits":8,"sorted_channel_file":"channels.json","channel_selection":"k_proj","heads":"summed-scores","dense_fallback":true}}],"dense_layers":[0,1]}"#;
+    let text = r#"{"maskers":[{"sink":{"size":4}},{"local":{"size":0.5}},{"oracle":{"heavy_size":7}},{"double_sparsity":{"heavy_size":0.1,"group_factor":8,"label_bits":8,"heads":"summed-scores","dense_fallback":true,"sorted_channel_file":"channels.json","channel_selection":"k_proj"}}],"dense_layers":[0,1]}"#;
     let config = AttentionConfig::from_json(text).unwrap();
     assert_eq!(serde_json::to_string(&config).unwrap(), text);
 }
@@ -274,7 +274,7 @@ fn a_configuration_survives_a_round_trip() {
 fn defaults_are_those_of_the_documentation() {
     let text = r#"{"maskers":[{"double_sparsity":{"heavy_size":1,"sorted_channel_file":"c.json"}}]}"#;
     let config = AttentionConfig::from_json(text).unwrap();
-    let full = r#"{"maskers":[{"double_sparsity":{"heavy_size":1,"group_factor":16,"label_bits":4,"sorted_channel_file":"c.json","channel_selection":"qk_proj","heads":"per-head","dense_fallback":false}}],"dense_layers":[]}"#;
+    let full = r#"{"maskers":[{"double_sparsity":{"heavy_size":1,"group_factor":16,"label_bits":4,"heads":"per-head","dense_fallback":false,"sorted_channel_file":"c.json","channel_selection":"qk_proj"}}],"dense_layers":[]}"#;
     assert_eq!(serde_json::to_string(&config).unwrap(), full);
 }
 

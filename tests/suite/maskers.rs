@@ -52,7 +52,7 @@ fn one_instance_uses_the_channels_of_each_layer() {
         panic!("the configuration holds one Double Sparsity masker");
     };
     let empty = Mask::empty(&inputs.dims());
-    let with = |order: &ChannelOrder| double_sparsity(&inputs, order, &settings.selection(), &empty).unwrap();
+    let with = |order: &ChannelOrder| double_sparsity(&inputs, order, &settings.selection, &empty).unwrap();
     let order = |layer| file.order(ChannelKind::QkProj, layer).unwrap();
     // Later layers first and again, so that state carried over in either direction would show.
     for layer in [5, 4, 29, 4, 5] {

@@ -3,6 +3,7 @@
 
 mod call;
 mod check;
+#[cfg(any(feature = "torch", feature = "internals"))]
 mod evaluation;
 mod finding;
 mod grid;
@@ -14,6 +15,7 @@ mod verify;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 pub use check::check;
+#[cfg(any(feature = "torch", feature = "internals"))]
 pub use evaluation::evaluation;
 pub use verify::verify;
 

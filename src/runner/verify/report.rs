@@ -43,11 +43,6 @@ impl VerifyReport {
         }
     }
 
-    /// Whether everything conforms.
-    pub fn conforms(&self) -> bool {
-        self.exit_code() == 0
-    }
-
     /// How often an invariant was checked on a random case that says something about it.
     pub fn checks(&self) -> usize {
         self.invariants.iter().map(InvariantResult::checks).sum()
