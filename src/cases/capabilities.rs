@@ -24,6 +24,8 @@ pub const RAGGED: &str = "ragged";
 pub enum Feature {
     /// An additive mask other than the causal one.
     AttentionMask,
+    /// An additive mask with a head dimension above 1.
+    MasksPerHead,
     /// `causal: false`.
     NotCausal,
     /// An earlier mask P.
@@ -71,8 +73,9 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::AttentionMask,
+        Self::MasksPerHead,
         Self::NotCausal,
         Self::Previous,
         Self::Weights,
@@ -360,6 +363,7 @@ pub(crate) fn features(instance: &Instance, calls: &[Call]) -> BTreeSet<Feature>
         found.extend(call_features(&dims, parts.causal, Some(call.inputs.scaling())));
         found.extend([
             (Feature::AttentionMask, parts.attention_mask.is_some()),
+            (Feature::MasksPerHead, parts.attention_mask.as_ref().is_some_and(|mask| mask.dim().1 > 1)),
             (Feature::Previous, call.previous.is_some()),
             (Feature::Weights, call.previous.iter().any(|mask| mask.weights().iter().any(weight))),
             (Feature::EmptyRows, has_empty_row(call)),

@@ -264,6 +264,7 @@ fn plan(
         storage: Storage::ALL[pick(10, Storage::ALL.len())],
         causal: true,
         additive: if pick(11, 6) == 0 { AdditiveMask::Excluding } else { AdditiveMask::Absent },
+        masks_per_head: true,
         previous: Previous::Absent,
         earlier_maskers: Vec::new(),
         rows: [ChannelRows::PerHead, ChannelRows::PerKvHead, ChannelRows::Shared][pick(12, 3)],

@@ -18,11 +18,12 @@ pub fn find(name: &str) -> Option<Capabilities> {
     };
     match name {
         "everything" => Some(Capabilities::default()),
-        // The author's evaluation attention: layers 0 and 1 are dense, dv = d, one row per query head, H a count. It checks
-        // few of its inputs, and a row that attends to nothing is NaN there.
+        // The author's evaluation attention: layers 0 and 1 are dense, dv = d, one row per query head, H a count, one mask for all
+        // heads. It checks few of its inputs, and a row that attends to nothing is NaN there.
         "author" => Some(profile(
             2,
             &[
+                Feature::MasksPerHead,
                 Feature::Previous,
                 Feature::Weights,
                 Feature::EarlierMaskers,

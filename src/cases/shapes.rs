@@ -8,20 +8,21 @@ use super::sequence::{Call, Instance, Sequence};
 use super::stages::StageCall;
 use crate::algorithm::{Error, Inputs};
 
-/// The sequence with additive masks of all four dimensions where entries have no lengths: which of them are 1 follows from numbers,
-/// and would make other shapes. Nothing else changes.
-pub fn with_full_masks(mut sequence: Sequence) -> Sequence {
+/// The sequence with additive masks of all dimensions, that of heads where `per_head` says so, where entries have no lengths: which
+/// of them are 1 follows from numbers, and would make other shapes. Nothing else changes.
+pub fn with_full_masks(mut sequence: Sequence, per_head: bool) -> Sequence {
     for call in sequence.calls.iter_mut().filter(|call| call.inputs.lengths().is_none()) {
-        if let Ok(Some(inputs)) = full_mask(&call.inputs) {
+        if let Ok(Some(inputs)) = full_mask(&call.inputs, per_head) {
             call.inputs = Arc::new(inputs);
         }
     }
     sequence
 }
 
-fn full_mask(inputs: &Inputs) -> Result<Option<Inputs>, Error> {
+fn full_mask(inputs: &Inputs, per_head: bool) -> Result<Option<Inputs>, Error> {
     let mut parts = inputs.parts().clone();
-    let shape = inputs.dims().mask_shape();
+    let (b, h, m, n) = inputs.dims().mask_shape();
+    let shape = (b, if per_head { h } else { 1 }, m, n);
     let full = parts.attention_mask.as_ref().and_then(|mask| Some(mask.broadcast(shape)?.to_owned()));
     if full.is_none() {
         return Ok(None);

@@ -114,6 +114,8 @@ pub struct Plan {
     pub causal: bool,
     /// The rest of A.
     pub additive: AdditiveMask,
+    /// Whether the rest of A may have a head dimension above 1.
+    pub masks_per_head: bool,
     /// P.
     pub previous: Previous,
     /// Maskers before Double Sparsity.
@@ -223,6 +225,7 @@ fn plans_of(sizes: impl Strategy<Value = DrawnSizes>) -> impl Strategy<Value = P
             storage,
             causal,
             additive,
+            masks_per_head: true,
             previous,
             earlier_maskers,
             rows,
@@ -288,6 +291,7 @@ impl Plan {
         if lacks(Feature::AttentionMask) {
             plan.additive = AdditiveMask::Absent;
         }
+        plan.masks_per_head = plan.masks_per_head && !lacks(Feature::MasksPerHead);
         if lacks(Feature::EmptyRows) && plan.additive == AdditiveMask::ExcludingRows {
             plan.additive = AdditiveMask::Finite;
         }
@@ -444,14 +448,15 @@ impl Plan {
         Ok(Call { layer, inputs: Arc::new(inputs), previous: self.previous_mask(&dims)? })
     }
 
-    /// Each dimension of the finite and the excluding masks but that of keys is 1 or full; heads are full only where they are not
-    /// scored as one.
+    /// Each dimension of the finite and the excluding masks but that of keys is 1 or full; heads are full only where they may be and
+    /// are not scored as one.
     fn attention_mask(&self, dims: &Dims) -> Option<Array4<f32>> {
         let words = Words::new(self.seed, 5);
         let (b, h, m, n) = dims.mask_shape();
         let chosen = mix(self.seed.wrapping_add(5));
         let full = |bit: u32, size: usize| if chosen >> bit & 1 == 1 { size } else { 1 };
-        let heads = if self.selection.heads == HeadMode::SummedLabels { 1 } else { full(1, h) };
+        let as_one = self.selection.heads == HeadMode::SummedLabels || !self.masks_per_head;
+        let heads = if as_one { 1 } else { full(1, h) };
         let drawn = (full(0, b), heads, full(2, m), n);
         let at = |(b, head, i, key): (usize, usize, usize, usize)| {
             (((b * drawn.1 + head) * drawn.2 + i) * n + key) as u64

@@ -132,6 +132,7 @@ fn decode_steps_keep_the_keys_they_had() {
 fn nothing_is_asked_that_is_not_offered() {
     let all = [
         Feature::AttentionMask,
+        Feature::MasksPerHead,
         Feature::NotCausal,
         Feature::Previous,
         Feature::Weights,

@@ -13,7 +13,7 @@ use crate::cases::recipe::mix;
 use crate::cases::seed::test_runner;
 use crate::cases::sequence_plan::{SequencePlan, sequence_plans};
 use crate::cases::shapes::with_full_masks;
-use crate::cases::{Capabilities, RoundingModel, Sequence, Shape};
+use crate::cases::{Capabilities, Feature, RoundingModel, Sequence, Shape};
 use crate::verdicts::Certificate;
 
 /// Plans tried to find those whose shapes are asked.
@@ -93,7 +93,9 @@ impl Draws {
         let mut few = FewShapes { plans: Vec::new(), shapes: BTreeSet::new(), large };
         for tried in 0..TRIED_FOR_SHAPES {
             let Some(plan) = self.plan() else { break };
-            let Some(sequence) = self.offered(&plan).map(with_full_masks) else { continue };
+            let Some(sequence) = self.offered(&plan).map(|sequence| self.with_full_masks(sequence)) else {
+                continue;
+            };
             let shapes = Shape::of_sequence(&sequence);
             let union = few.shapes.union(&shapes).count();
             // Few shapes would be wasted on calls of which every key is selected, or every channel is a label.
@@ -112,6 +114,10 @@ impl Draws {
 
     fn plan(&mut self) -> Option<SequencePlan> {
         Some(self.plans.new_tree(&mut self.runner).ok()?.current())
+    }
+
+    fn with_full_masks(&self, sequence: Sequence) -> Sequence {
+        with_full_masks(sequence, self.capabilities.offers(Feature::MasksPerHead))
     }
 
     /// The sequence of a plan, where the subject offers it.
@@ -140,7 +146,7 @@ impl Draws {
                     let place = (self.drawn + self.rejected) % few.plans.len();
                     few.plans[place].with_numbers_of(&plan).iter().find_map(|plan| {
                         self.offered(plan)
-                            .map(with_full_masks)
+                            .map(|sequence| self.with_full_masks(sequence))
                             .filter(|sequence| Shape::of_sequence(sequence).is_subset(&few.shapes))
                     })
                 }
@@ -176,7 +182,7 @@ impl Draws {
         let choose = |number| {
             let sequence = drawn(Large { number, shape: number, ..large }).filter(selects)?;
             let operations = sequence.calls[0].inputs.dims().operations();
-            Some((operations, number, Shape::of_sequence(&with_full_masks(sequence))))
+            Some((operations, number, Shape::of_sequence(&self.with_full_masks(sequence))))
         };
         // The cheapest of some, so that more numbers can be asked.
         let standing = draws.standing.get_or_insert_with(|| {
@@ -189,7 +195,7 @@ impl Draws {
         let (shape, shapes) = standing.get(number % standing.len().max(1))?;
         // Which tensors there are may follow from numbers.
         drawn(Large { shape: *shape, ..large })
-            .map(with_full_masks)
+            .map(|sequence| self.with_full_masks(sequence))
             .filter(|sequence| Shape::of_sequence(sequence) == *shapes)
     }
 }

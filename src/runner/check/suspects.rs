@@ -127,9 +127,29 @@ impl Suspects {
                 self.extend(&finding.observation);
             }
         }
+        self.extend_to_others();
         // A finding may need faults that only a later one showed.
         for finding in findings {
             finding.faults = self.shown_by(&finding.observation);
+        }
+    }
+
+    /// Failures that became no finding, as faults reproduced them that are named no longer: the smallest first.
+    fn extend_to_others(&mut self) {
+        if !self.any_named() {
+            return;
+        }
+        let mut others: Vec<Observation> = self
+            .seen
+            .par_iter()
+            .filter(|seen| !seen.conforms && !self.reproduce(&seen.observation))
+            .map(|seen| seen.observation.clone())
+            .collect();
+        others.sort_by_key(|observation| Size::of(&observation.sequence).numbers());
+        for observation in others.iter().take(MOST_RESOLVED) {
+            if !self.reproduce(observation) {
+                self.extend(observation);
+            }
         }
     }
 
