@@ -8,6 +8,7 @@ error: import this first.
 
 import functools
 import json
+import mmap
 import os
 import struct
 import sys
@@ -48,8 +49,11 @@ def frame(message, tensors=()):
     return b"".join([struct.pack("<QQ", 8 + len(text) + end, len(text)), text, *data])
 
 
-def read_frame(stream):
-    """(message, {name: array}) of the next frame, None at the end of input. BF16 and F16 become float32."""
+def read_frame(stream, memory=None):
+    """(message, {name: array}) of the next frame, None at the end of input. BF16 and F16 become float32.
+
+    `memory` is the number of the memory that is shared with the suite, where a message may have tensors.
+    """
     length = stream.read(8)
     if len(length) < 8:
         return None
@@ -60,16 +64,22 @@ def read_frame(stream):
     start = 8 + int.from_bytes(body[:8], "little")
     header = json.loads(body[8:start])
     message = json.loads(header.pop("__metadata__")["doublecheck"])
-    return message, {name: decode(body, start, **entry) for name, entry in header.items()}
+    tensors = {name: decode(body, start, **entry) for name, entry in header.items()}
+    if memory is not None and (shared := message.get("shared")):
+        end = max(entry["data_offsets"][1] for entry in shared.values())
+        mapped = mmap.mmap(memory, end, access=mmap.ACCESS_COPY)  # what is written to it stays in this process
+        tensors |= {name: decode(mapped, 0, **entry, copy=False) for name, entry in shared.items()}
+    return message, tensors
 
 
-def decode(body, start, dtype, shape, data_offsets, **_):
+def decode(body, start, dtype, shape, data_offsets, copy=True, **_):
     begin, end = data_offsets
     kind = np.dtype(TYPES[dtype])
     array = np.frombuffer(body, kind, (end - begin) // kind.itemsize, start + begin).reshape(shape)
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32 if dtype == "F16" else kind)  # a copy, which can be written to
+    # A copy can be written to, and so can shared memory.
+    return array.astype(np.float32 if dtype == "F16" else kind, copy=copy)
 
 
 # --- what a subject is given ------------------------------------------------------------------------------------------
@@ -318,6 +328,7 @@ def serve(
     gives=None,
     offers=(),
     shapes=None,
+    shared_memory=False,
     lacks=(),
     refusals=(),
 ):
@@ -330,6 +341,8 @@ def serve(
     of output and lse, or a dict. `gives` names what every answer holds.
     `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
     `shapes` is for a subject that compiles for each new shape: how many distinct ones it is worth asking.
+    `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of memory
+    that holds other numbers from the next question on, so copy what you keep.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
@@ -351,10 +364,16 @@ def serve(
         hello["offers"] = list(offers)
     if shapes is not None:
         hello["shapes"] = shapes
-    protocol = 2 if {"takes", "offers", "shapes"} & hello.keys() else 1
-    hello = {"type": "hello", "protocol": protocol, **{key: value for key, value in hello.items() if value is not None}}
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)
-    while (question := read_frame(frames_in)) and question[0]["type"] != "bye":
-        frames_out.write(frame(hello) if question[0]["type"] == "hello" else server.answer(*question))
+    memory = None
+    while (question := read_frame(frames_in, memory)) and question[0]["type"] != "bye":
+        if question[0]["type"] == "hello":
+            memory = question[0].get("shared_memory") if shared_memory else None
+            hello["shared_memory"] = None if memory is None else True
+            declared = {key: value for key, value in hello.items() if value is not None}
+            protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & declared.keys() else 1
+            frames_out.write(frame({"type": "hello", "protocol": protocol, **declared}))
+        else:
+            frames_out.write(server.answer(*question))
         frames_out.flush()

@@ -4,6 +4,7 @@ import io
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import numpy as np
@@ -52,6 +53,30 @@ BYE = "4000000000000000 3800000000000000" + b'{"__metadata__":{"doublecheck":"{\
 
 def inputs(kind, array):
     return [(name, kind, array) for name in "qkv"]
+
+
+class SharedMemory(unittest.TestCase):
+    def test_tensors_are_views_that_can_be_written_to(self):
+        numbers = np.arange(12, dtype="<f4").reshape(1, 1, 3, 4)
+        halves = numbers.astype("<f2")
+        with tempfile.TemporaryFile() as file:
+            file.write(numbers.tobytes() + bytes(16) + halves.tobytes())
+            file.flush()
+            shared = {
+                "k": {"dtype": "F32", "shape": [1, 1, 3, 4], "data_offsets": [0, 48]},
+                "v": {"dtype": "F16", "shape": [1, 1, 3, 4], "data_offsets": [64, 88]},
+            }
+            frame = doublecheck.frame({"type": "mask", "shared": shared}, [("lengths", "I32", np.array([3]))])
+            _, tensors = doublecheck.read_frame(io.BytesIO(frame), file.fileno())
+            for name in "kv":
+                np.testing.assert_array_equal(tensors[name], numbers)
+                self.assertEqual(tensors[name].dtype, np.float32)
+            np.testing.assert_array_equal(tensors["lengths"], [3])
+            self.assertFalse(tensors["k"].flags.owndata)
+            tensors["k"][:] = 7
+            file.seek(0)
+            self.assertEqual(file.read(48), numbers.tobytes())
+        self.assertEqual(set(doublecheck.read_frame(io.BytesIO(frame))[1]), {"lengths"})
 
 
 class Frames(unittest.TestCase):

@@ -7,6 +7,9 @@ use super::measured::Measured;
 /// B: codes, and labels that are not quantised.
 pub const LABEL_BITS: [u64; 2] = [4, 16];
 
+/// Queries and keys of the calls of which verdicts are measured.
+pub const VERDICTS: [(usize, usize); 2] = [(1, 131_072), (128, 4096)];
+
 /// One aim and what was found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Aim {
@@ -55,7 +58,20 @@ pub fn aims(measured: &Measured) -> Vec<Aim> {
         let found = measured.figure(&format!("small random cases, {subject}"));
         aims.push(Aim::new(format!("small random cases, {subject}"), false, 20_000.0, "cases/s", found));
     }
-    aims.push(Aim::new("verify in total".into(), true, 20.0, "s", measured.figure("verify")));
+    aims.push(Aim::new("verify in total".into(), true, 6.0, "s", measured.figure("verify")));
+    for (queries, keys) in VERDICTS {
+        let group = format!("verdict m={queries}");
+        let reading = measured.ms(&group, "reading q, k and v", &keys.to_string());
+        for bits in LABEL_BITS {
+            let verdict = measured.ms(&group, &format!("verdict B={bits}"), &keys.to_string());
+            let aim = format!("a verdict beside reading q, k and v, m = {queries}, n = {keys}, B = {bits}");
+            aims.push(Aim::new(aim, true, 4.0, "times", ratio(verdict, reading)));
+        }
+    }
+    let [pipe, shared] =
+        ["pipe and verdict", "shared and verdict"].map(|way| measured.ms("asking", way, "32768"));
+    let aim = "verdicts a second in shared memory beside a pipe, n = 32768".into();
+    aims.push(Aim::new(aim, false, 5.0, "times", ratio(pipe, shared)));
     aims
 }
 

@@ -3,7 +3,7 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
-use super::aims::{Aim, Bound, LABEL_BITS};
+use super::aims::{Aim, Bound, LABEL_BITS, VERDICTS};
 use super::estimates::exponent;
 use super::machine::Machine;
 use super::measured::{Figure, Measured};
@@ -27,6 +27,8 @@ pub fn render(machine: &Machine, measured: &Measured, aims: &[Aim], bounds: &[Bo
     text += &steps(measured);
     text += &growth(measured);
     text += &threads(measured);
+    text += &verdicts(measured);
+    text += &asking(measured);
     text += &suite(measured);
     text
 }
@@ -172,6 +174,45 @@ fn threads(measured: &Measured) -> String {
     let header = ["B", "1 thread", "2 threads", "ratio", "bytes of labels", "bytes of K and V"];
     let name = "A decode step by threads, at the largest n, and the memory of one cached key, all heads";
     section(name, &header, &LABEL_BITS.map(row))
+}
+
+fn verdicts(measured: &Measured) -> String {
+    let mut rows = Vec::new();
+    for (queries, keys) in VERDICTS {
+        let ms = |function: &str| measured.ms(&format!("verdict m={queries}"), function, &keys.to_string());
+        let reading = ms("reading q, k and v");
+        for bits in LABEL_BITS {
+            let [certificate, output, verdict] =
+                ["certificate", "output", "verdict"].map(|part| ms(&format!("{part} B={bits}")));
+            let mut row = vec![keys.to_string(), queries.to_string(), bits.to_string()];
+            row.extend([reading, certificate, output, verdict].map(maybe));
+            row.push(ratio(verdict, reading));
+            rows.push(row);
+        }
+    }
+    let header =
+        ["n", "m", "B", "reading q, k and v", "certificate", "output", "verdict", "verdict / reading"];
+    section("Certificate and output verdict of one call", &header, &rows)
+}
+
+fn asking(measured: &Measured) -> String {
+    let mut rows = Vec::new();
+    for (name, asked, judged) in [
+        ("an answer at hand", None, "verdict"),
+        ("the engine, in Rust", Some("engine"), "engine and verdict"),
+        ("a command, through a pipe", Some("pipe"), "pipe and verdict"),
+        ("a command, in shared memory", Some("shared"), "shared and verdict"),
+    ] {
+        for keys in ["4096", "32768"] {
+            let ms = |function: &str| measured.ms("asking", function, keys);
+            let all = ms(judged);
+            let mut row = vec![name.to_owned(), keys.to_owned(), maybe(asked.and_then(ms)), maybe(all)];
+            row.push(maybe(all.map(|ms| 1e3 / ms)));
+            rows.push(row);
+        }
+    }
+    let header = ["subject", "n", "asking", "asking and verdict", "verdicts a second"];
+    section("Verdicts a second, m = 1, B = 4", &header, &rows)
 }
 
 fn suite(measured: &Measured) -> String {

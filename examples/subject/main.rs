@@ -10,8 +10,10 @@
 mod misbehaviour;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
 
 use doublecheck::algorithm::{ChannelFile, Error, InputParts, Inputs, Lengths, Mask, Padding, Storage};
 use doublecheck::cases::sequence::InstanceSettings;
@@ -27,8 +29,9 @@ use misbehaviour::Misbehaviour;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// An argument that is no misbehaviour.
+/// Arguments that are no misbehaviour.
 const RAGGED: &str = "ragged";
+const SHARED: &str = "shared";
 
 /// The metadata key of a message.
 const KEY: &str = "doublecheck";
@@ -56,7 +59,8 @@ fn main() -> Result<(), Failure> {
         if question["type"] == "bye" {
             break;
         }
-        let tensors = SafeTensors::deserialize(&frame)?;
+        let in_memory = shared_tensors(&question)?;
+        let tensors = SafeTensors::deserialize(in_memory.as_deref().unwrap_or(&frame))?;
         let answer = answer(&mut subject, &question, &tensors)?;
         misbehaviour.write(&question, answer)?;
     }
@@ -74,6 +78,37 @@ fn read_frame() -> io::Result<Option<Vec<u8>>> {
     let mut frame = vec![0; u64::from_le_bytes(length) as usize];
     input.read_exact(&mut frame)?;
     Ok(Some(frame))
+}
+
+/// The tensors that a question has in shared memory, as a file of safetensors; `None` where it has none there.
+fn shared_tensors(question: &Value) -> Result<Option<Vec<u8>>, Failure> {
+    // Inherited from the suite; the number is that of the first question.
+    static MEMORY: OnceLock<File> = OnceLock::new();
+    if let (Some(number), true) = (question["shared_memory"].as_u64(), is_argument(SHARED)) {
+        let memory = File::open(format!("/proc/self/fd/{number}"))?;
+        MEMORY.set(memory).map_err(|_| "a second hello")?;
+    }
+    let (Some(entries), Some(memory)) = (question["shared"].as_object(), MEMORY.get()) else {
+        return Ok(None);
+    };
+    let mut tensors = Vec::new();
+    for (name, entry) in entries {
+        let dtype: Dtype = serde_json::from_value(entry["dtype"].clone())?;
+        let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone())?;
+        let [first, end]: [u64; 2] = serde_json::from_value(entry["data_offsets"].clone())?;
+        let mut bytes = vec![0; (end - first) as usize];
+        memory.read_exact_at(&mut bytes, first)?;
+        tensors.push((name, dtype, shape, bytes));
+    }
+    let mut views = Vec::new();
+    for (name, dtype, shape, bytes) in &tensors {
+        views.push((name, TensorView::new(*dtype, shape.clone(), bytes)?));
+    }
+    Ok(Some(safetensors::serialize(views, None)?))
+}
+
+fn is_argument(name: &str) -> bool {
+    std::env::args().nth(1).is_some_and(|argument| argument == name)
 }
 
 /// A message as a frame.
@@ -110,14 +145,15 @@ fn answer(subject: &mut Reference, question: &Value, tensors: &SafeTensors) -> R
 }
 
 /// How the reference rounds; it offers everything, which is the default, and with the argument `ragged` entries of unequal
-/// lengths, too.
+/// lengths, too. With `shared` it takes tensors in shared memory.
 fn hello() -> Value {
-    let ragged = std::env::args().nth(1).is_some_and(|name| name == RAGGED);
-    let (protocol, offers) = if ragged { (2, json!([RAGGED])) } else { (1, Value::Null) };
+    let offers = if is_argument(RAGGED) { json!([RAGGED]) } else { Value::Null };
+    let shared_memory = if is_argument(SHARED) { json!(true) } else { Value::Null };
     json!({
         "type": "hello",
-        "protocol": protocol,
+        "protocol": if is_argument(RAGGED) || is_argument(SHARED) { 2 } else { 1 },
         "offers": offers,
+        "shared_memory": shared_memory,
         "name": "the reference in a process",
         "version": env!("CARGO_PKG_VERSION"),
         "model": {"labels": "exact", "kept": "f32", "accumulation": "f64"},

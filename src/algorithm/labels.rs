@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
+use ndarray::{ArcArray, ArcArray2, Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, Axis, Ix3, s};
 
 use super::channels::ChannelOrder;
 use super::config::LabelBits;
@@ -41,6 +41,13 @@ impl Labels {
     /// Labels of the keys that one query head reads: [r, n].
     pub fn keys(&self, head: usize) -> ArrayView2<'_, f32> {
         self.k.index_axis(Axis(0), head - self.heads.start)
+    }
+
+    /// Labels of queries [r, m] and of keys [r, n] of each head, without a copy.
+    pub fn into_heads(self) -> impl Iterator<Item = (ArcArray2<f32>, ArcArray2<f32>)> {
+        let (q, k) = (self.q.into_shared(), self.k.into_shared());
+        let of_head = |labels: &ArcArray<f32, Ix3>, head| labels.clone().index_axis_move(Axis(0), head);
+        (0..self.heads.len()).map(move |head| (of_head(&q, head), of_head(&k, head)))
     }
 
     /// Labels of queries and keys summed over the heads of each of some equal parts (SPEC §2.7, §2.12): [r, m] and [r, n].
@@ -115,10 +122,13 @@ fn gather_and_quantize(
 ) -> std::result::Result<(), (usize, Error)> {
     let positions = source.nrows();
     let mut columns = vec![0.0; channels.len() * positions];
+    // In the order of memory, so that the processor sees what is read next.
+    let mut places: Vec<(usize, usize)> = channels.iter().copied().zip(0..).collect();
+    places.sort_unstable();
     for (position, x) in source.outer_iter().enumerate() {
         let x = x.to_slice().expect("inputs have the standard layout");
-        for (column, &channel) in columns.chunks_exact_mut(positions).zip(channels) {
-            column[position] = x[channel];
+        for &(channel, column) in &places {
+            columns[column * positions + position] = x[channel];
         }
     }
     if bits.quantises() && !quantize_columns(&mut columns, positions, bits, storage) {
@@ -128,7 +138,7 @@ fn gather_and_quantize(
         }
     }
     for (mut label, column) in labels.outer_iter_mut().zip(columns.chunks_exact(positions)) {
-        label.assign(&ArrayView1::from(column));
+        label.as_slice_mut().expect("positions are contiguous").copy_from_slice(column);
     }
     Ok(())
 }

@@ -11,14 +11,14 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, Array4, ArrayView2, s};
+use ndarray::{Array2, Array4, ArrayView1, ArrayView2, s};
 
 use super::bounds::{Approximate, Arithmetic, underflow};
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use super::ragged;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelOrder, Error, HeadMode, Inputs, LabelBits, Mask, Ranks, Row, ScoreRule, Storage,
+    ChannelOrder, Error, Forced, HeadMode, Inputs, LabelBits, Mask, Ranks, Row, ScoreRule, Storage,
 };
 use crate::behaviours::{
     Cosine, Earlier, ForcedRule, HeadLabels, Prediction, Ranked, Relu, Scoring, Sharing, Together,
@@ -91,34 +91,77 @@ impl Certificate {
     ///
     /// Errors: those with which the call must be refused (end of SPEC §2).
     pub fn derive(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
+        let mut certificates = Self::derive_each(instance, call, &[model])?;
+        Ok(certificates.remove(0))
+    }
+
+    /// The certificates of a call under several rounding models. Labels, which take most of the time, are derived once where all
+    /// models have the same.
+    ///
+    /// Errors: as of [`Certificate::derive`]; they do not depend on the model.
+    pub fn derive_each(
+        instance: &Instance,
+        call: &Call,
+        models: &[RoundingModel],
+    ) -> Result<Vec<Self>, Error> {
         if let Some(entries) = call.entries() {
-            return ragged::certificate(instance, call, &entries, model);
+            return models
+                .iter()
+                .map(|&model| ragged::certificate(instance, call, &entries, model))
+                .collect();
+        }
+        let same_labels = models.iter().all(|model| model.labels == models[0].labels);
+        if !same_labels {
+            return models.iter().map(|&model| Self::derive(instance, call, model)).collect();
+        }
+        if instance.selection.heads != HeadMode::PerHead {
+            return models.iter().map(|&model| Self::derive_one(instance, call, model)).collect();
         }
         let before = instance.before(call)?;
-        let of_rows = |before, rows| Self { before, rows, entries: Vec::new() };
-        let Some(scores) = ScoreBounds::without_labels(instance, call, model, &before)? else {
-            return Ok(of_rows(before, None));
+        let scores = |&model: &RoundingModel| ScoreBounds::without_labels(instance, call, model, &before);
+        let scores: Option<Vec<_>> = models.iter().map(scores).collect::<Result<_, _>>()?;
+        let Some(scores) = scores.filter(|scores| !scores.is_empty()) else {
+            return Ok(models.iter().map(|_| Self::of_rows(before.clone(), None)).collect());
         };
         let dims = call.inputs.dims();
         let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
-        let certify = |scores: &ScoreBounds, rows: Vec<Row>| {
-            compute::map(rows, dims.operations(), |row| certify_row(&scores.row(row), heavy_size))
-        };
-        // Heads that rank alone are certified a KV head at a time: labels of all heads of a long call take much memory.
-        if instance.selection.heads != HeadMode::PerHead {
-            let rows = certify(&scores.with_all_labels(instance, call, model)?, dims.rows().collect());
-            return Ok(of_rows(before, Some(rows)));
-        }
+        // A KV head at a time: labels of all heads of a long call take much memory.
         let groups = (0..dims.batch * dims.kv_heads).collect();
-        let rows = compute::map(groups, dims.operations(), |group: usize| {
-            let scores = scores.with_labels(instance, call, model, group..group + 1)?;
+        let groups = compute::map(groups, dims.operations(), |group: usize| {
+            let labels = scores[0].labels_of(instance, call, models[0].labels, group..group + 1)?;
             let (batch, kv_head) = (group / dims.kv_heads, group % dims.kv_heads);
             let heads = kv_head * dims.group_size()..(kv_head + 1) * dims.group_size();
             let rows = heads.flat_map(|head| (0..dims.queries).map(move |query| (batch, head, query)));
-            Ok(certify(&scores, rows.collect()))
+            let rows: Vec<Row> = rows.collect();
+            let certify = |scores: &ScoreBounds| -> Result<Vec<RowCertificate>, Error> {
+                let scores =
+                    scores.labelled(instance.channels(call.layer)?, labels.clone(), group..group + 1);
+                Ok(compute::map(rows.clone(), dims.operations(), |row| scores.certify(row, heavy_size)))
+            };
+            scores.iter().map(certify).collect::<Result<Vec<_>, _>>()
         });
-        let rows = rows.into_iter().collect::<Result<Vec<_>, Error>>()?.concat();
-        Ok(of_rows(before, Some(rows)))
+        let mut rows = vec![Vec::new(); models.len()];
+        for group in groups {
+            rows.iter_mut().zip(group?).for_each(|(rows, of_group)| rows.extend(of_group));
+        }
+        Ok(rows.into_iter().map(|rows| Self::of_rows(before.clone(), Some(rows))).collect())
+    }
+
+    /// Of a call without lengths, in any head mode.
+    fn derive_one(instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
+        let before = instance.before(call)?;
+        let Some(scores) = ScoreBounds::new(instance, call, model, &before)? else {
+            return Ok(Self::of_rows(before, None));
+        };
+        let dims = call.inputs.dims();
+        let heavy_size = instance.selection.heavy_size.resolve(dims.keys);
+        let certify = |row| scores.certify(row, heavy_size);
+        let rows = compute::map(dims.rows().collect(), dims.operations(), certify);
+        Ok(Self::of_rows(before, Some(rows)))
+    }
+
+    fn of_rows(before: Mask, rows: Option<Vec<RowCertificate>>) -> Self {
+        Self { before, rows, entries: Vec::new() }
     }
 
     /// How many keys are open in all rows together.
@@ -145,6 +188,9 @@ pub enum Candidacy {
     Forced(Approximate),
 }
 
+/// Labels of the queries and of the keys of one head.
+type HeadAllowed = (AllowedLabels, AllowedLabels);
+
 /// Scores of a call with their radii.
 pub struct ScoreBounds<'a> {
     inputs: &'a Inputs,
@@ -160,7 +206,7 @@ pub struct ScoreBounds<'a> {
     arithmetic: Arithmetic,
     label_channels: usize,
     /// Queries and keys per (batch, head); in `summed-labels` per (batch, rank), summed over the heads of the rank.
-    labels: Vec<(AllowedLabels, AllowedLabels)>,
+    labels: Vec<HeadAllowed>,
     /// The index of the first of them among all (batch, head).
     first: usize,
 }
@@ -200,7 +246,7 @@ impl<'a> ScoreBounds<'a> {
         let allowed = |of_head: ArrayView2<f32>| {
             let values = of_head.t().as_standard_layout().into_owned();
             if !rounded {
-                return AllowedLabels::Exact(values);
+                return AllowedLabels::Exact(values.into_shared());
             }
             let radius = |&x: &f32| storage.unit_roundoff() * f64::from(x.abs()) + underflow(storage);
             AllowedLabels::Within { radii: values.map(radius), values: values.mapv(f64::from) }
@@ -268,41 +314,48 @@ impl<'a> ScoreBounds<'a> {
     /// With the labels of all heads. Errors: labels out of range.
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
-        Ok(self.with_labels(instance, call, model, 0..dims.batch * dims.kv_heads)?.summed())
+        let all = 0..dims.batch * dims.kv_heads;
+        let labels = self.labels_of(instance, call, model.labels, all.clone())?;
+        Ok(self.labelled(instance.channels(call.layer)?, labels, all).summed())
     }
 
-    /// With the labels of the heads of some KV heads, counted over all batch entries. Errors: labels out of range.
-    fn with_labels(
+    /// Labels of the heads of some KV heads, counted over all batch entries, without channel weights. Errors: labels out of range.
+    fn labels_of(
         &self,
         instance: &Instance,
         call: &Call,
-        model: RoundingModel,
+        rounding: LabelRounding,
         groups: Range<usize>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Vec<HeadAllowed>, Error> {
         let dims = self.inputs.dims();
         let channels = instance.channels(call.layer)?;
         let (size, bits) = (dims.group_size(), instance.selection.bits());
-        let first = groups.start * size;
         let operations = groups.len() * size * dims.keys * self.label_channels;
         let labels = compute::map(groups.collect(), operations, |index: usize| {
             let (batch, head) = (index / dims.kv_heads, index % dims.kv_heads * size);
-            let heads = head..head + size;
-            let of_heads = (batch, heads.clone());
-            let labels =
-                head_labels(self.inputs, channels, self.label_channels, bits, model.labels, of_heads)?;
-            Ok(heads.zip(labels).map(|(head, labels)| self.weighted(channels, head, labels)).collect())
+            head_labels(
+                self.inputs,
+                channels,
+                self.label_channels,
+                bits,
+                rounding,
+                (batch, head..head + size),
+            )
         });
-        let labels: Vec<Vec<_>> = labels.into_iter().collect::<Result<_, Error>>()?;
-        Ok(Self { labels: labels.into_iter().flatten().collect(), first, ..*self })
+        Ok(labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect())
+    }
+
+    /// With the labels of the heads of some KV heads.
+    fn labelled(&self, channels: &ChannelOrder, labels: Vec<HeadAllowed>, groups: Range<usize>) -> Self {
+        let dims = self.inputs.dims();
+        let first = groups.start * dims.group_size();
+        let labels = labels.into_iter().zip(first..);
+        let labels = labels.map(|(labels, head)| self.weighted(channels, head % dims.heads, labels));
+        Self { labels: labels.collect(), first, ..*self }
     }
 
     /// The labels of a head, those of queries multiplied by channel weights where these are used.
-    fn weighted(
-        &self,
-        channels: &ChannelOrder,
-        head: usize,
-        (queries, keys): (AllowedLabels, AllowedLabels),
-    ) -> (AllowedLabels, AllowedLabels) {
+    fn weighted(&self, channels: &ChannelOrder, head: usize, (queries, keys): HeadAllowed) -> HeadAllowed {
         let weights = channels.weights_of(head, &self.inputs.dims());
         match weights.filter(|_| self.channel_weights) {
             None => (queries, keys),
@@ -322,7 +375,7 @@ impl<'a> ScoreBounds<'a> {
             Some(bits) if model.labels == LabelRounding::Rounded && bits.quantises() => {
                 rounded_rows(source.view(), bits, inputs.storage())
             }
-            _ => AllowedLabels::Exact(label.t().as_standard_layout().into_owned()),
+            _ => AllowedLabels::Exact(label.t().as_standard_layout().into_owned().into_shared()),
         };
         let is_weighted = ranked.labels.iter().any(|head| head.channel_weights.is_some());
         if is_weighted || ranked.sharing == Sharing::Mode(HeadMode::SummedLabels) {
@@ -394,27 +447,97 @@ impl<'a> ScoreBounds<'a> {
         scores.into_iter().enumerate().map(candidacy).collect()
     }
 
+    /// The labels of one query with their radii, multiplied by the factor where that comes before the sum.
+    fn query(&self, queries: &AllowedLabels, query: usize) -> Vec<(f64, f64)> {
+        let q = (0..self.label_channels).map(|channel| queries.at(channel, query));
+        if self.factor_first() {
+            q.map(|x| scaled_number(self.arithmetic, x, self.scoring.factor)).collect()
+        } else {
+            q.collect()
+        }
+    }
+
+    /// A cosine is multiplied by its factor in the end.
+    fn factor_first(&self) -> bool {
+        self.arithmetic.factor_first && self.scoring.rule != ScoreRule::Cosine
+    }
+
+    /// Classes and counts of one row: those of [`certify_row`] for [`ScoreBounds::row`].
+    pub fn certify(&self, row: Row, heavy_size: usize) -> RowCertificate {
+        match self.ends(row) {
+            Some(ends) => ends.certify(self.before.row_weights(row), heavy_size),
+            None => certify_row(&self.row(row), heavy_size),
+        }
+    }
+
+    /// The ends of all scores of a row, where a head ranks alone by dot products and no key is forced: the same numbers as those
+    /// of [`ScoreBounds::row`], in loops over keys.
+    fn ends(&self, (batch, head, query): Row) -> Option<Ends> {
+        let alone = self.sharing == Sharing::Mode(HeadMode::PerHead);
+        let is_forced = self.forced.configured != Forced::default();
+        if !alone || is_forced || self.before_ranked || self.scoring.rule != ScoreRule::Dot {
+            return None;
+        }
+        let dims = self.inputs.dims();
+        let (queries, keys) = &self.labels[batch * dims.heads + head - self.first];
+        let q = self.query(queries, query);
+        let (arithmetic, channels) = (self.arithmetic, self.label_channels);
+        let (first, factor) = (self.factor_first(), self.scoring.factor);
+        let additive = self.inputs.additive(batch, head, query);
+        let has_mask = self.inputs.parts().attention_mask.is_some();
+        let mut ends = Ends { low: vec![0.0; dims.keys], high: vec![0.0; dims.keys] };
+        vectorised(
+            #[inline(always)]
+            || {
+                let mut products = Products::zeros(TOGETHER.min(dims.keys));
+                for start in (0..dims.keys).step_by(TOGETHER) {
+                    let block = start..dims.keys.min(start + TOGETHER);
+                    products.set(&q, keys, block.clone());
+                    let (low, high) = (&mut ends.low[block.clone()], &mut ends.high[block.clone()]);
+                    let score = |value: f64, magnitude: f64, carried: f64| {
+                        let dot =
+                            arithmetic.sum_of_products(channels, value, magnitude, or_infinity(carried));
+                        if first { dot } else { arithmetic.scale(dot, factor) }
+                    };
+                    let sums = products.value.iter().zip(&products.magnitude).zip(&products.carried);
+                    let places = low.iter_mut().zip(high);
+                    if has_mask {
+                        for ((((&value, &magnitude), &carried), (low, high)), key) in
+                            sums.zip(places).zip(block)
+                        {
+                            let score =
+                                arithmetic.add_mask(score(value, magnitude, carried), additive.at(key));
+                            (*low, *high) = (score.low(), score.high());
+                        }
+                    } else {
+                        for (((&value, &magnitude), &carried), (low, high)) in sums.zip(places) {
+                            let score = score(value, magnitude, carried);
+                            (*low, *high) = (score.low(), score.high());
+                        }
+                    }
+                }
+            },
+        );
+        // Without an additive mask only later keys are excluded.
+        let later =
+            (0..dims.keys).rev().take_while(|&key| !has_mask && additive.at(key) == f32::NEG_INFINITY);
+        later.for_each(|key| ends.exclude(key));
+        Some(ends)
+    }
+
     fn scores(&self, labels: usize, (batch, head, query): Row) -> Vec<Approximate> {
         let (queries, keys) = &self.labels[labels - self.first];
         let additive = self.inputs.additive(batch, head, query);
+        let (factor, first) = (self.scoring.factor, self.factor_first());
         let q: Vec<_> = (0..self.label_channels).map(|channel| queries.at(channel, query)).collect();
-        // A cosine is multiplied by its factor in the end.
-        let factor = self.scoring.factor;
-        let first = self.arithmetic.factor_first && self.scoring.rule != ScoreRule::Cosine;
-        let scaled_q: Vec<_> = if first {
-            q.iter().map(|&(x, radius)| scaled_number(self.arithmetic, (x, radius), factor)).collect()
-        } else {
-            q.clone()
-        };
-        let Products { value, magnitude, carried } = products(&scaled_q, keys);
+        let Products { value, magnitude, carried } = products(&self.query(queries, query), keys);
         let with_factor = |dot| if first { dot } else { self.arithmetic.scale(dot, factor) };
         let q_norm = self.arithmetic.norm(q.iter().copied());
         let sharing = self.sharing.heads(head, &self.inputs.dims());
         let weight = self.scoring.head_weight(self.inputs, (batch, head, query), &sharing);
         let one = Approximate::new(1.0, 0.0);
         let score = |key: usize| {
-            // A label that may be an infinity may make any score, NaN included.
-            let carried = if carried[key].is_nan() { f64::INFINITY } else { carried[key] };
+            let carried = or_infinity(carried[key]);
             let dot =
                 self.arithmetic.sum_of_products(self.label_channels, value[key], magnitude[key], carried);
             let score = match self.scoring.rule {
@@ -463,7 +586,22 @@ pub(super) fn scaled_number(arithmetic: Arithmetic, (x, radius): (f64, f64), fac
     (scaled.value, if overflows { f64::INFINITY } else { scaled.radius })
 }
 
-/// Sums of the products of one query's labels with those of each key, [n].
+/// A label that may be an infinity may make any score, NaN included.
+#[inline(always)]
+fn or_infinity(carried: f64) -> f64 {
+    if carried.is_nan() { f64::INFINITY } else { carried }
+}
+
+/// The labels of one channel, which are contiguous.
+#[inline(always)]
+fn channel<T>(labels: ArrayView1<'_, T>) -> &[T] {
+    labels.to_slice().expect("labels have the standard layout")
+}
+
+/// Keys whose products are summed together: their sums stay in the first level of cache.
+const TOGETHER: usize = 512;
+
+/// Sums of the products of one query's labels with those of each of some keys.
 struct Products {
     value: Vec<f64>,
     /// Sums of their magnitudes.
@@ -474,37 +612,104 @@ struct Products {
 
 /// `q` is a label and a radius for each channel.
 fn products(q: &[(f64, f64)], keys: &AllowedLabels) -> Products {
-    let zeros = || vec![0.0; keys.dim().1];
-    let (mut value, mut magnitude, mut carried) = (zeros(), zeros(), zeros());
+    let mut products = Products::zeros(keys.dim().1);
     vectorised(
         #[inline(always)]
-        || match keys {
+        || products.set(q, keys, 0..keys.dim().1),
+    );
+    products
+}
+
+impl Products {
+    fn zeros(keys: usize) -> Self {
+        Self { value: vec![0.0; keys], magnitude: vec![0.0; keys], carried: vec![0.0; keys] }
+    }
+
+    /// Those of some of the keys, no more than there were before.
+    #[inline(always)]
+    fn set(&mut self, q: &[(f64, f64)], keys: &AllowedLabels, block: Range<usize>) {
+        for sums in [&mut self.value, &mut self.magnitude, &mut self.carried] {
+            sums.truncate(block.len());
+            sums.fill(0.0);
+        }
+        let (value, magnitude, carried) =
+            (&mut self.value[..], &mut self.magnitude[..], &mut self.carried[..]);
+        match keys {
             AllowedLabels::Exact(values) => {
                 for (&(q, rq), k) in q.iter().zip(values.outer_iter()) {
-                    for ((&k, value), magnitude) in k.iter().zip(&mut value).zip(&mut magnitude) {
+                    let k = &channel(k)[block.clone()];
+                    for ((&k, value), magnitude) in k.iter().zip(&mut *value).zip(&mut *magnitude) {
                         let product = q * f64::from(k);
                         *value += product;
                         *magnitude += product.abs();
                     }
                     if rq > 0.0 {
-                        k.iter()
-                            .zip(&mut carried)
-                            .for_each(|(&k, carried)| *carried += rq * f64::from(k.abs()));
+                        for (&k, carried) in k.iter().zip(&mut *carried) {
+                            *carried += rq * f64::from(k.abs());
+                        }
                     }
                 }
             }
             AllowedLabels::Within { values, radii } => {
                 for ((&(q, rq), k), rk) in q.iter().zip(values.outer_iter()).zip(radii.outer_iter()) {
-                    for (key, (&k, &rk)) in k.iter().zip(rk).enumerate() {
-                        value[key] += q * k;
-                        magnitude[key] += (q * k).abs();
-                        carried[key] += q.abs() * rk + rq * k.abs() + rq * rk;
+                    let (k, rk) = (&channel(k)[block.clone()], &channel(rk)[block.clone()]);
+                    let sums = value.iter_mut().zip(&mut *magnitude).zip(&mut *carried);
+                    for (((value, magnitude), carried), (&k, &rk)) in sums.zip(k.iter().zip(rk)) {
+                        *value += q * k;
+                        *magnitude += (q * k).abs();
+                        *carried += q.abs() * rk + rq * k.abs() + rq * rk;
                     }
                 }
             }
-        },
-    );
-    Products { value, magnitude, carried }
+        }
+    }
+}
+
+/// The smallest and the largest score that each key of a row may have; both −∞ for one that is excluded.
+struct Ends {
+    low: Vec<f64>,
+    high: Vec<f64>,
+}
+
+impl Ends {
+    /// Adds A = −∞, after which what may be +∞ may be NaN ([`Arithmetic::add_mask`]).
+    fn exclude(&mut self, key: usize) {
+        self.low[key] = f64::NEG_INFINITY;
+        if self.high[key] < f64::INFINITY {
+            self.high[key] = f64::NEG_INFINITY;
+        }
+    }
+
+    /// [`certify_row`]; `before` holds the weights of keys attended before.
+    fn certify(mut self, before: ArrayView1<f32>, heavy_size: usize) -> RowCertificate {
+        for ((low, high), &before) in self.low.iter_mut().zip(&mut self.high).zip(before) {
+            if before != 0.0 {
+                (*low, *high) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
+            }
+        }
+        let in_above = nth_largest(&self.high, heavy_size);
+        let out_below = match heavy_size.checked_sub(1) {
+            Some(before) => nth_largest(&self.low, before),
+            None => f64::INFINITY,
+        };
+        let class = |((&low, &high), &before): ((&f64, &f64), &f32)| {
+            if before != 0.0 {
+                Class::Before
+            } else if high == f64::NEG_INFINITY {
+                Class::Excluded
+            } else if low > in_above {
+                Class::In
+            } else if high < out_below {
+                Class::Out
+            } else {
+                Class::Open
+            }
+        };
+        let classes = self.low.iter().zip(&self.high).zip(before).map(class).collect();
+        let count =
+            |ends: &[f64]| ends.iter().filter(|&&end| end > f64::NEG_INFINITY).count().min(heavy_size);
+        RowCertificate { classes, fewest: count(&self.low), most: count(&self.high) }
+    }
 }
 
 /// Labels multiplied by channel weights, with radii.
@@ -522,12 +727,8 @@ fn weighted_labels(labels: &AllowedLabels, weights: &[f32], arithmetic: Arithmet
 }
 
 /// Labels summed over as many heads in a row as are taken `together`.
-fn sum_over_heads(
-    labels: &[(AllowedLabels, AllowedLabels)],
-    together: usize,
-    arithmetic: Arithmetic,
-) -> Vec<(AllowedLabels, AllowedLabels)> {
-    let sum = |part: &[(AllowedLabels, AllowedLabels)]| {
+fn sum_over_heads(labels: &[HeadAllowed], together: usize, arithmetic: Arithmetic) -> Vec<HeadAllowed> {
+    let sum = |part: &[HeadAllowed]| {
         let queries: Vec<_> = part.iter().map(|(queries, _)| queries).collect();
         let keys: Vec<_> = part.iter().map(|(_, keys)| keys).collect();
         (summed_labels(&queries, arithmetic), summed_labels(&keys, arithmetic))
@@ -578,20 +779,33 @@ pub fn thresholds(row: &[Candidacy], heavy_size: usize) -> Thresholds {
     let fewest_left = heavy_size.saturating_sub(row.iter().filter(forced).count());
     let most_left = heavy_size.saturating_sub(row.iter().filter(certain).count());
     Thresholds {
-        in_above: nth_largest(scores().map(Approximate::high).collect(), fewest_left),
+        in_above: nth_largest(&scores().map(Approximate::high).collect::<Vec<_>>(), fewest_left),
         out_below: match most_left.checked_sub(1) {
-            Some(before) => nth_largest(scores().map(Approximate::low).collect(), before),
+            Some(before) => nth_largest(&scores().map(Approximate::low).collect::<Vec<_>>(), before),
             None => f64::INFINITY,
         },
     }
 }
 
 /// The value with `n` others before it in falling order; −∞ where there is none.
-fn nth_largest(mut values: Vec<f64>, n: usize) -> f64 {
+fn nth_largest(values: &[f64], n: usize) -> f64 {
+    /// One of so many values is looked at first.
+    const STEP: usize = 64;
     if n >= values.len() {
         return f64::NEG_INFINITY;
     }
-    *values.select_nth_unstable_by(n, |a, b| b.total_cmp(a)).1
+    let nth = |mut values: Vec<f64>| *values.select_nth_unstable_by(n, |a, b| b.total_cmp(a)).1;
+    // Where few are larger, most of the others are put aside by a value of which the sample says that it is probably smaller.
+    let sample: Vec<f64> = values.iter().copied().step_by(STEP).collect();
+    let rank = 2 * (n / STEP + 4);
+    if rank < sample.len() / 2 {
+        let probably_smaller = nth_largest(&sample, rank);
+        let larger: Vec<f64> = values.iter().copied().filter(|&value| value >= probably_smaller).collect();
+        if n < larger.len() {
+            return nth(larger);
+        }
+    }
+    nth(values.to_vec())
 }
 
 /// Classes and counts of one row.

@@ -532,6 +532,9 @@ pub fn key_fault(class: Class, key: usize, before: f32, found: f32) -> Option<Ma
 }
 
 fn heads_differ(before: &Mask, mask: &Mask, row: Row, sharing: usize) -> Option<MaskFault> {
+    if sharing == 1 {
+        return None;
+    }
     let keys = mask.weights().dim().3;
     (0..keys)
         .find(|&key| differs_from_first_head(before, mask, row, key, sharing))

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{ArcArray2, Array2, ArrayView1, ArrayView2, Axis};
 
 use super::bounds::{Approximate, U32, gamma, underflow};
 use crate::algorithm::labels::labels_of;
@@ -15,7 +15,7 @@ use crate::cases::{AnsweredLabels, Call, Instance, LabelCase, LabelRounding};
 #[derive(Debug, Clone)]
 pub enum AllowedLabels {
     /// One value for each.
-    Exact(Array2<f32>),
+    Exact(ArcArray2<f32>),
     /// Each up to a radius.
     Within {
         /// The values, in f64.
@@ -115,7 +115,8 @@ fn other_exact_rows(
     for (row, mut column) in rows.outer_iter().zip(labels.columns_mut()) {
         column.assign(&ArrayView1::from(&labels_by_quotient(&row.to_vec(), bits, storage, step)));
     }
-    labels.iter().all(|label: &f32| label.is_finite()).then_some(AllowedLabels::Exact(labels))
+    let finite = labels.iter().all(|label: &f32| label.is_finite());
+    finite.then(|| AllowedLabels::Exact(labels.into_shared()))
 }
 
 /// Allowed labels of queries [r, m] and keys [r, n] for each of some heads of one batch entry.
@@ -132,22 +133,22 @@ pub fn head_labels(
 ) -> Result<Vec<(AllowedLabels, AllowedLabels)>, Error> {
     let bits = [query_bits, key_bits];
     let exact = labels_of(inputs, channels, label_channels, bits, (batch, heads.clone()))?;
-    let of_head = |head| {
+    let of_head = |(head, (exact_queries, exact_keys))| {
         let row = &channels.row(head, &inputs.dims())[..label_channels];
-        let allowed = |bits: LabelBits, source: ArrayView2<f32>, exact: ArrayView2<f32>| {
+        let allowed = |bits: LabelBits, source: ArrayView2<f32>, exact: ArcArray2<f32>| {
             if rounding == LabelRounding::Exact || !bits.quantises() {
-                return AllowedLabels::Exact(exact.to_owned());
+                return AllowedLabels::Exact(exact);
             }
             let rows = source.select(Axis(1), row);
             let other = other_exact_rows(rows.view(), bits, inputs.storage(), rounding);
             other.unwrap_or_else(|| rounded_rows(rows.view(), bits, inputs.storage()))
         };
         (
-            allowed(query_bits, inputs.queries(batch, head), exact.queries(head)),
-            allowed(key_bits, inputs.keys(batch, head), exact.keys(head)),
+            allowed(query_bits, inputs.queries(batch, head), exact_queries),
+            allowed(key_bits, inputs.keys(batch, head), exact_keys),
         )
     };
-    Ok(heads.map(of_head).collect())
+    Ok(heads.zip(exact.into_heads()).map(of_head).collect())
 }
 
 /// A label that is not what it must be.

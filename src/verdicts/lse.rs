@@ -24,8 +24,10 @@ use ndarray::Array3;
 
 use super::bounds::{Approximate, U32, gamma, recomputed_mean, underflow};
 use super::output::{Exponentials, Known, exponentials, of_weights, rounding};
+use super::peaks::{Peaks, peaks};
 use crate::algorithm::{Inputs, Mask, Row};
 use crate::cases::RoundingModel;
+use crate::compute;
 
 /// How far a fast logarithm may be off near 1.
 const NEAR_ONE: f64 = 1.0 / (1u64 << 21) as f64;
@@ -66,8 +68,12 @@ impl std::fmt::Display for LseDivergence {
 /// Judges a log-sum-exp [b, h, m] against the f64 recomputation with `mask`.
 pub fn judge_lse(inputs: &Inputs, mask: &Mask, lse: &Array3<f32>, model: RoundingModel) -> LseVerdict {
     let mut verdict = LseVerdict::default();
-    for row @ (b, head, i) in inputs.dims().rows() {
-        let expected = expected_lse(inputs, mask, model, row);
+    let dims = inputs.dims();
+    let rows = dims.rows().zip(peaks(inputs, mask, model)).collect();
+    let expected = compute::map(rows, dims.operations(), |(row, peaks): (Row, Peaks)| {
+        expected_with(inputs, mask, model, row, &peaks)
+    });
+    for (row @ (b, head, i), expected) in dims.rows().zip(expected) {
         let found = f64::from(lse[[b, head, i]]);
         let error = (found - expected.value).abs();
         let share = if found == expected.value {
@@ -92,7 +98,11 @@ pub fn judge_lse(inputs: &Inputs, mask: &Mask, lse: &Array3<f32>, model: Roundin
 /// The log-sum-exp of one row with the radius in which a conforming implementation must be. It may be NaN where
 /// `may_be_plus_infinity` says that a maximum over all keys may be.
 pub fn expected_lse(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row) -> Approximate {
-    let (exponentials, nan) = exponentials(inputs, mask, model, row);
+    expected_with(inputs, mask, model, row, &Peaks::Anywhere)
+}
+
+fn expected_with(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row, peaks: &Peaks) -> Approximate {
+    let (exponentials, nan) = exponentials(inputs, mask, model, row, peaks);
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
     let Known { attended, moved, total, scale, rho, max, over_all, widest, .. } = match exponentials {
         Exponentials::None => return or_nan(Approximate::EXCLUDED),

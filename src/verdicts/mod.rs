@@ -11,6 +11,7 @@ pub mod judge;
 pub mod labels;
 pub mod lse;
 pub mod output;
+mod peaks;
 pub mod ragged;
 pub mod rows;
 pub mod scores;

@@ -36,10 +36,11 @@
 //! and none is above 1/weight_j, as no logit of its own is above its max: Σe ≤ min(Σe·(1 + Q)·e^D, Σ 1/weight_j)·(1 + ρ)·(1 + σ),
 //! with σ the roundings of a sum from above; and so for Σe|v|, with S in the first and |v_j| in the second.
 
-use ndarray::{Array4, ArrayView2};
+use ndarray::Array4;
 
 use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, product_error, recomputed_mean, underflow};
 use super::certificate::scaled_number;
+use super::peaks::{Peaks, peaks};
 use crate::algorithm::{Inputs, Mask, Row, Storage};
 use crate::cases::{Exponent, Precision, RoundingModel};
 use crate::compute;
@@ -88,8 +89,9 @@ pub fn judge_output(
     model: RoundingModel,
 ) -> OutputVerdict {
     let dims = inputs.dims();
-    let rows = compute::map(dims.rows().collect(), dims.operations(), |row| {
-        judge_row(inputs, mask, output, model, row)
+    let rows = dims.rows().zip(peaks(inputs, mask, model)).collect();
+    let rows = compute::map(rows, dims.operations(), |(row, peaks): (Row, Peaks)| {
+        judge_row(inputs, mask, output, model, row, &peaks)
     });
     rows.into_iter().fold(OutputVerdict::default(), |mut a, b| {
         a.worst_share = a.worst_share.max(b.worst_share);
@@ -105,8 +107,9 @@ fn judge_row(
     output: &Array4<f32>,
     model: RoundingModel,
     row @ (b, head, query): Row,
+    peaks: &Peaks,
 ) -> OutputVerdict {
-    let expected = expected_row(inputs, mask, model, row);
+    let expected = expected_with(inputs, mask, model, row, peaks);
     let mut verdict = OutputVerdict::default();
     let found = output.slice(ndarray::s![b, head, query, ..]);
     let largest = expected.iter().map(|x| x.value.abs()).fold(0.0, f64::max);
@@ -173,56 +176,38 @@ pub(super) struct Known {
     pub(super) widest: f64,
 }
 
-/// The exponentials of one row, and whether a maximum over all keys may be NaN.
+/// The exponentials of one row, and whether a maximum over all keys may be NaN. Nothing depends on which of the two `peaks` are.
 pub(super) fn exponentials(
     inputs: &Inputs,
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, query): Row,
+    peaks: &Peaks,
 ) -> (Exponentials, bool) {
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
-    let arithmetic = Arithmetic::of_attention(model, inputs.storage());
-    let q: Vec<f64> = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
-    let keys = inputs.keys(b, head);
-    // Prescaled logits are those to base 2 until they are compared with others.
-    let unit = if model.exp == Exponent::Prescaled { std::f64::consts::LOG2_E } else { 1.0 };
-    let first: Option<Vec<(f64, f64)>> = arithmetic
-        .factor_first
-        .then(|| q.iter().map(|&x| scaled_number(arithmetic, (x, 0.0), inputs.scaling() * unit)).collect());
-    let q: Vec<f64> = first.as_ref().map_or(q, |first| first.iter().map(|(x, _)| *x).collect());
-    let carried = |key: usize| {
-        let Some(first) = &first else { return 0.0 };
-        let products = first.iter().zip(keys.row(key)).map(|((_, radius), &k)| radius * f64::from(k.abs()));
-        let carried: f64 = products.sum();
-        if carried.is_nan() { f64::INFINITY } else { carried }
-    };
-    let dots = dots(&q, keys);
-    let logit = |key: usize| {
-        let (value, magnitude) = dots[key];
-        let dot = arithmetic.sum_of_products(q.len(), value, magnitude, carried(key));
-        let scaled = match (model.exp, &first) {
-            (_, Some(_)) => dot,
-            (Exponent::Prescaled, None) => arithmetic.scale_by(dot, inputs.scaling() * unit, 5),
-            (_, None) => arithmetic.scale(dot, inputs.scaling()),
-        };
-        match model.exp {
-            Exponent::Prescaled => in_units(arithmetic.add_scaled_mask(scaled, additive.at(key), unit), unit),
-            Exponent::Natural | Exponent::Fast => arithmetic.add_mask(scaled, additive.at(key)),
+    let logits_of = Logits::new(inputs, model, row);
+    let keys: Vec<usize> = attended.iter().map(|&(key, _)| key).collect();
+    let logits = logits_of.at(&keys);
+    let others = match peaks {
+        Peaks::At(keys) => keys.clone(),
+        Peaks::Anywhere => {
+            let weights = mask.row_weights(row);
+            let other = |&key: &usize| weights[key] == 0.0 || additive.at(key) == f32::NEG_INFINITY;
+            (0..weights.len()).filter(other).collect()
         }
     };
-    let all: Vec<Approximate> = (0..dots.len()).map(logit).collect();
     // A masked logit that overflows first is NaN, and so is a maximum over all keys.
-    let (mut nan, mut over_all) = (false, f64::NEG_INFINITY);
-    for (key, w) in all.iter().enumerate() {
+    let mut over_all = logits.iter().map(|w| w.high()).fold(f64::NEG_INFINITY, f64::max);
+    let mut nan = false;
+    for (&key, w) in others.iter().zip(logits_of.at(&others)) {
         if additive.at(key) == f32::NEG_INFINITY {
             nan |= w.may_be_plus_infinity;
         } else {
             over_all = over_all.max(w.high());
         }
     }
-    let logits: Vec<Approximate> = attended.iter().map(|&(key, _)| all[key]).collect();
     let max = logits.iter().map(|w| w.value).fold(f64::NEG_INFINITY, f64::max);
     let over_all = over_all.max(max);
     if attended.is_empty() {
@@ -272,6 +257,80 @@ pub(super) fn exponentials(
     (Exponentials::Known(known), nan)
 }
 
+/// The logits of one row, recomputed in f64.
+pub(super) struct Logits<'a> {
+    inputs: &'a Inputs,
+    row: Row,
+    model: RoundingModel,
+    arithmetic: Arithmetic,
+    /// The query, and the radii of its numbers where they are multiplied by the scaling first.
+    pub(super) q: Vec<f64>,
+    pub(super) radii: Option<Vec<f64>>,
+    /// Prescaled logits are those to base 2 until they are compared with others.
+    unit: f64,
+}
+
+impl<'a> Logits<'a> {
+    pub(super) fn new(inputs: &'a Inputs, model: RoundingModel, row @ (b, head, query): Row) -> Self {
+        let arithmetic = Arithmetic::of_attention(model, inputs.storage());
+        let unit = if model.exp == Exponent::Prescaled { std::f64::consts::LOG2_E } else { 1.0 };
+        let q = inputs.queries(b, head).row(query).iter().map(|&x| f64::from(x)).collect();
+        let mut logits = Self { inputs, row, model, arithmetic, q, radii: None, unit };
+        if arithmetic.factor_first {
+            let scaled =
+                logits.q.iter().map(|&x| scaled_number(arithmetic, (x, 0.0), inputs.scaling() * unit));
+            let (q, radii) = scaled.unzip();
+            (logits.q, logits.radii) = (q, Some(radii));
+        }
+        logits
+    }
+
+    /// How much of a logit one unit of q·k makes.
+    pub(super) fn scale(&self) -> f64 {
+        if self.radii.is_some() { 1.0 / self.unit } else { self.inputs.scaling() }
+    }
+
+    /// Those at some keys, with A.
+    fn at(&self, keys: &[usize]) -> Vec<Approximate> {
+        let ((b, head, query), d) = (self.row, self.q.len());
+        let rows = self.inputs.keys(b, head).to_slice().expect("inputs have the standard layout");
+        let k = |key: usize| &rows[key * d..][..d];
+        let carried = |key: usize| {
+            let Some(radii) = &self.radii else { return 0.0 };
+            let carried: f64 = radii.iter().zip(k(key)).map(|(radius, &k)| radius * f64::from(k.abs())).sum();
+            if carried.is_nan() { f64::INFINITY } else { carried }
+        };
+        let additive = self.inputs.additive(b, head, query);
+        let mut dots = vec![(0.0, 0.0); keys.len()];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (dot, &key) in dots.iter_mut().zip(keys) {
+                    *dot = sums(&self.q, k(key));
+                }
+            },
+        );
+        let logit =
+            |(&key, (value, magnitude))| self.of_dot(value, magnitude, carried(key), additive.at(key));
+        keys.iter().zip(dots).map(logit).collect()
+    }
+
+    /// One of them from q·k, the sum of its products' magnitudes and the error that they carry.
+    pub(super) fn of_dot(&self, value: f64, magnitude: f64, carried: f64, mask: f32) -> Approximate {
+        let (arithmetic, unit) = (self.arithmetic, self.unit);
+        let dot = arithmetic.sum_of_products(self.q.len(), value, magnitude, carried);
+        let scaled = match (self.model.exp, &self.radii) {
+            (_, Some(_)) => dot,
+            (Exponent::Prescaled, None) => arithmetic.scale_by(dot, self.inputs.scaling() * unit, 5),
+            (_, None) => arithmetic.scale(dot, self.inputs.scaling()),
+        };
+        match self.model.exp {
+            Exponent::Prescaled => in_units(arithmetic.add_scaled_mask(scaled, mask, unit), unit),
+            Exponent::Natural | Exponent::Fast => arithmetic.add_mask(scaled, mask),
+        }
+    }
+}
+
 /// A logit in natural units.
 fn in_units(logit: Approximate, unit: f64) -> Approximate {
     let value = logit.value / unit;
@@ -292,15 +351,20 @@ pub(super) fn rounding(kept: Precision, storage: Storage) -> f64 {
 }
 
 /// The output of one row with the radius in which a conforming implementation must be.
-pub fn expected_row(
+pub fn expected_row(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row) -> Vec<Approximate> {
+    expected_with(inputs, mask, model, row, &Peaks::Anywhere)
+}
+
+fn expected_with(
     inputs: &Inputs,
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, _): Row,
+    peaks: &Peaks,
 ) -> Vec<Approximate> {
     let values = inputs.values(b, head);
     let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
-    let (exponentials, nan) = exponentials(inputs, mask, model, row);
+    let (exponentials, nan) = exponentials(inputs, mask, model, row, peaks);
     // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
     let Known { p, moved, total, scale, least, rho, widest, attended, .. } = match exponentials {
@@ -335,7 +399,9 @@ pub fn expected_row(
         #[inline(always)]
         || {
             for (j, p) in p.iter().enumerate() {
-                value.iter_mut().zip(v(j)).for_each(|(value, &v)| *value += p * f64::from(v));
+                for (value, &v) in value.iter_mut().zip(v(j)) {
+                    *value += p * f64::from(v);
+                }
             }
             for j in 0..n {
                 let kept = moved[j] + moved_sum * p[j];
@@ -386,17 +452,6 @@ struct Sums {
     moved_size: f64,
     /// Σ |v_j|
     plain: f64,
-}
-
-/// Σ q·k and Σ |q·k| for each key [n, d].
-fn dots(q: &[f64], keys: ArrayView2<f32>) -> Vec<(f64, f64)> {
-    let rows = keys.to_slice().expect("inputs have the standard layout").chunks_exact(q.len());
-    let mut dots = vec![(0.0, 0.0); keys.nrows()];
-    vectorised(
-        #[inline(always)]
-        || dots.iter_mut().zip(rows).for_each(|(dot, k)| *dot = sums(q, k)),
-    );
-    dots
 }
 
 /// Σ q·k and Σ |q·k|, each in eight partial sums, one for each lane of a vector register.

@@ -3,14 +3,17 @@
 
 use crate::support::proptest_config;
 use doublecheck::algorithm::select::select as select_keys;
-use doublecheck::algorithm::{HeadMode, Mask};
-use doublecheck::cases::recipe::Words;
+use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask, Selection, Storage};
+use doublecheck::cases::recipe::{Generated, RecipeRows, SPLITMIX_1, Words};
 use doublecheck::cases::strategies::{Plan, plans};
-use doublecheck::cases::{Accumulation, Answer, Case, LabelRounding, Precision, RoundingModel};
+use doublecheck::cases::{
+    Accumulation, Answer, Case, Exponent, FactorOrder, LabelRounding, Precision, Products, Recipe,
+    RoundingModel,
+};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::Class;
-use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
+use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds, certify_row};
 use doublecheck::verdicts::judge::judge_mask;
 use doublecheck::verdicts::output::{expected_row, judge_output};
 use proptest::prelude::*;
@@ -118,6 +121,17 @@ proptest! {
         prop_assert_eq!(verdict.wrong_rows, 0, "{}", verdict.divergences[0]);
     }
 
+    /// Rows are certified in loops over keys where a head ranks alone by dot products, as they are key by key.
+    #[test]
+    fn certificates_are_those_of_scores_with_radii((plan, model) in scored()) {
+        let (case, certificate) = certify(&plan, model).unwrap();
+        let scores = ScoreBounds::new(&case.instance, &case.call, model, &certificate.before).unwrap().expect("keys are scored");
+        let heavy_size = case.instance.selection.heavy_size.resolve(case.dims().keys);
+        for (row, found) in case.dims().rows().zip(certificate.rows.iter().flatten()) {
+            prop_assert_eq!(found, &certify_row(&scores.row(row), heavy_size), "{:?}", row);
+        }
+    }
+
     #[test]
     fn moving_one_certain_key_always_diverges((plan, model) in scored(), pick: prop::sample::Index) {
         let (case, certificate) = certify(&plan, model).unwrap();
@@ -175,6 +189,97 @@ proptest! {
     }
 }
 
+/// 3 heads over each of 2 KV heads, 2 queries, 1,100 keys, d = 72: no multiple of anything that is computed together.
+fn long_case(storage: Storage, seed: u64) -> Case {
+    let recipe = Recipe {
+        generator: SPLITMIX_1.into(),
+        seed,
+        batch: 1,
+        heads: 6,
+        kv_heads: 2,
+        queries: 2,
+        keys: 1100,
+        head_dim: 72,
+        rows: RecipeRows::PerHead,
+    };
+    let Generated { q, k, v, channels } = recipe.generate().unwrap();
+    let parts = InputParts { q, k, v, attention_mask: None, causal: true, storage, scaling: Some(0.25) };
+    let inputs = Inputs::new(parts).unwrap();
+    let mut case = crate::support::small_case();
+    // H is small beside n, as in the cases that are sampled before they are sorted.
+    case.instance.selection = Selection::new(HeavySize::count(40).unwrap(), 8, 4).unwrap();
+    let mut previous = Mask::empty(&inputs.dims());
+    previous.add((0, 1, 1), [3, 700]);
+    case.call.previous = Some(previous);
+    case.with_inputs(inputs).with_channels(channels)
+}
+
+/// Models with each of the ways in which a logit is derived.
+fn attention_models() -> Vec<RoundingModel> {
+    let (model, reference) = (RoundingModel::default(), RoundingModel::REFERENCE);
+    let exp = [Exponent::Natural, Exponent::Prescaled, Exponent::Fast];
+    let by_exp = exp.into_iter().flat_map(|exp| {
+        let factors = [FactorOrder::After, FactorOrder::Before];
+        factors.map(|factor| RoundingModel { exp, factor, ..model })
+    });
+    let tf32 = RoundingModel { attention_products: Products::Tf32, ..model };
+    let f16 = RoundingModel { scores_kept: Precision::F16, ..model };
+    by_exp.chain([reference, tf32, f16]).collect()
+}
+
+/// Long rows are certified and their outputs bounded from fewer numbers than short ones, to the same last bit: logits of keys
+/// that nobody attends to are only estimated, and most scores are put aside before the H largest are looked for.
+#[test]
+fn long_rows_are_judged_as_short_ones() {
+    let (mut compared, mut open) = (0, 0);
+    for (index, model) in attention_models().into_iter().enumerate() {
+        for storage in Storage::ALL {
+            let case = long_case(storage, index as u64);
+            let certificate = Certificate::derive(&case.instance, &case.call, model).unwrap();
+            let bounds = ScoreBounds::new(&case.instance, &case.call, model, &certificate.before);
+            let bounds = bounds.unwrap().unwrap();
+            for (row, found) in case.dims().rows().zip(certificate.rows.iter().flatten()) {
+                assert_eq!(found, &certify_row(&bounds.row(row), 40));
+                open += found.open();
+            }
+            let Answer { mask, output, .. } = Reference::default().answer(&case).unwrap();
+            // Every number is wrong, so that each row shows one bound.
+            let output = output.unwrap().mapv(|x| x + 1e4);
+            let verdict = judge_output(&case.call.inputs, &mask, &output, model);
+            for found in &verdict.divergences {
+                let [b, head, query, dim] = found.index;
+                let expected = expected_row(&case.call.inputs, &mask, model, (b, head, query))[dim];
+                assert_eq!(
+                    (found.expected, found.bound),
+                    (expected.value, expected.radius),
+                    "{model} {storage}"
+                );
+            }
+            compared += verdict.divergences.len();
+        }
+    }
+    // 12 rows of each case; in f16 and bf16 some bounds are wider than 1e4.
+    assert!(compared >= 200 && open > 0, "{compared} rows, {open} open keys");
+}
+
+/// A logit that may overflow, of a key that is not attended, leaves the maximum over all keys open, however long the row is.
+#[test]
+fn an_overflow_far_away_is_seen_in_long_rows() {
+    let mut case = long_case(Storage::F16, 3);
+    let mut parts = case.call.inputs.parts().clone();
+    parts.q.fill(60.0);
+    parts.k.slice_mut(ndarray::s![.., .., 500, ..]).fill(60.0);
+    parts.scaling = Some(1.0);
+    case = case.with_inputs(Inputs::new(parts).unwrap());
+    let mut mask = Mask::empty(&case.dims());
+    case.dims().rows().for_each(|row| mask.add(row, [1, 2, 3]));
+    let model = RoundingModel::default();
+    let output = ndarray::Array4::from_elem(case.dims().output_shape(), 1e4);
+    let verdict = judge_output(&case.call.inputs, &mask, &output, model);
+    assert!(verdict.divergences.is_empty(), "72 · 60² is beyond f16");
+    assert_eq!(expected_row(&case.call.inputs, &mask, model, (0, 0, 0))[0].radius, f64::INFINITY);
+}
+
 #[test]
 fn a_divergence_shows_score_threshold_and_bound() {
     let case = crate::support::small_case();
@@ -191,7 +296,7 @@ fn a_divergence_shows_score_threshold_and_bound() {
 /// whose order depends on which code a half-way value takes are open in one model and decided in the other.
 #[test]
 fn both_codes_are_allowed_near_half_steps() {
-    use doublecheck::algorithm::{ChannelOrder, GroupFactor, HeavySize, InputParts, Inputs, LabelBits};
+    use doublecheck::algorithm::{ChannelOrder, GroupFactor, LabelBits};
     let mut case = crate::support::small_case();
     // Codes of two bits: in [0, 1.5, 3] the middle is half way between 1 and 2. The second key is 1.75 in that channel, which
     // no rounding moves from code 2.
@@ -202,7 +307,7 @@ fn both_codes_are_allowed_near_half_steps() {
         v: ndarray::Array4::ones((1, 1, 2, 1)),
         attention_mask: None,
         causal: false,
-        storage: doublecheck::algorithm::Storage::F32,
+        storage: Storage::F32,
         scaling: None,
     };
     case.call.inputs = Inputs::new(parts).unwrap().into();

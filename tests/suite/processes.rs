@@ -2,6 +2,7 @@
 //! thing that a command can do wrong (`examples/subject/misbehaviour.rs`) there is the right sentence, in
 //! time, an answer to the next question, and nothing left running.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -119,6 +120,32 @@ fn a_good_command_answers_as_the_reference_does() {
     assert!(answered > 200, "{answered} of 300");
     assert_eq!(process.restarts(), 0);
     drop(process);
+    assert_eq!(run.running(), 0);
+}
+
+/// Every tensor arrives in shared memory, of every type, after smaller and larger ones.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_command_that_shares_memory_gets_the_same_tensors() {
+    let run = Run::new();
+    // Each child has memory of its own.
+    let mut processes = [start(&run.always("shared")), start(&run.always("shared"))];
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[4; 32]);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let (mut types, mut previous, mut additive) = (HashSet::new(), 0, 0);
+    for index in 0..200 {
+        let case = plans().new_tree(&mut runner).unwrap().current().case().unwrap();
+        let answer = processes[index % 2].answer(&case);
+        assert_same(&answer, &case);
+        if answer.is_ok() {
+            types.insert(case.call.inputs.storage());
+            previous += usize::from(case.call.previous.is_some());
+            additive += usize::from(case.call.inputs.parts().attention_mask.is_some());
+        }
+    }
+    assert!(types.len() == 3 && previous > 20 && additive > 20, "{types:?}, {previous}, {additive}");
+    assert_eq!(processes.each_ref().map(Process::restarts), [0, 0]);
+    drop(processes);
     assert_eq!(run.running(), 0);
 }
 

@@ -206,17 +206,25 @@ impl<'a> Run<'a> {
                 names.join(", ")
             ));
         }
-        let mut tally = Tally::default();
-        let stored = case.expectation.as_ref().map(|expectation| {
-            let model = expectation.model.unwrap_or_default();
-            judge_expectation(case, expectation, model, &mut tally)
-        });
         let sequence = case.sequence().on_layers_from(self.capabilities.first_layer);
-        tally.not_offered = self.capabilities.missing(&sequence);
-        if !tally.not_offered.is_empty() {
-            return tally;
-        }
+        let mut tally = Tally { not_offered: self.capabilities.missing(&sequence), ..Tally::default() };
         let model = self.subject.rounding_model();
+        let stored_model = case.expectation.as_ref().map(|expectation| expectation.model.unwrap_or_default());
+        // Once for each model.
+        let asked_model =
+            Some(model).filter(|model| tally.not_offered.is_empty() && stored_model != Some(*model));
+        let models: Vec<RoundingModel> = stored_model.into_iter().chain(asked_model).collect();
+        let certificates = match Certificate::derive_each(&case.instance, &case.call, &models) {
+            Ok(certificates) => certificates.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        let stored = case.expectation.as_ref().zip(certificates.first());
+        let stored = stored.zip(stored_model).map(|((expectation, certificate), model)| {
+            judge_expectation(case, expectation, model, certificate, &mut tally)
+        });
+        let Some(certificate) = certificates.last().filter(|_| tally.not_offered.is_empty()) else {
+            return tally;
+        };
         let observation = ask(self.subject, &sequence);
         let [answer] = &observation.answers[..] else {
             return tally;
@@ -224,13 +232,7 @@ impl<'a> Run<'a> {
         if let (Some(Ok(stored)), Ok(answer)) = (&stored, answer) {
             tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
         }
-        let verdict = judge(
-            &case.instance,
-            &case.call,
-            answer,
-            model,
-            &Certificate::derive(&case.instance, &case.call, model),
-        );
+        let verdict = judge(&case.instance, &case.call, answer, model, certificate);
         tally.subject_sharpness = Sharpness::of(&verdict);
         tally.subject = verdict.explanations();
         tally
@@ -350,10 +352,10 @@ fn judge_expectation(
     case: &Case,
     expectation: &Expectation,
     model: RoundingModel,
+    certificate: &Result<Certificate, crate::algorithm::Error>,
     tally: &mut Tally,
 ) -> Result<Answer, ()> {
-    let certificate = Certificate::derive(&case.instance, &case.call, model);
-    let before = match &certificate {
+    let before = match certificate {
         Ok(certificate) => &certificate.before,
         Err(expected) => {
             let lines = Verdict::Accepted { expected: expected.clone() }.explanations();
@@ -371,7 +373,7 @@ fn judge_expectation(
         }
         Some(Ok(answer)) => {
             let answer = Ok(answer);
-            let verdict = judge(&case.instance, &case.call, &answer, model, &certificate);
+            let verdict = judge(&case.instance, &case.call, &answer, model, certificate);
             // A recorded fault says nothing about how sharp verdicts on right answers are.
             if expectation.known_divergence.is_none() {
                 tally.stored_sharpness = Sharpness::of(&verdict);

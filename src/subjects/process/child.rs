@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::memory::Memory;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 /// A variable in the environment of every process that a child starts, by which all of them can be found again.
@@ -94,19 +95,18 @@ impl Tail {
 }
 
 impl Child {
-    /// Starts `sh -c command`, whose first frame may have `limit` bytes. Errors: those of starting a process.
-    pub(super) fn start(command: &str, limit: u64) -> io::Result<Self> {
+    /// Starts `sh -c command`, whose first frame may have `limit` bytes; it inherits the memory that may be shared. Errors: those
+    /// of starting a process.
+    pub(super) fn start(command: &str, limit: u64, memory: Option<&Memory>) -> io::Result<Self> {
         let marker = marker();
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut process = Command::new("sh")
-            .arg("-c")
-            .arg(command)
-            .env(MARKER, &marker)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
+        let mut start = Command::new("sh");
+        start.arg("-c").arg(command).env(MARKER, &marker).process_group(0);
+        start.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = match memory {
+            Some(memory) => memory.inherited(|| start.spawn())?,
+            None => start.spawn()?,
+        };
         let pid = Pid::from_child(&process);
         running.push((pid, marker.clone()));
         drop(running);

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::AnswerReader;
+use super::memory::{Memory, Question};
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Lengths, Rules, Storage};
 use crate::cases::domain::domains_from_json;
@@ -45,16 +46,22 @@ pub(crate) struct Hello {
     pub(crate) name: Option<String>,
     pub(crate) model: RoundingModel,
     pub(crate) capabilities: Capabilities,
+    /// Whether it takes tensors in shared memory.
+    pub(crate) shared_memory: bool,
 }
 
-/// The frame of the first question.
-pub(crate) fn hello() -> Vec<u8> {
-    frame(json!({
+/// The frame of the first question, with the number of the memory that may be shared.
+pub(super) fn hello(memory: Option<&Memory>) -> Vec<u8> {
+    let mut message = json!({
         "type": "hello",
         "protocol": PROTOCOL,
         "protocols": [PROTOCOL, NEWEST],
         "version": env!("CARGO_PKG_VERSION"),
-    }))
+    });
+    if let Some(memory) = memory {
+        message["shared_memory"] = memory.number().into();
+    }
+    frame(message)
 }
 
 /// The frame that starts an instance.
@@ -70,10 +77,10 @@ pub(crate) fn configure(id: u64, instance: &Instance) -> Vec<u8> {
     }))
 }
 
-/// The frame of one call.
-pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
+/// The frame of one call, whose tensors are in shared memory where there is one.
+pub(super) fn mask(id: u64, call: &Call, memory: Option<&Memory>) -> Vec<u8> {
     let parts = call.inputs.parts();
-    let mut writer = Writer::default();
+    let mut question = Question::new(memory);
     let message = json!({
         "type": "mask",
         "id": id,
@@ -82,29 +89,28 @@ pub(crate) fn mask(id: u64, call: &Call) -> Vec<u8> {
         "dtype": parts.storage,
         "scaling": call.inputs.scaling(),
     });
-    writer.metadata(KEY, message.to_string());
     let (k, v) = (call.inputs.padded_keys(), call.inputs.padded_values());
     for (name, tensor) in [("q", &parts.q), ("k", k.as_ref()), ("v", v.as_ref())] {
-        writer.floats(name, parts.storage, tensor.view().into_dyn());
+        question.floats(name, parts.storage, tensor.view().into_dyn());
     }
-    write_lengths(&mut writer, call.inputs.lengths());
+    write_lengths(&mut question, call.inputs.lengths());
     if let Some(additive) = &parts.attention_mask {
-        writer.floats("attention_mask", Storage::F32, additive.view().into_dyn());
+        question.floats("attention_mask", Storage::F32, additive.view().into_dyn());
     }
     if let Some(previous) = &call.previous {
-        writer.floats("previous", Storage::F32, previous.weights().view().into_dyn());
+        question.floats("previous", Storage::F32, previous.weights().view().into_dyn());
     }
     if let Some(weights) = call.inputs.head_weights() {
-        writer.floats("head_weights", Storage::F32, weights.view().into_dyn());
+        question.floats("head_weights", Storage::F32, weights.view().into_dyn());
     }
-    writer.frame()
+    question.frame(message)
 }
 
 /// How many keys each entry has, where that is asked.
-pub(super) fn write_lengths(writer: &mut Writer, lengths: Option<&Lengths>) {
+pub(super) fn write_lengths(question: &mut Question, lengths: Option<&Lengths>) {
     if let Some(lengths) = lengths {
-        let numbers = lengths.keys().iter().flat_map(|&length| (length as i32).to_le_bytes());
-        writer.tensor("lengths", "I32", &[lengths.keys().len()], numbers.collect());
+        let numbers = lengths.keys().iter().map(|&length| length as i32);
+        question.integers("lengths", &[lengths.keys().len()], numbers);
     }
 }
 
@@ -279,6 +285,7 @@ struct HelloFields {
     gives: Option<Vec<Given>>,
     offers: Option<Vec<Offered>>,
     shapes: Option<usize>,
+    shared_memory: Option<bool>,
 }
 
 /// What is asked only of a command that offers it.
@@ -296,6 +303,7 @@ impl HelloFields {
             ("gives", self.gives.is_some()),
             ("offers", self.offers.is_some()),
             ("shapes", self.shapes.is_some()),
+            ("shared_memory", self.shared_memory.is_some()),
         ];
         for (field, declared) in newer {
             if declared && version < NEWEST {
@@ -329,6 +337,7 @@ impl HelloFields {
         Ok(Hello {
             name: name.filter(|name| !name.trim().is_empty()),
             model: self.model.unwrap_or_default().or(RoundingModel::default()),
+            shared_memory: self.shared_memory.unwrap_or(false),
             capabilities: Capabilities {
                 dtypes: not_empty("dtypes", self.dtypes, everything.dtypes)?,
                 heads: not_empty("heads", self.heads, everything.heads)?,
@@ -462,6 +471,10 @@ mod tests {
             ),
             (json!({"protocol": 2, "shapes": 0}), "hello.shapes: found 0, expected at least 1"),
             (json!({"shapes": 8}), "hello.shapes: found it in protocol 1, expected protocol 2"),
+            (
+                json!({"shared_memory": true}),
+                "hello.shared_memory: found it in protocol 1, expected protocol 2",
+            ),
             (json!({"largest_keys": 0}), "hello.largest_keys: found 0, expected at least 1"),
             (
                 json!({"model": {"scores": "f32"}}),

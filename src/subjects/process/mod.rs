@@ -5,14 +5,17 @@
 
 mod answer;
 mod child;
+mod memory;
 mod messages;
 mod stages;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ndarray::Array4;
 
 use self::child::{Child, Tail};
+use self::memory::Memory;
 use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured};
 use crate::algorithm::Mask;
@@ -70,6 +73,8 @@ pub struct Process {
     startup: Duration,
     hello: Hello,
     child: Option<Child>,
+    /// Where the running child takes tensors, if not in frames.
+    memory: Option<Arc<Memory>>,
     tail: Tail,
     instance: Option<Instance>,
     /// What the running child answered to `configure`.
@@ -92,7 +97,7 @@ impl Process {
 
     /// As [`Process::start`], with `startup` as the time for each hello.
     pub fn start_within(command: &str, timeout: Duration, startup: Duration) -> Result<Self, ProcessError> {
-        let (child, hello) = start(command, startup)?;
+        let (child, hello, memory) = start(command, startup)?;
         Ok(Self {
             command: command.to_owned(),
             timeout,
@@ -100,6 +105,7 @@ impl Process {
             hello,
             tail: child.tail(),
             child: Some(child),
+            memory,
             instance: None,
             configured: None,
             last_id: 0,
@@ -131,6 +137,7 @@ impl Process {
     /// Ends a child whose conversation is in doubt.
     fn lose(&mut self, problem: String) -> NoAnswer {
         self.configured = None;
+        self.memory = None;
         let problem = self.child.take().map_or_else(|| problem.clone(), |child| epitaph(child, &problem));
         NoAnswer::Failed(problem)
     }
@@ -147,13 +154,14 @@ impl Process {
         }
         self.restarts += 1;
         let started = start(&self.command, self.startup).map_err(|error| error.to_string());
-        let (child, hello) = started.map_err(|problem| self.not_revived(problem))?;
+        let (child, hello, memory) = started.map_err(|problem| self.not_revived(problem))?;
         if hello.model != self.hello.model || hello.capabilities != self.hello.capabilities {
             return Err(self.not_revived(epitaph(child, "its hello differs from that of its first start")));
         }
         self.failed_starts = 0;
         self.tail = child.tail();
         self.child = Some(child);
+        self.memory = memory;
         Ok(())
     }
 
@@ -204,9 +212,10 @@ impl Subject for Process {
         let instance = self.instance.take().ok_or_else(not_configured)?;
         // A command that declares `promises` says there how it lists keys.
         let any_order = self.hello.capabilities.promises.is_some();
+        let memory = self.memory.clone();
         let answer = self.ask(
             messages::largest_answer(call),
-            |id| messages::mask(id, call),
+            |id| messages::mask(id, call, memory.as_deref()),
             |bytes, id| messages::read_answer(bytes, id, &instance, call, any_order),
         );
         self.instance = Some(instance);
@@ -224,9 +233,10 @@ impl Subject for Process {
         self.revive()?;
         let limit = stages::largest_selection(call);
         let any_order = self.hello.capabilities.promises.is_some();
+        let memory = self.memory.clone();
         let answer = self.ask(
             limit,
-            |id| stages::select(id, call),
+            |id| stages::select(id, call, memory.as_deref()),
             |bytes, id| stages::read_selection(bytes, id, call, any_order),
         );
         let (mask, selected) = answer?;
@@ -237,7 +247,9 @@ impl Subject for Process {
     fn attend(&mut self, call: &SelectionCall) -> Result<Attended, NoAnswer> {
         self.revive()?;
         let limit = stages::largest_attention(call);
-        self.ask(limit, |id| stages::attend(id, call), |bytes, id| stages::read_attention(bytes, id, call))
+        let memory = self.memory.clone();
+        let question = |id| stages::attend(id, call, memory.as_deref());
+        self.ask(limit, question, |bytes, id| stages::read_attention(bytes, id, call))
     }
 }
 
@@ -253,13 +265,19 @@ fn not_running() -> NoAnswer {
     NoAnswer::Failed("the command is not running".into())
 }
 
-fn start(command: &str, startup: Duration) -> Result<(Child, Hello), ProcessError> {
-    let limit = messages::largest_message();
-    let child = Child::start(command, limit)
+/// The child, its hello, and the memory that it shares if it says so.
+type Started = (Child, Hello, Option<Arc<Memory>>);
+
+fn start(command: &str, startup: Duration) -> Result<Started, ProcessError> {
+    let (limit, memory) = (messages::largest_message(), Memory::create());
+    let child = Child::start(command, limit, memory.as_ref())
         .map_err(|error| ProcessError::Start { command: command.to_owned(), problem: error.to_string() })?;
-    let answer = child.ask(messages::hello(), limit, startup);
+    let answer = child.ask(messages::hello(memory.as_ref()), limit, startup);
     match answer.and_then(|bytes| messages::read_hello(&bytes)) {
-        Ok(hello) => Ok((child, hello)),
+        Ok(hello) => {
+            let shared = memory.filter(|_| hello.shared_memory).map(Arc::new);
+            Ok((child, hello, shared))
+        }
         Err(problem) => {
             let problem = epitaph(child, &problem);
             Err(ProcessError::Hello { command: command.to_owned(), problem })

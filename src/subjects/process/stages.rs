@@ -5,46 +5,44 @@ use safetensors::Dtype;
 use serde_json::json;
 
 use super::answer::{attended, check_shape, read_integers, read_lse, shaped_floats, sort};
-use super::messages::{Decoded, KEY, Message, largest_message, write_lengths};
+use super::memory::{Memory, Question};
+use super::messages::{Decoded, Message, largest_message, write_lengths};
 use crate::algorithm::{Detail, Dims, Mask};
-use crate::cases::tensors::{NamedView, Writer, floats};
+use crate::cases::tensors::{NamedView, floats};
 use crate::cases::{Attended, Error as FileError, Expectation, NoAnswer, ScoresCall, SelectionCall};
 
 /// The frame of a question to a top-k.
-pub(super) fn select(id: u64, call: &ScoresCall) -> Vec<u8> {
-    let mut writer = Writer::default();
+pub(super) fn select(id: u64, call: &ScoresCall, memory: Option<&Memory>) -> Vec<u8> {
+    let mut question = Question::new(memory);
     let message = json!({
         "type": "select",
         "id": id,
         "heavy_size": call.heavy_size(),
         "dtype": call.storage(),
     });
-    writer.metadata(KEY, message.to_string());
-    writer.floats("scores", call.storage(), call.padded_scores().view().into_dyn());
-    write_lengths(&mut writer, call.lengths());
-    writer.frame()
+    question.floats("scores", call.storage(), call.padded_scores().view().into_dyn());
+    write_lengths(&mut question, call.lengths());
+    question.frame(message)
 }
 
 /// The frame of a question to a sparse attention.
-pub(super) fn attend(id: u64, call: &SelectionCall) -> Vec<u8> {
+pub(super) fn attend(id: u64, call: &SelectionCall, memory: Option<&Memory>) -> Vec<u8> {
     let parts = call.inputs.parts();
-    let mut writer = Writer::default();
+    let mut question = Question::new(memory);
     let message = json!({
         "type": "attend",
         "id": id,
         "dtype": parts.storage,
         "scaling": call.inputs.scaling(),
     });
-    writer.metadata(KEY, message.to_string());
     let (k, v) = (call.inputs.padded_keys(), call.inputs.padded_values());
     for (name, tensor) in [("q", &parts.q), ("k", k.as_ref()), ("v", v.as_ref())] {
-        writer.floats(name, parts.storage, tensor.view().into_dyn());
+        question.floats(name, parts.storage, tensor.view().into_dyn());
     }
-    write_lengths(&mut writer, call.inputs.lengths());
+    write_lengths(&mut question, call.inputs.lengths());
     let selected = call.selected();
-    let bytes = selected.iter().flat_map(|key| key.to_le_bytes()).collect();
-    writer.tensor("selected", "I32", selected.shape(), bytes);
-    writer.frame()
+    question.integers("selected", selected.shape(), selected.iter().copied());
+    question.frame(message)
 }
 
 /// The most bytes that an answer to a top-k question may have.
@@ -156,9 +154,11 @@ mod tests {
 
     use ndarray::Array4;
 
+    use super::super::messages::KEY;
     use super::*;
     use crate::algorithm::Storage;
     use crate::cases::stage_plan::stage_call;
+    use crate::cases::tensors::Writer;
     use crate::cases::{Capabilities, StageCall, Stages, Takes};
 
     type Part<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
@@ -237,7 +237,7 @@ mod tests {
             let Err(NoAnswer::Failed(problem)) = read(&tensors) else { panic!("{tensors:?}") };
             assert!(problem.starts_with(expected), "{problem}");
         }
-        let frame = attend(7, &call);
+        let frame = attend(7, &call, None);
         let message = Message::parse(&frame[8..]).unwrap();
         let selected = read_integers(&message.tensors.required("selected").unwrap()).unwrap();
         assert_eq!(selected, call.selected());
