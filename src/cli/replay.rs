@@ -10,6 +10,7 @@ use doublecheck::Options;
 use doublecheck::cases::{CaseFile, Reader, Sequence, StageCall};
 use doublecheck::reports::check::{finding as finding_in_words, replay, replay_stage};
 use doublecheck::reports::counterexamples::write_finding;
+use doublecheck::reports::sequence::render;
 use doublecheck::runner::check::{Event, check_sequence, check_stage_call};
 use doublecheck::runner::shrink::Limits;
 use doublecheck::subjects::{Subject, ask, ask_stage};
@@ -38,9 +39,9 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.file.display().to_string();
-    let sequence = match Reader::default().read(&arguments.file, &name)? {
-        CaseFile::Sequence(stored) => stored.sequence,
-        CaseFile::Attention(case) => case.sequence(),
+    let (sequence, before) = match Reader::default().read(&arguments.file, &name)? {
+        CaseFile::Sequence(stored) => (stored.sequence, stored.before),
+        CaseFile::Attention(case) => (case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => return stage(&name, &stored.call, arguments),
         CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
             let expected = "a sequence or a case of an attention layer";
@@ -50,7 +51,15 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
     if let Some(out) = &arguments.out {
+        if !before.is_empty() {
+            let (found, expected) = ("sequences to be asked before it", "a counterexample without them");
+            return Err(format!("--shrink: {name} holds {found}, expected {expected}").into());
+        }
         return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Sequence(&sequence));
+    }
+    for earlier in &before {
+        ask(subject.as_mut(), earlier);
+        print(&format!("asked before: {}\n", render(earlier, "")))?;
     }
     let observation = ask(subject.as_mut(), &sequence);
     let verdicts = judge_observation(&observation, subject.rounding_model());
