@@ -63,6 +63,8 @@ pub enum CaseFile {
 pub struct StoredSequence {
     /// The sequence.
     pub sequence: Sequence,
+    /// Sequences that have to be asked before it, in order, to see what it shows.
+    pub before: Vec<Sequence>,
     /// Who diverged on it.
     pub source: String,
 }
@@ -100,6 +102,25 @@ struct SequenceMetadata {
     #[serde(flatten)]
     instance: InstanceSettings,
     calls: Vec<CallMetadata>,
+}
+
+impl SequenceMetadata {
+    fn of(sequence: &Sequence) -> Self {
+        let call = |call: &Call| {
+            let parts = call.inputs.parts();
+            let (layer, causal, dtype, scaling) = (call.layer, parts.causal, parts.storage, parts.scaling);
+            CallMetadata { layer, causal, dtype, scaling, ragged: call.inputs.lengths().cloned() }
+        };
+        Self { instance: sequence.instance.settings(), calls: sequence.calls.iter().map(call).collect() }
+    }
+}
+
+/// A sequence that was asked before.
+#[derive(Serialize, Deserialize)]
+struct EarlierMetadata {
+    sequence: SequenceMetadata,
+    /// The text of its channel file.
+    channel_file: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -377,14 +398,36 @@ fn check_expectation(expectation: &Expectation, inputs: &Inputs) -> Result<()> {
 }
 
 fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSequence> {
-    let SequenceMetadata { instance, calls } = from_json("sequence", json)?;
+    let own = from_json::<SequenceMetadata>("sequence", json)?;
     let text = file.metadata.get("channel_file");
     let text = text.ok_or_else(|| metadata("channel_file", "nothing", "the JSON text of a channel file"))?;
+    let sequence = sequence_of(file, own, text, name, "")?;
+    let earlier = match file.metadata.get("before") {
+        None => Vec::new(),
+        Some(json) => from_json::<Vec<EarlierMetadata>>("before", json)?,
+    };
+    let of_earlier = |(index, earlier): (usize, EarlierMetadata)| {
+        let name = format!("{name}, asked before ({})", index + 1);
+        sequence_of(file, earlier.sequence, &earlier.channel_file, &name, &format!("before_{index}."))
+    };
+    let before = earlier.into_iter().enumerate().map(of_earlier).collect::<Result<Vec<_>>>()?;
+    let source = file.metadata.get("source").cloned().unwrap_or_default();
+    Ok(StoredSequence { sequence, before, source })
+}
+
+/// A sequence from its metadata, the text of its channel file, and tensors whose names begin with a prefix.
+fn sequence_of(
+    file: &Tensors,
+    SequenceMetadata { instance, calls }: SequenceMetadata,
+    channel_file: &str,
+    name: &str,
+    prefix: &str,
+) -> Result<Sequence> {
     if calls.is_empty() {
         return Err(metadata("sequence.calls", "an empty list", "at least one call"));
     }
     let call = |(index, call): (usize, CallMetadata)| -> Result<Call> {
-        let tensor = |tensor: &str| format!("call_{index}.{tensor}");
+        let tensor = |tensor: &str| format!("{prefix}call_{index}.{tensor}");
         let numbers = |name: &str| floats(&file.required(&tensor(name))?, FLOATS);
         let mask = file.optional(&tensor("attention_mask"))?;
         let inputs = Inputs::new(InputParts {
@@ -405,9 +448,8 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     };
     let calls = calls.into_iter().enumerate().map(call).collect::<Result<Vec<_>>>()?;
     check_calls_alike(&calls)?;
-    let instance = Instance::from_settings(instance, ChannelFile::from_json(text)?);
-    let source = file.metadata.get("source").cloned().unwrap_or_default();
-    Ok(StoredSequence { sequence: Sequence { name: name.to_owned(), instance, calls }, source })
+    let instance = Instance::from_settings(instance, ChannelFile::from_json(channel_file)?);
+    Ok(Sequence { name: name.to_owned(), instance, calls })
 }
 
 /// Checks that the calls of one instance differ only in batch, queries, keys and layer.
@@ -429,34 +471,55 @@ fn check_calls_alike(calls: &[Call]) -> Result<()> {
 
 /// The bytes of a sequence's file. The same sequence gives the same bytes.
 pub fn sequence_to_bytes(sequence: &Sequence, source: &str) -> Vec<u8> {
+    sequence_after_to_bytes(sequence, &[], source)
+}
+
+/// The same of a sequence that has to be asked after others, in order.
+pub fn sequence_after_to_bytes(sequence: &Sequence, before: &[Sequence], source: &str) -> Vec<u8> {
     let mut writer = Writer::default();
-    let call = |call: &Call| {
-        let parts = call.inputs.parts();
-        let (layer, causal, dtype, scaling) = (call.layer, parts.causal, parts.storage, parts.scaling);
-        CallMetadata { layer, causal, dtype, scaling, ragged: call.inputs.lengths().cloned() }
-    };
-    let calls = sequence.calls.iter().map(call).collect();
-    let json = SequenceMetadata { instance: sequence.instance.settings(), calls };
-    writer.metadata("sequence", serde_json::json!(json).to_string());
+    writer.metadata("sequence", serde_json::json!(SequenceMetadata::of(sequence)).to_string());
     writer.metadata("channel_file", sequence.instance.channel_file.to_json());
     writer.metadata("source", source.to_owned());
+    write_calls(&mut writer, sequence, "");
+    if !before.is_empty() {
+        let earlier = before.iter().map(|earlier| EarlierMetadata {
+            sequence: SequenceMetadata::of(earlier),
+            channel_file: earlier.instance.channel_file.to_json(),
+        });
+        writer.metadata("before", serde_json::json!(earlier.collect::<Vec<_>>()).to_string());
+    }
+    for (index, earlier) in before.iter().enumerate() {
+        write_calls(&mut writer, earlier, &format!("before_{index}."));
+    }
+    writer.finish()
+}
+
+/// The tensors of each call, under names that begin with a prefix.
+fn write_calls(writer: &mut Writer, sequence: &Sequence, prefix: &str) {
     for (index, call) in sequence.calls.iter().enumerate() {
         let parts = call.inputs.parts();
         for (name, tensor) in [("q", &parts.q), ("k", &parts.k), ("v", &parts.v)] {
-            writer.floats(&format!("call_{index}.{name}"), parts.storage, tensor.view().into_dyn());
+            writer.floats(&format!("{prefix}call_{index}.{name}"), parts.storage, tensor.view().into_dyn());
         }
         if let Some(mask) = &parts.attention_mask {
-            writer.floats(&format!("call_{index}.attention_mask"), Storage::F32, mask.view().into_dyn());
+            writer.floats(
+                &format!("{prefix}call_{index}.attention_mask"),
+                Storage::F32,
+                mask.view().into_dyn(),
+            );
         }
         if let Some(previous) = &call.previous {
             let weights = previous.weights().view().into_dyn();
-            writer.floats(&format!("call_{index}.previous"), Storage::F32, weights);
+            writer.floats(&format!("{prefix}call_{index}.previous"), Storage::F32, weights);
         }
         if let Some(weights) = call.inputs.head_weights() {
-            writer.floats(&format!("call_{index}.head_weights"), Storage::F32, weights.view().into_dyn());
+            writer.floats(
+                &format!("{prefix}call_{index}.head_weights"),
+                Storage::F32,
+                weights.view().into_dyn(),
+            );
         }
     }
-    writer.finish()
 }
 
 fn quantisation_cases(file: &Tensors, json: &str, name: &str) -> Result<Vec<LabelCase>> {

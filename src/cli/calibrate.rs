@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::algorithm::ChannelFile;
-use crate::cases::activations;
 use clap::Args;
 
 use super::{Failure, print, write};
+use crate::algorithm::ChannelFile;
+use crate::cases::activations;
 
 #[derive(Args)]
 pub struct Arguments {

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
+
+use super::watching::Watching;
+use super::{Failure, check_writable, interrupts, print, seconds, subject, write};
 use crate::Options;
 use crate::algorithm::Rules;
 use crate::cases::{Capabilities, bundled, profiles, rule_names};
@@ -13,10 +17,6 @@ use crate::reports::counterexamples;
 use crate::reports::{html, probes};
 use crate::runner::check::{check_with, probe_only};
 use crate::runner::shrink::Limits;
-use clap::Args;
-
-use super::watching::Watching;
-use super::{Failure, check_writable, interrupts, print, seconds, subject, write};
 
 /// How long a subject is asked by default.
 const DEFAULT_TIME: Duration = Duration::from_secs(60);

@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use tch::Kind;
+
+use super::{Failure, print, subject, write};
 use crate::algorithm::{ChannelKind, GroupFactor, HeadMode, LabelBits};
 use crate::evaluation::contenders::{ContenderSettings, Implementation};
 use crate::evaluation::progress::Progress;
@@ -13,11 +18,6 @@ use crate::evaluation::work::{self, Workload};
 use crate::model::Model;
 use crate::reports::{evaluation, html, quoted};
 use crate::torch::{DeviceChoice, device};
-use clap::{Args, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use tch::Kind;
-
-use super::{Failure, print, subject, write};
 
 #[derive(Args)]
 pub struct Arguments {

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::Options;
-use crate::reports::faults::{render, render_above};
-use crate::runner::faults::{FaultResult, Planted};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use super::{Failure, print, write};
+use crate::Options;
+use crate::reports::faults::{render, render_above};
+use crate::runner::faults::{FaultResult, Planted};
 
 #[derive(Args)]
 pub struct Arguments {

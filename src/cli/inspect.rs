@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::algorithm::ChannelFile;
-use crate::cases::Reader;
-use crate::reports::inspect;
 use clap::Args;
 
 use super::{Failure, print};
+use crate::algorithm::ChannelFile;
+use crate::cases::Reader;
+use crate::reports::inspect;
 
 #[derive(Args)]
 pub struct Arguments {

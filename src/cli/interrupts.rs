@@ -4,11 +4,11 @@
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::subjects::process::end_all;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::Failure;
+use crate::subjects::process::end_all;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static ENDS_CLEANLY: AtomicBool = AtomicBool::new(false);

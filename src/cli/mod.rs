@@ -16,8 +16,9 @@ mod watching;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::reports::files;
 use clap::{Parser, Subcommand};
+
+use crate::reports::files;
 
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]

@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
+
+use super::watching::Watching;
+use super::{Failure, check_writable, interrupts, print, seconds, subject};
 use crate::Options;
 use crate::cases::{CaseFile, Reader, Sequence, StageCall};
 use crate::reports::check::{finding as finding_in_words, replay, replay_stage};
 use crate::reports::counterexamples::write_finding;
+use crate::reports::sequence::render;
 use crate::runner::check::{Event, check_sequence, check_stage_call};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask, ask_stage};
 use crate::verdicts::judge::judge_observation;
 use crate::verdicts::judge_stage;
-use clap::Args;
-
-use super::watching::Watching;
-use super::{Failure, check_writable, interrupts, print, seconds, subject};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -38,9 +39,9 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.file.display().to_string();
-    let sequence = match Reader::default().read(&arguments.file, &name)? {
-        CaseFile::Sequence(stored) => stored.sequence,
-        CaseFile::Attention(case) => case.sequence(),
+    let (sequence, before) = match Reader::default().read(&arguments.file, &name)? {
+        CaseFile::Sequence(stored) => (stored.sequence, stored.before),
+        CaseFile::Attention(case) => (case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => return stage(&name, &stored.call, arguments),
         CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
             let expected = "a sequence or a case of an attention layer";
@@ -50,7 +51,15 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     arguments.out.as_deref().map(check_writable).transpose()?;
     let mut subject = arguments.subject.open()?;
     if let Some(out) = &arguments.out {
+        if !before.is_empty() {
+            let (found, expected) = ("sequences to be asked before it", "a counterexample without them");
+            return Err(format!("--shrink: {name} holds {found}, expected {expected}").into());
+        }
         return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Sequence(&sequence));
+    }
+    for earlier in &before {
+        ask(subject.as_mut(), earlier);
+        print(&format!("asked before: {}\n", render(earlier, "")))?;
     }
     let observation = ask(subject.as_mut(), &sequence);
     let verdicts = judge_observation(&observation, subject.rounding_model());

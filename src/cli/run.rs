@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
-use crate::subjects::{Reference, Subject};
 use clap::Args;
 
 use super::Failure;
+use crate::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
+use crate::subjects::{Reference, Subject};
 
 #[derive(Args)]
 pub struct Arguments {

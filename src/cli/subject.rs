@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
+
+use super::{Failure, interrupts};
 use crate::behaviours::{CATALOGUE, Fault};
 use crate::cases::Precision;
 use crate::diagnosis::independent;
 use crate::reports::quoted;
 use crate::subjects::{Engine, Faulty, Process, Reference, Subject};
-use clap::{Args, ValueEnum};
-
-use super::{Failure, interrupts};
 
 #[derive(Args)]
 pub struct Choice {

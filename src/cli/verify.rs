@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cases::bundled;
-use crate::reports::{html, verify as text};
-use crate::runner::verify::{VerifyOptions, verify};
-use crate::verdicts::invariants::INVARIANTS;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Failure, print, subject, write};
+use crate::cases::bundled;
+use crate::reports::{html, verify as text};
+use crate::runner::verify::{VerifyOptions, verify};
+use crate::verdicts::invariants::INVARIANTS;
 
 #[derive(Args)]
 pub struct Arguments {

@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::reports::{check, counterexamples};
-use crate::runner::check::{Event, Finding, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
+use crate::reports::{check, counterexamples};
+use crate::runner::check::{Event, Finding, Progress};
 
 /// The time between lines where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);

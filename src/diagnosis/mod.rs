@@ -2,13 +2,16 @@
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
 //! tried. What nothing reproduces is called unknown.
 
+pub mod condition;
 #[cfg_attr(not(feature = "probes"), path = "no_probes.rs")]
 pub mod probes;
 pub mod reproduction;
 
 use rayon::prelude::*;
 
-use self::reproduction::reproduces;
+use self::condition::Rule;
+use self::condition::features::Features;
+use self::reproduction::{reproduces, reproduces_call};
 use crate::algorithm::Selection;
 use crate::behaviours::{Behaviour, CATALOGUE, Fault};
 use crate::cases::{Observation, RoundingModel};
@@ -136,6 +139,28 @@ fn best(
         finalists.find(|faults| !any_coarse(faults)).or(Some(first))
     } else {
         Some(first)
+    }
+}
+
+/// The fault that reproduces every answer to a call for which a rule holds, where the SPEC explains all others: the only one, coarse
+/// sums apart. `seen` are answers that conform, and failures of one cause.
+pub fn within(rule: &Rule, seen: &[&Observation], model: RoundingModel) -> Option<&'static Fault> {
+    let inside: Vec<(&Observation, usize)> = seen
+        .iter()
+        .flat_map(|observation| (0..observation.answers.len()).map(|index| (*observation, index)))
+        .filter(|(observation, index)| rule.holds(&Features::of(&observation.sequence, *index)))
+        .collect();
+    let fits = |fault: &&'static Fault| {
+        let reproduced = |(observation, index): &(&Observation, usize)| {
+            reproduces_call(fault.behaviour(), observation, *index, model)
+        };
+        !inside.is_empty() && inside.iter().all(reproduced)
+    };
+    let fitting: Faults = CATALOGUE.par_iter().filter(|fault| !fault.conforms).filter(fits).collect();
+    let exact: Faults = fitting.iter().copied().filter(|fault| !coarse(fault)).collect();
+    match (exact.as_slice(), fitting.as_slice()) {
+        ([one], _) | ([], [one]) => Some(one),
+        _ => None,
     }
 }
 

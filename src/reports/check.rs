@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::probes;
 use super::{rows, sequence, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
-use crate::runner::check::{Finding, Report};
+use crate::runner::check::{Finding, Like, Report};
 use crate::verdicts::rows::ComparedRow;
 use crate::verdicts::{StageVerdict, Verdict};
 
@@ -189,6 +189,15 @@ fn headline(index: usize, finding: &Finding) -> String {
     for edge in &finding.edges {
         let _ = writeln!(text, "  edge: {edge}");
     }
+    if let Some(condition) = &finding.condition {
+        let _ = writeln!(text, "  condition: {}", condition.sentence);
+    }
+    if let Some(state) = finding.state.as_ref().filter(|state| !state.sentence.is_empty()) {
+        let _ = writeln!(text, "  state: {}", state.sentence);
+    }
+    if !finding.more.is_empty() {
+        let _ = writeln!(text, "  {}", more_like_it(finding));
+    }
     for line in &finding.explanations {
         let _ = writeln!(text, "  call {}: {line}", finding.call);
     }
@@ -196,6 +205,13 @@ fn headline(index: usize, finding: &Finding) -> String {
         let _ = writeln!(text, "  written to {}", file.display());
     }
     text
+}
+
+/// Failures of other kinds that count as one with a finding, in words.
+pub fn more_like_it(finding: &Finding) -> String {
+    let kind = |like: &Like| format!("{} (in {} of all: {})", like.kind, like.sequences, like.explanation);
+    let kinds: Vec<String> = finding.more.iter().map(kind).collect();
+    format!("{} more like it: {}", kinds.len(), kinds.join("; "))
 }
 
 /// How far a finding was shrunk, in words.
@@ -222,6 +238,13 @@ pub fn counterexample(finding: &Finding) -> String {
         text += "  the reference:\n";
         indent(&mut text, &stages::answer(&example.reference));
         return text;
+    }
+    for (index, earlier) in finding.state.iter().flat_map(|state| &state.earlier).enumerate() {
+        let _ = writeln!(text, "\n  asked before ({}):", index + 1);
+        for line in sequence::render(earlier, "").lines().skip(1) {
+            let _ = writeln!(text, "  {line}");
+        }
+        text += "\n  then:\n";
     }
     let rendered = sequence::render_with(&observation.sequence, "", &keys_that_matter(finding));
     // The first line names the sequence that it was shrunk from.

@@ -65,7 +65,10 @@ pub fn write_finding(number: usize, finding: &Finding, subject: &str, path: &Pat
     let source = format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
     let bytes = match &finding.example {
         Some(example) => stage_file::to_bytes(&example.call, &source),
-        None => file::sequence_to_bytes(&finding.observation.sequence, &source),
+        None => {
+            let before = finding.state.as_ref().map_or(&[][..], |state| &state.earlier);
+            file::sequence_after_to_bytes(&finding.observation.sequence, before, &source)
+        }
     };
     files::write(path, &bytes)?;
     files::write(&path.with_extension("txt"), check::finding(number - 1, finding).as_bytes())

@@ -89,6 +89,12 @@ pub trait Subject {
         self.call(&case.call)
     }
 
+    /// Forgets everything that it was asked, as a new process does; false where it cannot. Then nothing is known of what it keeps
+    /// from one instance to the next.
+    fn restart(&mut self) -> bool {
+        false
+    }
+
     /// The labels of one row (SPEC §2.5), one for each of its numbers; `None` where it does not offer them.
     fn labels(
         &mut self,

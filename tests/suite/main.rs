@@ -9,6 +9,7 @@ mod bounds;
 mod certification;
 mod check_command;
 mod command_line;
+mod conditions;
 mod domain;
 mod engine;
 mod errors;

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::{Instance, Observation};
-use crate::reports::check::keys_that_matter;
+use crate::reports::check::{keys_that_matter, more_like_it};
 use crate::reports::{quoted, rows, sequence, stages};
 use crate::runner::check::{Finding, StageExample};
 use crate::verdicts::Evidence;
@@ -73,6 +73,11 @@ fn diagnosis(finding: &Finding) -> Markup {
         div.diagnosis {
             @if let Some(stage) = finding.stage { p { strong { "Stage. " } (stage) } }
             p { strong { "Diagnosis. " } (finding.sentence) }
+            @if let Some(condition) = &finding.condition { p { strong { "Condition. " } (condition.sentence) } }
+            @if let Some(state) = finding.state.as_ref().filter(|state| !state.sentence.is_empty()) {
+                p { strong { "State. " } (state.sentence) }
+            }
+            @if !finding.more.is_empty() { p { strong { "Like it. " } (more_like_it(finding)) } }
         }
     }
 }

@@ -109,6 +109,9 @@ impl Run<'_> {
         for finding in self.report.findings.iter_mut().filter(|_| !explained) {
             finding.wider_model = self.suspects.wider_model(finding.kind, finding.faults.is_empty());
         }
+        if !explained {
+            self.doubt_rare_causes();
+        }
         for finding in &mut self.report.findings {
             let ambiguous = explained.then(|| self.suspects.ambiguous(&finding.faults)).flatten();
             finding.sentence = match &finding.wider_model {
@@ -121,8 +124,11 @@ impl Run<'_> {
             }
         }
         self.merge();
+        self.group();
         self.shrink_further();
         self.find_edges();
+        self.find_states();
+        self.find_conditions();
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             // The sequence that showed it first may have been too large to keep.
             finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);

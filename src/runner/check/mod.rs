@@ -3,6 +3,7 @@
 //! faults named so far nor the declared ones reproduce the answer.
 
 mod by_size;
+mod conditions;
 mod coverage;
 mod differences;
 mod draws;
@@ -10,6 +11,7 @@ mod events;
 mod findings;
 #[cfg_attr(not(feature = "files"), path = "no_goldens.rs")]
 mod goldens;
+mod grouping;
 mod pace;
 mod plan;
 #[cfg(feature = "probes")]
@@ -20,6 +22,7 @@ mod report;
 mod run;
 mod stage_promises;
 mod stages;
+mod state;
 mod suspects;
 mod ties;
 
@@ -34,8 +37,9 @@ pub use self::events::{Event, Progress};
 pub use self::probing::probe_only;
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
-pub use self::report::{Finding, Report, ReportedStages, Size, StageExample};
+pub use self::report::{Finding, Like, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
+pub use self::state::State;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;

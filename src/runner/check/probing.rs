@@ -89,6 +89,7 @@ impl Run<'_> {
             let verdicts = judge_observation(&observation, self.report.model);
             if let Some((_, kind)) = first_failure(&verdicts) {
                 self.report.probed += 1;
+                self.asked_calls.add(&observation.sequence, &verdicts);
                 self.diverges(observation, kind);
             }
         }

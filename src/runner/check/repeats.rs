@@ -102,7 +102,8 @@ impl Run<'_> {
 
     /// Whether a sequence that diverged conforms when it is asked again: then it is a finding that is not repeatable.
     pub(super) fn diverges_sometimes(&mut self, diverging: &Observation, kind: &'static str) -> bool {
-        let known = self.apart.iter().any(|finding| finding.kind == NOT_REPEATABLE);
+        let known =
+            self.apart.iter().any(|finding| finding.kind == NOT_REPEATABLE || finding.needs_earlier());
         let unknown = |finding: &Finding| finding.kind == kind && finding.faults.is_empty();
         // A kind of failure that nothing explained before is not asked again each time.
         if !known && self.report.findings.iter().any(unknown) {
@@ -120,11 +121,16 @@ impl Run<'_> {
 
     /// Adds a finding, or counts another sequence that shows it. `conforming` and `other` are answers to one sequence.
     pub(super) fn not_repeatable(&mut self, conforming: Option<Observation>, other: Observation) {
-        if let Some(finding) = self.apart.iter_mut().find(|finding| finding.kind == NOT_REPEATABLE) {
+        let known = |finding: &&mut Finding| finding.kind == NOT_REPEATABLE || finding.needs_earlier();
+        if let Some(finding) = self.apart.iter_mut().find(known) {
             finding.sequences += 1;
             return;
         }
         let thinking = Instant::now();
+        if self.find_earlier(&other) {
+            self.thinking += thinking.elapsed();
+            return;
+        }
         let number = self.announce(&other, NOT_REPEATABLE);
         let model = self.report.model;
         let promised = self.capabilities.promises(Promise::Repeatable);

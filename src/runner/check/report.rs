@@ -11,11 +11,13 @@ use super::by_size::BySize;
 use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
+use super::state::State;
 use crate::algorithm::Lengths;
 use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
 };
 use crate::diagnosis::Faults;
+use crate::diagnosis::condition::Condition;
 use crate::diagnosis::probes::Probed;
 use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
@@ -145,6 +147,15 @@ pub struct Finding {
     pub shrunk: bool,
     /// Sizes around it: where the failure begins, and at which larger sizes it shows. Empty where none were found or asked.
     pub edges: Vec<Edge>,
+    /// Which calls fail, where a rule says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<Condition>,
+    /// What it needs of what was asked before, as far as that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// Failures of other kinds that have the same cause, as far as can be seen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<Like>,
     /// Whether it stayed inside a domain that the subject declares.
     pub inside_domain: bool,
     /// Where the counterexample was written.
@@ -195,6 +206,9 @@ impl Finding {
             shrinking_seconds: 0.0,
             shrunk: false,
             edges: Vec::new(),
+            condition: None,
+            state: None,
+            more: Vec::new(),
             inside_domain: false,
             file: None,
             example: None,
@@ -238,6 +252,11 @@ impl Finding {
         finding
     }
 
+    /// Whether it shows only after another instance was asked.
+    pub fn needs_earlier(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| !state.earlier.is_empty())
+    }
+
     /// Shows another observation that fails.
     pub(super) fn show(&mut self, observation: Observation, model: RoundingModel) {
         let verdicts = judge_observation(&observation, model);
@@ -250,6 +269,17 @@ impl Finding {
         self.size = Size::of(&observation.sequence);
         self.observation = observation;
     }
+}
+
+/// A failure that counts as one with a finding.
+#[derive(Debug, Clone, Serialize)]
+pub struct Like {
+    /// Its kind.
+    pub kind: &'static str,
+    /// How many sequences show it.
+    pub sequences: usize,
+    /// What is wrong with the smallest of them: the first line.
+    pub explanation: String,
 }
 
 /// What a subject takes and gives.

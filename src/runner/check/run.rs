@@ -1,11 +1,12 @@
 //! A check under way: asking, counting, and telling failures of a new kind from those already explained.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Options;
+use super::conditions::AskedCalls;
 use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::promises::nothing_counted;
@@ -19,6 +20,9 @@ use crate::verdicts::{Sharpness, Verdict};
 
 /// A failure may have several causes, of which shrinking shows one. At most this many are looked for, while new ones turn up.
 const MOST_CAUSES: usize = 4;
+
+/// How many of the sequences asked last are looked at where a failure does not show again.
+const RECENT: usize = 2;
 
 /// A check ends early once this much time, and at least this many sequences, brought no usable answer: the subject may hang
 /// again and again.
@@ -45,6 +49,10 @@ pub(super) struct Run<'a> {
     pub(super) repeat: usize,
     /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
+    /// What was asked and what came of it, call by call.
+    pub(super) asked_calls: AskedCalls,
+    /// The sequences asked last.
+    pub(super) recent: VecDeque<Sequence>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
     start: Instant,
@@ -83,6 +91,8 @@ impl<'a> Run<'a> {
             asked: 0,
             repeat: options.repeat,
             waiting: None,
+            asked_calls: AskedCalls::default(),
+            recent: VecDeque::new(),
             apart: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
@@ -133,6 +143,7 @@ impl<'a> Run<'a> {
         (self.watch)(Event::Asking(Progress { done, asked, per_second, keys, findings }));
         let before = self.asking();
         self.ask_and_judge(sequence);
+        self.remember(sequence);
         if let Some(shapes) = &mut self.shapes {
             let known = shapes.len();
             shapes.extend(Shape::of_sequence(sequence));
@@ -151,6 +162,7 @@ impl<'a> Run<'a> {
         let observation = ask(self.subject, sequence);
         let selected = self.subject.selected().cloned();
         let verdicts = judge_observation(&observation, self.report.model);
+        self.asked_calls.add(sequence, &verdicts);
         self.count_answers(&observation);
         self.report.by_size.add(sequence, &verdicts);
         self.report.coverage.add(sequence, &verdicts, self.capabilities.offers(Feature::Output));
@@ -244,9 +256,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    fn remember(&mut self, sequence: &Sequence) {
+        self.recent.push_back(sequence.clone());
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+    }
+
     /// Keeps an observation for diagnosis, and gives up named faults that it contradicts.
     fn keep(&mut self, observation: Observation, conforms: bool) {
-        match self.suspects.keep(observation, conforms, self.asked) {
+        let kept = self.suspects.keep(observation, conforms, self.asked);
+        if kept.is_some() {
+            self.asked_calls.note_kept(self.suspects.kept() - 1);
+        }
+        match kept {
             None => self.report.not_kept += 1,
             Some(false) => {}
             Some(true) => {

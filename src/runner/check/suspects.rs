@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::report::{Finding, Size};
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Call, Observation, RoundingModel};
+use crate::cases::{Call, Observation, RoundingModel, Sequence};
+use crate::diagnosis::condition::Rule;
 use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -97,6 +98,41 @@ impl Suspects {
     /// Whether the named faults reproduce the answers.
     pub(super) fn reproduce(&self, observation: &Observation) -> bool {
         self.any_named() && reproduces(Behaviour::with(self.all()), observation, self.model)
+    }
+
+    /// Whether a failure needs these faults; without faults, whether nothing declared or named reproduces it.
+    pub(super) fn shows(&self, faults: &[&'static Fault], observation: &Observation) -> bool {
+        let without: Faults = self.all().into_iter().filter(|fault| !faults.contains(fault)).collect();
+        let reproduced = !without.is_empty() && reproduces(Behaviour::with(without), observation, self.model);
+        !reproduced && !self.declare(observation)
+    }
+
+    /// Sequences asked before the first one of this name: the last ones before it, and the very first ones.
+    pub(super) fn earlier_than(&self, name: &str, most: usize) -> Vec<Sequence> {
+        let asked = self.seen.iter().filter(|seen| seen.asked).map(|seen| &seen.observation.sequence);
+        let before: Vec<&Sequence> = asked.take_while(|sequence| sequence.name != name).collect();
+        let last = before.iter().rev().take(most / 2);
+        let rest = before.len().saturating_sub(most / 2);
+        last.chain(before[..rest].iter().take(most / 2)).map(|sequence| (*sequence).clone()).collect()
+    }
+
+    /// The fault that, where a rule holds, reproduces every answer that conforms and every failure of which `is_shown` is true.
+    pub(super) fn within(
+        &self,
+        rule: &Rule,
+        is_shown: impl Fn(&Observation) -> bool,
+    ) -> Option<&'static Fault> {
+        let seen = self.seen.iter().filter(|seen| seen.conforms || is_shown(&seen.observation));
+        let mut seen: Vec<&Seen> = seen.collect();
+        // Failures rule out most.
+        seen.sort_by_key(|seen| seen.conforms);
+        let seen: Vec<&Observation> = seen.into_iter().map(|seen| &seen.observation).collect();
+        diagnosis::within(rule, &seen, self.model)
+    }
+
+    /// One of the observations kept.
+    pub(super) fn observation(&self, index: usize) -> &Observation {
+        &self.seen[index].observation
     }
 
     /// Keeps an observation for diagnosis. `None` where there is no room, otherwise whether it contradicts the named

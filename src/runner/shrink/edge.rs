@@ -67,7 +67,7 @@ pub(in crate::runner) trait Resized: PartialEq + Sized {
 }
 
 /// The indices of keys that are left, or that are repeated.
-fn indices(keys: usize, place: Place, by: isize) -> Option<Vec<usize>> {
+pub(super) fn indices(keys: usize, place: Place, by: isize) -> Option<Vec<usize>> {
     let at = match place {
         Place::Front => 0,
         Place::Middle => keys / 2,

@@ -2,6 +2,7 @@
 //! bits, the plainest settings, then values of 0, ±1 and small fractions. Works on the tensors themselves, so that it can
 //! start from anything that fails. Every step keeps what failed failing, and none makes a sequence larger.
 
+pub(in crate::runner) mod changes;
 pub mod edge;
 pub(in crate::runner) mod reductions;
 mod search;
@@ -39,7 +40,7 @@ impl Default for Limits {
 
 impl Limits {
     /// Whether a search that began then has reached a limit.
-    fn exhausted(&self, start: Instant, tries: usize) -> bool {
+    pub(in crate::runner) fn exhausted(&self, start: Instant, tries: usize) -> bool {
         let interrupted = self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed));
         interrupted || tries >= self.tries || start.elapsed() >= self.time
     }

@@ -19,7 +19,7 @@ pub(super) const PLAINER: &[fn(&Sequence) -> Option<Sequence>] = &[
     |s| Some(with_instance(s, |instance| instance.selection.heads = HeadMode::PerHead)),
     |s| Some(with_instance(s, |instance| instance.selection.rules = Rules::default())),
     |s| with_calls(s, |call| with_head_weights(call, None)),
-    |s| with_calls(s, |call| with_lengths(call, None)),
+    |s| with_calls(s, without_lengths),
     |s| with_calls(s, with_nan_in_padding),
     with_selected_kind_only,
     with_called_layers_only,
@@ -30,23 +30,32 @@ pub(super) const PLAINER: &[fn(&Sequence) -> Option<Sequence>] = &[
     |s| with_parts(s, |parts| parts.storage = Storage::F32),
 ];
 
-fn with_instance(sequence: &Sequence, change: impl Fn(&mut crate::cases::Instance)) -> Sequence {
+pub(super) fn with_instance(sequence: &Sequence, change: impl Fn(&mut crate::cases::Instance)) -> Sequence {
     let mut changed = sequence.clone();
     change(&mut changed.instance);
     changed
 }
 
-fn with_calls(sequence: &Sequence, change: impl Fn(&Call) -> Option<Call>) -> Option<Sequence> {
+pub(super) fn with_calls(sequence: &Sequence, change: impl Fn(&Call) -> Option<Call>) -> Option<Sequence> {
     let calls = sequence.calls.iter().map(change).collect::<Option<Vec<_>>>()?;
     Some(Sequence { calls, ..sequence.clone() })
 }
 
-fn with_parts(sequence: &Sequence, change: impl Fn(&mut InputParts)) -> Option<Sequence> {
-    with_calls(sequence, |call| {
-        let mut parts = call.inputs.parts().clone();
-        change(&mut parts);
-        with_inputs(call, parts)
-    })
+pub(in crate::runner) fn with_parts(
+    sequence: &Sequence,
+    change: impl Fn(&mut InputParts),
+) -> Option<Sequence> {
+    with_calls(sequence, |call| with_inputs_of(call, &change))
+}
+
+pub(super) fn with_inputs_of(call: &Call, change: impl Fn(&mut InputParts)) -> Option<Call> {
+    let mut parts = call.inputs.parts().clone();
+    change(&mut parts);
+    with_inputs(call, parts)
+}
+
+pub(super) fn without_lengths(call: &Call) -> Option<Call> {
+    with_lengths(call, None)
 }
 
 /// Head weights and lengths stay.
@@ -100,7 +109,7 @@ fn with_head_weights(call: &Call, weights: Option<Array3<f32>>) -> Option<Call> 
 }
 
 /// A channel file with some of the entries, each changed.
-fn with_file(
+pub(in crate::runner) fn with_file(
     sequence: &Sequence,
     change: impl Fn(ChannelKind, usize, &ChannelOrder) -> Option<ChannelOrder>,
 ) -> Option<Sequence> {
@@ -162,7 +171,7 @@ fn all_but(size: usize, start: usize, end: usize) -> Option<Vec<usize>> {
 }
 
 /// A call with some indices of an axis of its tensors: of q, of k and v, of A and P.
-fn with_selected(
+pub(super) fn with_selected(
     call: &Call,
     q: Option<(usize, &[usize])>,
     kv: Option<(usize, &[usize])>,
@@ -264,7 +273,7 @@ pub(super) fn without_kv_heads(sequence: &Sequence, start: usize, end: usize) ->
     let dims = sequence.calls[0].inputs.dims();
     let kv_heads = all_but(dims.kv_heads, start, end)?;
     let heads: Vec<usize> = (0..dims.heads).filter(|&head| kv_heads.contains(&dims.kv_head(head))).collect();
-    without_heads(sequence, &heads, Some(&kv_heads))
+    with_heads(sequence, &heads, Some(&kv_heads))
 }
 
 pub(super) fn without_group_members(sequence: &Sequence, start: usize, end: usize) -> Option<Sequence> {
@@ -272,10 +281,15 @@ pub(super) fn without_group_members(sequence: &Sequence, start: usize, end: usiz
     let members = all_but(dims.group_size(), start, end)?;
     let heads: Vec<usize> =
         (0..dims.heads).filter(|head| members.contains(&(head % dims.group_size()))).collect();
-    without_heads(sequence, &heads, None)
+    with_heads(sequence, &heads, None)
 }
 
-fn without_heads(sequence: &Sequence, heads: &[usize], kv_heads: Option<&[usize]>) -> Option<Sequence> {
+/// Some heads, which may be repeated, and the KV heads that they read.
+pub(super) fn with_heads(
+    sequence: &Sequence,
+    heads: &[usize],
+    kv_heads: Option<&[usize]>,
+) -> Option<Sequence> {
     let dims = sequence.calls[0].inputs.dims();
     let changed = with_calls(sequence, |call| {
         let heads = Some((1, heads));

@@ -228,6 +228,14 @@ impl Subject for Process {
         self.selected.as_ref()
     }
 
+    fn restart(&mut self) -> bool {
+        self.configured = None;
+        if let Some(child) = self.child.take() {
+            child.say_goodbye(messages::bye(), FAREWELL);
+        }
+        self.revive().is_ok()
+    }
+
     fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
         self.selected = None;
         self.revive()?;
