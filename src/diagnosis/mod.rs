@@ -4,6 +4,7 @@
 
 #[cfg_attr(not(feature = "probes"), path = "no_probes.rs")]
 pub mod probes;
+pub mod relations;
 pub mod reproduction;
 
 use rayon::prelude::*;
