@@ -16,7 +16,8 @@ pub struct AttentionView {
     /// Its mask.
     pub mask: Mask,
     shape: (usize, usize, usize, usize),
-    nan: Vec<Row>,
+    /// Rows whose output is NaN.
+    pub nan: Vec<Row>,
 }
 
 impl AttentionView {
@@ -34,6 +35,10 @@ impl AttentionView {
         if behaviour.multiplies_weights {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
             view.mask = Mask::from_weights(inverse, &dims)?;
+        }
+        if behaviour.ignores_weights {
+            let ones = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 });
+            view.mask = Mask::from_weights(ones, &dims)?;
         }
         if behaviour.shifts_weights {
             let storage = inputs.storage();

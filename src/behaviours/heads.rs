@@ -30,6 +30,8 @@ pub enum Heads {
     SumOfMaxima,
     /// The scores of the first of the heads that share a selection.
     First,
+    /// Where all heads share a selection, each of so many parts of them has its own.
+    InParts(usize),
 }
 
 impl Heads {
@@ -54,6 +56,7 @@ impl Heads {
             (Self::Strided, GroupSum | GroupMean | GroupMax) => return Sharing::Strided(configured),
             (Self::SumOfMaxima, Max | GroupMax) => return Sharing::SumOfMaxima,
             (Self::First, mode) if !matches!(mode, PerHead | SummedLabels) => return Sharing::FirstOf(mode),
+            (Self::InParts(parts), SummedScores | Mean | Max) => return Sharing::InParts(configured, parts),
             (_, mode) => mode,
         };
         Sharing::Mode(mode)
@@ -103,6 +106,8 @@ pub enum Sharing {
     FirstOf(HeadMode),
     /// All heads share the sum over KV heads of the largest score of the heads that read one.
     SumOfMaxima,
+    /// The heads of each of so many parts, in order, are taken together as a mode of all heads says.
+    InParts(HeadMode, usize),
 }
 
 impl Sharing {
@@ -124,13 +129,18 @@ impl Sharing {
             Self::Mode(mode) | Self::FirstOf(mode) => in_a_row(mode.sharing(dims)),
             Self::Strided(_) => (head % dims.kv_heads..dims.heads).step_by(dims.kv_heads).collect(),
             Self::SumOfMaxima => in_a_row(dims.heads),
+            Self::InParts(_, parts) => {
+                let size = dims.heads.div_ceil(parts);
+                let first = head / size * size;
+                (first..(first + size).min(dims.heads)).collect()
+            }
         }
     }
 
     /// The mode, or the configured one that heads are taken together like.
     pub fn like(self, configured: HeadMode) -> HeadMode {
         match self {
-            Self::Mode(mode) | Self::Strided(mode) | Self::FirstOf(mode) => mode,
+            Self::Mode(mode) | Self::Strided(mode) | Self::FirstOf(mode) | Self::InParts(mode, _) => mode,
             Self::SumOfMaxima => configured,
         }
     }
@@ -157,7 +167,9 @@ impl Sharing {
                 let parts: Vec<Vec<T>> = (0..ranks.count()).map(of_head).collect();
                 combine(Together::Parts(ranks), &parts)
             }
-            Self::Mode(mode) | Self::Strided(mode) => together(mode.combined(), ranks, &heads),
+            Self::Mode(mode) | Self::Strided(mode) | Self::InParts(mode, _) => {
+                together(mode.combined(), ranks, &heads)
+            }
             Self::FirstOf(_) => of_head(heads[0]),
             Self::SumOfMaxima => {
                 let whole = Ranks::default();

@@ -4,7 +4,7 @@
 use ndarray::{Array2, Array4, ArrayView2, Axis};
 
 use super::prediction::channels_of;
-use super::{Behaviour, KeyLabels, KvHeads, Quantised, Quantiser};
+use super::{Behaviour, KeyLabels, KvHeads, Quantised, Quantiser, Side};
 use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::{
     ChannelOrder, Detail, Dims, Error, LabelBits, QuantisedLabels, Rules, Selection, Storage,
@@ -38,12 +38,21 @@ pub(super) fn bits(behaviour: Behaviour, selection: &Selection) -> [LabelBits; 2
     Rules { quantised, ..selection.rules }.bits(selection.label_bits)
 }
 
-/// The KV head that a query head reads.
-pub(super) fn kv_head(behaviour: Behaviour, head: usize, dims: &Dims) -> usize {
-    match behaviour.kv_heads {
-        KvHeads::Repeated => dims.kv_head(head),
-        KvHeads::Tiled => head % dims.kv_heads,
-        KvHeads::DividedByCount => (head / dims.kv_heads).min(dims.kv_heads - 1),
+impl KvHeads {
+    /// The KV head that a query head reads.
+    pub fn of(self, head: usize, dims: &Dims) -> usize {
+        match self {
+            Self::Repeated => dims.kv_head(head),
+            Self::Tiled => head % dims.kv_heads,
+            Self::DividedByCount => (head / dims.kv_heads).min(dims.kv_heads - 1),
+            Self::First => 0,
+            Self::OwnNumber => head.min(dims.kv_heads - 1),
+        }
+    }
+
+    /// These, where they are not the SPEC's, otherwise `others`.
+    pub(super) fn or(self, others: Self) -> Self {
+        if self == Self::Repeated { others } else { self }
     }
 }
 
@@ -150,19 +159,20 @@ fn labels(
     channels.check(&dims, label_channels)?;
     let parts = inputs.parts();
     let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
-    let quantise = |source: ArrayView2<f32>, row: &[usize], tensor: &Array4<f32>, bits| {
-        let quantiser = behaviour.quantiser;
+    let quantise = |source: ArrayView2<f32>, row: &[usize], tensor: &Array4<f32>, bits, own: Side| {
+        let made = behaviour.quantiser_of == Side::Both || behaviour.quantiser_of == own;
+        let quantiser = if made { behaviour.quantiser } else { Quantiser::Spec };
         Quantisation { quantiser, bits, storage: inputs.storage(), tensor }.labels(source, row)
     };
     heads
         .map(|(b, head)| {
             let row = &channels.row(head, &dims)[..label_channels];
             let q = inputs.queries(b, head);
-            let kv_head = kv_head(behaviour, head, &dims);
+            let kv_head = behaviour.ranked_heads.or(behaviour.kv_heads).of(head, &dims);
             let k = parts.k.slice(ndarray::s![b, kv_head, .., ..]);
             Ok(HeadLabels {
-                q: quantise(q, row, &parts.q, query_bits)?,
-                k: quantise(k, row, &parts.k, key_bits)?,
+                q: quantise(q, row, &parts.q, query_bits, Side::Queries)?,
+                k: quantise(k, row, &parts.k, key_bits, Side::Keys)?,
                 q_source: q.select(Axis(1), row),
                 k_source: k.select(Axis(1), row),
                 channel_weights: behaviour.channel_weights.of(selection, channels, head, &dims),
@@ -190,6 +200,7 @@ impl Quantisation<'_> {
             quantize_in_place(&mut position.to_vec(), self.bits, self.storage)?;
         }
         let range_of_head = range(chosen.iter());
+        let mut scale_before = None;
         for (x, mut label) in source.outer_iter().zip(chosen.outer_iter_mut()) {
             let range = match self.quantiser {
                 Quantiser::Off => continue,
@@ -197,20 +208,31 @@ impl Quantisation<'_> {
                     self.symmetric(&mut label);
                     continue;
                 }
+                Quantiser::SymmetricNearest => {
+                    self.symmetric_nearest(&mut label);
+                    continue;
+                }
                 Quantiser::PerHead => range_of_head,
                 Quantiser::PerTensor => range(self.tensor.iter()),
                 Quantiser::BeforeChoosing => range(x.iter()),
-                Quantiser::Spec | Quantiser::HalfAway | Quantiser::Wrapping | Quantiser::Codes => {
-                    range(label.iter())
-                }
+                Quantiser::RangeWithZero => range(label.iter().chain([&0.0])),
+                _ => range(label.iter()),
             };
-            self.affine(range, &mut label)?;
+            let scale = self.affine(range, scale_before, &mut label)?;
+            if self.quantiser == Quantiser::ScaleOfPrevious {
+                scale_before = Some(scale);
+            }
         }
         Ok(chosen)
     }
 
-    /// The steps of SPEC §2.5 with a given range.
-    fn affine(&self, (lo, hi): (f32, f32), label: &mut ndarray::ArrayViewMut1<f32>) -> Result<(), Error> {
+    /// The steps of SPEC §2.5 with a given range; returns the scale. Codes are decoded with another scale where one is given.
+    fn affine(
+        &self,
+        (lo, hi): (f32, f32),
+        decoding: Option<f32>,
+        label: &mut ndarray::ArrayViewMut1<f32>,
+    ) -> Result<f32, Error> {
         let round = |x| self.storage.round(x);
         let range = match round(hi - lo) {
             0.0 => 1.0,
@@ -222,22 +244,44 @@ impl Quantisation<'_> {
             return Err(Error::LabelRange(Detail::new("label row", found, "a finite scale")));
         }
         let largest = round(self.bits.largest_code());
-        for x in label.iter_mut() {
-            let steps = round(round(*x - lo) * scale);
+        let code = |x: f32| {
+            let steps = round(round(x - lo) * scale);
             let code = match self.quantiser {
                 Quantiser::HalfAway => steps.round(),
+                Quantiser::RoundedDown => steps.floor(),
                 _ => steps.round_ties_even(),
             };
-            let code = match self.quantiser {
-                Quantiser::Wrapping => f32::from(code.clamp(0.0, largest) as i64 as u8 as i8),
-                _ => code.clamp(0.0, largest),
-            };
+            let code = code.clamp(0.0, largest);
+            match self.quantiser {
+                Quantiser::Wrapping => f32::from(code as i64 as u8 as i8),
+                Quantiser::Modulo256 => code % 256.0,
+                _ => code,
+            }
+        };
+        let mut codes: Vec<f32> = label.iter().map(|&x| code(x)).collect();
+        if self.quantiser == Quantiser::PairsSwapped {
+            codes.chunks_exact_mut(2).for_each(<[f32]>::reverse);
+        }
+        let decoding = decoding.unwrap_or(scale);
+        for (x, code) in label.iter_mut().zip(codes) {
             *x = match self.quantiser {
                 Quantiser::Codes => code,
-                _ => round(round(code / scale) + lo),
+                Quantiser::WithoutScale => round(code + lo),
+                Quantiser::WithoutLow => round(code / decoding),
+                Quantiser::EqualIsZero if lo == hi => 0.0,
+                _ => round(round(code / decoding) + lo),
             };
         }
-        Ok(())
+        Ok(scale)
+    }
+
+    fn symmetric_nearest(&self, label: &mut ndarray::ArrayViewMut1<f32>) {
+        let largest = label.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let levels = ((self.bits.largest_code() + 1.0) / 2.0 - 1.0).max(1.0);
+        let step = self.storage.round(largest / levels);
+        if step > 0.0 {
+            label.mapv_inplace(|x| self.storage.round(self.storage.round(x / step).round_ties_even() * step));
+        }
     }
 
     fn symmetric(&self, label: &mut ndarray::ArrayViewMut1<f32>) {

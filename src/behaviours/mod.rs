@@ -70,6 +70,10 @@ pub enum Count {
     OneFewer,
     /// A fraction that rounds to 0 selects nothing (D7).
     Unclamped,
+    /// A fraction is rounded up.
+    RoundedUp,
+    /// H, but no more than this.
+    AtMost(usize),
 }
 
 /// How labels are quantised where B < 16.
@@ -94,6 +98,36 @@ pub enum Quantiser {
     Wrapping,
     /// Codes are scored in place of labels.
     Codes,
+    /// Codes are not divided by the scale.
+    WithoutScale,
+    /// The low end of the range is not added.
+    WithoutLow,
+    /// Codes are rounded down.
+    RoundedDown,
+    /// Symmetric: step max|x| / (2^(B − 1) − 1), codes rounded to the nearest.
+    SymmetricNearest,
+    /// 0 takes part in the range, whatever the channels are.
+    RangeWithZero,
+    /// Codes are divided by the scale of the position before.
+    ScaleOfPrevious,
+    /// Codes of channels 2j and 2j + 1 are swapped.
+    PairsSwapped,
+    /// Codes wrap at 256.
+    Modulo256,
+    /// Labels whose channels are all equal are 0.
+    EqualIsZero,
+}
+
+/// Labels that a [`Quantiser`] other than the SPEC's makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Side {
+    /// Those of queries and keys.
+    #[default]
+    Both,
+    /// Those of queries alone.
+    Queries,
+    /// Those of keys alone.
+    Keys,
 }
 
 /// Which labels are quantised.
@@ -142,9 +176,13 @@ pub enum KvHeads {
     Tiled,
     /// Head i reads KV head i / hk, or the last one where there are fewer.
     DividedByCount,
+    /// Every head reads KV head 0.
+    First,
+    /// Head i reads KV head min(i, hk − 1).
+    OwnNumber,
 }
 
-/// Which part of the additive mask keys are ranked with.
+/// Which part of the additive mask is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum RankingMask {
     /// All of it.
@@ -154,6 +192,12 @@ pub enum RankingMask {
     Ignored,
     /// That of batch entry 0, for every entry.
     OfFirstEntry,
+    /// That of head 0, for every head.
+    OfFirstHead,
+    /// That of query 0, for every query.
+    OfFirstQuery,
+    /// Where it is −∞; finite values are left out.
+    OnlyExcludes,
 }
 
 /// What is done with keys that an earlier mask attends to.
@@ -184,6 +228,20 @@ pub enum Causality {
     Ignored,
     /// Those that the call's first query may rank.
     OfFirstQuery,
+    /// Those up to position i for query i: aligned top-left.
+    TopLeft,
+}
+
+/// What q·k is multiplied by in the attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Scaling {
+    /// What the call says.
+    #[default]
+    Asked,
+    /// 1 / √d.
+    HeadDim,
+    /// 1.
+    One,
 }
 
 /// When inputs are checked.
@@ -227,6 +285,8 @@ pub struct Behaviour {
     pub checks: Checks,
     /// SPEC §2.5.
     pub quantiser: Quantiser,
+    /// Whose labels the quantiser makes.
+    pub quantiser_of: Side,
     /// SPEC §2.5.
     pub quantised: Quantised,
     /// SPEC §2.4.
@@ -249,10 +309,20 @@ pub struct Behaviour {
     pub forced: ForcedKeys,
     /// SPEC §2.3.
     pub kv_heads: KvHeads,
+    /// The KV head whose keys a head ranks, where it is another than `kv_heads` says.
+    pub ranked_heads: KvHeads,
+    /// The KV head whose values a head reads, where it is another than `kv_heads` says.
+    pub value_heads: KvHeads,
     /// SPEC §2.6.
     pub ranking_mask: RankingMask,
+    /// SPEC §2.11.
+    pub attention_mask: RankingMask,
     /// SPEC §2.6.
     pub causality: Causality,
+    /// Which keys the causal mask lets a query attend to.
+    pub attended_causality: Causality,
+    /// SPEC §2.11.
+    pub scaling: Scaling,
     /// SPEC §2.8, §2.10.
     pub earlier: Earlier,
     /// The smallest scores are selected (SPEC §2.9).
@@ -265,6 +335,8 @@ pub struct Behaviour {
     pub softmax_over_all: bool,
     /// exp(w) is multiplied by the weight, not divided (SPEC §2.11).
     pub multiplies_weights: bool,
+    /// exp(w) is not divided by the weight (SPEC §2.11).
+    pub ignores_weights: bool,
     /// 10⁻⁶ is added to weights before exp(w) is divided by them (SPEC §2.11).
     pub shifts_weights: bool,
     /// Where there are fewer keys than H, the missing ones are attended to as zeros (D11).

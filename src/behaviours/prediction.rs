@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use ndarray::{Array4, Axis};
 
-use super::labels::{bits, cached_labels, kv_head};
+use super::labels::{bits, cached_labels};
 use super::{
     Behaviour, Causality, Channels, Checks, Count, Earlier, ForcedKeys, ForcedRule, HeadLabels, KeyLabels,
-    Order, Quantiser, RankingMask, Scoring, Sharing, ShortContext,
+    KvHeads, Order, Quantiser, RankingMask, Scaling, Scoring, Sharing, ShortContext,
 };
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::scores::check_head_mode;
@@ -202,7 +202,11 @@ fn count(behaviour: Behaviour, heavy_size: HeavySize, keys: usize) -> usize {
         (Count::OneMore, _) => (resolved + 1).min(keys),
         (Count::OneFewer, _) => resolved - 1,
         (Count::Unclamped, HeavySize::Fraction(share)) => (share.get() * keys as f64).floor() as usize,
-        (Count::Unclamped | Count::H, _) => resolved,
+        (Count::RoundedUp, HeavySize::Fraction(share)) => {
+            ((share.get() * keys as f64).ceil() as usize).max(1)
+        }
+        (Count::AtMost(most), _) => resolved.min(most),
+        (Count::Unclamped | Count::RoundedUp | Count::H, _) => resolved,
     }
 }
 
@@ -271,33 +275,53 @@ fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<Chann
     }
 }
 
-/// What the attention reads: KV heads as the behaviour assigns them.
+/// What the attention reads: KV heads as the behaviour assigns them, A and the scaling as it uses them.
 fn attending(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
     let dims = inputs.dims();
-    if (0..dims.heads).all(|head| kv_head(behaviour, head, &dims) == dims.kv_head(head)) {
-        return Ok(inputs.clone());
+    let inputs = masked(inputs, behaviour.attention_mask, behaviour.attended_causality)?;
+    let of_keys = behaviour.kv_heads;
+    let of_values = behaviour.value_heads.or(behaviour.kv_heads);
+    let as_specified =
+        |heads: KvHeads| (0..dims.heads).all(|head| heads.of(head, &dims) == dims.kv_head(head));
+    if as_specified(of_keys) && as_specified(of_values) && behaviour.scaling == Scaling::Asked {
+        return Ok(inputs);
     }
     let parts = inputs.parts();
-    let order: Vec<usize> = (0..dims.heads).map(|head| kv_head(behaviour, head, &dims)).collect();
-    let tiled = |tensor: &Array4<f32>| tensor.select(Axis(1), &order);
-    let parts = InputParts { k: tiled(&parts.k), v: tiled(&parts.v), ..parts.clone() };
-    Ok(Arc::new(Inputs::new(parts)?))
+    let of_heads = |tensor: &Array4<f32>, heads: KvHeads| {
+        let order: Vec<usize> = (0..dims.heads).map(|head| heads.of(head, &dims)).collect();
+        tensor.select(Axis(1), &order)
+    };
+    let scaling = match behaviour.scaling {
+        Scaling::Asked => parts.scaling,
+        Scaling::HeadDim => None,
+        Scaling::One => Some(1.0),
+    };
+    let (k, v) = (of_heads(&parts.k, of_keys), of_heads(&parts.v, of_values));
+    Ok(Arc::new(Inputs::new(InputParts { k, v, scaling, ..parts.clone() })?))
 }
 
 /// The inputs with A as the ranking uses it.
 fn ranking(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Error> {
+    masked(inputs, behaviour.ranking_mask, behaviour.causality)
+}
+
+/// The inputs with another A and another causality.
+fn masked(inputs: &Arc<Inputs>, mask: RankingMask, causality: Causality) -> Result<Arc<Inputs>, Error> {
     let parts = inputs.parts();
-    let causality = if parts.causal { behaviour.causality } else { Causality::Own };
-    let explicit = parts.attention_mask.is_some();
-    let ranking_mask = if explicit { behaviour.ranking_mask } else { RankingMask::Own };
-    if causality == Causality::Own && ranking_mask == RankingMask::Own {
+    let causality = if parts.causal { causality } else { Causality::Own };
+    let mask = if parts.attention_mask.is_some() { mask } else { RankingMask::Own };
+    if causality == Causality::Own && mask == RankingMask::Own {
         return Ok(inputs.clone());
     }
-    let attention_mask = match (ranking_mask, &parts.attention_mask) {
-        (RankingMask::Ignored, _) => None,
-        (RankingMask::OfFirstEntry, Some(mask)) => Some(mask.select(Axis(0), &[0])),
-        (_, mask) => mask.clone(),
-    };
+    let of_first = |axis, given: &Array4<f32>| Some(given.select(Axis(axis), &[0]));
+    let attention_mask = parts.attention_mask.as_ref().and_then(|given| match mask {
+        RankingMask::Own => Some(given.clone()),
+        RankingMask::Ignored => None,
+        RankingMask::OfFirstEntry => of_first(0, given),
+        RankingMask::OfFirstHead => of_first(1, given),
+        RankingMask::OfFirstQuery => of_first(2, given),
+        RankingMask::OnlyExcludes => Some(given.mapv(|x| if x > f32::NEG_INFINITY { 0.0 } else { x })),
+    });
     let with = |attention_mask, causal| {
         let parts = InputParts { attention_mask, causal, ..parts.clone() };
         Inputs::new(parts)?.with_head_weights(inputs.head_weights().cloned())
@@ -311,6 +335,7 @@ fn ranking(behaviour: Behaviour, inputs: &Arc<Inputs>) -> Result<Arc<Inputs>, Er
         let last = match causality {
             Causality::SeesNext => dims.position(i) + 1,
             Causality::OfFirstQuery => dims.position(0),
+            Causality::TopLeft => i,
             _ => dims.position(i).wrapping_sub(1),
         };
         // Position 0 without its own key sees nothing.

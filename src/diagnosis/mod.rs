@@ -5,6 +5,7 @@
 pub mod condition;
 #[cfg_attr(not(feature = "probes"), path = "no_probes.rs")]
 pub mod probes;
+pub mod relations;
 pub mod reproduction;
 
 use rayon::prelude::*;

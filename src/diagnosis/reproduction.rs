@@ -2,13 +2,15 @@
 //! (SPEC §5): the same bounds, from the behaviour's scores; only keys that rounding decides are left open. Labels that a
 //! subject returns are compared if the model says that they are exact.
 
+use ndarray::Array4;
+
 use crate::algorithm::attention::attention;
 use crate::algorithm::{Mask, Row};
 use crate::behaviours::answer::full_mask;
 use crate::behaviours::attending::AttentionView;
 use crate::behaviours::{Behaviour, Earlier, ForcedKeys, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, Entry, LabelRounding, NoAnswer, Observation, RoundingModel};
-use crate::verdicts::certificate::{Candidacy, Class, ScoreBounds, certify_row};
+use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, ScoreBounds, certify_row};
 use crate::verdicts::labels::same_bits;
 use crate::verdicts::lse::judge_lse;
 use crate::verdicts::output::judge_output;
@@ -84,12 +86,11 @@ fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> b
     };
     mask && labels_fit(prediction, answer, model)
         && scores_fit(prediction, answer, model)
-        && output_fits(prediction, answer, model)
-        && lse_fits(prediction, answer, model)
+        && attention_fits(prediction, answer, model)
 }
 
 /// Scores that are shown must be those that the behaviour ranks by; those of keys that are no candidates may be anything.
-fn scores_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+pub(super) fn scores_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
     let (Some(shown), Some(ranked)) = (&answer.scores, &prediction.ranked) else {
         return true;
     };
@@ -104,39 +105,46 @@ fn scores_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) ->
     })
 }
 
-fn lse_fits(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
-    let Some(lse) = &answer.lse else {
-        return true;
-    };
-    let Ok(view) = AttentionView::new(prediction, &answer.mask) else {
-        return false;
-    };
-    let dims = view.inputs.dims();
-    lse.dim() == (dims.batch, dims.heads, dims.queries)
-        && judge_lse(&view.inputs, &view.mask, lse, model).divergences.is_empty()
-}
-
 /// Sizes as the call has them, whatever the attention reads.
-fn call_dims(prediction: &Prediction) -> crate::algorithm::Dims {
+pub(super) fn call_dims(prediction: &Prediction) -> crate::algorithm::Dims {
     prediction.ranking.dims()
 }
 
 /// A selected key has weight 1, any other the weight that it had before.
 fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &Mask, at: Row) -> bool {
-    let (b, head, i) = at;
-    let fills = prediction.behaviour.earlier == Earlier::FillsUp;
+    let certificate = certificate_of(prediction, ranked, row, ranked.count);
+    certificate_fits(prediction, &certificate, mask, at)
+}
+
+/// What a row must satisfy where a behaviour selects `count` keys of these, those forced on top apart.
+pub(super) fn certificate_of(
+    prediction: &Prediction,
+    ranked: &Ranked,
+    row: &[Candidacy],
+    count: usize,
+) -> RowCertificate {
     let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(prediction, candidacy)).collect();
-    let count = ranked.count + forced_on_top(ranked, &row);
-    let (classes, fewest, most) = if count == 0 {
-        let none = |candidacy: &Candidacy| match candidacy {
-            Candidacy::Scored(_) => Class::Out,
-            _ => Class::Before,
-        };
-        (row.iter().map(none).collect(), 0, 0)
-    } else {
-        let certificate = certify_row(&row, count);
-        (certificate.classes, certificate.fewest, certificate.most)
-    };
+    match count + forced_on_top(ranked, &row) {
+        0 => {
+            let none = |candidacy: &Candidacy| match candidacy {
+                Candidacy::Scored(_) => Class::Out,
+                _ => Class::Before,
+            };
+            RowCertificate { classes: row.iter().map(none).collect(), fewest: 0, most: 0 }
+        }
+        count => certify_row(&row, count),
+    }
+}
+
+/// Whether a row of a mask is as its certificate says.
+pub(super) fn certificate_fits(
+    prediction: &Prediction,
+    certificate: &RowCertificate,
+    mask: &Mask,
+    (b, head, i): Row,
+) -> bool {
+    let RowCertificate { classes, fewest, most } = certificate;
+    let fills = prediction.behaviour.earlier == Earlier::FillsUp;
     // Keys that must have been selected, and keys that may have been.
     let (mut certain, mut possible) = (0, 0);
     for (key, class) in classes.iter().enumerate() {
@@ -158,9 +166,10 @@ fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &
         possible += usize::from(may);
     }
     if fills {
+        let count = prediction.ranked.as_ref().map_or(0, |ranked| ranked.count);
         return certain <= count && possible >= count.min(classes.len());
     }
-    certain <= most && possible >= fewest
+    certain <= *most && possible >= *fewest
 }
 
 /// How many keys of a row are forced on top of H.
@@ -181,7 +190,7 @@ fn reversed(prediction: &Prediction, candidacy: Candidacy) -> Candidacy {
 }
 
 /// Heads that share a selection must have selected the same keys.
-fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
+pub(super) fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
     let dims = call_dims(prediction);
     dims.rows().all(|(b, head, i)| {
         let heads = ranked.sharing.heads(head, &dims);
@@ -193,7 +202,7 @@ fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
     })
 }
 
-fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+pub(super) fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
     let (Some(shown), Some(ranked)) = (&answer.labels, &prediction.ranked) else {
         return true;
     };
@@ -207,22 +216,35 @@ fn labels_fit(prediction: &Prediction, answer: &Answer, model: RoundingModel) ->
     })
 }
 
-fn output_fits(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
-    let Some(output) = &answer.output else {
+/// Whether output and log-sum-exp are those of a behaviour's attention over the mask that was answered.
+pub(super) fn attention_fits(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
+    if answer.output.is_none() && answer.lse.is_none() {
         return true;
+    }
+    AttentionView::new(prediction, &answer.mask).is_ok_and(|view| view_fits(&view, answer, model))
+}
+
+/// Whether output and log-sum-exp are those of some attention.
+pub(super) fn view_fits(view: &AttentionView, answer: &Answer, model: RoundingModel) -> bool {
+    let (inputs, mask) = (&view.inputs, &view.mask);
+    let output_fits = |output| {
+        shown(view, output)
+            .is_some_and(|output| judge_output(inputs, mask, &output, model).divergences.is_empty())
     };
-    let Ok(view) = AttentionView::new(prediction, &answer.mask) else {
-        return false;
+    let lse_fits = |lse: &ndarray::Array3<f32>| {
+        let dims = inputs.dims();
+        lse.dim() == (dims.batch, dims.heads, dims.queries)
+            && judge_lse(inputs, mask, lse, model).divergences.is_empty()
     };
-    let shown = if view.has_nan_rows() {
-        let Ok(computed) = attention(&view.inputs, &view.mask) else { return false };
-        view.shown(output, &computed)
-    } else {
-        let (b, h, m, dv) = view.inputs.dims().output_shape();
-        output.to_shape((b, h, m, dv)).ok().map(|output| output.to_owned())
-    };
-    let Some(shown) = shown else {
-        return false;
-    };
-    judge_output(&view.inputs, &view.mask, &shown, model).divergences.is_empty()
+    answer.output.as_ref().is_none_or(output_fits) && answer.lse.as_ref().is_none_or(lse_fits)
+}
+
+/// An output in the shape of the view's inputs; `None` where a row that must be NaN is not.
+fn shown(view: &AttentionView, output: &Array4<f32>) -> Option<Array4<f32>> {
+    if view.has_nan_rows() {
+        let computed = attention(&view.inputs, &view.mask).ok()?;
+        return view.shown(output, &computed);
+    }
+    let shape = view.inputs.dims().output_shape();
+    output.to_shape(shape).ok().map(|output| output.to_owned())
 }

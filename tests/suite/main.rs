@@ -28,6 +28,7 @@ mod processes;
 mod promises;
 mod ragged;
 mod records;
+mod relations;
 mod rules;
 mod sequences;
 mod simulated;

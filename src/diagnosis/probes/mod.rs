@@ -33,6 +33,7 @@ use serde::Serialize;
 use self::question::{Asked, Asking, Question, Reading};
 use self::tell::{Measured, Told};
 use self::wires::{WIRES, Wire};
+use super::relations;
 use super::reproduction::reproduces;
 use super::{Faults, Seen, explains, extend, independent_sets};
 use crate::algorithm::Row;
@@ -63,7 +64,8 @@ pub struct Probed {
     pub wires: Vec<Measurement>,
     /// Questions that were asked.
     pub questions: usize,
-    /// Faults of the catalogue that reproduce every answer, right or wrong, in words; see [`Self::find_cause`].
+    /// Faults of the catalogue, or a relation, that reproduce every answer, right or wrong, in words; see
+    /// [`Self::find_cause`].
     pub cause: Option<String>,
     /// How long the subject took to answer them.
     pub subject_seconds: f64,
@@ -154,7 +156,12 @@ impl Probed {
         self.wires.iter().filter(move |wire| wire.state == state)
     }
 
-    /// Looks for one fault of the catalogue, or a pair, that reproduces every answer.
+    /// Every answer to a sequence that is small enough to keep.
+    pub fn seen(&self) -> &[Seen] {
+        &self.seen
+    }
+
+    /// Looks for one fault of the catalogue, or a pair, that reproduces every answer; where there is none, for a relation.
     pub fn find_cause(&mut self, model: RoundingModel) {
         let wrong = self.seen.iter().filter(|seen| !seen.conforms).map(|seen| &seen.observation);
         // The one with the fewest numbers is the quickest to try.
@@ -164,6 +171,11 @@ impl Probed {
         let faults = faults.filter(|faults| explains(faults, &self.seen, model));
         let words = |fault: &&Fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row);
         self.cause = faults.map(|faults| faults.iter().map(words).collect::<Vec<_>>().join(" And: "));
+        if self.cause.is_none() {
+            let seen: Vec<&Seen> = self.seen.iter().collect();
+            let told = relations::explain(&seen, Behaviour::default(), model, (relations::MOST_TIME, true));
+            self.cause = told.filter(|told| told.relation.is_some()).map(|told| told.sentence());
+        }
     }
 
     /// Whether no wire deviates other than declared.

@@ -46,6 +46,49 @@ pub(super) fn differences(first: &Answers, second: &Answers) -> Option<(usize, V
     Some((call, lines))
 }
 
+/// What is true of every row in which a diverging answer differs from a conforming one, in words.
+pub(super) fn of_all_rows(conforming: &Answers, diverging: &Answers) -> Option<String> {
+    let call =
+        (0..conforming.len()).find(|&call| !same(&conforming[call..=call], &diverging[call..=call]))?;
+    let (Ok(right), Ok(wrong)) = (&conforming[call], &diverging[call]) else { return None };
+    if right.mask.weights().dim() != wrong.mask.weights().dim() {
+        return None;
+    }
+    let (b, h, m, _) = right.mask.weights().dim();
+    let rows: Vec<_> = ndarray::indices((b, h, m)).into_iter().collect();
+    let is_other = |row: &usize| keys(&right.mask, rows[*row]) != keys(&wrong.mask, rows[*row]);
+    let masks: Vec<usize> = (0..rows.len()).filter(is_other).collect();
+    let place = |count: usize| match count == rows.len() {
+        true => format!("all {count} rows of the call"),
+        false => format!("{count} of {} rows of the call", rows.len()),
+    };
+    if masks.is_empty() {
+        let (Some(right), Some(wrong)) = (&right.output, &wrong.output) else { return None };
+        let of = |(b, head, i): (usize, usize, usize)| {
+            let numbers = |output: &ndarray::Array4<f32>| output.slice(ndarray::s![b, head, i, ..]).to_vec();
+            let (right, wrong) = (numbers(right), numbers(wrong));
+            right.into_iter().zip(wrong).filter(|(right, wrong)| right != wrong).collect::<Vec<_>>()
+        };
+        let outputs: Vec<_> = rows.iter().map(|row| of(*row)).filter(|pairs| !pairs.is_empty()).collect();
+        let zeros = outputs.iter().flatten().all(|(_, wrong)| *wrong == 0.0);
+        let what = format!("part of the output is 0 in {}", place(outputs.len()));
+        return (zeros && !outputs.is_empty()).then_some(what);
+    }
+    let missing = |row: &usize| {
+        let (right, wrong) = (keys(&right.mask, rows[*row]), keys(&wrong.mask, rows[*row]));
+        let fewer = right.len().checked_sub(wrong.len())?;
+        wrong.iter().all(|key| right.contains(key)).then_some(fewer)
+    };
+    let fewer: Option<Vec<usize>> = masks.iter().map(missing).collect();
+    if let Some(fewer) = fewer.filter(|fewer| fewer.iter().all(|count| *count == 1)) {
+        return Some(format!("one key is missing in {}", place(fewer.len())));
+    }
+    let of_row_before =
+        |row: &usize| *row > 0 && keys(&wrong.mask, rows[*row]) == keys(&right.mask, rows[*row - 1]);
+    let all = masks.iter().all(of_row_before);
+    all.then(|| format!("the selection is that of the row before in {}", place(masks.len())))
+}
+
 fn said(answer: &Result<Answer, NoAnswer>) -> String {
     match answer {
         Ok(_) => "holds a mask".into(),

@@ -5,8 +5,11 @@ use super::report::Finding;
 use super::run::Run;
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{Capabilities, Observation, Sequence};
-use crate::diagnosis;
+#[cfg(feature = "probes")]
+use crate::diagnosis::probes::Probed;
+use crate::diagnosis::relations::Told;
 use crate::diagnosis::reproduction::reproduces;
+use crate::diagnosis::{self, Seen};
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::{Shrunk, shrink};
 use crate::subjects::{Reference, ask};
@@ -101,6 +104,13 @@ impl Run<'_> {
         let reproduced = if self.report.findings.is_empty() { kept } else { self.suspects.reproduced() };
         let explained = reproduced == kept;
         (self.report.reproduced, self.report.explained) = (reproduced, explained);
+        // One fault that explains everything needs no relation, and in place of several there would have to be one.
+        let sought = !self.report.findings.is_empty() && (!explained || self.suspects.named() > 1);
+        let told = if sought { self.suspects.relation(self.probe_answers(), !explained) } else { None };
+        if let Some(told) = told.clone().filter(|told| told.relation.is_some()) {
+            self.conclude_with(told, kept);
+            return;
+        }
         if explained {
             self.isolate();
             let more = self.suspects.not_shown(&self.report.findings);
@@ -116,8 +126,9 @@ impl Run<'_> {
             let ambiguous = explained.then(|| self.suspects.ambiguous(&finding.faults)).flatten();
             finding.sentence = match &finding.wider_model {
                 Some(wider) => format!("Rounding: every failure of this kind conforms with {wider}."),
-                None => sentence(&finding.faults, explained, ambiguous, reproduced, kept),
+                None => sentence(&finding.faults, explained, ambiguous, told.as_ref()),
             };
+            finding.relation.clone_from(&told);
             if explained && ambiguous.is_none() {
                 finding.diagnosis = finding.faults.iter().map(|fault| fault.name).collect();
                 finding.rows = finding.faults.iter().map(|fault| fault.row).collect();
@@ -133,7 +144,33 @@ impl Run<'_> {
             // The sequence that showed it first may have been too large to keep.
             finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);
         }
-        // No catalogue explains these.
+        self.add_what_is_apart();
+    }
+
+    /// What was found has one cause, a relation: it is shown by the smallest example.
+    fn conclude_with(&mut self, told: Told, kept: usize) {
+        (self.report.reproduced, self.report.explained) = (kept, true);
+        let findings = std::mem::take(&mut self.report.findings);
+        let (after, sequences) = (
+            findings.iter().map(|finding| finding.after).min(),
+            findings.iter().map(|finding| finding.sequences).sum(),
+        );
+        let smallest = findings.into_iter().min_by_key(|finding| finding.size.numbers());
+        let mut found = Vec::from_iter(smallest);
+        for finding in &mut found {
+            (finding.after, finding.sequences) = (after.unwrap_or(finding.after), sequences);
+            finding.sentence = told.sentence();
+            finding.stage = finding.stage.or(told.one_stage());
+            finding.relation = Some(told.clone());
+            finding.faults.clear();
+        }
+        self.report.findings = found;
+        self.find_edges();
+        self.add_what_is_apart();
+    }
+
+    /// Adds what no catalogue explains, and what is shown beside each finding.
+    fn add_what_is_apart(&mut self) {
         self.report.explained &= self.apart.is_empty();
         self.report.findings.append(&mut self.apart);
         let model = self.report.model;
@@ -142,6 +179,18 @@ impl Run<'_> {
             finding.inside_domain = inside_domain;
             attach_evidence(finding, model);
         }
+    }
+
+    /// Answers to probes, which relations must reproduce as well.
+    #[cfg(feature = "probes")]
+    fn probe_answers(&self) -> &[Seen] {
+        self.report.probes.as_ref().map_or(&[], Probed::seen)
+    }
+
+    /// Without probes there are none.
+    #[cfg(not(feature = "probes"))]
+    fn probe_answers(&self) -> &[Seen] {
+        &[]
     }
 
     /// Asks what holds around each counterexample.
@@ -256,8 +305,7 @@ fn sentence(
     faults: &[&'static Fault],
     explained: bool,
     ambiguous: Option<(&'static Fault, &'static Fault)>,
-    reproduced: usize,
-    kept: usize,
+    told: Option<&Told>,
 ) -> String {
     let words = |faults: &[&'static Fault]| {
         let words: Vec<_> = faults
@@ -266,16 +314,15 @@ fn sentence(
             .collect();
         words.join(" And: ")
     };
-    match (faults.is_empty(), explained, ambiguous) {
-        (true, ..) => "Unknown: nothing in the catalogue reproduces these answers.".into(),
-        (false, true, None) => words(faults),
-        (false, true, Some((one, other))) => format!(
+    match (explained && !faults.is_empty(), ambiguous) {
+        (true, None) => words(faults),
+        (true, Some((one, other))) => format!(
             "Unknown: {} and {} reproduce all answers alike; more cases would have to decide.",
             one.name, other.name
         ),
-        (false, false, _) => format!(
-            "Unknown; the nearest explanation reproduces this, but only {reproduced} of {kept} answers: {}",
-            words(faults)
+        (false, _) => told.map_or_else(
+            || "Unknown: nothing in the catalogue reproduces every answer.".into(),
+            Told::sentence,
         ),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::differences::{differences, same};
+use super::differences::{differences, of_all_rows, same};
 use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
@@ -137,6 +137,9 @@ impl Run<'_> {
         let after = self.asked;
         let first_seen = other.sequence.name.clone();
         let rate = self.rate(conforming.as_ref().unwrap_or(&other), FOR_THE_RATE.0);
+        let both = conforming.as_ref().or(rate.conforming.as_ref());
+        let rows = both.and_then(|one| of_all_rows(&one.answers, &other.answers));
+        let rows = rows.map(|rows| format!(" There {rows}.")).unwrap_or_default();
         let (sequence, tries, seconds, finished) = self.shrink_repeated(&other.sequence, &rate);
         // The small sequence, unless it does not show both answers.
         let smaller = (sequence != other.sequence).then(|| {
@@ -162,7 +165,7 @@ impl Run<'_> {
         finding.explanations.extend(lines.into_iter().map(|line| format!("asked again: {line}")));
         let broken = if promised { "; it promises that its answers are repeatable" } else { "" };
         finding.sentence = format!(
-            "Not repeatable: asked again, the same sequence diverged in {} of {} repeats, and differed in {}{broken}.",
+            "Not repeatable: asked again, the same sequence diverged in {} of {} repeats, and differed in {}{broken}.{rows}",
             rate.diverged, rate.asked, rate.differed
         );
         finding.other = conforming;

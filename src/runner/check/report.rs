@@ -19,6 +19,7 @@ use crate::cases::{
 use crate::diagnosis::Faults;
 use crate::diagnosis::condition::Condition;
 use crate::diagnosis::probes::Probed;
+use crate::diagnosis::relations::Told;
 use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
 use crate::verdicts::rows::{ComparedRow, compared_selection};
@@ -85,7 +86,7 @@ pub struct Report {
     pub sharpness: Sharpness,
     /// The first failure of each kind.
     pub findings: Vec<Finding>,
-    /// Whether the named faults reproduce every answer.
+    /// Whether the named faults, or a relation, reproduce every answer.
     pub explained: bool,
     /// How many of the answers kept the named faults reproduce.
     pub reproduced: usize,
@@ -129,6 +130,9 @@ pub struct Finding {
     pub diagnosis: Vec<&'static str>,
     /// Rows of SPEC §3 or sections of §2.
     pub rows: Vec<&'static str>,
+    /// One relation that reproduces every answer, or how many were ruled out; `None` where none was sought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relation: Option<Told>,
     /// The diagnosis in plain words.
     pub sentence: String,
     /// Where faults do not explain everything: the narrowest rounding model that allows more than the declared one and under
@@ -198,6 +202,7 @@ impl Finding {
             explanations: Vec::new(),
             diagnosis: Vec::new(),
             rows: Vec::new(),
+            relation: None,
             sentence: String::new(),
             wider_model: None,
             size: Size::of(&observation.sequence),

@@ -6,6 +6,7 @@ use super::report::{Finding, Size};
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{Call, Observation, RoundingModel, Sequence};
 use crate::diagnosis::condition::Rule;
+use crate::diagnosis::relations::{self, MOST_TIME, Told};
 use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -199,6 +200,18 @@ impl Suspects {
     /// The faults that an observation shows; none where they do not reproduce it.
     pub(super) fn shown_by(&self, target: &Observation) -> Faults {
         if self.reproduce(target) { diagnosis::shown_by(&self.all(), target, self.model) } else { Vec::new() }
+    }
+
+    /// How many faults were named.
+    pub(super) fn named(&self) -> usize {
+        self.named.len()
+    }
+
+    /// One relation, with `pairs` of two changes, that reproduces everything kept, and `more` answers; or what was ruled out.
+    /// `None` where answers are of no use.
+    pub(super) fn relation(&self, more: &[Seen], pairs: bool) -> Option<Told> {
+        let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();
+        relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (MOST_TIME, pairs))
     }
 
     /// How many observations were kept.

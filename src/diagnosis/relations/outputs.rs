@@ -1,0 +1,308 @@
+//! Attention that is another one (SPEC §2.11): over another mask, other inputs, or rows taken for others.
+
+use std::sync::Arc;
+
+use ndarray::{Array4, Axis as Dimension, concatenate};
+
+use super::places::{Axis, Map};
+use super::sources::LabelChange;
+use crate::algorithm::{Dims, InputParts, Inputs, Mask, Row};
+use crate::behaviours::Prediction;
+use crate::behaviours::attending::AttentionView;
+use crate::cases::Answer;
+
+/// Attention over more numbers than this is not computed anew for rows that stand in for others.
+const MOST_NUMBERS: usize = 1 << 24;
+
+/// What the attention does otherwise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum OutputChange {
+    /// An output row is that of another place.
+    Of(Axis, Map),
+    /// Entry 0 gets the output of the last entry, the others get zeros.
+    Folded,
+    /// Queries are those of another place.
+    Queries(LabelChange),
+    /// Each of H places that is not filled attends to the last key.
+    PadsReadLast,
+    /// Keys of zeros after the last key, up to a multiple, take part.
+    ZerosUpTo(usize),
+    /// Only attended keys of the last tile count, where there is more than one.
+    LastTileOnly(usize),
+    /// Only attended keys of the first tile count, where there is more than one.
+    FirstTileOnly(usize),
+    /// Attended keys of both halves of n count the same.
+    HalvesAveraged,
+    /// NaN where no key of the first tile is attended to.
+    NanWithoutFirstTile(usize),
+    /// Values are addressed with rows of d numbers.
+    ValuesByKeyStride,
+    /// Logits before A are capped: c · tanh(w / c).
+    Capped(f64),
+}
+
+impl OutputChange {
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::Of(axis, map) => format!("{} gets the output of {}", axis.each(), map.words(axis)),
+            Self::Folded => "entry 0 gets the output of the last entry, and the others are zeros".into(),
+            Self::Queries(change) => format!("in the attention {}", change.words()),
+            Self::PadsReadLast => {
+                "each place of H that no key fills attends to the last key in the output".into()
+            }
+            Self::ZerosUpTo(tile) => format!(
+                "zeros beyond the last key, up to a multiple of {tile}, take part in the softmax with a logit of 0"
+            ),
+            Self::LastTileOnly(tile) => {
+                format!("where n > {tile}, the output attends to keys of the last tile of {tile} alone")
+            }
+            Self::FirstTileOnly(tile) => {
+                format!("where n > {tile}, the output attends to keys of the first {tile} alone")
+            }
+            Self::HalvesAveraged => {
+                "outputs of the first and the second half of the keys are averaged without their weights"
+                    .into()
+            }
+            Self::NanWithoutFirstTile(tile) => {
+                format!("the output is NaN where none of the first {tile} keys is attended to")
+            }
+            Self::ValuesByKeyStride => "values are read with rows of d numbers, where they have dv".into(),
+            Self::Capped(cap) => format!("logits are capped at {cap}, by {cap} · tanh(w / {cap})"),
+        }
+    }
+
+    /// The attention with this change, on top of what `view` holds of others.
+    pub(super) fn apply(
+        self,
+        view: Option<AttentionView>,
+        prediction: &mut Prediction,
+        answer: &Answer,
+    ) -> Option<AttentionView> {
+        let mut view = match view {
+            Some(view) => view,
+            None => AttentionView::new(prediction, &answer.mask).ok()?,
+        };
+        let dims = view.inputs.dims();
+        match self {
+            Self::Of(axis, map) => {
+                let order = (0..axis.count(&dims)).map(|at| map.of(at, axis.count(&dims), &dims)).collect();
+                select(&mut view, axis, order)?;
+            }
+            Self::Folded => {
+                select(&mut view, Axis::Entry, vec![dims.batch - 1; dims.batch])?;
+                reweigh(&mut view, |_, (b, ..), _, weight| if b == 0 { weight } else { 0.0 })?;
+            }
+            Self::Queries(change) => {
+                let old = view.inputs.parts().q.clone();
+                let q = Array4::from_shape_fn(old.dim(), |(b, head, i, channel)| {
+                    let (b, head, i) = change.query((b, head, i), &dims);
+                    old[[b, head, i, channel]]
+                });
+                with_parts(&mut view, |parts| parts.q = q)?;
+            }
+            Self::PadsReadLast => {
+                let wanted = prediction.wanted_keys.min(dims.keys);
+                let ranked = prediction.ranked.is_some();
+                let before = prediction.before.clone();
+                let selected = |view: &AttentionView, (b, head, i): Row| {
+                    let new = |key: &usize| {
+                        view.mask.attends(b, head, i, *key) && !before.attends(b, head, i, *key)
+                    };
+                    (0..dims.keys).filter(new).count()
+                };
+                let missing: Vec<usize> =
+                    dims.rows().map(|row| wanted.saturating_sub(selected(&view, row))).collect();
+                reweigh(&mut view, |_, (b, head, i), key, weight| {
+                    let missing = missing[(b * dims.heads + head) * dims.queries + i];
+                    if !ranked || missing == 0 || key + 1 < dims.keys {
+                        return weight;
+                    }
+                    let own = if weight == 0.0 { 0.0 } else { 1.0 / weight };
+                    1.0 / (own + missing as f32)
+                })?;
+            }
+            Self::ZerosUpTo(tile) => add_zeros(&mut view, dims.keys.next_multiple_of(tile) - dims.keys)?,
+            Self::LastTileOnly(tile) => {
+                let first = (dims.keys - 1) / tile * tile;
+                reweigh(&mut view, |_, _, key, weight| if key >= first { weight } else { 0.0 })?;
+            }
+            Self::FirstTileOnly(tile) => {
+                reweigh(&mut view, |_, _, key, weight| if key < tile { weight } else { 0.0 })?;
+            }
+            Self::HalvesAveraged => halves_averaged(&mut view)?,
+            Self::NanWithoutFirstTile(tile) => {
+                let attends = |view: &AttentionView, (b, head, i): Row| {
+                    let additive = view.inputs.additive(b, head, i);
+                    (0..tile.min(dims.keys))
+                        .any(|key| view.mask.attends(b, head, i, key) && additive.at(key) > f32::NEG_INFINITY)
+                };
+                view.nan = dims.rows().filter(|row| !attends(&view, *row)).collect();
+            }
+            Self::ValuesByKeyStride => {
+                let v = &view.inputs.parts().v;
+                let (b, heads, n, dv) = v.dim();
+                let flat: Vec<f32> = v.iter().copied().collect();
+                let v = Array4::from_shape_fn((b, heads, n, dv), |(b, head, key, at)| {
+                    let start = (b * heads + head) * n * dv;
+                    let own = key * dims.head_dim + at;
+                    flat[start + own % (n * dv)]
+                });
+                with_parts(&mut view, |parts| parts.v = v)?;
+            }
+            Self::Capped(cap) => capped(&mut view, cap)?,
+        }
+        Some(view)
+    }
+}
+
+impl LabelChange {
+    /// The same change in the attention, where it concerns queries.
+    pub(super) fn as_output(self) -> Option<OutputChange> {
+        matches!(self, Self::Queries(..) | Self::QueriesOneApart).then_some(OutputChange::Queries(self))
+    }
+}
+
+fn with_parts(view: &mut AttentionView, change: impl FnOnce(&mut InputParts)) -> Option<()> {
+    let mut parts = view.inputs.parts().clone();
+    change(&mut parts);
+    view.inputs = Arc::new(Inputs::new(parts).ok()?);
+    Some(())
+}
+
+fn reweigh(view: &mut AttentionView, weight: impl Fn(&AttentionView, Row, usize, f32) -> f32) -> Option<()> {
+    let weights = Array4::from_shape_fn(view.mask.weights().dim(), |(b, head, i, key)| {
+        weight(view, (b, head, i), key, view.mask.weight(b, head, i, key))
+    });
+    view.mask = Mask::from_weights(weights, &view.inputs.dims()).ok()?;
+    Some(())
+}
+
+/// A of every row, with causality.
+fn explicit(inputs: &Inputs, dims: &Dims) -> Array4<f32> {
+    Array4::from_shape_fn(dims.mask_shape(), |(b, head, i, key)| inputs.additive(b, head, i).at(key))
+}
+
+/// Rows of other places, one for each place.
+fn select(view: &mut AttentionView, axis: Axis, order: Vec<usize>) -> Option<()> {
+    let dims = view.inputs.dims();
+    if dims.batch * dims.heads * dims.queries * dims.keys > MOST_NUMBERS {
+        return None;
+    }
+    let mask = explicit(&view.inputs, &dims);
+    let parts = view.inputs.parts().clone();
+    let at = match axis {
+        Axis::Entry => 0,
+        Axis::Head => 1,
+        Axis::Query => 2,
+    };
+    let selected = |tensor: &Array4<f32>| tensor.select(Dimension(at), &order);
+    let of_keys = |tensor: &Array4<f32>| match axis {
+        Axis::Entry => tensor.select(Dimension(0), &order),
+        Axis::Head => {
+            let heads: Vec<usize> = order.iter().map(|&head| dims.kv_head(head)).collect();
+            tensor.select(Dimension(1), &heads)
+        }
+        Axis::Query => tensor.clone(),
+    };
+    let inputs = Inputs::new(InputParts {
+        q: selected(&parts.q),
+        k: of_keys(&parts.k),
+        v: of_keys(&parts.v),
+        attention_mask: Some(selected(&mask)),
+        causal: false,
+        ..parts
+    });
+    view.mask = Mask::from_weights(selected(view.mask.weights()), &dims).ok()?;
+    view.inputs = Arc::new(inputs.ok()?);
+    Some(())
+}
+
+/// Keys of zeros, attended to, after the others.
+fn add_zeros(view: &mut AttentionView, more: usize) -> Option<()> {
+    if more == 0 {
+        return Some(());
+    }
+    let dims = view.inputs.dims();
+    let parts = view.inputs.parts().clone();
+    let zeros = |tensor: &Array4<f32>| {
+        let (b, heads, _, size) = tensor.dim();
+        let added = Array4::zeros((b, heads, more, size));
+        concatenate(Dimension(2), &[tensor.view(), added.view()]).ok()
+    };
+    let joined = |rows: Array4<f32>, fill: f32| {
+        let (b, h, m, _) = dims.mask_shape();
+        let added = Array4::from_elem((b, h, m, more), fill);
+        concatenate(Dimension(3), &[rows.view(), added.view()]).ok()
+    };
+    let attention_mask = joined(explicit(&view.inputs, &dims), 0.0)?;
+    // A row that attends to nothing is left alone.
+    let mut weights = joined(view.mask.weights().clone(), 1.0)?;
+    for row @ (b, head, i) in dims.rows() {
+        let additive = view.inputs.additive(b, head, i);
+        if !view.mask.row(row).any(|(key, _)| additive.at(key) > f32::NEG_INFINITY) {
+            weights.slice_mut(ndarray::s![b, head, i, dims.keys..]).fill(0.0);
+        }
+    }
+    let inputs = Inputs::new(InputParts {
+        k: zeros(&parts.k)?,
+        v: zeros(&parts.v)?,
+        attention_mask: Some(attention_mask),
+        causal: false,
+        ..parts
+    });
+    view.inputs = Arc::new(inputs.ok()?);
+    view.mask = Mask::from_weights(weights, &view.inputs.dims()).ok()?;
+    Some(())
+}
+
+/// q · k · scaling of a row.
+fn products(inputs: &Inputs, (b, head, i): Row) -> Vec<f64> {
+    let (queries, scaling) = (inputs.queries(b, head), inputs.scaling());
+    let q = queries.row(i);
+    let dot = |k: ndarray::ArrayView1<f32>| -> f64 {
+        q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+    };
+    inputs.keys(b, head).outer_iter().map(|k| dot(k) * scaling).collect()
+}
+
+/// Weights with which the sums over the two halves of the keys are the same.
+fn halves_averaged(view: &mut AttentionView) -> Option<()> {
+    let dims = view.inputs.dims();
+    let half = dims.keys / 2;
+    let mut weights = view.mask.weights().clone();
+    for row @ (b, head, i) in dims.rows() {
+        let (products, additive) = (products(&view.inputs, row), view.inputs.additive(b, head, i));
+        let logit = |key: usize| products[key] + f64::from(additive.at(key));
+        let largest = view.mask.row(row).map(|(key, _)| logit(key)).fold(f64::NEG_INFINITY, f64::max);
+        let mut sums = [0.0f64; 2];
+        let share = |key: usize, weight: f32| (logit(key) - largest).exp() / f64::from(weight);
+        for (key, weight) in view.mask.row(row) {
+            sums[usize::from(key >= half)] += share(key, weight);
+        }
+        for (key, weight) in view.mask.row(row) {
+            let sum = sums[usize::from(key >= half)];
+            weights[[b, head, i, key]] = (f64::from(weight) * sum) as f32;
+        }
+    }
+    view.mask = Mask::from_weights(weights, &dims).ok()?;
+    Some(())
+}
+
+/// A that turns every logit into its capped one.
+fn capped(view: &mut AttentionView, cap: f64) -> Option<()> {
+    let dims = view.inputs.dims();
+    if dims.batch * dims.heads * dims.queries * dims.keys > MOST_NUMBERS {
+        return None;
+    }
+    let mut mask = explicit(&view.inputs, &dims);
+    for row @ (b, head, i) in dims.rows() {
+        for (key, product) in products(&view.inputs, row).into_iter().enumerate() {
+            let own = &mut mask[[b, head, i, key]];
+            *own = (f64::from(*own) + cap * (product / cap).tanh() - product) as f32;
+        }
+    }
+    with_parts(view, |parts| {
+        parts.attention_mask = Some(mask);
+        parts.causal = false;
+    })
+}

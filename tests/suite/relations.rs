@@ -1,0 +1,181 @@
+//! Causes that no catalogue holds: subjects that answer what is right for something else, made here without the relations of the
+//! diagnosis. Each is told by one finding; where nothing fits, nothing is told.
+
+use std::sync::Arc;
+
+use doublecheck::algorithm::attention::attention;
+use doublecheck::algorithm::{HeavySize, InputParts, Inputs, Mask};
+use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer, RoundingModel};
+use doublecheck::subjects::Reference;
+use doublecheck::{Limits, Options, Report, Subject, check};
+use ndarray::Array4;
+
+/// Changes what the reference is asked, or its mask; the output is that of the mask.
+struct Otherwise<F> {
+    reference: Reference,
+    calls: Vec<Call>,
+    instance: Option<Instance>,
+    /// The mask of a call, from the reference, the instance and earlier calls.
+    mask: F,
+}
+
+impl<F> Subject for Otherwise<F>
+where
+    F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
+{
+    fn name(&self) -> String {
+        "otherwise".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::REFERENCE
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let lacks = [Feature::Refusals, Feature::EarlierMaskers, Feature::Previous].into_iter().collect();
+        Capabilities { lacks, ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        (self.instance, self.calls) = (Some(instance.clone()), Vec::new());
+        self.reference.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let instance = self.instance.clone().ok_or_else(|| NoAnswer::Failed("not configured".into()))?;
+        self.reference.configure(&instance)?;
+        let mask = (self.mask)(&mut self.reference, &instance, &self.calls, call)?;
+        self.calls.push(call.clone());
+        let output = attention(&call.inputs, &mask)?;
+        Ok(Answer::new(mask, Some(output)))
+    }
+}
+
+fn checked<F>(mask: F) -> Report
+where
+    F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
+{
+    let mut subject = Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask };
+    let shrinking = Limits { tries: 200, ..Limits::default() };
+    check(&mut subject, &Options { cases: 150, shrinking, ..Options::default() })
+}
+
+/// Panics unless there is one finding, whose relation holds these words.
+fn tells(report: &Report, words: &str) {
+    let relations: Vec<_> = report.findings.iter().map(|finding| &finding.sentence).collect();
+    assert_eq!(report.findings.len(), 1, "{relations:?}");
+    let relation = report.findings[0].relation.as_ref().and_then(|told| told.relation.as_ref());
+    assert!(relation.is_some_and(|relation| relation.contains(words)), "{relations:?}");
+}
+
+/// The call with other inputs.
+fn with(call: &Call, change: impl FnOnce(&mut InputParts)) -> Call {
+    let mut parts = call.inputs.parts().clone();
+    change(&mut parts);
+    Call { inputs: Arc::new(Inputs::new(parts).unwrap()), ..call.clone() }
+}
+
+#[test]
+fn keys_beyond_the_last_whole_tile_are_lost() {
+    let report = checked(|reference, _, _, call| {
+        let n = call.inputs.dims().keys;
+        let lost = if n >= 4 { n / 4 * 4 } else { n };
+        let asked = with(call, |parts| {
+            let (b, h, m, n) = call.inputs.dims().mask_shape();
+            parts.attention_mask = Some(Array4::from_shape_fn((b, h, m, n), |(b, head, i, key)| {
+                let own = call.inputs.additive(b, head, i).at(key);
+                if key < lost { own } else { f32::NEG_INFINITY }
+            }));
+        });
+        reference.call(&asked).map(|answer| answer.mask)
+    });
+    tells(&report, "keys from position 4 · ⌊n / 4⌋ on are never selected");
+}
+
+#[test]
+fn every_query_gets_the_selection_of_the_first() {
+    let report = checked(|reference, _, _, call| {
+        let mask = reference.call(call)?.mask;
+        let dims = call.inputs.dims();
+        let mut changed = Mask::empty(&dims);
+        for (b, head, i) in dims.rows() {
+            changed.add((b, head, i), mask.row((b, head, 0)).map(|(key, _)| key));
+        }
+        Ok(changed)
+    });
+    tells(&report, "query t gets the selection of query 0");
+}
+
+#[test]
+fn at_most_three_keys_are_selected() {
+    let report = checked(|reference, instance, _, call| {
+        let size = instance.selection.heavy_size.resolve(call.inputs.dims().keys).min(3);
+        let mut changed = instance.clone();
+        changed.selection.heavy_size = HeavySize::count(size as u64).unwrap();
+        // What is dense stays so.
+        changed.selection.dense_fallback = false;
+        let dims = call.inputs.dims();
+        let of = instance.selection.heavy_size.resolve(dims.keys);
+        let short = instance.selection.dense_fallback && dims.keys - dims.queries <= of;
+        reference.configure(if short { instance } else { &changed })?;
+        reference.call(call).map(|answer| answer.mask)
+    });
+    tells(&report, "at most 3 keys are selected");
+}
+
+#[test]
+fn the_ranking_reads_the_last_entry() {
+    let report = checked(|reference, _, _, call| {
+        let asked = with(call, |parts| {
+            let last = parts.k.dim().0 - 1;
+            let k = parts.k.clone();
+            parts.k = Array4::from_shape_fn(k.dim(), |(_, head, key, channel)| k[[last, head, key, channel]]);
+        });
+        reference.call(&asked).map(|answer| answer.mask)
+    });
+    tells(&report, "entry e ranks by the key labels of the last entry");
+}
+
+#[test]
+fn labels_of_the_first_call_stay() {
+    let report = checked(|reference, _, earlier, call| {
+        let same = |other: &&Call| {
+            let (own, other_dims) = (call.inputs.dims(), other.inputs.dims());
+            other.layer == call.layer
+                && (own.batch, own.heads, own.kv_heads)
+                    == (other_dims.batch, other_dims.heads, other_dims.kv_heads)
+        };
+        // The latest first, so that the first call is written last.
+        let asked = with(call, |parts| {
+            for other in earlier.iter().rev().filter(same) {
+                let keys = other.inputs.dims().keys.min(call.inputs.dims().keys);
+                let kept = ndarray::s![.., .., ..keys, ..];
+                parts.k.slice_mut(kept).assign(&other.inputs.parts().k.slice(kept));
+            }
+        });
+        reference.call(&asked).map(|answer| answer.mask)
+    });
+    let told = &report.findings[0].sentence;
+    assert!(report.findings.len() == 1, "{told}");
+    // The catalogue holds this one.
+    assert!(told.contains("label") && !told.starts_with("Unknown"), "{told}");
+}
+
+#[test]
+fn what_no_relation_gives_is_unknown() {
+    // One row in seven selects nothing, by a hash of its query.
+    let report = checked(|reference, _, _, call| {
+        let mut mask = reference.call(call)?.mask;
+        for row @ (b, head, i) in call.inputs.dims().rows() {
+            let bits = call.inputs.queries(b, head)[[i, 0]].to_bits().wrapping_mul(0x9E37_79B9) >> 16;
+            let keys: Vec<usize> = mask.row(row).map(|(key, _)| key).collect();
+            for key in keys.into_iter().filter(|_| bits % 7 == 0) {
+                mask.remove(row, key);
+            }
+        }
+        Ok(mask)
+    });
+    let told = &report.findings[0];
+    assert!(told.sentence.starts_with("Unknown: none of "), "{}", told.sentence);
+    assert!(told.relation.as_ref().is_some_and(|told| told.relation.is_none() && told.tried > 300));
+}

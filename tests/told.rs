@@ -1,0 +1,184 @@
+//! What `check` tells of implementations that share no code with this crate (`tests/faults_independent/`): the cause of each
+//! fault in a sentence, which a person has judged by `key.toml`. The record is `golden/records/independent.txt`, the judgements
+//! `golden/records/independent-judged.txt`: a line for each fault, with the sentence that was judged. A sentence without a
+//! judgement fails, and so does one that was judged wrong.
+//!
+//! Without `DOUBLECHECK_LONG` every sixteenth fault is checked; with it all are, and the record is written. Needs Python with numpy;
+//! where it is not, the test is counted as ignored, and a line says so.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use doublecheck::runner::check::Report;
+use doublecheck::runner::shrink::Limits;
+use doublecheck::subjects::Process;
+use doublecheck::{Options, check};
+use libtest_mimic::{Arguments, Failed, Trial};
+use rayon::prelude::*;
+
+/// Random sequences of each; probes come on top.
+const CASES: usize = 60;
+
+/// Of every so many faults one is checked where there is little time.
+const ONE_OF: usize = 16;
+
+fn main() {
+    let numpy = Command::new("python3").args(["-c", "import numpy"]).output();
+    let numpy = numpy.is_ok_and(|output| output.status.success());
+    if !numpy {
+        eprintln!("ignored: independent_faults_are_told: no numpy for python3");
+    }
+    let trials = vec![
+        Trial::test("the_record_is_judged", the_record_is_judged),
+        Trial::test("independent_faults_are_told", independent_faults_are_told).with_ignored_flag(!numpy),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// What one check told.
+struct Told {
+    fault: String,
+    after: Option<usize>,
+    findings: usize,
+    shrunk: String,
+    sentence: String,
+}
+
+/// Judgements by fault and sentence.
+fn judged() -> Result<BTreeMap<(String, String), String>, Failed> {
+    let text = std::fs::read_to_string(project("golden/records/independent-judged.txt"))?;
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let parts = lines.map(|line| {
+        let mut parts = line.splitn(3, '\t').map(str::to_owned);
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(fault), Some(judgement), Some(sentence)) => Ok(((fault, sentence), judgement)),
+            _ => Err(Failed::from(format!("not three columns: {line}"))),
+        }
+    });
+    parts.collect()
+}
+
+/// What each line of the record is judged.
+fn judgements(told: &[(String, String)]) -> Result<BTreeMap<String, usize>, Failed> {
+    let judged = judged()?;
+    let mut counts = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (fault, sentence) in told {
+        match judged.get(&(fault.clone(), sentence.clone())).map(String::as_str) {
+            Some(known @ ("right" | "incomplete" | "unknown")) => {
+                *counts.entry(known.to_owned()).or_insert(0) += 1;
+            }
+            Some(other) => problems.push(format!("{fault}, {other}: {sentence}")),
+            None => problems.push(format!("{fault}, not judged: {sentence}")),
+        }
+    }
+    if problems.is_empty() { Ok(counts) } else { Err(problems.join("\n").into()) }
+}
+
+fn the_record_is_judged() -> Result<(), Failed> {
+    let record = std::fs::read_to_string(project("golden/records/independent.txt"))?;
+    let lines = record.lines().filter_map(|line| line.strip_prefix("| "));
+    let rows: Vec<(String, String)> = lines
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.trim_end_matches(" |").split(" | ").map(str::trim).collect();
+            Some((cells.first()?.to_string(), cells.get(4)?.to_string()))
+        })
+        .filter(|(fault, _)| fault != "fault" && !fault.starts_with('-'))
+        .collect();
+    assert!(rows.len() > 90, "{} rows", rows.len());
+    let counts = judgements(&rows)?;
+    let told = counts.get("right").copied().unwrap_or(0) as f64 / rows.len() as f64;
+    eprintln!("{counts:?}, {:.1} % told rightly", 100.0 * told);
+    Ok(())
+}
+
+fn independent_faults_are_told() -> Result<(), Failed> {
+    let key = std::fs::read_to_string(project("tests/faults_independent/key.toml"))?;
+    let faults = key.lines().filter_map(|line| line.strip_prefix("[fault.")?.strip_suffix(']'));
+    let step = if support::is_long() { 1 } else { ONE_OF };
+    let faults: Vec<&str> = faults.step_by(step).collect();
+    assert!(faults.len() > 90 / step, "{} faults", faults.len());
+    let told: Vec<Told> = faults.par_iter().map(|fault| told(fault)).collect();
+    let missed: Vec<_> = told.iter().filter(|told| told.after.is_none()).map(|told| &told.fault).collect();
+    if support::is_long() {
+        std::fs::write(project("golden/records/independent.txt"), table(&told))?;
+    }
+    let sentences: Vec<_> = told.iter().map(|told| (told.fault.clone(), told.sentence.clone())).collect();
+    let counts = judgements(&sentences)?;
+    eprintln!("{counts:?} of {}, not caught: {missed:?}", told.len());
+    Ok(())
+}
+
+/// Checks one implementation.
+fn told(fault: &str) -> Told {
+    let script = project("tests/faults_independent/run.py");
+    let command = format!(
+        "DOUBLECHECK_PYTHON='{}' python3 '{}' {fault}",
+        project("python").display(),
+        script.display()
+    );
+    let mut subject = Process::start(&command, Duration::from_secs(60)).unwrap();
+    let report = check(
+        &mut subject,
+        &Options {
+            cases: CASES,
+            shrinking: Limits { time: Duration::from_secs(2), ..Limits::default() },
+            shrinking_in_all: Some(Duration::from_secs(4)),
+            ..Options::default()
+        },
+    );
+    let first = report.findings.first();
+    Told {
+        fault: fault.to_owned(),
+        after: first.map(|finding| finding.after),
+        findings: report.findings.len(),
+        shrunk: first.map(|finding| finding.size.to_string()).unwrap_or_default(),
+        sentence: sentence(&report),
+    }
+}
+
+/// What a person reads as the cause: proved ones, or else what was measured by a rule, or else that it is unknown.
+fn sentence(report: &Report) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    for finding in &report.findings {
+        let relation = finding.relation.as_ref().and_then(|told| told.relation.clone());
+        let cause = match relation {
+            Some(relation) => relation,
+            None if finding.sentence.starts_with("Unknown") => continue,
+            None => finding.sentence.clone(),
+        };
+        if !causes.contains(&cause) {
+            causes.push(cause);
+        }
+    }
+    if causes.is_empty()
+        && let Some(probed) = &report.probes
+    {
+        let rules =
+            probed.deviating().into_iter().filter(|wire| wire.by_rule && wire.measured != wire.expected);
+        causes = rules.map(|wire| format!("measured: {}", wire.sentence())).take(3).collect();
+    }
+    if causes.is_empty() { "unknown".into() } else { causes.join(" // ").replace(['|', '\n', '\t'], " ") }
+}
+
+fn table(told: &[Told]) -> String {
+    let mut text = format!(
+        "What `check` tells of the faulty implementations of tests/faults_independent: {CASES} random sequences and probes\n\
+         each. Made by `DOUBLECHECK_LONG=1 cargo test --release --test told`; judged in independent-judged.txt.\n\n\
+         | fault | after | findings | shrunk to | told |\n|---|---|---|---|---|\n"
+    );
+    for Told { fault, after, findings, shrunk, sentence } in told {
+        let after = after.map_or("not caught".into(), |after| after.to_string());
+        let _ = writeln!(text, "| {fault} | {after} | {findings} | {shrunk} | {sentence} |");
+    }
+    text
+}
