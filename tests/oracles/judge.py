@@ -1,0 +1,154 @@
+"""Judges faulty and right implementations by this suite and by what other tests compare, and prints who sees what.
+
+    python3 tests/oracles/judge.py DOUBLECHECK FOLDER [NAME...]
+
+FOLDER takes what is in between: each judgement as soon as it is made, so that a run that ended goes on where it was.
+Names are those of implementations or storage types; with names only those are judged. ci/oracles runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+
+import inputs
+import numpy as np
+import rivals
+from table import render
+
+import subjects
+
+HERE = pathlib.Path(__file__).resolve().parent
+# Probes and random sequences of `doublecheck check`, of up to 512 keys.
+CHECK = ["--cases", "60", "--largest-keys", "512", "--no-goldens", "--no-shrink"]
+# So many random inputs are judged first; an implementation that fails there is not asked the others.
+FIRST = 10
+SETS = ("check", "random")
+
+
+@dataclass
+class Judged:
+    """What was made of one implementation in one storage type on one set of inputs."""
+
+    name: str
+    dtype: str
+    inputs: str
+    right: bool
+    acts: bool = False  # its answer differs from that of the same arithmetic without the fault
+    rejected: dict[str, bool] = field(default_factory=dict)
+
+
+class Judge:
+    def __init__(self, doublecheck: str, folder: pathlib.Path) -> None:
+        self.doublecheck, self.folder = doublecheck, folder
+
+    def suite(self, command: str, program: str, arguments: list[str]) -> bool:
+        """Whether the suite rejects what the program answers."""
+        call = f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / program))}"
+        run = subprocess.run(
+            [self.doublecheck, command, "--command", f"{call} {arguments[0]}", *arguments[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if run.returncode not in (0, 1):
+            raise RuntimeError(f"{command} {arguments}: exit code {run.returncode}: {run.stdout[-2000:]}")
+        return run.returncode == 1
+
+    def prepare(self, dtype: str) -> None:
+        """Writes down what the suite asks in a type, computes what is expected, writes random inputs as case files."""
+        path = self.folder / f"check-{dtype}.pickle"
+        if self.suite("check", "inputs.py", [f"{dtype} {shlex.quote(str(path))}", *CHECK]):
+            raise RuntimeError(f"{dtype}: the plain right implementation does not conform")
+        self.cases = [self.folder / "first", self.folder / "others"]
+        for folder in self.cases:
+            folder.mkdir(exist_ok=True)
+        for number, question in enumerate(inputs.random_normal(dtype)):
+            inputs.write_case(self.cases[number >= FIRST], number, question)
+        self.questions = {
+            "check": expected(inputs.recorded(str(path))),
+            "random": expected(inputs.random_normal(dtype)),
+        }
+
+    def judge(self, task: tuple[str, str, str]) -> Judged:
+        name, dtype, questions = task
+        judged = Judged(name, dtype, questions, subjects.is_right(name))
+        judged.acts, judged.rejected = by_rivals(subjects.make(name, dtype), self.questions[questions], judged.right)
+        subject = f"{name} {dtype}"
+        if questions == "check":
+            ours = self.suite("check", "subjects.py", [subject, *CHECK, "--stop-after", "1"])
+        else:
+            # Where a fault does not act, the answers are those of the plain right implementation.
+            ours = (judged.acts or judged.right) and any(
+                self.suite("verify", "subjects.py", [subject, "--random-cases", "0", str(folder)])
+                for folder in self.cases
+            )
+        judged.rejected = {"doublecheck": ours, **judged.rejected}
+        return judged
+
+
+def expected(questions) -> list[tuple]:
+    """Each question with what rivals compare with, and the answer of a fault's own arithmetic without the fault."""
+    made = []
+    for instance, fresh, call in questions:
+        references = subjects.Exact(), subjects.Eager(), subjects.stored(subjects.Plain, call.dtype)
+        for reference in references:
+            reference.configure(instance)
+        exact, eager, plain = (rivals.answer(call, reference.mask(call)) for reference in references)
+        compared = rivals.Expected(call.dtype, exact, references[0].ranked, eager.output)
+        made.append((instance, fresh, call, compared, plain))
+    return made
+
+
+def by_rivals(subject, questions: list[tuple], right: bool) -> tuple[bool, dict[str, bool]]:
+    """Whether the subject ever departs from what it would be without a fault, and which rivals ever reject it."""
+    acts, rejected = False, dict.fromkeys(rivals.RIVALS, False)
+    for instance, fresh, call, compared, plain in questions:
+        if fresh:
+            subject.configure(instance)
+        with np.errstate(all="ignore"):
+            found = rivals.answer(call, subject.mask(call))
+            same = np.array_equal(found.selected, plain.selected) and rivals.close(
+                found.output, plain.output, 1e-4, 1e-5
+            )
+            acts = acts or not same
+            for rival, accepts in rivals.RIVALS.items():
+                rejected[rival] = rejected[rival] or not accepts(found, compared)
+        if acts and all(rejected.values()):
+            break
+    return acts and not right, rejected
+
+
+def judge_all(doublecheck: str, folder: pathlib.Path, names: list[str], dtypes: list[str]) -> list[Judged]:
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "judged.jsonl"
+    done = [Judged(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {(one.name, one.dtype, one.inputs) for one in done}
+    for dtype in dtypes:
+        asked = sorted((name for name in names if subjects.is_asked(name, dtype)), key=subjects.is_right)
+        tasks = [(name, dtype, questions) for name in asked for questions in SETS]
+        tasks = [task for task in tasks if task not in known]
+        if not tasks:
+            continue
+        judge = Judge(doublecheck, folder)
+        judge.prepare(dtype)
+        # Processes are forked: what was prepared is there.
+        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool, kept.open("a") as file:
+            for judged in pool.imap_unordered(judge.judge, tasks):
+                done.append(judged)
+                print(json.dumps(asdict(judged)), file=file, flush=True)
+    return done
+
+
+if __name__ == "__main__":
+    chosen = [name for name in subjects.classes() if name in sys.argv[3:]] or list(subjects.classes())
+    dtypes = [dtype for dtype in subjects.DTYPES if dtype in sys.argv[3:]] or list(subjects.DTYPES)
+    judged = judge_all(sys.argv[1], pathlib.Path(sys.argv[2]), chosen, dtypes)
+    print(render([one for one in judged if one.name in chosen and one.dtype in dtypes], chosen))
