@@ -96,11 +96,13 @@ pub use subjects::Subject;
 /// The parts of a [`Report`].
 pub mod report {
     pub use crate::diagnosis::Faults;
+    pub use crate::diagnosis::condition::Condition;
     pub use crate::diagnosis::probes::Probed;
     #[cfg(feature = "probes")]
     pub use crate::diagnosis::probes::{Deviation, Measurement, State};
+    pub use crate::diagnosis::relations::Told;
     pub use crate::runner::check::{
-        Asked, BySize, Coverage, Kept, OfSize, Repeats, ReportedStages, StageExample,
+        Asked, BySize, Coverage, Kept, Like, OfSize, Repeats, ReportedStages, StageExample, State as Needs,
     };
     pub use crate::runner::shrink::edge::Edge;
 }

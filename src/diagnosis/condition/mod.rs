@@ -204,7 +204,7 @@ pub struct Condition {
 
 impl Condition {
     /// A rule with its counts; `None` where it says nothing: some calls fail, of those that select.
-    pub fn of(rule: &Rule, examples: &[Example]) -> Option<Self> {
+    pub(crate) fn of(rule: &Rule, examples: &[Example]) -> Option<Self> {
         let counts = rule.counts(examples);
         let Counts { failing, conforming_inside, outside, made, made_conforming_inside } = counts;
         let exact = conforming_inside + made_conforming_inside == 0;

@@ -157,7 +157,7 @@ impl Probed {
     }
 
     /// Every answer to a sequence that is small enough to keep.
-    pub fn seen(&self) -> &[Seen] {
+    pub(crate) fn seen(&self) -> &[Seen] {
         &self.seen
     }
 
