@@ -44,7 +44,7 @@ impl Misbehaviour {
     fn is_time(&self, kind: &str) -> bool {
         let done = self.done.as_ref().is_some_and(|file| file.exists());
         match self.name.as_str() {
-            "" | super::RAGGED => false,
+            "" | super::RAGGED | super::SHARED => false,
             "dies-after-first-start" => (kind == "hello") == done && kind != "configure",
             _ if done => false,
             "no-hello" | "protocol-3" | "unknown-capability" | "exit-before-hello" | "failed-hello" => {

@@ -65,10 +65,9 @@ fn peaks_of(inputs: &Inputs, mask: &Mask, model: RoundingModel, rows: &[Row]) ->
     let (b, head, _) = rows[0];
     let k = inputs.keys(b, head).to_slice().expect("inputs have the standard layout");
     let mut estimates = vec![vec![0.0; keys]; rows.len()];
-    let mut largest = 0.0;
-    vectorised(
+    let largest = vectorised(
         #[inline(always)]
-        || largest = estimate(&q, k, &mut estimates),
+        || estimate(&q, k, &mut estimates),
     );
     let peaks =
         |((logits, estimates), &row)| near_largest(inputs, logits, row, estimates, f64::from(largest));
@@ -130,6 +129,7 @@ fn estimate(q: &[Vec<f32>], keys: &[f32], estimates: &mut [Vec<f32>]) -> f32 {
 
 /// Σ q·k in as many sums as there are lanes, of two accumulators: one addition need not wait for the one before it.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops over lanes become one instruction")]
 fn partial_sums(q: &[[f32; LANES]], k: &[[f32; LANES]]) -> [f32; LANES] {
     let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
     let ((q, last_q), (k, last_k)) = (q.as_chunks::<2>(), k.as_chunks::<2>());
@@ -154,6 +154,7 @@ fn partial_sums(q: &[[f32; LANES]], k: &[[f32; LANES]]) -> [f32; LANES] {
 
 /// The largest magnitude.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops over lanes become one instruction")]
 fn largest_of(numbers: &[f32]) -> f32 {
     let (chunks, rest) = numbers.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
