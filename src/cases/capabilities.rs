@@ -232,6 +232,13 @@ impl Capabilities {
             || self.domains.iter().any(|domain| domain.allows_channels(head_dim, group_factor))
     }
 
+    /// Whether fewer keys than these may be asked, as far as the domain says.
+    pub fn allows_fewer_keys(&self, keys: usize) -> bool {
+        let fewer =
+            |domain: &Domain| domain.keys_at_most(keys.saturating_sub(1)).is_some_and(|fewer| fewer > 0);
+        self.domains.is_empty() || self.domains.iter().any(fewer)
+    }
+
     /// What a sequence asks for that is not offered, in words; empty where it may be asked.
     pub fn missing(&self, sequence: &Sequence) -> Vec<String> {
         let instance = &sequence.instance;

@@ -29,13 +29,13 @@ const CHANNELS: [(usize, usize); 7] =
     [(64, 8), (64, 16), (80, 10), (96, 12), (128, 16), (128, 32), (256, 16)];
 
 /// Tiles and pages that kernels have.
-const TILES: [usize; 7] = [16, 32, 64, 128, 256, 1024, 4096];
+pub(super) const TILES: [usize; 7] = [16, 32, 64, 128, 256, 1024, 4096];
 
 /// b · h · n of a call: larger ones take longer than they tell.
 const MOST_SCORES: usize = 1 << 17;
 
 /// How the scores of a call are distributed over its keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scores {
     /// As the numbers of q and k make them.
     Random,
@@ -104,10 +104,16 @@ impl Scores {
 
     /// s_j of every key; `None` for random ones. `heavy` keys are selected.
     fn of_keys(self, keys: usize, heavy: usize, tile: usize, seed: u64) -> Option<Vec<f32>> {
+        (self != Self::Random)
+            .then(|| (0..keys).map(|key| self.of_key(key, keys, heavy, tile, seed)).collect())
+    }
+
+    /// The score of one key.
+    pub(super) fn of_key(self, key: usize, keys: usize, heavy: usize, tile: usize, seed: u64) -> f32 {
         let word = |key: usize| mix(seed ^ mix(key as u64 + 1));
         let share = |key: usize| (word(key) >> 40) as f32 / (1u64 << 24) as f32;
         let last_tile = (keys - 1) / tile * tile;
-        let score = |key: usize| match self {
+        match self {
             Self::Random | Self::Equal => 0.75,
             Self::Plateaus => {
                 if word(key) % (2 * keys as u64) < 3 * heavy as u64 {
@@ -138,8 +144,7 @@ impl Scores {
                     share(key)
                 }
             }
-        };
-        (self != Self::Random).then(|| (0..keys).map(score).collect())
+        }
     }
 }
 

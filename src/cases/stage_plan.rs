@@ -9,7 +9,7 @@ use ndarray::Array4;
 
 use super::capabilities::{Capabilities, Feature};
 use super::domain::{Domain, Sizes};
-use super::large_plan::{at_an_edge, heavy_size};
+use super::large_plan::{Scores, TILES, at_an_edge, heavy_size};
 use super::ragged_plan::stage_with_lengths;
 use super::recipe::{Words, mix};
 use super::stages::{ScoresCall, SelectionCall, StageCall, Takes};
@@ -45,10 +45,18 @@ pub enum ScoreShape {
     Collisions,
     /// Normal, and one number far above.
     Outlier,
+    /// Equal in the high 8, 11, 12 or 16 bits of the type, as far as it has them: one bin of a radix or histogram top-k.
+    Crowded,
+    /// Just below and just above the edge of such bins.
+    BinEdge,
+    /// Normal; −∞ in whole tiles, the first one among them.
+    ExcludedTiles,
+    /// As scores of whole layers are.
+    Placed(Scores),
 }
 
 impl ScoreShape {
-    /// All of them.
+    /// Those of small questions.
     pub const ALL: [Self; 12] = [
         Self::Normal,
         Self::Equal,
@@ -63,6 +71,72 @@ impl ScoreShape {
         Self::Collisions,
         Self::Outlier,
     ];
+
+    /// Those of large questions, in the order in which they have their turn.
+    pub const LARGE: [Self; 19] = [
+        Self::Placed(Scores::LastTile),
+        Self::Crowded,
+        Self::Plateaus,
+        Self::ExcludedTiles,
+        Self::BinEdge,
+        Self::Normal,
+        Self::Placed(Scores::EachTile),
+        Self::Collisions,
+        Self::Rising,
+        Self::Placed(Scores::FirstTile),
+        Self::SignedZeros,
+        Self::Falling,
+        Self::Subnormals,
+        Self::Placed(Scores::OrganPipe),
+        Self::Excluded,
+        Self::Equal,
+        Self::Outlier,
+        Self::Few,
+        Self::EmptyRows,
+    ];
+
+    /// The name in the name of a question.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "random scores",
+            Self::Equal => "equal scores",
+            Self::Plateaus => "two plateaus",
+            Self::Few => "three scores",
+            Self::Rising => "rising scores",
+            Self::Falling => "falling scores",
+            Self::Excluded => "some keys excluded",
+            Self::EmptyRows => "rows without candidates",
+            Self::SignedZeros => "zeros of both signs",
+            Self::Subnormals => "subnormal scores",
+            Self::Collisions => "scores that collide in a narrower type",
+            Self::Outlier => "one outlier",
+            Self::Crowded => "scores in one bin",
+            Self::BinEdge => "scores at the edge of a bin",
+            Self::ExcludedTiles => "whole tiles excluded",
+            Self::Placed(scores) => scores.name(),
+        }
+    }
+}
+
+/// A large question: its number of keys is in a range, and its turn chooses how its scores are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargeStage {
+    /// The fewest keys.
+    pub least: usize,
+    /// The most keys.
+    pub most: usize,
+    /// Questions of successive turns have all kinds of scores, one after the other.
+    pub turn: usize,
+}
+
+impl LargeStage {
+    /// What its scores look like.
+    pub fn scores(&self, capabilities: &Capabilities) -> ScoreShape {
+        match ScoreShape::LARGE[self.turn % ScoreShape::LARGE.len()] {
+            ScoreShape::EmptyRows if !capabilities.offers(Feature::EmptyRows) => ScoreShape::Excluded,
+            scores => scores,
+        }
+    }
 }
 
 /// A random question to a top-k.
@@ -126,14 +200,14 @@ pub fn stage_call(capabilities: &Capabilities, seed: u64) -> Option<StageCall> {
     stage_call_of(capabilities, seed, seed, None)
 }
 
-/// The same with the numbers of one seed and the sizes of another, and from the least to the most of `keys` where these are
-/// given.
+/// The same with the numbers of one seed and the sizes of another, or a large one.
 pub fn stage_call_of(
     capabilities: &Capabilities,
     seed: u64,
     shape: u64,
-    keys: Option<(usize, usize)>,
+    large: Option<LargeStage>,
 ) -> Option<StageCall> {
+    let keys = large.map(|large| (large.least, large.most));
     let call = match capabilities.stages.takes {
         Takes::Inputs => return None,
         Takes::Scores => {
@@ -141,7 +215,11 @@ pub fn stage_call_of(
             if let Some(keys) = keys {
                 plan.enlarge(capabilities, keys)?;
             }
-            let scores = if shape == seed { plan.scores } else { scores_plan(capabilities, seed).scores };
+            let scores = match large {
+                Some(large) => large.scores(capabilities),
+                None if shape == seed => plan.scores,
+                None => scores_plan(capabilities, seed).scores,
+            };
             StageCall::Scores(ScoresPlan { seed, scores, ..plan }.call().ok()?)
         }
         Takes::Selection => {
@@ -304,8 +382,8 @@ impl ScoresPlan {
                 if keys.is_multiple_of(7) || place >= upper { 0.5 } else { 1.5 }
             }
             ScoreShape::Few => [-1.0, 0.25, 3.0][word as usize % 3],
-            ScoreShape::Rising => key as f32 / 8.0,
-            ScoreShape::Falling => -(key as f32) / 8.0,
+            ScoreShape::Rising => self.slope(key),
+            ScoreShape::Falling => -self.slope(key),
             ScoreShape::Excluded if word.is_multiple_of(3) => f32::NEG_INFINITY,
             ScoreShape::EmptyRows if row.is_multiple_of(2) => f32::NEG_INFINITY,
             ScoreShape::Excluded | ScoreShape::EmptyRows => value,
@@ -322,6 +400,55 @@ impl ScoresPlan {
             ScoreShape::Collisions => self.collision(word),
             ScoreShape::Outlier if row as usize % keys == key => self.storage.largest() as f32 / 2.0,
             ScoreShape::Outlier => value,
+            ScoreShape::Crowded => self.in_a_bin(word, row, 0.0),
+            ScoreShape::BinEdge => self.in_a_bin(word, row, 0.5),
+            ScoreShape::ExcludedTiles => {
+                let tile = key / self.tile();
+                if mix(row ^ tile as u64).is_multiple_of(3) || tile == 0 { f32::NEG_INFINITY } else { value }
+            }
+            ScoreShape::Placed(scores) => {
+                scores.of_key(key, keys, self.heavy_size.get().min(keys), self.tile(), row)
+            }
+        }
+    }
+
+    /// A tile of a kernel, of which there are at least two.
+    fn tile(&self) -> usize {
+        let fitting = TILES.iter().filter(|&tile| 2 * tile <= self.shape[3]).count();
+        TILES[mix(self.seed ^ 7) as usize % fitting.max(1)]
+    }
+
+    /// In steps of 1/8, where the largest of them is a number of every type.
+    fn slope(&self, key: usize) -> f32 {
+        let keys = self.shape[3];
+        if keys <= 4096 { key as f32 / 8.0 } else { key as f32 / keys as f32 }
+    }
+
+    /// How many high bits the scores of a row share, of the bits of the type: as many as leave it some numbers that differ.
+    fn bin_bits(&self, row: u64) -> u32 {
+        let most = if self.storage == Storage::F32 { 4 } else { 3 };
+        [8, 11, 12, 16][(row >> 8) as usize % most]
+    }
+
+    /// One of the numbers that share so many high bits, all of them equally likely; beginning with a number of two, or with
+    /// `below` 1/2 with as many below it.
+    fn in_a_bin(&self, word: u64, row: u64, below: f64) -> f32 {
+        let (exponent_bits, mantissa_bits) = match self.storage {
+            Storage::F32 => (8, 23),
+            Storage::F16 => (5, 10),
+            Storage::Bf16 => (8, 7),
+        };
+        // Bits of the mantissa that are the same in a bin; the sign is 0.
+        let shared = self.bin_bits(row) as i32 - 1 - exponent_bits;
+        let numbers = 1i64 << (mantissa_bits - shared);
+        let step = ((word >> 8) % numbers as u64) as i64 - (below * numbers as f64) as i64;
+        // Counted in the bits of the type, from 2, at which bins of any width begin.
+        let bits = (1i64 << mantissa_bits) * (1i64 << (exponent_bits - 1)) + step;
+        match self.storage {
+            Storage::F32 => f32::from_bits(bits as u32),
+            Storage::Bf16 => f32::from_bits((bits as u32) << 16),
+            // The exponent of f32 is biased by 112 more.
+            Storage::F16 => f32::from_bits((bits as u32 + (112 << 10)) << 13),
         }
     }
 

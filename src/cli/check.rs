@@ -11,7 +11,7 @@ use super::watching::Watching;
 use super::{Failure, check_writable, interrupts, print, seconds, subject, write};
 use crate::Options;
 use crate::algorithm::Rules;
-use crate::cases::{Capabilities, bundled, profiles, rule_names};
+use crate::cases::{Capabilities, Takes, bundled, profiles, rule_names};
 use crate::reports::check::render;
 use crate::reports::counterexamples;
 use crate::reports::{html, probes};
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// The most keys of random calls; 0 asks no large ones. With --cases there is one large call for every 16 random sequences
-    /// [default: 131072, or 16384 with --cases alone]
+    /// [default: 131072, 1048576 for a subject that takes scores, or 16384 with --cases alone]
     #[arg(long, value_name = "N")]
     largest_keys: Option<usize>,
     /// Ask at most so many distinct shapes of calls, and other numbers in each: for implementations that compile for each shape
@@ -112,7 +112,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let mut subject = arguments.subject.open()?;
     let by_time = arguments.cases.is_none() || arguments.seconds.is_some();
-    let default_keys = if by_time { 131_072 } else { 16_384 };
+    let default_keys = match (by_time, subject.capabilities().stages.takes) {
+        (false, _) => 16_384,
+        (true, Takes::Scores) => 1_048_576,
+        (true, Takes::Inputs | Takes::Selection) => 131_072,
+    };
     profile.shapes = arguments.shapes;
     let mut shrinking = Limits::default();
     if arguments.no_shrink {

@@ -29,7 +29,7 @@ pub struct Watching<'a> {
 impl<'a> Watching<'a> {
     /// Findings go to the folder `out`. Errors: none that a user can cause.
     pub fn new(out: Option<&'a Path>, subject: String) -> Result<Self, Failure> {
-        let style = ProgressStyle::with_template("{bar:30} {elapsed} {wide_msg}")?;
+        let style = ProgressStyle::with_template("{bar:20} {elapsed} {wide_msg}")?;
         let bar = ProgressBar::new(WHOLE as u64).with_style(style);
         let now = Instant::now();
         Ok(Self { bar, in_terminal: std::io::stderr().is_terminal(), out, subject, start: now, told: now })
@@ -65,9 +65,7 @@ impl<'a> Watching<'a> {
         self.bar.set_position((done * WHOLE) as u64);
         self.now(|| {
             let done = 100.0 * done;
-            format!(
-                "{done:.0} %, {asked} asked, {per_second:.1} a second, now {keys} keys, {findings} {plural}"
-            )
+            format!("{done:.0} %, {asked} asked, {per_second:.1} a second, {keys} keys, {findings} {plural}")
         });
     }
 

@@ -8,6 +8,9 @@ pub mod probes;
 pub mod relations;
 pub mod reproduction;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use rayon::prelude::*;
 
 use self::condition::Rule;
@@ -39,13 +42,34 @@ impl Seen {
     }
 }
 
+/// For how long causes are looked for: with a large target each fault of the catalogue may take a second.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    until: Option<Instant>,
+    interrupted: Option<&'static AtomicBool>,
+}
+
+impl Patience {
+    /// From now on for so long, or until the flag is true.
+    pub fn new(time: Duration, interrupted: Option<&'static AtomicBool>) -> Self {
+        Self { until: Instant::now().checked_add(time), interrupted }
+    }
+
+    /// Whether the time is over.
+    pub fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+            || self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
 /// `known` and one or two more faults that together reproduce the target and every conforming answer seen, and of the
-/// diverging ones as many as any other choice. `None` where there are none.
+/// diverging ones as many as any other choice. `None` where there are none, or none was found in time.
 pub fn extend(
     known: &[&'static Fault],
     target: &Observation,
     seen: &[Seen],
     model: RoundingModel,
+    patience: Patience,
 ) -> Option<Faults> {
     let selection = &target.sequence.instance.selection;
     let candidates: Vec<&'static Fault> = CATALOGUE
@@ -53,7 +77,7 @@ pub fn extend(
         .filter(|fault| !fault.conforms && !known.contains(fault) && fault.asked.concerns(selection))
         .collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
-    best(singles, target, seen, model).or_else(|| {
+    best(singles, target, seen, model, patience).or_else(|| {
         // Coarse sums paired with another fault would reproduce too much.
         let candidates: Vec<&'static Fault> = candidates.into_iter().filter(|fault| !coarse(fault)).collect();
         let pairs = (0..candidates.len()).flat_map(|a| {
@@ -61,7 +85,7 @@ pub fn extend(
             second.map(|b| with(known, &[candidates[a], b])).collect::<Vec<_>>()
         });
         let independent = pairs.filter(|pair| independent(pair)).collect();
-        best(independent, target, seen, model)
+        best(independent, target, seen, model, patience)
     })
 }
 
@@ -108,6 +132,7 @@ fn best(
     target: &Observation,
     seen: &[Seen],
     model: RoundingModel,
+    patience: Patience,
 ) -> Option<Faults> {
     let fitting: Vec<(Faults, Behaviour)> = candidates
         .into_par_iter()
@@ -115,9 +140,10 @@ fn best(
             let behaviour = Behaviour::with(faults.iter().copied());
             (faults, behaviour)
         })
-        .filter(|(_, behaviour)| reproduces(*behaviour, target, model))
+        .filter(|(_, behaviour)| !patience.is_over() && reproduces(*behaviour, target, model))
         .collect();
-    if fitting.is_empty() {
+    // Those that were not tried might be as good.
+    if fitting.is_empty() || patience.is_over() {
         return None;
     }
     let scored = fitting.into_par_iter().filter_map(|(faults, behaviour)| {

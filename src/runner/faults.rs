@@ -2,6 +2,7 @@
 //! implementation. It must be caught, be named rightly or called unknown, and shrink to something small; those that conform
 //! must conform.
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -12,11 +13,8 @@ use crate::algorithm::HeavySize;
 use crate::behaviours::{CATALOGUE, Fault};
 use crate::subjects::{Above, BREACHES, Breach, Faulty, Reference, Subject};
 
-/// How many sequences a fault above some number of keys is asked at first, and then.
-const FEW: [usize; 3] = [4, 16, 128];
-
 /// How long shrinking may take there.
-const SHRINKING: Duration = Duration::from_secs(60);
+const SHRINKING: Duration = Duration::from_secs(300);
 
 /// What is planted in the reference.
 #[derive(Debug, Clone, Copy)]
@@ -130,15 +128,11 @@ impl Planted {
     /// or all are asked.
     pub fn check_above(self, options: &Options, keys: usize) -> (FaultResult, Report) {
         let start = Instant::now();
-        let check = |cases: usize| {
-            let shrinking = Limits { time: SHRINKING, ..options.shrinking };
-            let options = Options { cases, history: keys, shrinking, ..options.clone() };
-            self.check_subject(self.subject_above(keys).as_mut(), &options)
-        };
-        // All sequences are asked, also after the first finding: few at first.
-        let few = FEW.into_iter().filter(|&few| few < options.cases).map(check);
-        let caught = few.into_iter().find(|(result, _)| result.caught_by.is_some());
-        let (mut result, report) = caught.unwrap_or_else(|| check(options.cases));
+        // No fault of the catalogue is right up to some number of keys: a cause is not looked for.
+        let (history, naming, stop_after) = (keys, Duration::ZERO, Some(NonZeroUsize::MIN));
+        let shrinking = Limits { time: SHRINKING, ..options.shrinking };
+        let options = Options { history, naming, stop_after, shrinking, ..options.clone() };
+        let (mut result, report) = self.check_subject(self.subject_above(keys).as_mut(), &options);
         (result.above, result.seconds) = (Some(keys), start.elapsed().as_secs_f64());
         let shown = report.findings.first().filter(|finding| finding.example.is_none());
         result.heavy_size = shown.map(|finding| finding.observation.sequence.instance.selection.heavy_size);

@@ -15,6 +15,8 @@ pub mod torch;
 #[cfg(feature = "torch")]
 pub mod torch_cache;
 
+use std::time::{Duration, Instant};
+
 use ndarray::Array4;
 
 use crate::algorithm::{ChannelOrder, LabelBits, Mask, Storage};
@@ -83,6 +85,10 @@ pub trait Subject {
         None
     }
 
+    /// How long later answers are waited for, where that is less than usual; `None` for as long as usual. Subjects that cannot
+    /// give up ignore it.
+    fn set_patience(&mut self, _most: Option<Duration>) {}
+
     /// One case, as the only call of an instance.
     fn answer(&mut self, case: &Case) -> Result<Answer, NoAnswer> {
         self.configure(&case.instance)?;
@@ -128,6 +134,35 @@ pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
         Err(no_answer) => vec![Err(no_answer); sequence.calls.len()],
     };
     Observation { sequence: sequence.clone(), answers, instance_refused }
+}
+
+/// How long an answer is waited for after a deadline: a command that is given up has to be started again.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The same, where nothing is worth much after a deadline: an answer is not waited for until long after it.
+pub fn ask_until(subject: &mut dyn Subject, sequence: &Sequence, deadline: Option<Instant>) -> Observation {
+    until(subject, deadline, |subject| ask(subject, sequence))
+}
+
+/// The same for a question to one stage.
+pub fn ask_stage_until(
+    subject: &mut dyn Subject,
+    call: &StageCall,
+    deadline: Option<Instant>,
+) -> Result<StageAnswer, NoAnswer> {
+    until(subject, deadline, |subject| ask_stage(subject, call))
+}
+
+fn until<T>(
+    subject: &mut dyn Subject,
+    deadline: Option<Instant>,
+    ask: impl FnOnce(&mut dyn Subject) -> T,
+) -> T {
+    let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now()) + GRACE;
+    subject.set_patience(deadline.map(left));
+    let answer = ask(subject);
+    subject.set_patience(None);
+    answer
 }
 
 /// The answer, if it holds everything that the subject declares; otherwise which part is missing.

@@ -16,6 +16,7 @@ use doublecheck::cases::{
     Sequence, StageCall, Stages, Takes,
 };
 use doublecheck::reports::html;
+use doublecheck::runner::check::check_sequence;
 use doublecheck::runner::faults::Planted;
 use doublecheck::runner::shrink::Limits;
 use doublecheck::runner::shrink::stages::shrink_stage;
@@ -24,6 +25,8 @@ use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds};
 use doublecheck::verdicts::judge_stage;
 use doublecheck::{Options, check};
 use ndarray::Array4;
+
+use crate::support::is_long;
 
 fn drawn(capabilities: &Capabilities, count: usize, largest: usize) -> Vec<(Sequence, Scores)> {
     let draw = |number| large_sequence(capabilities, Large::new(0, number, largest));
@@ -307,6 +310,88 @@ fn a_few_hundred_questions_are_enough() {
     let report = check(&mut Wrong { reference: Reference::default(), call: dropped }, &options);
     let finding = &report.findings[0];
     assert!(finding.tries <= 300 && finding.size.keys <= 130 && finding.size.heads == 1, "{report}");
+}
+
+/// A reference that takes long for a call, drops the last tile of 64, and may hang once it is asked by a deadline.
+struct Slow {
+    reference: Reference,
+    pause: Duration,
+    hangs: bool,
+    patience: Option<Duration>,
+}
+
+impl Slow {
+    fn new(pause: Duration, hangs: bool) -> Self {
+        Self { reference: Reference::default(), pause, hangs, patience: None }
+    }
+}
+
+impl Subject for Slow {
+    fn name(&self) -> String {
+        "slow".into()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { lacks: [Feature::Output, Feature::Previous].into(), ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.reference.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let hangs = self.patience.filter(|_| self.hangs);
+        std::thread::sleep(hangs.unwrap_or(self.pause));
+        if hangs.is_some() {
+            return Err(NoAnswer::Failed("no answer".into()));
+        }
+        Ok(Answer::new(without_last_tile(&mut self.reference, call, 64)?.mask, None))
+    }
+
+    fn set_patience(&mut self, most: Option<Duration>) {
+        self.patience = most;
+    }
+}
+
+/// A sequence of one call of many heads and keys, of which the last is selected.
+fn many_keys(keys: usize) -> Sequence {
+    let of_size = |number| Large { least: keys - 64, ..Large::new(0, number, keys) };
+    let some = (0..400).filter_map(|number| large_sequence(&Capabilities::default(), of_size(number)));
+    let fitting = some.map(|(sequence, _)| sequence).find(|sequence| {
+        let dims = sequence.calls[0].inputs.dims();
+        let options = Options { cases: 0, ..Options::default() };
+        dims.heads > 2
+            && dims.keys % 64 > 0
+            && check_sequence(&mut Slow::new(Duration::ZERO, false), sequence, &options, &mut |_| {}).diverged
+                > 0
+    });
+    fitting.expect("a sequence that fails")
+}
+
+/// Of a subject that takes 100 ms for a call, a minute of shrinking makes twice the smallest number of keys at most; here a tenth
+/// of both, unless long tests are asked for.
+#[test]
+fn a_slow_subject_is_shrunk_within_its_time() {
+    let parts = if is_long() { 1 } else { 10 };
+    let time = Duration::from_secs(60) / parts;
+    let shrinking = Limits { time, ..Limits::default() };
+    let options = Options { cases: 0, shrinking, ..Options::default() };
+    let mut subject = Slow::new(Duration::from_millis(100) / parts, false);
+    let report = check_sequence(&mut subject, &many_keys(16_385), &options, &mut |_| {});
+    let finding = &report.findings[0];
+    assert!(finding.size.keys <= 130 && finding.size.heads == 1, "{report}");
+    assert!(finding.shrinking_seconds < time.as_secs_f64() + 1.0, "{report}");
+}
+
+/// A question that is not answered ends with the time for shrinking, and what was found before stays.
+#[test]
+fn a_question_is_not_waited_for_until_long_after_the_time() {
+    let shrinking = Limits { time: Duration::from_secs(2), ..Limits::default() };
+    let options = Options { cases: 0, shrinking, ..Options::default() };
+    let report = check_sequence(&mut Slow::new(Duration::ZERO, true), &many_keys(200), &options, &mut |_| {});
+    let finding = &report.findings[0];
+    assert_eq!((finding.kind, finding.shrunk, finding.tries), ("wrong keys", false, 1), "{report}");
+    assert!((2.9..4.5).contains(&finding.shrinking_seconds), "{report}");
 }
 
 /// A top-k that loses the last of its keys where there are more than some number.

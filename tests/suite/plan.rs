@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use doublecheck::behaviours::Fault;
-use doublecheck::cases::stage_plan::stage_call_of;
+use doublecheck::cases::stage_plan::{LargeStage, stage_call_of};
 use doublecheck::cases::{
     Answer, Call, Capabilities, Feature, Given, Instance, NoAnswer, Shape, Stages, Takes,
 };
@@ -127,6 +127,22 @@ fn few_shapes_are_asked_with_many_numbers() {
     }
 }
 
+/// However few the shapes are, they are such that channels of a layer, rows and the ranking of keys matter.
+#[test]
+fn the_fewest_shapes_show_what_is_wrong_in_every_shape() {
+    for most in 1..=8 {
+        let profile = Capabilities { shapes: NonZeroUsize::new(most), ..Capabilities::default() };
+        let shrinking = Limits { tries: 0, ..Limits::default() };
+        let stop_after = NonZeroUsize::new(1);
+        let options = Options { cases: 400, profile, shrinking, stop_after, ..Options::default() };
+        for name in ["first-layers-channels", "least-important-channels", "one-key-fewer", "smallest-scores"]
+        {
+            let report = check(&mut faulty(&[name]), &options);
+            assert!(!report.findings.is_empty(), "{name} with {most} shapes: {report}");
+        }
+    }
+}
+
 #[test]
 fn a_check_ends_after_enough_findings_and_need_not_shrink() {
     let shrinking = Limits { tries: 0, ..Limits::default() };
@@ -195,9 +211,9 @@ fn large_questions_to_one_stage_have_the_sizes_asked_for() {
         let capabilities = Capabilities { stages, ..Capabilities::default() };
         let (mut applied, mut others) = (0, 0);
         for seed in 0..40 {
-            let keys = Some((1025, 4096));
-            let Some(call) = stage_call_of(&capabilities, seed, seed, keys) else { continue };
-            let like = stage_call_of(&capabilities, seed + 100, seed, keys).unwrap();
+            let large = |turn| Some(LargeStage { least: 1025, most: 4096, turn });
+            let Some(call) = stage_call_of(&capabilities, seed, seed, large(5)) else { continue };
+            let like = stage_call_of(&capabilities, seed + 100, seed, large(5)).unwrap();
             assert!((1025..=4096).contains(&call.dims().keys));
             assert_eq!(call.dims(), like.dims());
             others += usize::from(call != like);

@@ -10,7 +10,7 @@ use doublecheck::algorithm::select::select;
 use doublecheck::algorithm::{HeadMode, Mask, Row, Storage};
 use doublecheck::cases::bundled;
 use doublecheck::cases::stage_plan::{
-    Attended as AttendedKeys, ScoreShape, scores_plan, selection_plan, stage_call,
+    Attended as AttendedKeys, LargeStage, ScoreShape, scores_plan, selection_plan, stage_call, stage_call_of,
 };
 use doublecheck::cases::stages::ranks;
 use doublecheck::cases::strategies::plans;
@@ -346,6 +346,115 @@ fn random_questions_hold_what_they_should() {
     }
     assert_eq!(kinds.len(), AttendedKeys::ALL.len());
     assert!(padded > 400 && empty > 100 && grouped > 400, "{padded} {empty} {grouped}");
+}
+
+/// The sizes of large questions: those of the stages of a check.
+const LARGE: [(usize, usize); 7] = [
+    (41, 256),
+    (257, 1024),
+    (1025, 4096),
+    (4097, 16_384),
+    (16_385, 65_536),
+    (65_537, 131_072),
+    (131_073, 1_048_576),
+];
+
+/// The bits of a score in its type, and how many there are.
+fn bits(score: f32, storage: Storage) -> (u32, u32) {
+    match storage {
+        Storage::F32 => (score.to_bits(), 32),
+        Storage::Bf16 => (score.to_bits() >> 16, 16),
+        Storage::F16 => (u32::from(f16::from_f32(score).to_bits()), 16),
+    }
+}
+
+/// How many high bits all scores of a row share.
+fn shared_bits(row: &[f32], storage: Storage) -> u32 {
+    let (first, width) = bits(row[0], storage);
+    let differ = row.iter().fold(0, |differ, &score| differ | (first ^ bits(score, storage).0));
+    width - (32 - differ.leading_zeros())
+}
+
+/// At every size each kind of scores has its turn and is what it is called; so are edges of tiles and of H.
+#[test]
+fn large_scores_are_what_they_are_called() {
+    let capabilities = of_stages(Takes::Scores, &[Given::Selected]);
+    let mut shared = BTreeSet::new();
+    for (least, most) in LARGE {
+        let mut kinds: BTreeSet<&str> = BTreeSet::new();
+        let mut edges: BTreeMap<&str, usize> = BTreeMap::new();
+        for turn in 0..2 * ScoreShape::LARGE.len() {
+            let seed = (least + 1000 * turn) as u64;
+            let large = LargeStage { least, most, turn };
+            let Some(StageCall::Scores(call)) = stage_call_of(&capabilities, seed, seed, Some(large)) else {
+                panic!("turn {turn} above {least}");
+            };
+            let (n, heavy) = (call.dims().keys, call.heavy_size().get());
+            assert!((least..=most).contains(&n));
+            for (edge, is_there) in [
+                ("n = 64 t", n % 64 == 0),
+                ("n = 64 t + 1", n % 64 == 1),
+                ("n = 64 t - 1", n % 64 == 63),
+                ("H = 1", heavy == 1),
+                ("H a power of two", heavy.is_power_of_two()),
+                ("H about n", heavy + 1 >= n),
+                ("H between", heavy > 1 && heavy + 1 < n),
+            ] {
+                *edges.entry(edge).or_default() += usize::from(is_there);
+            }
+            let kind = large.scores(&capabilities);
+            let row: Vec<f32> = call.scores().iter().copied().take(n).collect();
+            let finite: Vec<f32> = row.iter().copied().filter(|score| score.is_finite()).collect();
+            let distinct: BTreeSet<u32> = finite.iter().map(|score| (score + 0.0).to_bits()).collect();
+            let largest = finite.iter().copied().fold(f32::MIN, f32::max);
+            let above_one: Vec<usize> = (0..n).filter(|&key| row[key] >= 1.0).collect();
+            use doublecheck::cases::large_plan::Scores as Placed;
+            let holds = match kind {
+                ScoreShape::Crowded => {
+                    let bits = shared_bits(&row, call.storage());
+                    shared.insert(bits);
+                    bits >= 8 && distinct.len() > 1
+                }
+                ScoreShape::BinEdge => row.iter().any(|&x| x < 2.0) && row.iter().any(|&x| x >= 2.0),
+                ScoreShape::ExcludedTiles => [16, 32, 64, 128, 256, 1024, 4096].iter().any(|&tile| {
+                    let excluded = |tile: &[f32]| tile.iter().filter(|score| !score.is_finite()).count();
+                    row[..tile.min(n)].iter().all(|score| !score.is_finite())
+                        && row.chunks(tile).all(|tile| [0, tile.len()].contains(&excluded(tile)))
+                }),
+                ScoreShape::Plateaus => distinct.len() <= 2,
+                ScoreShape::Equal => distinct.len() == 1,
+                ScoreShape::Few => distinct.len() == 3,
+                ScoreShape::Rising => row.windows(2).all(|pair| pair[0] <= pair[1]) && distinct.len() > 16,
+                ScoreShape::Falling => row.windows(2).all(|pair| pair[0] >= pair[1]) && distinct.len() > 16,
+                ScoreShape::SignedZeros => {
+                    row.iter().any(|x| x.to_bits() == 0) && row.iter().any(|x| x.to_bits() == 1 << 31)
+                }
+                ScoreShape::Subnormals => {
+                    let least = call.storage().smallest_subnormal();
+                    row.iter().all(|&x| f64::from(x).abs() <= 8.0 * least) && distinct.len() > 8
+                }
+                ScoreShape::Collisions => distinct.len() <= 12 && largest < 2.0,
+                ScoreShape::Outlier => finite.iter().filter(|&&x| 2.0 * x >= largest).count() == 1,
+                ScoreShape::Excluded => finite.len() < n && finite.len() * 2 > n,
+                ScoreShape::EmptyRows => finite.is_empty() || finite.len() == n,
+                ScoreShape::Normal => distinct.len() > 16 && finite.len() == n,
+                ScoreShape::Placed(Placed::FirstTile) => above_one[0] == 0 && above_one.len() * 2 <= n,
+                ScoreShape::Placed(Placed::LastTile) => row[n - 1] >= 1.0 && above_one.len() * 2 <= n,
+                ScoreShape::Placed(Placed::EachTile) => {
+                    above_one.len() > 1 && above_one.windows(2).all(|pair| pair[1] - pair[0] < 2 * 4096)
+                }
+                ScoreShape::Placed(Placed::OrganPipe) => {
+                    row[n / 2] == largest && row[0] == 0.0 && row[n - 1] == 0.0
+                }
+                ScoreShape::Placed(_) => false,
+            };
+            assert!(holds, "{}, n = {n}, {}", kind.name(), call.storage());
+            kinds.insert(kind.name());
+        }
+        assert_eq!(kinds.len(), ScoreShape::LARGE.len(), "{least}: {kinds:?}");
+        assert!(edges.values().all(|&count| count > 0), "{least}: {edges:?}");
+    }
+    assert!([8, 11, 12, 16].iter().all(|bits| shared.contains(bits)), "{shared:?}");
 }
 
 #[test]

@@ -35,7 +35,7 @@ use self::tell::{Measured, Told};
 use self::wires::{WIRES, Wire};
 use super::relations;
 use super::reproduction::reproduces;
-use super::{Faults, Seen, explains, extend, independent_sets};
+use super::{Faults, Patience, Seen, explains, extend, independent_sets};
 use crate::algorithm::Row;
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{
@@ -56,6 +56,9 @@ pub const MOST_TIME: Duration = Duration::from_secs(60);
 
 /// Answers to calls of more than this are not kept for the catalogue.
 const MOST_BYTES: usize = 1 << 18;
+
+/// How long a cause is looked for.
+const MOST_NAMING: Duration = Duration::from_secs(15);
 
 /// What probes found.
 #[derive(Debug, Clone, Serialize)]
@@ -167,7 +170,9 @@ impl Probed {
         // The one with the fewest numbers is the quickest to try.
         let bytes =
             |observation: &&Observation| observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
-        let faults = wrong.min_by_key(bytes).and_then(|smallest| extend(&[], smallest, &self.seen, model));
+        let faults = wrong
+            .min_by_key(bytes)
+            .and_then(|smallest| extend(&[], smallest, &self.seen, model, Patience::new(MOST_NAMING, None)));
         let faults = faults.filter(|faults| explains(faults, &self.seen, model));
         let words = |fault: &&Fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row);
         self.cause = faults.map(|faults| faults.iter().map(words).collect::<Vec<_>>().join(" And: "));

@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, scroll, status};
+use crate::cases::Takes;
 use crate::diagnosis::probes::{Measurement, Probed, State};
 use crate::reports::check::{answered, large, planned, promises, selecting};
 use crate::reports::probes::{asked, columns, state};
@@ -80,7 +81,9 @@ fn summary(report: &Report) -> Markup {
     if !report.declared.is_empty() {
         lines.push(("Declared divergences", html! { (report.declared.join(", ")) }));
     }
-    if report.diverged > 0 {
+    // Causes are named for subjects that take inputs only.
+    let takes_inputs = report.stages.as_ref().is_none_or(|stages| stages.takes == Takes::Inputs);
+    if report.diverged > 0 && takes_inputs {
         lines.push(("Explained", explained(report)));
     }
     lines.push(("Sharpness", sharpness(&report.sharpness)));

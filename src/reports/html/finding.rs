@@ -87,7 +87,7 @@ fn seen(finding: &Finding) -> Markup {
         (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
         (format!("{:.1} s", finding.shrinking_seconds))
         @if finding.inside_domain { ", inside the subject’s domain" }
-        @if !finding.shrunk { " (stopped at the shrinking limit)" }
+        @if !finding.shrunk { ", stopped at the shrinking limit" }
         ")"
     };
     let mut lines = vec![

@@ -98,10 +98,16 @@ impl Draws {
             };
             let shapes = Shape::of_sequence(&sequence);
             let union = few.shapes.union(&shapes).count();
-            // Few shapes would be wasted on calls of which every key is selected, or every channel is a label.
-            let ranks = plan.plan.selection.group_factor.get() > 1 && certainly_selects(&sequence);
-            let wanted = ranks || few.plans.len() % 4 == 3 || 2 * tried > TRIED_FOR_SHAPES;
-            if wanted && plan.flaw.is_none() && union <= small && union > few.shapes.len() {
+            let more = union - few.shapes.len();
+            // Few shapes would be wasted on calls of which every key is selected, or every channel is a label, or that must be
+            // refused whatever their numbers; and on one sequence whose calls have many of them.
+            let ranks = plan.plan.selection.group_factor.get() > 1
+                && certainly_selects(&sequence)
+                && has_rows(&sequence)
+                && more <= (small / 2).max(1);
+            let answered = sequence.calls.iter().all(|call| sequence.instance.faults(call).is_empty());
+            let wanted = (answered && (ranks || few.plans.len() % 4 == 3)) || 2 * tried > TRIED_FOR_SHAPES;
+            if wanted && plan.flaw.is_none() && union <= small && more > 0 {
                 few.shapes.extend(shapes);
                 few.plans.push(plan);
             }
@@ -210,6 +216,12 @@ fn certainly_selects(sequence: &Sequence) -> bool {
 fn selects(sequence: &Sequence) -> bool {
     let heavy = sequence.instance.selection.heavy_size;
     sequence.calls.iter().any(|call| heavy.resolve(call.inputs.dims().keys) < call.inputs.dims().keys)
+}
+
+/// Whether every call has several rows of an entry: heads may be confused, or queries.
+fn has_rows(sequence: &Sequence) -> bool {
+    let dims = sequence.calls.iter().map(|call| call.inputs.dims());
+    dims.map(|dims| dims.heads * dims.queries).all(|rows| rows > 1)
 }
 
 /// How many of so many shapes are for goldens.

@@ -1,10 +1,13 @@
 //! From a failure to a finding: shrinking it, naming its cause, showing each cause once and by the smallest example.
 
+use std::collections::VecDeque;
+
 use super::events::Event;
 use super::report::Finding;
 use super::run::Run;
+use super::suspects::{LARGEST_CONFORMING, NEAR_MISSES};
 use crate::behaviours::{Behaviour, Fault};
-use crate::cases::{Capabilities, Observation, Sequence};
+use crate::cases::{Call, Capabilities, Observation, Sequence};
 #[cfg(feature = "probes")]
 use crate::diagnosis::probes::Probed;
 use crate::diagnosis::relations::Told;
@@ -12,7 +15,7 @@ use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Seen};
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::{Shrunk, shrink};
-use crate::subjects::{Reference, ask};
+use crate::subjects::{Reference, ask, ask_until};
 use crate::verdicts::Evidence;
 use crate::verdicts::judge::{first_failure, judge_observation};
 use crate::verdicts::rows::compared_rows;
@@ -29,7 +32,7 @@ impl Run<'_> {
         let first_seen = observation.sequence.name.clone();
         let seen = observation.clone();
         let number = self.announce(&seen, kind);
-        let shrunk = self.shrink(observation.sequence, kind, number);
+        let (shrunk, near_misses) = self.shrink(observation.sequence, kind, number);
         self.has_shrunk(shrunk.seconds);
         let observation = ask(self.subject, &shrunk.sequence);
         if first_failure(&judge_observation(&observation, self.report.model)).is_none() {
@@ -37,6 +40,7 @@ impl Run<'_> {
             self.not_repeatable(None, seen);
             return;
         }
+        self.suspects.keep_near_misses(near_misses, self.asked);
         if !self.suspects.reproduce(&observation) {
             self.suspects.extend(&observation);
         }
@@ -70,9 +74,17 @@ impl Run<'_> {
         }
     }
 
-    /// The smallest sequence that fails in this way and that no declared or named fault explains.
-    fn shrink(&mut self, sequence: Sequence, kind: &'static str, number: usize) -> Shrunk {
+    /// The smallest sequence that fails in this way and that no declared or named fault explains, and the last small ones that
+    /// conformed on the way.
+    fn shrink(
+        &mut self,
+        sequence: Sequence,
+        kind: &'static str,
+        number: usize,
+    ) -> (Shrunk, VecDeque<Observation>) {
         let limits = self.limits();
+        let deadline = limits.deadline();
+        let mut near_misses = VecDeque::new();
         let (model, capabilities) = (self.report.model, &self.capabilities);
         let declared = self.suspects.declared_sets();
         let (any_named, suspects) = (self.suspects.any_named(), self.suspects.all());
@@ -80,8 +92,12 @@ impl Run<'_> {
         let mut fails = |candidate: &Sequence| {
             tries += 1;
             watch(Event::Shrinking(number, tries));
-            let observation = ask(subject, candidate);
+            let observation = ask_until(subject, candidate, deadline);
             let verdicts = judge_observation(&observation, model);
+            if first_failure(&verdicts).is_none() {
+                remember(&mut near_misses, observation);
+                return false;
+            }
             let explained = |faults: &[&'static Fault]| {
                 !faults.is_empty() && reproduces(Behaviour::with(faults.iter().copied()), &observation, model)
             };
@@ -89,7 +105,8 @@ impl Run<'_> {
                 && !declared.iter().any(|faults| explained(faults))
                 && !(any_named && explained(&suspects))
         };
-        shrink(sequence, limits, capabilities, &mut fails)
+        let shrunk = shrink(sequence, limits, capabilities, &mut fails);
+        (shrunk, near_misses)
     }
 
     /// Names causes, and shows each by one finding.
@@ -126,7 +143,9 @@ impl Run<'_> {
             let ambiguous = explained.then(|| self.suspects.ambiguous(&finding.faults)).flatten();
             finding.sentence = match &finding.wider_model {
                 Some(wider) => format!("Rounding: every failure of this kind conforms with {wider}."),
-                None => sentence(&finding.faults, explained, ambiguous, told.as_ref()),
+                None => {
+                    sentence(&finding.faults, explained, ambiguous, told.as_ref(), self.suspects.unfinished())
+                }
             };
             finding.relation.clone_from(&told);
             if explained && ambiguous.is_none() {
@@ -199,8 +218,9 @@ impl Run<'_> {
             let sequence = self.report.findings[index].observation.sequence.clone();
             let (limits, model) = (self.limits(), self.report.model);
             let (suspects, subject) = (&self.suspects, &mut *self.subject);
+            let deadline = limits.deadline();
             let mut fails = |candidate: &Sequence| {
-                let observation = ask(subject, candidate);
+                let observation = ask_until(subject, candidate, deadline);
                 first_failure(&judge_observation(&observation, model)).is_some()
                     && !suspects.declare(&observation)
             };
@@ -264,10 +284,11 @@ impl Run<'_> {
             let must_show = shows_all(&finding.observation);
             let (capabilities, subject, watch) = (&self.capabilities, &mut *self.subject, &mut *self.watch);
             let mut tries = finding.tries;
+            let deadline = limits.deadline();
             let mut fails = |candidate: &Sequence| {
                 tries += 1;
                 watch(Event::Shrinking(index + 1, tries));
-                let observation = ask(subject, candidate);
+                let observation = ask_until(subject, candidate, deadline);
                 judge_observation(&observation, model).iter().any(|verdict| !verdict.conforms())
                     && reproduces(behaviour, &observation, model)
                     && (!must_show || shows_all(&observation))
@@ -288,6 +309,17 @@ impl Run<'_> {
     }
 }
 
+/// Keeps an answer that conforms, where it is small, and forgets the one seen first of too many.
+fn remember(near_misses: &mut VecDeque<Observation>, observation: Observation) {
+    if observation.sequence.calls.iter().map(Call::bytes).sum::<usize>() > LARGEST_CONFORMING {
+        return;
+    }
+    if near_misses.len() == NEAR_MISSES {
+        near_misses.pop_front();
+    }
+    near_misses.push_back(observation);
+}
+
 /// What reports print: what each verdict rests on, and what the reference answers.
 fn attach_evidence(finding: &mut Finding, model: crate::cases::RoundingModel) {
     let Observation { sequence, answers, .. } = &finding.observation;
@@ -306,6 +338,7 @@ fn sentence(
     explained: bool,
     ambiguous: Option<(&'static Fault, &'static Fault)>,
     told: Option<&Told>,
+    unfinished: bool,
 ) -> String {
     let words = |faults: &[&'static Fault]| {
         let words: Vec<_> = faults
@@ -320,6 +353,9 @@ fn sentence(
             "Unknown: {} and {} reproduce all answers alike; more cases would have to decide.",
             one.name, other.name
         ),
+        (false, _) if unfinished => {
+            "Unknown: the time for causes was over before all of the catalogue was tried.".into()
+        }
         (false, _) => told.map_or_else(
             || "Unknown: nothing in the catalogue reproduces every answer.".into(),
             Told::sentence,

@@ -75,6 +75,9 @@ pub struct Options {
     /// How long all findings together are shrunk, in place of the time of one in `shrinking`; each gets at most half of what is
     /// left, unless the check stops after one. Default: no such limit.
     pub shrinking_in_all: Option<Duration>,
+    /// How long causes in the catalogue are looked for, in all; each search gets at most a quarter of what is left, which is
+    /// enough for a counterexample that was shrunk. Default 60 seconds.
+    pub naming: Duration,
     /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
     /// After how many findings nothing more is asked. Default: no such limit.
@@ -101,6 +104,7 @@ impl Default for Options {
             goldens: Vec::new(),
             shrinking: Limits::default(),
             shrinking_in_all: None,
+            naming: Duration::from_secs(60),
             most_findings: 24,
             stop_after: None,
             repeat: 1,

@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
             subject,
             watch,
             capabilities,
-            suspects: Suspects::new(&options.known, model),
+            suspects: Suspects::new(options, model),
             report,
             shrinking: Limits { interrupted: options.interrupted, ..options.shrinking },
             shrinking_left: options.shrinking_in_all,

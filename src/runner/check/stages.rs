@@ -17,12 +17,12 @@ use super::run::{self, MOST_UNUSABLE, left_out};
 use super::stage_promises::of_stages;
 use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
-use crate::cases::stage_plan::stage_call_of;
+use crate::cases::stage_plan::{LargeStage, ScoreShape, stage_call_of};
 use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
 use crate::runner::shrink::Limits;
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
-use crate::subjects::{Reference, Subject, ask_stage};
+use crate::subjects::{Reference, Subject, ask_stage, ask_stage_until};
 use crate::verdicts::judge_stage;
 
 /// Questions that the domain leaves out, for each one that it leaves in, before the search for more is given up.
@@ -230,7 +230,10 @@ impl<'a> Run<'a> {
             let number = questions.tried;
             questions.tried += 1;
             let place = questions.shapes.map_or(number, |shapes| number % shapes.max(1));
-            let call = stage_call_of(&self.capabilities, of_number(number), of_number(place), questions.keys);
+            // Where places come round, too, each of them has every turn.
+            let turn = number + number / ScoreShape::LARGE.len() + questions.series as usize;
+            let large = questions.keys.map(|(least, most)| LargeStage { least, most, turn });
+            let call = stage_call_of(&self.capabilities, of_number(number), of_number(place), large);
             if questions.shapes.is_some() {
                 let shape = call.as_ref().map(Shape::of_stage);
                 if place == questions.known.len() {
@@ -242,8 +245,18 @@ impl<'a> Run<'a> {
             }
             let Some(call) = call else { continue };
             questions.offered += 1;
-            let kind = if questions.keys.is_some() { "large" } else { "random" };
-            return Some((format!("{kind} question {} of seed {seed}", number + 1), call));
+            let name = match large {
+                None => format!("random question {} of seed {seed}", number + 1),
+                Some(large) => {
+                    let (number, keys, above) = (number + 1, call.dims().keys, large.least - 1);
+                    let scores = match &call {
+                        StageCall::Scores(_) => format!(", {}", large.scores(&self.capabilities).name()),
+                        StageCall::Selection(_) => String::new(),
+                    };
+                    format!("large question {number} above {above} keys, of seed {seed}: {keys} keys{scores}")
+                }
+            };
+            return Some((name, call));
         }
         None
     }
@@ -336,11 +349,12 @@ impl<'a> Run<'a> {
         let found = self.finding(&first_seen, call.clone(), answer, kind);
         (self.watch)(Event::Found(number, &found));
         let limits = self.limits();
+        let deadline = limits.deadline();
         let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
         let mut fails = |candidate: &StageCall| {
             tries += 1;
             watch(Event::Shrinking(number, tries));
-            let answer = ask_stage(subject, candidate);
+            let answer = ask_stage_until(subject, candidate, deadline);
             judge_stage(candidate, &answer, model).kind == Some(kind)
         };
         let shrunk = shrink_stage(call, limits, &self.capabilities, &mut fails);

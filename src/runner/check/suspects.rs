@@ -1,14 +1,18 @@
 //! Which faults a subject seems to have: those it declares and those named so far, held against every answer kept.
 
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
 use rayon::prelude::*;
 
+use super::Options;
 use super::report::{Finding, Size};
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{Call, Observation, RoundingModel, Sequence};
 use crate::diagnosis::condition::Rule;
 use crate::diagnosis::relations::{self, MOST_TIME, Told};
 use crate::diagnosis::reproduction::reproduces;
-use crate::diagnosis::{self, Faults, Seen};
+use crate::diagnosis::{self, Faults, Patience, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
 
 /// Observations kept for diagnosis, at most, in bytes.
@@ -16,10 +20,16 @@ const MOST_KEPT: usize = 512 << 20;
 
 /// Answers that conform rule out what does not reproduce them. Every candidate computes each of them again: large ones take far
 /// longer than they tell.
-const LARGEST_CONFORMING: usize = 256 << 10;
+pub(super) const LARGEST_CONFORMING: usize = 256 << 10;
 
 /// How often named faults that an answer contradicts are named anew.
 const MOST_RESOLVED: usize = 12;
+
+/// Each search for causes gets this share of the time that is left for all.
+const NAMING_SHARE: u32 = 4;
+
+/// How many small answers that conform are kept of those that shrinking saw: the last ones are next to the counterexample.
+pub(super) const NEAR_MISSES: usize = 16;
 
 pub(super) struct Suspects {
     model: RoundingModel,
@@ -31,18 +41,26 @@ pub(super) struct Suspects {
     seen: Vec<Seen>,
     seen_bytes: usize,
     resolved: usize,
+    /// How long faults may still be looked for.
+    naming_left: Duration,
+    interrupted: Option<&'static AtomicBool>,
+    /// Whether some were not tried for lack of time.
+    unfinished: bool,
 }
 
 impl Suspects {
-    pub(super) fn new(declared: &Faults, model: RoundingModel) -> Self {
+    pub(super) fn new(options: &Options, model: RoundingModel) -> Self {
         Self {
             model,
-            declared: declared.clone(),
-            shown: declared.clone(),
+            declared: options.known.clone(),
+            shown: options.known.clone(),
             named: Vec::new(),
             seen: Vec::new(),
             seen_bytes: 0,
             resolved: 0,
+            naming_left: options.naming,
+            interrupted: options.interrupted,
+            unfinished: false,
         }
     }
 
@@ -156,6 +174,12 @@ impl Suspects {
         self.seen.push(Seen { observation, conforms: false, after, asked: false });
     }
 
+    /// Keeps what conformed while a counterexample was shrunk: a fault that would show there is not the cause.
+    pub(super) fn keep_near_misses(&mut self, near: impl IntoIterator<Item = Observation>, after: usize) {
+        let seen = |observation| Seen { observation, conforms: true, after, asked: false };
+        self.seen.extend(near.into_iter().map(seen));
+    }
+
     /// Names faults anew, from all findings in order and everything seen.
     pub(super) fn resolve(&mut self, findings: &mut [Finding]) {
         self.named.clear();
@@ -192,7 +216,12 @@ impl Suspects {
 
     /// Adds faults that explain an observation to the named ones.
     pub(super) fn extend(&mut self, target: &Observation) {
-        if let Some(faults) = diagnosis::extend(&self.all(), target, &self.seen, self.model) {
+        let start = Instant::now();
+        let patience = Patience::new(self.naming_left / NAMING_SHARE, self.interrupted);
+        let faults = diagnosis::extend(&self.all(), target, &self.seen, self.model, patience);
+        self.naming_left = self.naming_left.saturating_sub(start.elapsed());
+        self.unfinished |= faults.is_none() && patience.is_over();
+        if let Some(faults) = faults {
             self.named = faults.into_iter().filter(|fault| !self.shown.contains(fault)).collect();
         }
     }
@@ -212,6 +241,11 @@ impl Suspects {
     pub(super) fn relation(&self, more: &[Seen], pairs: bool) -> Option<Told> {
         let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();
         relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (MOST_TIME, pairs))
+    }
+
+    /// Whether some faults were not tried for lack of time.
+    pub(super) fn unfinished(&self) -> bool {
+        self.unfinished
     }
 
     /// How many observations were kept.

@@ -39,6 +39,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// When a search that begins now is over; `None` where that is too far away to tell.
+    pub(in crate::runner) fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.time)
+    }
+
     /// Whether a search that began then has reached a limit.
     pub(in crate::runner) fn exhausted(&self, start: Instant, tries: usize) -> bool {
         let interrupted = self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed));
@@ -146,15 +151,31 @@ impl Search<'_, Sequence> {
             let queries = |s: &Sequence| s.calls[call].inputs.dims().queries;
             changed |= self.drop_each(queries, |s, start, end| without_queries(s, call, start, end));
         }
-        changed |= self.drop_each(most_keys, without_keys);
+        if most_keys(&self.current) <= MANY_KEYS {
+            changed |= self.drop_keys();
+        }
+        changed |= self.fewer_channels();
+        changed |= self.drop_each(value_dim, without_value_dims);
+        changed |= self.plainer_values();
+        // Of many keys only the first, the middle and the last were taken so far. Others are tried once nothing else helps, as that
+        // takes many questions.
+        if !changed && most_keys(&self.current) > MANY_KEYS {
+            changed = self.drop_keys();
+        }
+        changed
+    }
+
+    fn drop_keys(&mut self) -> bool {
+        if !self.capabilities.allows_fewer_keys(most_keys(&self.current)) {
+            return false;
+        }
+        let mut changed = self.drop_each(most_keys, without_keys);
         changed |= self.drop_each(most_keys, without_keys_and_heavy);
         // With one query, that is the same as without keys.
         if most_keys(&self.current) <= MANY_KEYS || most_queries(&self.current) > 1 {
             changed |= self.drop_each(most_keys, without_positions);
         }
-        changed |= self.fewer_channels();
-        changed |= self.drop_each(value_dim, without_value_dims);
-        changed | self.plainer_values()
+        changed
     }
 
     /// Large sequences are slow to try, and of sizes in a domain others may be left than halves. First whatever can be halved,

@@ -59,14 +59,16 @@ impl<'a, T: PartialEq> Search<'a, T> {
         taken
     }
 
-    /// Whether a candidate fails; `None` where it may not be asked, or the limits are reached.
+    /// Whether a candidate fails; `None` where it may not be asked, or the limits are reached, also by the answer.
     pub(super) fn question(&mut self, candidate: Option<&T>) -> Option<bool> {
         let candidate = candidate?;
         if self.exhausted() || !(self.offers)(self.capabilities, candidate) {
             return None;
         }
         self.tries += 1;
-        Some((self.fails)(candidate))
+        let fails = (self.fails)(candidate);
+        // A question that was cut short, as the time is over, says nothing.
+        (self.start.elapsed() < self.limits.time).then_some(fails)
     }
 
     /// Takes away runs from the front, the end and the middle, each in several ways. Their lengths are powers of two, of which

@@ -49,10 +49,11 @@ impl Search<'_, StageCall> {
     /// All steps once; whether any of them worked.
     fn round(&mut self) -> bool {
         let mut changed = false;
-        if call_keys(&self.current) > MANY_KEYS {
+        let fewer_keys = self.capabilities.allows_fewer_keys(call_keys(&self.current));
+        if call_keys(&self.current) > MANY_KEYS && fewer_keys {
             changed |= self.bisect(call_keys, 8, &[&without_keys]);
         }
-        for part in Part::ALL {
+        for part in Part::ALL.into_iter().filter(|part| fewer_keys || !matches!(part, Part::Keys)) {
             let without = |call: &StageCall, start, end| Step::Without(part, start, end).of(call);
             // Domains often hold multiples of powers of two only.
             if part.count(&self.current) > MANY_KEYS || !self.capabilities.domains.is_empty() {

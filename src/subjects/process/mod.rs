@@ -70,6 +70,8 @@ pub fn end_all() {
 pub struct Process {
     command: String,
     timeout: Duration,
+    /// How long answers are waited for now, where that is less.
+    patience: Option<Duration>,
     startup: Duration,
     hello: Hello,
     child: Option<Child>,
@@ -101,6 +103,7 @@ impl Process {
         Ok(Self {
             command: command.to_owned(),
             timeout,
+            patience: None,
             startup,
             hello,
             tail: child.tail(),
@@ -130,7 +133,8 @@ impl Process {
         let child = self.child.as_ref().ok_or_else(not_running)?;
         self.last_id += 1;
         let id = self.last_id;
-        let answer = child.ask(question(id), limit, self.timeout).and_then(|bytes| read(&bytes, id));
+        let timeout = self.patience.map_or(self.timeout, |patience| patience.min(self.timeout));
+        let answer = child.ask(question(id), limit, timeout).and_then(|bytes| read(&bytes, id));
         answer.unwrap_or_else(|problem| Err(self.lose(problem)))
     }
 
@@ -222,6 +226,10 @@ impl Subject for Process {
         let (answer, selected) = answer?;
         self.selected = selected;
         Ok(answer)
+    }
+
+    fn set_patience(&mut self, most: Option<Duration>) {
+        self.patience = most;
     }
 
     fn selected(&self) -> Option<&Array4<i32>> {
