@@ -125,7 +125,9 @@ impl Run<'_> {
                 Some(wider) => format!("Rounding: every failure of this kind conforms with {wider}."),
                 None => sentence(&finding.faults, explained, ambiguous, told.as_ref()),
             };
-            finding.relation.clone_from(&told);
+            if !explained {
+                finding.relation.clone_from(&told);
+            }
             if explained && ambiguous.is_none() {
                 finding.diagnosis = finding.faults.iter().map(|fault| fault.name).collect();
                 finding.rows = finding.faults.iter().map(|fault| fault.row).collect();
