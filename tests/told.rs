@@ -22,7 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rayon::prelude::*;
 
 /// Random sequences of each; probes come on top.
-const CASES: usize = 60;
+const CASES: usize = 40;
 
 /// Of every so many faults one is checked where there is little time.
 const ONE_OF: usize = 16;
@@ -77,8 +77,8 @@ fn judgements(told: &[(String, String)]) -> Result<BTreeMap<String, usize>, Fail
             Some(known @ ("right" | "incomplete" | "unknown")) => {
                 *counts.entry(known.to_owned()).or_insert(0) += 1;
             }
-            Some(other) => problems.push(format!("{fault}, {other}: {sentence}")),
-            None => problems.push(format!("{fault}, not judged: {sentence}")),
+            Some(other) => problems.push(format!("{fault}\t{other}\t{sentence}")),
+            None => problems.push(format!("{fault}\tnot judged\t{sentence}")),
         }
     }
     if problems.is_empty() { Ok(counts) } else { Err(problems.join("\n").into()) }
@@ -94,10 +94,9 @@ fn the_record_is_judged() -> Result<(), Failed> {
         })
         .filter(|(fault, _)| fault != "fault" && !fault.starts_with('-'))
         .collect();
-    assert!(rows.len() > 90, "{} rows", rows.len());
+    assert!(!rows.is_empty(), "no rows");
     let counts = judgements(&rows)?;
-    let told = counts.get("right").copied().unwrap_or(0) as f64 / rows.len() as f64;
-    eprintln!("{counts:?}, {:.1} % told rightly", 100.0 * told);
+    eprintln!("{counts:?} of {} in the record", rows.len());
     Ok(())
 }
 
@@ -150,9 +149,13 @@ fn told(fault: &str) -> Told {
 fn sentence(report: &Report) -> String {
     let mut causes: Vec<String> = Vec::new();
     for finding in &report.findings {
-        let relation = finding.relation.as_ref().and_then(|told| told.relation.clone());
+        let told = finding.relation.as_ref();
+        let relation = told.and_then(|told| Some((told.relation.clone()?, &told.others)));
         let cause = match relation {
-            Some(relation) => relation,
+            Some((relation, others)) if others.is_empty() => relation,
+            Some((relation, others)) => format!("{relation} (or: {})", others.join("; ")),
+            // How often it failed differs from run to run.
+            None if finding.repeats.is_some() => without_numbers(&finding.sentence),
             None if finding.sentence.starts_with("Unknown") => continue,
             None => finding.sentence.clone(),
         };
@@ -168,6 +171,19 @@ fn sentence(report: &Report) -> String {
         causes = rules.map(|wire| format!("measured: {}", wire.sentence())).take(3).collect();
     }
     if causes.is_empty() { "unknown".into() } else { causes.join(" // ").replace(['|', '\n', '\t'], " ") }
+}
+
+/// Each number as N.
+fn without_numbers(text: &str) -> String {
+    let mut result = String::new();
+    for character in text.chars() {
+        match character.is_ascii_digit() {
+            true if result.ends_with('N') => {}
+            true => result.push('N'),
+            false => result.push(character),
+        }
+    }
+    result
 }
 
 fn table(told: &[Told]) -> String {

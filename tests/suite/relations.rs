@@ -111,7 +111,7 @@ fn at_most_three_keys_are_selected() {
     let report = checked(|reference, instance, _, call| {
         let size = instance.selection.heavy_size.resolve(call.inputs.dims().keys).min(3);
         let mut changed = instance.clone();
-        changed.selection.heavy_size = HeavySize::count(size as u64).unwrap();
+        changed.selection.heavy_size = HeavySize::count(size).unwrap();
         // What is dense stays so.
         changed.selection.dense_fallback = false;
         let dims = call.inputs.dims();

@@ -28,7 +28,7 @@ pub(super) fn items<'a>(seen: &[&'a Seen], model: RoundingModel) -> Option<Vec<I
         let verdicts = if *conforms { Vec::new() } else { judge_observation(observation, model) };
         for (index, (call, answer)) in calls.enumerate() {
             // Calls of entries of unequal lengths are judged entry by entry; relations are not sought there.
-            if call.entries().is_some() && *conforms || *conforms && is_refused(answer) {
+            if *conforms && (call.entries().is_some() || is_refused(answer)) {
                 continue;
             }
             let mut item = Item {

@@ -82,7 +82,9 @@ fn faults(members: &mut Vec<Member>, items: &[Item<'_>]) {
         let selection = |item: &Item<'_>| item.observation.sequence.instance.selection;
         items.iter().any(|item| fault.asked.concerns(&selection(item)))
     };
-    for fault in CATALOGUE.iter().filter(|fault| !fault.conforms).filter(concerned) {
+    // Coarse sums reproduce many small errors; the catalogue alone tells of them.
+    let exact = |fault: &&crate::behaviours::Fault| !fault.conforms && !fault.behaviour().half_sums;
+    for fault in CATALOGUE.iter().filter(exact).filter(concerned) {
         let words = format!("{} ({}, {})", fault.sentence.trim_end_matches('.'), fault.name, fault.row);
         let acts = acts_of(&fault.behaviour());
         switch(members, acts, words, fault.apply);

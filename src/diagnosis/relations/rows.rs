@@ -386,11 +386,7 @@ impl RowChange {
                 certificate.fewest = certificate.classes.iter().filter(|class| **class == Class::In).count();
                 certificate
             }),
-            Self::Count(Counted::Identity) => (candidates <= count).then(|| {
-                let class = |key| if key < candidates { Class::In } else { Class::Out };
-                let classes = (0..row.len()).map(class).collect();
-                RowCertificate { classes, fewest: candidates, most: candidates }
-            }),
+            Self::Count(Counted::Identity) => identity(row, count),
             Self::Count(Counted::FilledUp) => (candidates < count).then(|| {
                 let mut left = count - candidates;
                 let classes = row.iter().map(|candidacy| match candidacy {
@@ -422,6 +418,27 @@ impl RowChange {
             _ => None,
         }
     }
+}
+
+/// As many positions from 0 on as there are candidates, where these are at most `count`. Scores that may be −∞ leave the number of
+/// candidates open.
+fn identity(row: &[Candidacy], count: usize) -> Option<RowCertificate> {
+    let possible = row.iter().filter(|candidacy| is_candidate(candidacy)).count();
+    let is_certain = |score: &Approximate| score.low() > f64::NEG_INFINITY;
+    let certain = row.iter().filter_map(score_of).filter(is_certain).count();
+    if certain > count {
+        return None;
+    }
+    let otherwise = certify_row(row, count).classes;
+    let class = |(key, otherwise): (usize, Class)| match key {
+        _ if key < certain && possible <= count => Class::In,
+        _ if key < possible => Class::Open,
+        // With more candidates than `count` they may be ranked after all.
+        _ if possible > count && otherwise > Class::Out => Class::Open,
+        _ => Class::Out,
+    };
+    let classes = otherwise.into_iter().enumerate().map(class).collect();
+    Some(RowCertificate { classes, fewest: certain, most: possible.min(count) })
 }
 
 fn certified(row: &[Candidacy], count: usize) -> RowCertificate {

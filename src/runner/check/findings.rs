@@ -147,7 +147,9 @@ impl Run<'_> {
                     sentence(&finding.faults, explained, ambiguous, told.as_ref(), self.suspects.unfinished())
                 }
             };
-            finding.relation.clone_from(&told);
+            if !explained {
+                finding.relation.clone_from(&told);
+            }
             if explained && ambiguous.is_none() {
                 finding.diagnosis = finding.faults.iter().map(|fault| fault.name).collect();
                 finding.rows = finding.faults.iter().map(|fault| fault.row).collect();
