@@ -181,7 +181,9 @@ impl Run<'_> {
 
     /// Where something is not repeatable: failures that conform when they are asked again are counted with it.
     pub(super) fn fold_into_unrepeatable(&mut self) {
-        let Some(place) = self.apart.iter().position(|finding| finding.kind == NOT_REPEATABLE) else { return };
+        let Some(place) = self.apart.iter().position(|finding| finding.kind == NOT_REPEATABLE) else {
+            return;
+        };
         let findings = std::mem::take(&mut self.report.findings);
         for finding in findings {
             let unknown = finding.faults.is_empty() && finding.wider_model.is_none();

@@ -157,9 +157,9 @@ impl Run<'_> {
             earlier.drain(left_out);
         }
         let original = self.suspects.first_of(first_seen).unwrap_or_else(|| sequence.clone());
-        let shown = [sequence.clone(), original].into_iter().find(|sequence| {
-            self.fails_after_all(&earlier, sequence).is_some()
-        })?;
+        let shown = [sequence.clone(), original]
+            .into_iter()
+            .find(|sequence| self.fails_after_all(&earlier, sequence).is_some())?;
         let mut run = earlier.len() / 2;
         while run > 0 {
             let mut first = 0;
