@@ -142,7 +142,7 @@ impl Planted {
     fn check_subject(self, subject: &mut dyn Subject, options: &Options) -> (FaultResult, Report) {
         let start = Instant::now();
         // Probes would show most of them before the first random sequence.
-        let report = check(subject, &Options { probes: false, ..options.clone() });
+        let report = check(subject, &Options { probes: false, conditions: false, ..options.clone() });
         let first = report.findings.first();
         let result = FaultResult {
             name: self.name(),

@@ -226,9 +226,6 @@ impl Condition {
                 )
             }
         };
-        if made > 0 && !clauses.is_empty() {
-            sentence += &format!("; {} made to test this do not refute it", calls(made));
-        }
         sentence.push('.');
         Some(Self { sentence, clauses, exact, failing, inside, outside, tested: made })
     }

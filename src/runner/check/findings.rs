@@ -157,10 +157,13 @@ impl Run<'_> {
         }
         self.merge();
         self.group();
+        self.fold_into_unrepeatable();
         self.shrink_further();
         self.find_edges();
-        self.find_states();
-        self.find_conditions();
+        if self.conditions {
+            self.find_states();
+            self.find_conditions();
+        }
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             // The sequence that showed it first may have been too large to keep.
             finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);

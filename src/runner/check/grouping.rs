@@ -84,11 +84,15 @@ fn allows(rule: &Rule, finding: &Finding) -> bool {
 
 /// Adds a finding to another one; the smaller is shown.
 fn join(group: &mut Finding, mut other: Finding) {
-    let after = group.after.min(other.after);
     if other.size.numbers() < group.size.numbers() {
         std::mem::swap(group, &mut other);
     }
-    group.after = after;
+    count_with(group, other);
+}
+
+/// Counts a finding with another one, which is shown.
+pub(super) fn count_with(group: &mut Finding, other: Finding) {
+    group.after = group.after.min(other.after);
     let explanation = other.explanations.first().cloned().unwrap_or_default();
     let like = Like { kind: other.kind, sequences: other.sequences, explanation };
     let known = std::mem::take(&mut group.more);

@@ -88,6 +88,8 @@ pub struct Options {
     pub interrupted: Option<&'static AtomicBool>,
     /// Whether the wires of the subject are measured first (feature `probes`), unless it wants few shapes; default true.
     pub probes: bool,
+    /// Whether the condition of each finding is looked for, and what it needs of what was asked before; default true.
+    pub conditions: bool,
 }
 
 impl Default for Options {
@@ -110,6 +112,7 @@ impl Default for Options {
             repeat: 1,
             interrupted: None,
             probes: true,
+            conditions: true,
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::differences::{differences, of_all_rows, same};
 use super::events::Event;
+use super::grouping::count_with;
 use super::report::Finding;
 use super::run::Run;
 use crate::cases::{Observation, Promise, Sequence};
@@ -179,6 +180,22 @@ impl Run<'_> {
     /// Asks a sequence many times; answers are compared with `first`.
     fn rate(&mut self, first: &Observation, most: usize) -> Rate {
         rate(self.subject, first, self.report.model, most, self.capabilities.promises(Promise::Repeatable))
+    }
+
+    /// Where something is not repeatable: failures that conform when they are asked again are counted with it.
+    pub(super) fn fold_into_unrepeatable(&mut self) {
+        let Some(place) = self.apart.iter().position(|finding| finding.kind == NOT_REPEATABLE) else {
+            return;
+        };
+        let findings = std::mem::take(&mut self.report.findings);
+        for finding in findings {
+            let unknown = finding.faults.is_empty() && finding.wider_model.is_none();
+            if unknown && self.rate(&finding.observation, MOST_ASKED).conforming.is_some() {
+                count_with(&mut self.apart[place], finding);
+            } else {
+                self.report.findings.push(finding);
+            }
+        }
     }
 
     /// A smaller sequence of which some answers conform and others do not. Each try asks often enough for a failure of

@@ -49,6 +49,8 @@ pub(super) struct Run<'a> {
     pub(super) repeat: usize,
     /// A conforming sequence to be asked again once this many were asked.
     pub(super) waiting: Option<(usize, Observation)>,
+    /// Whether conditions and states are looked for.
+    pub(super) conditions: bool,
     /// What was asked and what came of it, call by call.
     pub(super) asked_calls: AskedCalls,
     /// The sequences asked last.
@@ -91,6 +93,7 @@ impl<'a> Run<'a> {
             asked: 0,
             repeat: options.repeat,
             waiting: None,
+            conditions: options.conditions,
             asked_calls: AskedCalls::default(),
             recent: VecDeque::new(),
             apart: Vec::new(),

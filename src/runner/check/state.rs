@@ -20,8 +20,11 @@ use crate::verdicts::judge::{first_failure, judge_observation};
 const AGREEING: usize = 3;
 
 /// The most sequences tried as what came before, and for how long.
-const MOST_EARLIER: usize = 24;
+const MOST_EARLIER: usize = 8;
 const MOST_TIME: Duration = Duration::from_secs(10);
+
+/// Of longer histories only the beginning and the end are asked again.
+const LONGEST_HISTORY: usize = 512;
 
 /// Tries and time of making them smaller; each may start a new process.
 const SHRINKING: (usize, Duration) = (60, Duration::from_secs(5));
@@ -130,10 +133,58 @@ impl Run<'_> {
                 return Some(observation);
             }
         }
-        state.sentence = "In a new process it conforms, alone and after each of some sequences asked before: what it needs was \
-                          not found."
-            .into();
-        None
+        let found = self.from_history(sequence, first_seen, start);
+        state.sentence = match &found {
+            Some(_) => NEEDS_EARLIER.into(),
+            None => "In a new process it conforms, alone and after what was asked before: what it needs was not found.".into(),
+        };
+        let (earlier, observation) = found?;
+        state.earlier_instances = earlier.len();
+        state.earlier = earlier;
+        Some(observation)
+    }
+
+    /// The sequence as it was before it was shrunk, or as it is, after as few as possible of those asked before it.
+    fn from_history(
+        &mut self,
+        sequence: &Sequence,
+        first_seen: &str,
+        start: Instant,
+    ) -> Option<(Vec<Sequence>, Observation)> {
+        let mut earlier = self.suspects.all_before(first_seen);
+        if earlier.len() > LONGEST_HISTORY {
+            let left_out = LONGEST_HISTORY / 2..earlier.len() - LONGEST_HISTORY / 2;
+            earlier.drain(left_out);
+        }
+        let original = self.suspects.first_of(first_seen).unwrap_or_else(|| sequence.clone());
+        let shown = [sequence.clone(), original]
+            .into_iter()
+            .find(|sequence| self.fails_after_all(&earlier, sequence).is_some())?;
+        let mut run = earlier.len() / 2;
+        while run > 0 {
+            let mut first = 0;
+            while first < earlier.len() && start.elapsed() < 2 * MOST_TIME {
+                let mut fewer = earlier.clone();
+                fewer.drain(first..(first + run).min(earlier.len()));
+                if self.fails_after_all(&fewer, &shown).is_some() {
+                    earlier = fewer;
+                } else {
+                    first += run;
+                }
+            }
+            run /= 2;
+        }
+        let observation = self.fails_after_all(&earlier, &shown)?;
+        Some((earlier, observation))
+    }
+
+    /// Whether a sequence fails after others, in a new process.
+    fn fails_after_all(&mut self, earlier: &[Sequence], sequence: &Sequence) -> Option<Observation> {
+        self.subject.restart();
+        for earlier in earlier {
+            ask(self.subject, earlier);
+        }
+        self.failing(sequence)
     }
 
     /// Whether a sequence fails after another one, in a new process where there is one.

@@ -128,11 +128,21 @@ impl Suspects {
 
     /// Sequences asked before the first one of this name: the last ones before it, and the very first ones.
     pub(super) fn earlier_than(&self, name: &str, most: usize) -> Vec<Sequence> {
+        let before = self.all_before(name);
+        let (first, last) = before.split_at(before.len().saturating_sub(most / 2));
+        last.iter().rev().chain(first.iter().take(most / 2)).cloned().collect()
+    }
+
+    /// All sequences asked before the first one of this name, in order, as far as they were kept.
+    pub(super) fn all_before(&self, name: &str) -> Vec<Sequence> {
         let asked = self.seen.iter().filter(|seen| seen.asked).map(|seen| &seen.observation.sequence);
-        let before: Vec<&Sequence> = asked.take_while(|sequence| sequence.name != name).collect();
-        let last = before.iter().rev().take(most / 2);
-        let rest = before.len().saturating_sub(most / 2);
-        last.chain(before[..rest].iter().take(most / 2)).map(|sequence| (*sequence).clone()).collect()
+        asked.take_while(|sequence| sequence.name != name).cloned().collect()
+    }
+
+    /// The first sequence of this name.
+    pub(super) fn first_of(&self, name: &str) -> Option<Sequence> {
+        let of_name = |seen: &&Seen| seen.asked && seen.observation.sequence.name == name;
+        self.seen.iter().find(of_name).map(|seen| seen.observation.sequence.clone())
     }
 
     /// The fault that, where a rule holds, reproduces every answer that conforms and every failure of which `is_shown` is true.
