@@ -1,9 +1,9 @@
 """Judges faulty and right implementations by this suite and by what other tests compare, and prints who sees what.
 
-    python3 tests/oracles/judge.py DOUBLECHECK FOLDER [NAME...]
+    python3 tests/oracles/judge.py DOUBLECHECK FOLDER [--so-far] [NAME...]
 
 FOLDER takes what is in between: each judgement as soon as it is made, so that a run that ended goes on where it was.
-Names are those of implementations or storage types; with names only those are judged. ci/oracles runs it.
+Names are those of implementations or storage types; with names only those are judged. --so-far judges no more.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CHECK = ["--cases", "60", "--largest-keys", "512", "--no-goldens", "--no-shrink"
 # So many random inputs are judged first; an implementation that fails there is not asked the others.
 FIRST = 10
 SETS = ("check", "random")
+JUDGED = "judged.jsonl"
 
 
 @dataclass
@@ -126,29 +127,45 @@ def by_rivals(subject, questions: list[tuple], right: bool) -> tuple[bool, dict[
     return acts and not right, rejected
 
 
-def judge_all(doublecheck: str, folder: pathlib.Path, names: list[str], dtypes: list[str]) -> list[Judged]:
+def kept(folder: pathlib.Path) -> list[Judged]:
+    """What earlier runs judged."""
+    path = folder / JUDGED
+    return [Judged(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def judge_all(doublecheck: str, folder: pathlib.Path, tasks: list[tuple[str, str, str]]) -> list[Judged]:
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "judged.jsonl"
-    done = [Judged(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = kept(folder)
     known = {(one.name, one.dtype, one.inputs) for one in done}
-    for dtype in dtypes:
-        asked = sorted((name for name in names if subjects.is_asked(name, dtype)), key=subjects.is_right)
-        tasks = [(name, dtype, questions) for name in asked for questions in SETS]
-        tasks = [task for task in tasks if task not in known]
-        if not tasks:
+    left = [task for task in tasks if task not in known]
+    for dtype in subjects.DTYPES:
+        of_type = [task for task in left if task[1] == dtype]
+        if not of_type:
             continue
         judge = Judge(doublecheck, folder)
         judge.prepare(dtype)
         # Processes are forked: what was prepared is there.
-        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool, kept.open("a") as file:
-            for judged in pool.imap_unordered(judge.judge, tasks):
+        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool, (folder / JUDGED).open("a") as file:
+            for judged in pool.imap_unordered(judge.judge, of_type):
                 done.append(judged)
                 print(json.dumps(asdict(judged)), file=file, flush=True)
     return done
 
 
+def tasks_of(names: list[str], dtype: str) -> list[tuple[str, str, str]]:
+    """Faults first."""
+    asked = sorted((name for name in names if subjects.is_asked(name, dtype)), key=subjects.is_right)
+    return [(name, dtype, questions) for name in asked for questions in SETS]
+
+
+def main(doublecheck: str, folder: pathlib.Path, options: list[str]) -> None:
+    names = [name for name in subjects.classes() if name in options] or list(subjects.classes())
+    dtypes = [dtype for dtype in subjects.DTYPES if dtype in options] or list(subjects.DTYPES)
+    tasks = [task for dtype in dtypes for task in tasks_of(names, dtype)]
+    done = kept(folder) if "--so-far" in options else judge_all(doublecheck, folder, tasks)
+    done = [one for one in done if (one.name, one.dtype, one.inputs) in tasks]
+    print(render(done, [name for name in names if any(one.name == name for one in done)], len(tasks)))
+
+
 if __name__ == "__main__":
-    chosen = [name for name in subjects.classes() if name in sys.argv[3:]] or list(subjects.classes())
-    dtypes = [dtype for dtype in subjects.DTYPES if dtype in sys.argv[3:]] or list(subjects.DTYPES)
-    judged = judge_all(sys.argv[1], pathlib.Path(sys.argv[2]), chosen, dtypes)
-    print(render([one for one in judged if one.name in chosen and one.dtype in dtypes], chosen))
+    main(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3:])

@@ -14,14 +14,18 @@ SETS = {"check": "questions of `check`", "random": "100 random normal inputs"}
 ALL = "all eight rivals"
 
 
-def render(judged: list[Judged], names: list[str]) -> str:
+def render(judged: list[Judged], names: list[str], asked: int) -> str:
+    """The record of what was judged, of so many that were to be."""
     oracles = list(judged[0].rejected)
     for one in judged:
         one.rejected[ALL] = any(one.rejected[oracle] for oracle in oracles[1:])
     oracles.append(ALL)
     dtypes = list(dict.fromkeys(one.dtype for one in judged))
     tables = [counts(judged, oracles, dtypes, questions) for questions in SETS]
-    return "\n\n".join([*tables, unlike(judged, oracles), each(judged, oracles, dtypes, names)])
+    done = (
+        f"Judged: {len(judged)} of {asked}, each implementation on two sets of inputs in each type that it is asked in."
+    )
+    return "\n\n".join([done, *tables, unlike(judged, oracles), each(judged, oracles, dtypes, names)])
 
 
 def counts(judged: list[Judged], oracles: list[str], dtypes: list[str], questions: str) -> str:
@@ -70,8 +74,8 @@ def each(judged: list[Judged], oracles: list[str], dtypes: list[str], names: lis
         return "".join("x" if one.rejected[oracle] else "." for oracle in oracles[:-1])
 
     columns = [(dtype, questions) for questions in SETS for dtype in dtypes]
-    lines = [f"{'':<28}" + "".join(f"{questions + ', ' + dtype:<14}" for dtype, questions in columns)]
-    lines += [f"{name:<28}" + "".join(f"{marks(name, *column):<14}" for column in columns) for name in names]
+    lines = [f"{'':<30}" + "".join(f"{questions + ', ' + dtype:<14}" for dtype, questions in columns)]
+    lines += [f"{name:<30}" + "".join(f"{marks(name, *column):<14}" for column in columns) for name in names]
     legend = (
         "Each implementation. Oracles are in the order of the tables: x rejects it, . accepts it; "
         "- marks a fault that does not act."
