@@ -57,6 +57,7 @@ pub fn small_plan() -> doublecheck::cases::strategies::Plan {
         storage: doublecheck::algorithm::Storage::F32,
         causal: true,
         additive: doublecheck::cases::strategies::AdditiveMask::Absent,
+        masks_per_head: true,
         previous: doublecheck::cases::strategies::Previous::Absent,
         earlier_maskers: Vec::new(),
         rows: doublecheck::cases::strategies::ChannelRows::PerHead,
