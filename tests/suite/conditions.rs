@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use doublecheck::algorithm::{HeavySize, Mask, Storage};
+use doublecheck::algorithm::{HeadMode, HeavySize, Mask, Storage};
 use doublecheck::behaviours::Fault;
-use doublecheck::cases::{Answer, Call, CaseFile, Instance, NoAnswer, Reader, RoundingModel, Sequence, file};
+use doublecheck::cases::{
+    Answer, Call, Capabilities, CaseFile, Instance, NoAnswer, Reader, RoundingModel, Sequence, file,
+};
 use doublecheck::subjects::{Faulty, Reference, ask};
 use doublecheck::verdicts::judge::{first_failure, judge_observation};
 use doublecheck::{Finding, Limits, Options, Report, Subject, check};
@@ -52,6 +54,11 @@ impl Subject for Where {
 
     fn rounding_model(&self) -> RoundingModel {
         self.reference.rounding_model()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        // Heads that share a selection would have to be changed together.
+        Capabilities { heads: [HeadMode::PerHead].into(), ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

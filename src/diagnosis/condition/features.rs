@@ -311,6 +311,13 @@ impl Candidates {
     fn of(sequence: &Sequence, index: usize) -> Option<Self> {
         let call = &sequence.calls[index];
         let dims = call.inputs.dims();
+        let selection = &sequence.instance.selection;
+        let past = dims.keys.saturating_sub(dims.queries);
+        let falls_back = selection.dense_fallback && past <= selection.heavy_size.resolve(dims.keys);
+        // Nothing is selected where the mask is full.
+        if sequence.instance.dense_layers.contains(&call.layer) || falls_back {
+            return Some(Self { most: 0, exactly: false, fewer: false });
+        }
         let masked = call.previous.is_some() || !sequence.instance.earlier_maskers.is_empty();
         let before = if masked { Some(sequence.instance.before(call).ok()?) } else { None };
         let heavy = |keys: usize| sequence.instance.selection.heavy_size.resolve(keys);

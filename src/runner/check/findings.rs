@@ -163,6 +163,7 @@ impl Run<'_> {
         if self.conditions {
             self.find_states();
             self.find_conditions();
+            self.group_named();
         }
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             // The sequence that showed it first may have been too large to keep.

@@ -24,6 +24,21 @@ impl Run<'_> {
         }
     }
 
+    /// Findings that turned out to show one fault, each under a condition, are one: the smallest.
+    pub(super) fn group_named(&mut self) {
+        let findings = std::mem::take(&mut self.report.findings);
+        for finding in findings {
+            let same = |other: &&mut Finding| {
+                let unknown_before = other.faults.is_empty() && finding.faults.is_empty();
+                unknown_before && !finding.diagnosis.is_empty() && other.diagnosis == finding.diagnosis
+            };
+            match self.report.findings.iter_mut().find(same) {
+                Some(other) => join(other, finding),
+                None => self.report.findings.push(finding),
+            }
+        }
+    }
+
     /// Puts findings of unknown cause together.
     pub(super) fn group(&mut self) {
         let findings = std::mem::take(&mut self.report.findings);
