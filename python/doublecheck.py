@@ -369,7 +369,7 @@ def serve(
     memory = None
     while (question := read_frame(frames_in, memory)) and question[0]["type"] != "bye":
         if question[0]["type"] == "hello":
-            memory = question[0].get("shared_memory") if shared_memory else None
+            memory = question[0].get("memory_file") if shared_memory else None
             hello["shared_memory"] = None if memory is None else True
             declared = {key: value for key, value in hello.items() if value is not None}
             protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & declared.keys() else 1

@@ -84,7 +84,7 @@ fn read_frame() -> io::Result<Option<Vec<u8>>> {
 fn shared_tensors(question: &Value) -> Result<Option<Vec<u8>>, Failure> {
     // Inherited from the suite; the number is that of the first question.
     static MEMORY: OnceLock<File> = OnceLock::new();
-    if let (Some(number), true) = (question["shared_memory"].as_u64(), is_argument(SHARED)) {
+    if let (Some(number), true) = (question["memory_file"].as_u64(), is_argument(SHARED)) {
         let memory = File::open(format!("/proc/self/fd/{number}"))?;
         MEMORY.set(memory).map_err(|_| "a second hello")?;
     }

@@ -42,23 +42,30 @@ impl Seen {
     }
 }
 
+/// How long a person who interrupts a check waits for each cause.
+const AFTER_INTERRUPT: Duration = Duration::from_secs(1);
+
 /// For how long causes are looked for: with a large target each fault of the catalogue may take a second.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
+    start: Instant,
     until: Option<Instant>,
     interrupted: Option<&'static AtomicBool>,
 }
 
 impl Patience {
-    /// From now on for so long, or until the flag is true.
+    /// From now on for so long; where the flag is true, for [`AFTER_INTERRUPT`] at most.
     pub fn new(time: Duration, interrupted: Option<&'static AtomicBool>) -> Self {
-        Self { until: Instant::now().checked_add(time), interrupted }
+        let start = Instant::now();
+        Self { start, until: start.checked_add(time), interrupted }
     }
 
     /// Whether the time is over.
     pub fn is_over(&self) -> bool {
         self.until.is_some_and(|until| Instant::now() >= until)
-            || self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed))
+            || self
+                .interrupted
+                .is_some_and(|flag| flag.load(Ordering::Relaxed) && self.start.elapsed() >= AFTER_INTERRUPT)
     }
 }
 

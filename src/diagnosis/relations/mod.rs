@@ -20,7 +20,7 @@ use std::sync::Arc;
 use self::outputs::OutputChange;
 use self::restriction::Restriction;
 use self::rows::RowChange;
-pub use self::search::{MOST_TIME, Told, explain};
+pub use self::search::{MOST_TIME, MOST_TIME_IF_NAMED, Told, explain};
 use self::sources::LabelChange;
 use crate::behaviours::Behaviour;
 use crate::cases::Sequence;

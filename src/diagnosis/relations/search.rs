@@ -16,7 +16,10 @@ use crate::cases::RoundingModel;
 use crate::diagnosis::Seen;
 
 /// How long relations are sought, where nothing else is said.
-pub const MOST_TIME: Duration = Duration::from_secs(60);
+pub const MOST_TIME: Duration = Duration::from_secs(30);
+
+/// The same where named faults explain everything.
+pub const MOST_TIME_IF_NAMED: Duration = Duration::from_secs(10);
 
 /// How many changes that explain some answer are tried two at a time.
 const MOST_IN_PAIRS: usize = 48;
@@ -82,7 +85,7 @@ impl Told {
 }
 
 /// Looks for one relation that reproduces everything seen. `None` where nothing fails, or some answer is of no use.
-/// With `pairs` two changes are tried together as well.
+/// With `pairs` two changes are tried together as well, and one for each part of the answers.
 pub fn explain(
     seen: &[&Seen],
     base: Behaviour,
@@ -110,7 +113,8 @@ pub fn explain(
         let both: Vec<Member> = members.iter().filter(|member| member.acts == Acts::Both).cloned().collect();
         found = search.singles(&both, parts, &mut tried);
     }
-    if found.is_empty() {
+    // In place of several causes that explain everything there would have to be one.
+    if found.is_empty() && (pairs || parts.len() == 1) {
         for &part in parts {
             let some =
                 |member: &&Member| member.acts == part || (parts.len() == 1 && member.acts == Acts::Both);

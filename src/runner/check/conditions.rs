@@ -134,8 +134,13 @@ impl Cause {
 impl Run<'_> {
     /// Finds the condition of each finding.
     pub(super) fn find_conditions(&mut self) {
+        // With several causes, what fails for one of them is known too roughly for a rule, and a named one needs none.
+        let several = self.report.findings.len() > 1;
         for index in 0..self.report.findings.len() {
             let finding = &self.report.findings[index];
+            if several && !finding.diagnosis.is_empty() {
+                continue;
+            }
             let cause = Cause::of(finding);
             let (rule, condition) = self.condition(&cause, &finding.observation.clone());
             self.report.findings[index].condition = condition;

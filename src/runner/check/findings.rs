@@ -163,7 +163,7 @@ impl Run<'_> {
         if self.conditions {
             self.find_states();
             self.find_conditions();
-            self.group_named();
+            self.group_again();
         }
         for finding in self.report.findings.iter_mut().filter(|finding| !finding.faults.is_empty()) {
             // The sequence that showed it first may have been too large to keep.
@@ -191,6 +191,7 @@ impl Run<'_> {
         }
         self.report.findings = found;
         self.find_edges();
+        self.find_states();
         self.add_what_is_apart();
     }
 
@@ -355,10 +356,10 @@ fn sentence(
     };
     match (explained && !faults.is_empty(), ambiguous) {
         (true, None) => words(faults),
-        (true, Some((one, other))) => format!(
-            "Unknown: {} and {} reproduce all answers alike; more cases would have to decide.",
-            one.name, other.name
-        ),
+        (true, Some((one, other))) => {
+            let [one, other] = [one, other].map(|fault| words(&[fault]));
+            format!("One of two that these answers do not tell apart: {one} Or: {other}")
+        }
         (false, _) if unfinished => {
             "Unknown: the time for causes was over before all of the catalogue was tried.".into()
         }

@@ -24,13 +24,15 @@ impl Run<'_> {
         }
     }
 
-    /// Findings that turned out to show one fault, each under a condition, are one: the smallest.
-    pub(super) fn group_named(&mut self) {
+    /// Findings that turned out to show one fault, each under a condition, are one: the smallest. So are those of unknown cause that
+    /// are of one stage and have the same condition.
+    pub(super) fn group_again(&mut self) {
         let findings = std::mem::take(&mut self.report.findings);
         for finding in findings {
             let same = |other: &&mut Finding| {
                 let unknown_before = other.faults.is_empty() && finding.faults.is_empty();
-                unknown_before && !finding.diagnosis.is_empty() && other.diagnosis == finding.diagnosis
+                let named = !finding.diagnosis.is_empty() && other.diagnosis == finding.diagnosis;
+                (unknown_before && named) || fails_alike(other, &finding)
             };
             match self.report.findings.iter_mut().find(same) {
                 Some(other) => join(other, finding),
@@ -66,6 +68,16 @@ impl Run<'_> {
 fn is_like(one: &Finding, other: &Finding) -> bool {
     let unknown = |finding: &Finding| finding.faults.is_empty();
     unknown(one) && unknown(other) && one.wider_model == other.wider_model && stage(one) == stage(other)
+}
+
+/// Whether two findings without a proved cause are of one stage and have the same condition.
+fn fails_alike(one: &Finding, other: &Finding) -> bool {
+    let unknown = one.diagnosis.is_empty() && other.diagnosis.is_empty();
+    let clauses = |finding: &Finding| finding.condition.as_ref().map(|condition| condition.clauses.clone());
+    unknown
+        && one.wider_model == other.wider_model
+        && stage(one) == stage(other)
+        && clauses(one).is_some_and(|found| clauses(other) == Some(found))
 }
 
 /// Where a failure lies: the stage that the answers name, otherwise what is wrong with them.

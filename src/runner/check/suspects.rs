@@ -10,7 +10,7 @@ use super::report::{Finding, Size};
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{Call, Observation, RoundingModel, Sequence};
 use crate::diagnosis::condition::Rule;
-use crate::diagnosis::relations::{self, MOST_TIME, Told};
+use crate::diagnosis::relations::{self, MOST_TIME, MOST_TIME_IF_NAMED, Told};
 use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Patience, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -250,7 +250,8 @@ impl Suspects {
     /// `None` where answers are of no use.
     pub(super) fn relation(&self, more: &[Seen], pairs: bool) -> Option<Told> {
         let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();
-        relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (MOST_TIME, pairs))
+        let time = if pairs { MOST_TIME } else { MOST_TIME_IF_NAMED };
+        relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (time, pairs))
     }
 
     /// Whether some faults were not tried for lack of time.

@@ -59,7 +59,7 @@ pub(super) fn hello(memory: Option<&Memory>) -> Vec<u8> {
         "version": env!("CARGO_PKG_VERSION"),
     });
     if let Some(memory) = memory {
-        message["shared_memory"] = memory.number().into();
+        message["memory_file"] = memory.number().into();
     }
     frame(message)
 }
