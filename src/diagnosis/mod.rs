@@ -54,7 +54,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// From now on for so long; where the flag is true, for [`AFTER_INTERRUPT`] at most.
+    /// From now on for so long; where the flag is true, for a second at most.
     pub fn new(time: Duration, interrupted: Option<&'static AtomicBool>) -> Self {
         let start = Instant::now();
         Self { start, until: start.checked_add(time), interrupted }

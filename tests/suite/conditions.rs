@@ -29,12 +29,21 @@ impl Asked<'_> {
     }
 }
 
+/// Whether a call is answered wrongly.
+type Fails = fn(&Asked) -> bool;
+
+/// A mask of another answer.
+type Change = fn(&Instance, &Call, Mask) -> Mask;
+
+/// Clauses that are expected, how many sequences are asked, and which calls fail.
+type Expected = (&'static [&'static str], usize, Fails);
+
 /// The reference, but for calls of some kind, of which the answer is changed.
 struct Where {
     reference: Reference,
     instance: Option<Instance>,
     earlier: Vec<Call>,
-    faults: Vec<(fn(&Asked) -> bool, fn(&Instance, &Call, Mask) -> Mask)>,
+    faults: Vec<(Fails, Change)>,
 }
 
 impl Where {
@@ -42,7 +51,7 @@ impl Where {
         Self::with(vec![(fails, swapped)])
     }
 
-    fn with(faults: Vec<(fn(&Asked) -> bool, fn(&Instance, &Call, Mask) -> Mask)>) -> Self {
+    fn with(faults: Vec<(Fails, Change)>) -> Self {
         Self { reference: Reference::default(), instance: None, earlier: Vec::new(), faults }
     }
 }
@@ -129,7 +138,7 @@ fn clauses(report: &Report) -> Vec<String> {
 
 #[test]
 fn the_condition_of_each_kind_is_found() {
-    let cases: [(&[&str], usize, fn(&Asked) -> bool); 12] = [
+    let cases: [Expected; 12] = [
         (&["g > 1"], 300, |asked| asked.call.inputs.dims().group_size() > 1),
         (&["b > 1"], 300, |asked| asked.call.inputs.dims().batch > 1),
         (&["m > 1"], 300, |asked| asked.call.inputs.dims().queries > 1),
@@ -179,7 +188,7 @@ fn what_fails_at_random_has_no_condition() {
     // Of few failures something is always in common.
     for seed in 0..8 {
         for cases in [40, 150] {
-            let mut subject = Where::new(|asked| hash(asked) % 3 == 0);
+            let mut subject = Where::new(|asked| hash(asked).is_multiple_of(3));
             let report = check(&mut subject, &Options { seed, ..options(cases) });
             assert_eq!(clauses(&report), [""; 0], "{:?}", report.findings[0].condition);
         }
@@ -188,7 +197,7 @@ fn what_fails_at_random_has_no_condition() {
 
 #[test]
 fn a_condition_in_which_some_calls_conform_is_told_as_necessary() {
-    let mut subject = Where::new(|asked| asked.call.inputs.dims().batch > 1 && hash(asked) % 2 == 0);
+    let mut subject = Where::new(|asked| asked.call.inputs.dims().batch > 1 && hash(asked).is_multiple_of(2));
     let report = check(&mut subject, &options(400));
     let condition = report.findings[0].condition.as_ref().unwrap();
     assert!(!condition.exact && condition.sentence.starts_with("Fails only with"), "{condition:?}");
@@ -258,7 +267,7 @@ fn a_fault_that_acts_under_a_condition_is_named_with_it() {
 fn kinds_of_one_cause_are_one_finding_and_two_causes_are_two() {
     // One cause that shows in two kinds.
     let mixed = |instance: &Instance, call: &Call, mask: Mask| {
-        changed(instance, call, mask, call.inputs.dims().keys % 2 == 0)
+        changed(instance, call, mask, call.inputs.dims().keys.is_multiple_of(2))
     };
     let report = check(&mut Where::with(vec![(|_| true, mixed)]), &options(300));
     assert_eq!(report.findings.len(), 1, "{report}");

@@ -133,7 +133,7 @@ impl Run<'_> {
                 return Some(observation);
             }
         }
-        let found = self.from_history(sequence, first_seen, start);
+        let found = self.search_history(sequence, first_seen, start);
         state.sentence = match &found {
             Some(_) => NEEDS_EARLIER.into(),
             None => "In a new process it conforms, alone and after what was asked before: what it needs was not found.".into(),
@@ -145,7 +145,7 @@ impl Run<'_> {
     }
 
     /// The sequence as it was before it was shrunk, or as it is, after as few as possible of those asked before it.
-    fn from_history(
+    fn search_history(
         &mut self,
         sequence: &Sequence,
         first_seen: &str,
