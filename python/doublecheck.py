@@ -341,8 +341,8 @@ def serve(
     of output and lse, or a dict. `gives` names what every answer holds.
     `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
     `shapes` is for a subject that compiles for each new shape: how many distinct ones it is worth asking.
-    `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of memory
-    that holds other numbers from the next question on, so copy what you keep.
+    `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of
+    memory that holds other numbers from the next question on, so copy what you keep.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
     The rest is what hello declares.
     """
