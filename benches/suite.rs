@@ -6,7 +6,6 @@ mod support;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion};
-use doublecheck::algorithm::{InputParts, Inputs, Storage};
 use doublecheck::behaviours::CATALOGUE;
 use doublecheck::cases::bundled;
 use doublecheck::cases::strategies::small_plans;
@@ -73,17 +72,8 @@ fn shrinking() {
 }
 
 fn middle_case() -> Result<Case, Failure> {
-    let tensors = support::tensors(1, if testing() { 1024 } else { 8192 })?;
-    let inputs = Inputs::new(InputParts {
-        q: tensors.q,
-        k: tensors.k,
-        v: tensors.v,
-        attention_mask: None,
-        causal: true,
-        storage: Storage::F32,
-        scaling: None,
-    })?;
-    let instance = Instance::of_layer(support::selection(4)?, tensors.channels, &inputs.dims());
+    let (inputs, channels) = support::inputs(1, if testing() { 1024 } else { 8192 })?;
+    let instance = Instance::of_layer(support::selection(4)?, channels, &inputs.dims());
     let call = Call { layer: 0, inputs: inputs.into(), previous: None };
     let (recipe, expectation, unknown) = (None, None, serde_json::Map::new());
     Ok(Case { name: "bench".into(), instance, call, recipe, expectation, unknown })

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
-use doublecheck::algorithm::{ChannelOrder, InputParts, Inputs, Storage};
+use doublecheck::algorithm::ChannelOrder;
 use doublecheck::cases::Expectation;
 use doublecheck::cases::{Answer, Call, Instance, RoundingModel};
 use doublecheck::subjects::{Engine, Process, Reference, Subject};
@@ -19,7 +19,7 @@ use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::judge::{judge, judge_call};
 use doublecheck::verdicts::output::judge_output;
 use rayon::prelude::*;
-use support::{Failure, LABEL_BITS, lengths, selection, tensors, testing};
+use support::{Failure, LABEL_BITS, inputs, lengths, selection, testing};
 
 /// Queries and keys of a call.
 const CALLS: [(usize, usize); 2] = [(1, 131_072), (128, 4096)];
@@ -46,17 +46,8 @@ fn answered(instance: &Instance, call: &Call) -> Result<Answer, Failure> {
 
 /// A call and its channel rows.
 fn call(queries: usize, keys: usize) -> Result<(Call, ChannelOrder), Failure> {
-    let tensors = tensors(queries, keys)?;
-    let inputs = Inputs::new(InputParts {
-        q: tensors.q,
-        k: tensors.k,
-        v: tensors.v,
-        attention_mask: None,
-        causal: true,
-        storage: Storage::F32,
-        scaling: None,
-    })?;
-    Ok((Call { layer: 0, inputs: inputs.into(), previous: None }, tensors.channels))
+    let (inputs, channels) = inputs(queries, keys)?;
+    Ok((Call { layer: 0, inputs: inputs.into(), previous: None }, channels))
 }
 
 fn verdicts(criterion: &mut Criterion, queries: usize, keys: usize) -> Result<(), Failure> {

@@ -102,7 +102,7 @@ pub mod report {
     pub use crate::diagnosis::probes::{Deviation, Measurement, State};
     pub use crate::diagnosis::relations::Told;
     pub use crate::runner::check::{
-        Asked, BySize, Coverage, Kept, Like, OfSize, Repeats, ReportedStages, StageExample, State as Needs,
+        Asked, BySize, Coverage, Kept, Like, Needs, OfSize, Repeats, ReportedStages, StageExample,
     };
     pub use crate::runner::shrink::edge::Edge;
 }

@@ -11,7 +11,9 @@ pub mod estimates;
 use std::time::Duration;
 
 use criterion::Criterion;
-use doublecheck::algorithm::{GroupFactor, HeadMode, HeavySize, LabelBits, Selection, Storage};
+use doublecheck::algorithm::{
+    ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Selection, Storage,
+};
 use doublecheck::cases::Recipe;
 use doublecheck::cases::recipe::{Generated, RecipeRows, SPLITMIX_1};
 use doublecheck::engine::{Engine, EngineMasker, Layout};
@@ -54,6 +56,21 @@ pub fn criterion() -> Criterion {
 /// Prints a figure that criterion does not measure, as one line of JSON.
 pub fn figure(name: &str, value: f64, unit: &str) {
     println!("{}", json!({"figure": name, "value": value, "unit": unit}));
+}
+
+/// The inputs of m queries over n keys, and channel rows.
+pub fn inputs(queries: usize, keys: usize) -> Result<(Inputs, ChannelOrder), Failure> {
+    let tensors = tensors(queries, keys)?;
+    let inputs = Inputs::new(InputParts {
+        q: tensors.q,
+        k: tensors.k,
+        v: tensors.v,
+        attention_mask: None,
+        causal: true,
+        storage: Storage::F32,
+        scaling: None,
+    })?;
+    Ok((inputs, tensors.channels))
 }
 
 /// The tensors of m queries over n keys.

@@ -315,7 +315,7 @@ fn summary(report: &Report, with_times: bool) -> String {
             let _ = write!(text, ", {} of them not looked into", report.not_looked_into);
         }
         if report.explained {
-            text += ", and the named faults reproduce every answer";
+            let _ = write!(text, ", and {} every answer", what_reproduces(report));
             if report.not_kept > 0 {
                 let _ = write!(text, " but {} that were too large to keep", report.not_kept);
             }
@@ -329,4 +329,15 @@ fn summary(report: &Report, with_times: bool) -> String {
             write!(text, "; {:.1} s, {:.0} sequences a second", report.seconds, report.sequences_per_second);
     }
     text + "\n"
+}
+
+/// What is told as the cause of all that fails, with its verb.
+pub(super) fn what_reproduces(report: &Report) -> &'static str {
+    let is_relation =
+        |finding: &Finding| finding.relation.as_ref().is_some_and(|told| told.relation.is_some());
+    if report.findings.iter().any(is_relation) {
+        "the cause told reproduces"
+    } else {
+        "the named faults reproduce"
+    }
 }

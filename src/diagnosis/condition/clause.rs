@@ -26,7 +26,7 @@ const LARGEST_TILE: u32 = 4096;
 
 /// How one number compares with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Relation {
+pub enum Comparison {
     /// <
     Less,
     /// >
@@ -41,7 +41,7 @@ pub enum Relation {
     AtLeast,
 }
 
-impl Relation {
+impl Comparison {
     const ALL: [Self; 6] =
         [Self::Less, Self::Greater, Self::Equal, Self::Different, Self::AtMost, Self::AtLeast];
 
@@ -82,7 +82,7 @@ pub enum Clause {
     /// A number is a multiple of this.
     Multiple(Number, u32),
     /// One number against another.
-    Compare(Number, Relation, Number),
+    Compare(Number, Comparison, Number),
     /// It has this, or has it not.
     Has(Trait, bool),
     /// It has this of several.
@@ -93,7 +93,7 @@ pub enum Clause {
 
 impl Clause {
     /// There is something to choose: some row has more candidates than H.
-    pub const SELECTS: Self = Self::Compare(Number::HeavySize, Relation::Less, Number::Candidates);
+    pub const SELECTS: Self = Self::Compare(Number::HeavySize, Comparison::Less, Number::Candidates);
 
     /// Whether a call fits; one without the number does not.
     pub fn holds(self, features: &Features) -> bool {
@@ -133,7 +133,7 @@ impl Clause {
         clauses
             .extend(of_tiles.flat_map(|(of, tile)| [Self::NotMultiple(of, tile), Self::Multiple(of, tile)]));
         for (one, other) in COMPARED {
-            clauses.extend(Relation::ALL.map(|relation| Self::Compare(one, relation, other)));
+            clauses.extend(Comparison::ALL.map(|comparison| Self::Compare(one, comparison, other)));
         }
         clauses.extend(Trait::ALL.into_iter().flat_map(|of| [Self::Has(of, true), Self::Has(of, false)]));
         for of in Choice::ALL {

@@ -228,7 +228,7 @@ impl<'a> Search<'a> {
         if everywhere.is_empty() { somewhere } else { everywhere }
     }
 
-    /// Conforming answers that a relation does not give, within the time.
+    /// Conforming answers that a relation does not give. All are tried, whatever time it takes: what is told was held against each.
     fn contradicting(&self, relation: &Relation) -> Vec<&Item<'a>> {
         let parts: Vec<Acts> =
             [Acts::Selection, Acts::Attention].into_iter().filter(|part| relation.acts_on(*part)).collect();

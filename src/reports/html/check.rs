@@ -6,7 +6,7 @@ use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, scroll, status};
 use crate::cases::Takes;
 use crate::diagnosis::probes::{Measurement, Probed, State};
-use crate::reports::check::{answered, large, planned, promises, selecting};
+use crate::reports::check::{answered, large, planned, promises, selecting, what_reproduces};
 use crate::reports::probes::{asked, columns, state};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
@@ -196,7 +196,7 @@ fn left_out(report: &Report) -> Markup {
 
 fn explained(report: &Report) -> Markup {
     html! {
-        @if report.explained { "yes: the named faults reproduce every answer kept" }
+        @if report.explained { "yes: " (what_reproduces(report)) " every answer kept" }
         @else { "not all: what could be named reproduces " (report.reproduced) " answers" }
         @if report.not_kept > 0 { "; " (report.not_kept) " more were too large to keep" }
         @if report.not_looked_into > 0 {

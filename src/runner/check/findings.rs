@@ -191,7 +191,9 @@ impl Run<'_> {
         }
         self.report.findings = found;
         self.find_edges();
-        self.find_states();
+        if self.conditions {
+            self.find_states();
+        }
         self.add_what_is_apart();
     }
 

@@ -39,7 +39,7 @@ pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Like, Report, ReportedStages, Size, StageExample};
 use self::run::Run;
-pub use self::state::State;
+pub use self::state::Needs;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;

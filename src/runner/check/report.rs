@@ -11,7 +11,7 @@ use super::by_size::BySize;
 use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
-use super::state::State;
+use super::state::Needs;
 use crate::algorithm::Lengths;
 use crate::cases::{
     Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
@@ -156,7 +156,7 @@ pub struct Finding {
     pub condition: Option<Condition>,
     /// What it needs of what was asked before, as far as that was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<State>,
+    pub state: Option<Needs>,
     /// Failures of other kinds that have the same cause, as far as can be seen.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Like>,

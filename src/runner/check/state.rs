@@ -31,7 +31,7 @@ const SHRINKING: (usize, Duration) = (60, Duration::from_secs(5));
 
 /// What a failure needs.
 #[derive(Debug, Clone, Serialize)]
-pub struct State {
+pub struct Needs {
     /// In plain words; empty where it needs nothing.
     pub sentence: String,
     /// Whether it needs earlier calls of the same instance.
@@ -65,12 +65,12 @@ impl Run<'_> {
     }
 
     /// What a finding needs, and the observation that shows it where what was asked before matters.
-    fn state(&mut self, index: usize, start: Instant) -> (State, Option<Observation>) {
+    fn state(&mut self, index: usize, start: Instant) -> (Needs, Option<Observation>) {
         let finding = &self.report.findings[index];
         let sequence = finding.observation.sequence.clone();
         let (call, first_seen) = (finding.call, finding.first_seen.clone());
         let restarts = self.shapes.is_none() && self.subject.restart();
-        let mut state = State {
+        let mut state = Needs {
             sentence: String::new(),
             earlier_calls: false,
             earlier_instances: 0,
@@ -105,7 +105,7 @@ impl Run<'_> {
         sequence: &Sequence,
         first_seen: &str,
         start: Instant,
-        state: &mut State,
+        state: &mut Needs,
     ) -> Option<Observation> {
         let again = (1..AGREEING).any(|_| self.failing(sequence).is_some());
         if again {
@@ -245,7 +245,7 @@ impl Run<'_> {
             Finding::new(observation.unwrap_or_else(|| diverging.clone()), self.asked, Vec::new(), model);
         finding.first_seen.clone_from(&diverging.sequence.name);
         finding.sentence = "Unknown: nothing in the catalogue knows of other instances.".into();
-        finding.state = Some(State {
+        finding.state = Some(Needs {
             sentence: if repetition {
                 "Shows only when the same sequence is asked again.".into()
             } else {

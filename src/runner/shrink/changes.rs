@@ -10,7 +10,7 @@ use super::reductions::{
 };
 use crate::algorithm::{GroupFactor, HeadMode, HeavySize, LabelBits, Mask, Rules, Storage};
 use crate::cases::{Call, Sequence};
-use crate::diagnosis::condition::clause::{Clause, Relation};
+use crate::diagnosis::condition::clause::{Clause, Comparison};
 use crate::diagnosis::condition::features::{Choice, Features, Number, Trait};
 
 /// Sequences that differ from this one in what a clause is about, so that it does not hold for the call of this index.
@@ -45,8 +45,8 @@ pub(in crate::runner) fn against(sequence: &Sequence, index: usize, clause: Clau
         }
         Clause::Compare(one, relation, other) => {
             let around = |value: i64| match relation {
-                Relation::Equal => vec![value - 1, value + 1],
-                Relation::Different => vec![value],
+                Comparison::Equal => vec![value - 1, value + 1],
+                Comparison::Different => vec![value],
                 _ => vec![value - 1, value, value + 1],
             };
             let mut changed = with(one, around(number(other)));
