@@ -156,7 +156,10 @@ fn sentence(report: &Report) -> String {
             Some((relation, others)) => format!("{relation} (or: {})", others.join("; ")),
             // How often it failed differs from run to run.
             None if finding.repeats.is_some() => without_numbers(&finding.sentence),
-            None if finding.sentence.starts_with("Unknown") => continue,
+            None if finding.sentence.starts_with("Unknown") => match &finding.state {
+                Some(needs) if needs.earlier_instances > 0 => format!("unknown; {}", needs.sentence),
+                _ => continue,
+            },
             None => finding.sentence.clone(),
         };
         if !causes.contains(&cause) {

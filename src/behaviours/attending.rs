@@ -18,6 +18,8 @@ pub struct AttentionView {
     shape: (usize, usize, usize, usize),
     /// Rows whose output is NaN.
     pub nan: Vec<Row>,
+    /// Rows whose output is half of what the view computes.
+    pub halved: Vec<Row>,
 }
 
 impl AttentionView {
@@ -31,6 +33,7 @@ impl AttentionView {
             mask: mask.clone(),
             shape: dims.output_shape(),
             nan: nan_rows(prediction, mask),
+            halved: Vec::new(),
         };
         if behaviour.multiplies_weights {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });
@@ -50,7 +53,7 @@ impl AttentionView {
             view = view.with_unwritten(missing)?;
         }
         if behaviour.softmax_over_all {
-            view = view.over_all()?;
+            view = view.over_all(true)?;
         }
         Ok(view)
     }
@@ -65,8 +68,8 @@ impl AttentionView {
         output
     }
 
-    /// A subject's output in the shape of the view, its NaN rows replaced by what the view computes; `None` where a row that
-    /// must be NaN is not.
+    /// A subject's output in the shape of the view, its NaN rows replaced by what the view computes, halved ones doubled; `None`
+    /// where a row that must be NaN is not.
     pub fn shown(&self, output: &Array4<f32>, computed: &Array4<f32>) -> Option<Array4<f32>> {
         let mut shown = output.clone();
         let computed = computed.view().into_shape_with_order(self.shape).ok()?;
@@ -77,13 +80,16 @@ impl AttentionView {
             }
             shown.slice_mut(row).assign(&computed.slice(row));
         }
+        for &(b, head, i) in &self.halved {
+            shown.slice_mut(ndarray::s![b, head, i, ..]).mapv_inplace(|x| 2.0 * x);
+        }
         let (b, h, m, _) = self.inputs.dims().output_shape();
         shown.into_shape_with_order((b, h, m, self.shape.3)).ok()
     }
 
-    /// Rows in which the behaviour gives NaN.
-    pub fn has_nan_rows(&self) -> bool {
-        !self.nan.is_empty()
+    /// Whether some rows are shown otherwise than they are computed.
+    pub fn changes_rows(&self) -> bool {
+        !(self.nan.is_empty() && self.halved.is_empty())
     }
 
     /// Keys of zeros, attended to, after the others.
@@ -113,8 +119,9 @@ impl AttentionView {
         Ok(Self { inputs: Arc::new(inputs), mask, ..self })
     }
 
-    /// Every row a batch entry of its own, attending to everything, with values of 0 where the mask attends to nothing.
-    fn over_all(self) -> Result<Self, Error> {
+    /// Every row a batch entry of its own, attending to everything, with values of 0 where the mask attends to nothing. Weights
+    /// divide what is summed for the softmax, too, or else values alone. Errors: none for checked inputs.
+    pub fn over_all(self, in_sum: bool) -> Result<Self, Error> {
         let (inputs, dims) = (&self.inputs, self.inputs.dims());
         let rows: Vec<Row> = dims.rows().collect();
         let (n, d, dv) = (dims.keys, dims.head_dim, dims.value_dim);
@@ -130,7 +137,10 @@ impl AttentionView {
             }),
             v: Array4::from_shape_fn((rows.len(), 1, n, dv), |(index, _, key, c)| {
                 let (b, head, i) = at(index);
-                if self.mask.attends(b, head, i, key) { inputs.values(b, head)[[key, c]] } else { 0.0 }
+                match self.mask.weight(b, head, i, key) {
+                    0.0 => 0.0,
+                    weight => inputs.values(b, head)[[key, c]] / if in_sum { 1.0 } else { weight },
+                }
             }),
             attention_mask: Some(Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
                 let (b, head, i) = at(index);
@@ -142,8 +152,8 @@ impl AttentionView {
         let weights = Array4::from_shape_fn((rows.len(), 1, 1, n), |(index, _, _, key)| {
             let (b, head, i) = at(index);
             match self.mask.weight(b, head, i, key) {
-                0.0 => 1.0,
-                weight => weight,
+                weight if weight != 0.0 && in_sum => weight,
+                _ => 1.0,
             }
         });
         let mask = Mask::from_weights(weights, &inputs.dims())?;

@@ -167,9 +167,9 @@ impl Sharing {
                 let parts: Vec<Vec<T>> = (0..ranks.count()).map(of_head).collect();
                 combine(Together::Parts(ranks), &parts)
             }
-            Self::Mode(mode) | Self::Strided(mode) | Self::InParts(mode, _) => {
-                together(mode.combined(), ranks, &heads)
-            }
+            Self::Mode(mode) | Self::Strided(mode) => together(mode.combined(), ranks, &heads),
+            // Each part keeps what it sums: nothing is exchanged between ranks.
+            Self::InParts(mode, _) => together(mode.combined(), Ranks::default(), &heads),
             Self::FirstOf(_) => of_head(heads[0]),
             Self::SumOfMaxima => {
                 let whole = Ranks::default();
@@ -178,5 +178,28 @@ impl Sharing {
                 combine(Together::Heads(Combined::Sum, whole), &maxima.collect::<Vec<_>>())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_fewer_heads_than_ranks_are_summed_whole() {
+        let dims = Dims { batch: 1, heads: 2, kv_heads: 1, queries: 1, keys: 1, head_dim: 1, value_dim: 1 };
+        let ranks = Ranks::new(2, Storage::F32).unwrap();
+        let sharing = Heads::InParts(2).sharing(HeadMode::SummedScores);
+        let scores = sharing.scores(
+            1,
+            &dims,
+            ranks,
+            |head| vec![head],
+            |together, parts| {
+                assert_eq!(together, Together::Heads(Combined::Sum, Ranks::default()));
+                parts.concat()
+            },
+        );
+        assert_eq!(scores, [1]);
     }
 }

@@ -83,6 +83,17 @@ pub fn after_history(
     if let (History::Counted, HeavySize::Count(count)) = (history, sequence.instance.selection.heavy_size) {
         changed.instance.selection.heavy_size = HeavySize::count(count.get() + keys).ok()?;
     }
+    // A share that rounds down to 0 keys of the first call does so after the history.
+    if let (HeavySize::Fraction(share), Some(first)) =
+        (sequence.instance.selection.heavy_size, sequence.calls.first())
+    {
+        let own = first.inputs.dims().keys as f64;
+        if share.get() * own < 1.0 {
+            // Few digits are easier to read.
+            let share = (1e6 * share.get() * own / (own + keys as f64)).floor() / 1e6;
+            changed.instance.selection.heavy_size = HeavySize::fraction(share.max(1e-6)).ok()?;
+        }
+    }
     for call in &mut changed.calls {
         *call = with_history(call, history, seed, keys)?;
     }

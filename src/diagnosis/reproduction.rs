@@ -241,7 +241,7 @@ pub(super) fn view_fits(view: &AttentionView, answer: &Answer, model: RoundingMo
 
 /// An output in the shape of the view's inputs; `None` where a row that must be NaN is not.
 fn shown(view: &AttentionView, output: &Array4<f32>) -> Option<Array4<f32>> {
-    if view.has_nan_rows() {
+    if view.changes_rows() {
         let computed = attention(&view.inputs, &view.mask).ok()?;
         return view.shown(output, &computed);
     }

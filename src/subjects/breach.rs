@@ -177,7 +177,7 @@ pub const BREACHES: &[Breach] = &[
     ),
     breach(
         "scores-without-mask",
-        SCORES,
+        SCORES_AND_KEYS,
         "The scores that it gives are without the additive mask; those that it ranks by are not.",
         How::ScoresWithoutMask,
     ),

@@ -119,8 +119,8 @@ class PaddingInSoftmax(Plain):
 
     def attend(self, entry: int, head: int, query: int, weights: Array) -> Array:
         output = np.asarray(super().attend(entry, head, query, weights), np.float64)
-        logits = self.logits(entry, head, query)[weights != 0]
-        if not len(logits) or logits.max() == -np.inf:
+        logits, padding = self.logits(entry, head, query)[weights != 0], -self.n % self.TILE
+        if not padding or not len(logits) or logits.max() == -np.inf:
             return output
         total = (np.exp(logits - logits.max()) / weights[weights != 0]).sum()
-        return output * total / (total + -self.n % self.TILE * np.exp(-logits.max()))
+        return output * total / (total + padding * np.exp(-logits.max()))

@@ -375,7 +375,8 @@ fn a_slow_subject_is_shrunk_within_its_time() {
     let parts = if is_long() { 1 } else { 10 };
     let time = Duration::from_secs(60) / parts;
     let shrinking = Limits { time, ..Limits::default() };
-    let options = Options { cases: 0, shrinking, ..Options::default() };
+    let (naming, conditions) = (Duration::ZERO, false);
+    let options = Options { cases: 0, shrinking, naming, conditions, ..Options::default() };
     let mut subject = Slow::new(Duration::from_millis(100) / parts, false);
     let report = check_sequence(&mut subject, &many_keys(16_385), &options, &mut |_| {});
     let finding = &report.findings[0];

@@ -2,6 +2,7 @@
 //! through files.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use crate::support::{is_long, proptest_config};
 use doublecheck::algorithm::quantize::quantize_in_place;
@@ -376,7 +377,8 @@ fn forced_keys_count_within_the_heavy_size() {
         }
     }
     let rules = Rules { forced: Forced { first: 0, last: 1 }, ..Rules::default() };
-    let report = check(&mut OnTop(Reference::default(), rules), &Options::default());
+    let options = Options { naming: Duration::ZERO, conditions: false, ..Options::default() };
+    let report = check(&mut OnTop(Reference::default(), rules), &options);
     let kinds: Vec<_> = report.findings.iter().map(|finding| finding.kind).collect();
     assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind != "gave no usable answer"), "{kinds:?}");
     assert!(report.findings[0].explanations.iter().any(|line| line.contains("key")), "{kinds:?}");
@@ -530,7 +532,8 @@ impl Subject for FirstHeadsMask {
 fn additive_masks_differ_between_heads() {
     for heads in [HeadMode::PerHead, HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum] {
         let mut subject = FirstHeadsMask(Reference::default(), heads);
-        let report = check(&mut subject, &Options { cases: 300, ..Options::default() });
+        let options = Options { cases: 300, naming: Duration::ZERO, conditions: false, ..Options::default() };
+        let report = check(&mut subject, &options);
         assert!(!report.findings.is_empty(), "{heads:?}");
     }
 }

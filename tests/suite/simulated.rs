@@ -396,7 +396,7 @@ fn unusual() -> impl Strategy<Value = Simulated> {
 #[test]
 fn arithmetic_that_a_model_allows_conforms() {
     let held = RefCell::new(vec![0; INVARIANTS.len()]);
-    let mut runner = TestRunner::new(proptest_config(3000, REGRESSIONS));
+    let mut runner = TestRunner::new(proptest_config(1500, REGRESSIONS));
     let outcome = runner.run(&(plans(), simulated()), |(plan, simulated)| {
         let case = plan.case().expect("plans make valid inputs");
         let mut answer = |case: &Case| {

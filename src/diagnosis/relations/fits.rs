@@ -7,6 +7,7 @@ use super::rows::{Place, RowChange};
 use super::{Acts, How, Relation};
 use crate::algorithm::{InputParts, Inputs, Mask, Row};
 use crate::behaviours::answer::full_mask;
+use crate::behaviours::heads::Sharing;
 use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
 use crate::diagnosis::reproduction::{
@@ -185,6 +186,7 @@ impl Scene<'_> {
     fn candidates(&self, row: Row) -> Vec<Candidacy> {
         let dims = self.prediction.ranking.dims();
         let (mut scored, mut asked, mut any_head, mut own_earlier) = (row, row, false, false);
+        let mut sharing = self.ranked.sharing;
         for change in self.changes {
             match *change {
                 RowChange::RowOf(axis, map) => {
@@ -194,6 +196,11 @@ impl Scene<'_> {
                 RowChange::RunnersUp => (scored, asked) = ((scored.0, scored.1, 0), (asked.0, asked.1, 0)),
                 RowChange::EarlierOf(axis, map) => asked = axis.moved(map, asked, &dims),
                 RowChange::EarlierOfAnyHead => any_head = true,
+                RowChange::EarlierOfAllParts => {
+                    if let Sharing::InParts(mode, _) = sharing {
+                        sharing = Sharing::Mode(mode);
+                    }
+                }
                 RowChange::AdditiveOnce { own_earlier: own } => own_earlier = own,
                 _ => {}
             }
@@ -203,7 +210,7 @@ impl Scene<'_> {
         let heads: Vec<usize> = match any_head {
             true => (0..dims.heads).collect(),
             false if own_earlier => vec![asked.1],
-            false => self.ranked.sharing.heads(asked.1, &dims),
+            false => sharing.heads(asked.1, &dims),
         };
         let excluded =
             |key: usize| !competes && heads.iter().any(|&head| before.attends(asked.0, head, asked.2, key));

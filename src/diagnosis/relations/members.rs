@@ -144,7 +144,12 @@ fn heads(members: &mut Vec<Member>) {
     for parts in [2, 4, 8] {
         let words =
             format!("the heads are summed in {parts} parts, each of which keeps a selection of its own");
-        switch(members, Acts::Selection, words, move |b| b.heads = Heads::InParts(parts));
+        switch(members, Acts::Selection, words.clone(), move |b| b.heads = Heads::InParts(parts));
+        // The same with the keys of P left out in all parts.
+        if let Some(Member { acts, mut how, .. }) = members.last().cloned() {
+            how.push(How::Row(RowChange::EarlierOfAllParts));
+            members.push(Member { words, acts, how });
+        }
     }
     label(members, Acts::Selection, LabelChange::FirstHeadsOnly);
     let rows: [(&'static str, RowOf); 4] = [
@@ -420,14 +425,15 @@ fn calls(members: &mut Vec<Member>, items: &[Item<'_>]) {
     switch(members, Acts::Selection, first, |b| b.channels = Channels::FirstLayer);
     let shapes = "a later call of the same layer and sizes gets the first one's answer";
     switch(members, Acts::Both, shapes, |b| b.answers_by_shape = true);
-    use Forgotten::{ByEachCall, Never, OtherBatch, SameBatch, SameLayer, Shorter};
+    use Forgotten::{Never, OtherBatch, SameBatch, SameLayer, Shorter};
     use Renewed::{BelowCallBefore, BeyondCallBefore, FirstBeyondCallBefore, LastQueries, Unseen};
     // Rules that these calls do not tell apart are one.
     let mut known = vec![Kept::fresh(items)];
     for renewed in [Unseen, BeyondCallBefore, FirstBeyondCallBefore, LastQueries, BelowCallBefore] {
-        for forgotten in [Never, ByEachCall, Shorter, SameBatch, OtherBatch, SameLayer] {
-            for by_layer in [true, false] {
-                let kept = Kept { by_layer, renewed, forgotten };
+        for forgotten in [Never, Shorter, SameBatch, OtherBatch, SameLayer] {
+            for which in 0..8 {
+                let (by_layer, truncated, dense_too) = (which & 4 == 0, which & 1 != 0, which & 2 == 0);
+                let kept = Kept { by_layer, renewed, forgotten, truncated, dense_too };
                 let sources = kept.of_all(items);
                 if !known.contains(&sources) {
                     label(members, Acts::Selection, LabelChange::Kept(kept));
@@ -491,7 +497,8 @@ fn ranking(members: &mut Vec<Member>, items: &[Item<'_>]) {
             row(members, RowChange::Pages(tile));
         }
     }
-    for bits in [8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 20, 24] {
+    row(members, RowChange::NegativeIsZero);
+    for bits in [24, 20, 19, 16, 15, 14, 13, 12, 11, 10, 9, 8] {
         row(members, RowChange::Coarse(bits));
     }
     for bits in [8, 9, 10, 11, 12, 16] {
@@ -536,14 +543,19 @@ fn attention(members: &mut Vec<Member>, items: &[Item<'_>]) {
     switch(members, Acts::Attention, all, |b| b.softmax_over_all = true);
     let nan = "rows that attend to nothing give NaN";
     switch(members, Acts::Attention, nan, |b| b.nan_in_empty_rows = true);
-    output(members, OutputChange::PadsReadLast);
+    for gathered in [false, true] {
+        output(members, OutputChange::PadsReadLast { gathered });
+    }
+    output(members, OutputChange::SoftmaxOverAll);
     output(members, OutputChange::HalvesAveraged);
     output(members, OutputChange::ValuesByKeyStride);
     for tile in powers(items, 2) {
         output(members, OutputChange::ZerosUpTo(tile));
         output(members, OutputChange::LastTileOnly(tile));
         output(members, OutputChange::FirstTileOnly(tile));
-        output(members, OutputChange::NanWithoutFirstTile(tile));
+        for additive in [true, false] {
+            output(members, OutputChange::NanWithoutFirstTile { tile, additive });
+        }
     }
     for cap in [1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0] {
         output(members, OutputChange::Capped(cap));

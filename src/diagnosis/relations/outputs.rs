@@ -14,6 +14,9 @@ use crate::cases::Answer;
 /// Attention over more numbers than this is not computed anew for rows that stand in for others.
 const MOST_NUMBERS: usize = 1 << 24;
 
+/// Logits that are lower than others by more than this have weights that f32 hardly holds.
+const FAR: f64 = 60.0;
+
 /// What the attention does otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum OutputChange {
@@ -23,8 +26,11 @@ pub(super) enum OutputChange {
     Folded,
     /// Queries are those of another place.
     Queries(LabelChange),
-    /// Each of H places that is not filled attends to the last key.
-    PadsReadLast,
+    /// Each of H places that is not filled attends to the last key, with its A and weight 1; or with its weight, where the mask
+    /// holds it, and otherwise without A.
+    PadsReadLast { gathered: bool },
+    /// The softmax runs over all keys; those attended to are divided by their weights, the others dropped.
+    SoftmaxOverAll,
     /// Keys of zeros after the last key, up to a multiple, take part.
     ZerosUpTo(usize),
     /// Only attended keys of the last tile count, where there is more than one.
@@ -33,8 +39,8 @@ pub(super) enum OutputChange {
     FirstTileOnly(usize),
     /// Attended keys of both halves of n count the same.
     HalvesAveraged,
-    /// NaN where no key of the first tile is attended to.
-    NanWithoutFirstTile(usize),
+    /// NaN where the mask holds no key of the first tile; with `additive` none that A leaves, either.
+    NanWithoutFirstTile { tile: usize, additive: bool },
     /// Values are addressed with rows of d numbers.
     ValuesByKeyStride,
     /// Logits before A are capped: c · tanh(w / c).
@@ -47,8 +53,15 @@ impl OutputChange {
             Self::Of(axis, map) => format!("{} gets the output of {}", axis.each(), map.words(axis)),
             Self::Folded => "entry 0 gets the output of the last entry, and the others are zeros".into(),
             Self::Queries(change) => format!("in the attention {}", change.words()),
-            Self::PadsReadLast => {
+            Self::PadsReadLast { gathered: false } => {
                 "each place of H that no key fills attends to the last key in the output".into()
+            }
+            Self::PadsReadLast { gathered: true } => {
+                "each place of H that no key fills attends to the last key in the output, without the additive mask"
+                    .into()
+            }
+            Self::SoftmaxOverAll => {
+                "the softmax runs over all keys, and those not attended to are dropped without renormalising".into()
             }
             Self::ZerosUpTo(tile) => format!(
                 "zeros beyond the last key, up to a multiple of {tile}, take part in the softmax with a logit of 0"
@@ -63,7 +76,7 @@ impl OutputChange {
                 "outputs of the first and the second half of the keys are averaged without their weights"
                     .into()
             }
-            Self::NanWithoutFirstTile(tile) => {
+            Self::NanWithoutFirstTile { tile, .. } => {
                 format!("the output is NaN where none of the first {tile} keys is attended to")
             }
             Self::ValuesByKeyStride => "values are read with rows of d numbers, where they have dv".into(),
@@ -100,7 +113,7 @@ impl OutputChange {
                 });
                 with_parts(&mut view, |parts| parts.q = q)?;
             }
-            Self::PadsReadLast => {
+            Self::PadsReadLast { gathered } => {
                 let wanted = prediction.wanted_keys.min(dims.keys);
                 let ranked = prediction.ranked.is_some();
                 let before = prediction.before.clone();
@@ -112,13 +125,19 @@ impl OutputChange {
                 };
                 let missing: Vec<usize> =
                     dims.rows().map(|row| wanted.saturating_sub(selected(&view, row))).collect();
+                if gathered && ranked {
+                    without_additive_at_last(&mut view, &missing)?;
+                }
                 reweigh(&mut view, |_, (b, head, i), key, weight| {
                     let missing = missing[(b * dims.heads + head) * dims.queries + i];
                     if !ranked || missing == 0 || key + 1 < dims.keys {
                         return weight;
                     }
-                    let own = if weight == 0.0 { 0.0 } else { 1.0 / weight };
-                    1.0 / (own + missing as f32)
+                    match (weight, gathered) {
+                        (0.0, _) => 1.0 / missing as f32,
+                        (weight, true) => weight / (1 + missing) as f32,
+                        (weight, false) => 1.0 / (1.0 / weight + missing as f32),
+                    }
                 })?;
             }
             Self::ZerosUpTo(tile) => add_zeros(&mut view, dims.keys.next_multiple_of(tile) - dims.keys)?,
@@ -130,11 +149,12 @@ impl OutputChange {
                 reweigh(&mut view, |_, _, key, weight| if key < tile { weight } else { 0.0 })?;
             }
             Self::HalvesAveraged => halves_averaged(&mut view)?,
-            Self::NanWithoutFirstTile(tile) => {
+            Self::SoftmaxOverAll => view = view.over_all(false).ok()?,
+            Self::NanWithoutFirstTile { tile, additive } => {
                 let attends = |view: &AttentionView, (b, head, i): Row| {
-                    let additive = view.inputs.additive(b, head, i);
-                    (0..tile.min(dims.keys))
-                        .any(|key| view.mask.attends(b, head, i, key) && additive.at(key) > f32::NEG_INFINITY)
+                    let left = view.inputs.additive(b, head, i);
+                    let counts = |key: usize| !additive || left.at(key) > f32::NEG_INFINITY;
+                    (0..tile.min(dims.keys)).any(|key| view.mask.attends(b, head, i, key) && counts(key))
                 };
                 view.nan = dims.rows().filter(|row| !attends(&view, *row)).collect();
             }
@@ -217,6 +237,22 @@ fn select(view: &mut AttentionView, axis: Axis, order: Vec<usize>) -> Option<()>
     Some(())
 }
 
+/// A of 0 at the last key in rows that miss keys and whose mask does not hold it.
+fn without_additive_at_last(view: &mut AttentionView, missing: &[usize]) -> Option<()> {
+    let dims = view.inputs.dims();
+    let last = dims.keys - 1;
+    let mut mask = explicit(&view.inputs, &dims);
+    for ((b, head, i), missing) in dims.rows().zip(missing) {
+        if *missing > 0 && !view.mask.attends(b, head, i, last) {
+            mask[[b, head, i, last]] = 0.0;
+        }
+    }
+    with_parts(view, |parts| {
+        parts.attention_mask = Some(mask);
+        parts.causal = false;
+    })
+}
+
 /// Keys of zeros, attended to, after the others.
 fn add_zeros(view: &mut AttentionView, more: usize) -> Option<()> {
     if more == 0 {
@@ -270,21 +306,52 @@ fn halves_averaged(view: &mut AttentionView) -> Option<()> {
     let dims = view.inputs.dims();
     let half = dims.keys / 2;
     let mut weights = view.mask.weights().clone();
+    let mut halved = Vec::new();
+    let (mut mask, mut raises) = (explicit(&view.inputs, &dims), false);
     for row @ (b, head, i) in dims.rows() {
         let (products, additive) = (products(&view.inputs, row), view.inputs.additive(b, head, i));
         let logit = |key: usize| products[key] + f64::from(additive.at(key));
-        let largest = view.mask.row(row).map(|(key, _)| logit(key)).fold(f64::NEG_INFINITY, f64::max);
+        let mut peaks = [f64::NEG_INFINITY; 2];
+        for (key, _) in view.mask.row(row) {
+            let peak = &mut peaks[usize::from(key >= half)];
+            *peak = peak.max(logit(key));
+        }
+        let largest = peaks[0].max(peaks[1]);
+        // A half that is far below the other is raised to it: its weights would be too small for their type.
+        let raised =
+            peaks.map(|peak| if peak.is_finite() && largest - peak > FAR { largest - peak } else { 0.0 });
         let mut sums = [0.0f64; 2];
-        let share = |key: usize, weight: f32| (logit(key) - largest).exp() / f64::from(weight);
+        let share = |key: usize, weight: f32| {
+            (logit(key) + raised[usize::from(key >= half)] - largest).exp() / f64::from(weight)
+        };
+        let (mut held, mut left) = ([false; 2], [false; 2]);
         for (key, weight) in view.mask.row(row) {
+            held[usize::from(key >= half)] = true;
+            left[usize::from(key >= half)] |= logit(key) > f64::NEG_INFINITY;
             sums[usize::from(key >= half)] += share(key, weight);
+        }
+        // The half of a row that attends to nothing that A leaves is zeros, which count.
+        if held == [true; 2] && left[0] != left[1] {
+            halved.push(row);
         }
         for (key, weight) in view.mask.row(row) {
             let sum = sums[usize::from(key >= half)];
             weights[[b, head, i, key]] = (f64::from(weight) * sum) as f32;
+            let raised = raised[usize::from(key >= half)];
+            if raised > 0.0 {
+                raises = true;
+                mask[[b, head, i, key]] = (f64::from(additive.at(key)) + raised) as f32;
+            }
         }
     }
+    if raises {
+        with_parts(view, |parts| {
+            parts.attention_mask = Some(mask);
+            parts.causal = false;
+        })?;
+    }
     view.mask = Mask::from_weights(weights, &dims).ok()?;
+    view.halved = halved;
     Some(())
 }
 

@@ -87,16 +87,19 @@ const FEATURES: &[Feature] = &[
     }),
 ];
 
+/// How many features that separate alike are looked at.
+const MOST_FEATURES: usize = 3;
+
 /// A rule that rests on fewer answers on either side says too little.
 const FEWEST: usize = 3;
 
 impl Restriction {
-    /// The first feature that separates calls which need a relation from those which contradict it.
-    pub(super) fn between(needing: &[&Item<'_>], contradicting: &[&Item<'_>]) -> Option<Self> {
+    /// The first features each of which separates calls that need a relation from those that contradict it.
+    pub(super) fn between(needing: &[&Item<'_>], contradicting: &[&Item<'_>]) -> Vec<Self> {
         if needing.len() < FEWEST || contradicting.len() < FEWEST {
-            return None;
+            return Vec::new();
         }
-        FEATURES.iter().find_map(|&feature| {
+        let separating = FEATURES.iter().filter_map(|&feature| {
             let of = |items: &[&Item<'_>]| items.iter().map(|item| (feature.of)(item)).collect::<Vec<_>>();
             let (needing, contradicting) = (of(needing), of(contradicting));
             let ends = |values: &[usize]| Some((*values.iter().min()?, *values.iter().max()?));
@@ -112,7 +115,8 @@ impl Restriction {
                 return None;
             };
             Some(Self { feature, rule })
-        })
+        });
+        separating.take(MOST_FEATURES).collect()
     }
 
     /// Whether a call is one where the relation acts.

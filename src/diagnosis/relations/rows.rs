@@ -17,6 +17,8 @@ pub(super) enum RowChange {
     EarlierOf(Axis, Map),
     /// P of any head excludes a key.
     EarlierOfAnyHead,
+    /// P of any of the heads that should share a selection excludes a key, where parts of them share one.
+    EarlierOfAllParts,
     /// A is added once, after the head rule, that of each head to its own row.
     AdditiveOnce {
         /// Whether P of the row's own head alone excludes keys.
@@ -32,6 +34,8 @@ pub(super) enum RowChange {
     EqualCollapse,
     /// Places up to a multiple, or a power of two where that is `None`, compete with a score of 0.
     Phantoms(Option<usize>),
+    /// Scores below 0 count as 0.
+    NegativeIsZero,
     /// Scores of this or less count as −∞.
     ExcludedBelow(f64),
     /// Each tile has at most so many of its keys selected.
@@ -221,6 +225,7 @@ impl RowChange {
             Self::EarlierOfAnyHead => {
                 "a key that the earlier mask of any head holds is no candidate in the others".into()
             }
+            Self::EarlierOfAllParts => "the earlier masks of all of them exclude keys".into(),
             Self::AdditiveOnce { .. } => "the additive mask is added once, after the head rule".into(),
             Self::Lost(lost) => lost.words(),
             Self::Forced(forced) => forced.words(),
@@ -238,6 +243,7 @@ impl RowChange {
             Self::Phantoms(Some(tile)) => {
                 format!("places beyond the last key, up to a multiple of {tile}, compete with a score of 0")
             }
+            Self::NegativeIsZero => "negative scores count as 0, and tie".into(),
             Self::ExcludedBelow(score) => format!("keys with scores of {score:.4} or less are no candidates"),
             Self::OfEachTile { tile, most } => {
                 format!("of each tile of {tile} keys at most {most} are selected")
@@ -285,6 +291,7 @@ impl RowChange {
                 | Self::EarlierOf(Axis::Head, _)
                 | Self::StaleThreshold
                 | Self::AdditiveOnce { .. }
+                | Self::Count(Counted::FilledUp)
         )
     }
 
@@ -303,6 +310,15 @@ impl RowChange {
             }
             Self::Coarse(bits) => each_score(row, |score| coarse(score, bits)),
             Self::EqualCollapse => collapse(row),
+            Self::NegativeIsZero => each_score(row, |score| match score {
+                Approximate::EXCLUDED => score,
+                score if score.low() >= 0.0 => score,
+                score => Approximate {
+                    may_be_minus_infinity: score.may_be_minus_infinity,
+                    may_be_plus_infinity: score.may_be_plus_infinity,
+                    ..Approximate::hull(score.low().max(0.0), score.high().max(0.0))
+                },
+            }),
             Self::ExcludedBelow(limit) => each_score(row, |score| {
                 if score.high() <= limit {
                     Approximate::EXCLUDED
@@ -532,25 +548,40 @@ fn leave(tile: &mut [Candidacy], most: usize) {
 
 /// Leaves the first `room` of the keys in the bin of the H-th score. Where bounds reach over a bin's edge a key may be lost.
 fn crowd(row: &mut [Candidacy], count: usize, bits: u32, room: usize) {
-    let mut scores: Vec<f64> = row.iter().filter_map(score_of).map(|score| score.value).collect();
+    let scores: Vec<Approximate> = row.iter().filter_map(score_of).collect();
     if scores.len() <= count || count == 0 {
         return;
     }
-    scores.sort_by(|a, b| b.total_cmp(a));
-    let bin = cut(scores[count - 1], bits);
-    let mut taken = 0;
+    // The bin of the H-th score, between the bin of the H-th lowest and that of the H-th highest that it may be.
+    let threshold = |of: fn(Approximate) -> f64| {
+        let mut ends: Vec<f64> = scores.iter().copied().map(of).collect();
+        ends.sort_by(|a, b| b.total_cmp(a));
+        cut(ends[count - 1], bits)
+    };
+    let (lowest, highest) = (threshold(Approximate::low), threshold(Approximate::high));
+    let (mut certain, mut possible) = (0, 0);
     for candidacy in row {
         let Some(score) = score_of(candidacy) else { continue };
         let (low, high) = (cut(score.low(), bits), cut(score.high(), bits));
-        if low == bin && high == bin {
-            taken += 1;
-            if taken > room {
-                *candidacy = Candidacy::Excluded;
-            }
-        } else if low <= bin && bin <= high {
-            taken += 1;
+        if low > highest {
+            continue;
+        }
+        // What is below the bin is never looked at: a row that loses keys holds fewer.
+        if high < lowest {
+            *candidacy = Candidacy::Excluded;
+            continue;
+        }
+        if low < lowest {
             may_be_excluded(candidacy);
         }
+        let is_certain = lowest == highest && low == lowest && high == lowest;
+        if is_certain && certain >= room {
+            *candidacy = Candidacy::Excluded;
+        } else if possible >= room {
+            may_be_excluded(candidacy);
+        }
+        certain += usize::from(is_certain);
+        possible += 1;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The search: changes one at a time, then two at a time, on the smallest failing answers first, within a time. What reproduces
 //! all that fails is held against everything that conforms; where it contradicts some of that, one feature may say where it acts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -10,7 +11,8 @@ use super::answers::{Item, items};
 use super::fits::{attention_of_relation_fits, selection_fits};
 use super::members;
 use super::restriction::Restriction;
-use super::{Acts, Member, Relation};
+use super::rows::RowChange;
+use super::{Acts, How, Member, Relation};
 use crate::behaviours::Behaviour;
 use crate::cases::RoundingModel;
 use crate::diagnosis::Seen;
@@ -47,6 +49,9 @@ pub struct Told {
     pub tried: usize,
     /// Whether the time for the search was over before all were.
     pub cut: bool,
+    /// Whether more answers would tell no more: one relation that acts everywhere, or none that reproduces what fails.
+    #[serde(skip)]
+    pub settled: bool,
 }
 
 impl Told {
@@ -93,7 +98,9 @@ pub fn explain(
     (time, pairs): (Duration, bool),
 ) -> Option<Told> {
     let items = items(seen, model)?;
-    let search = Search { items: &items, base, model, deadline: Instant::now() + time };
+    let deadline = Instant::now() + time;
+    let (proof_deadline, near) = (deadline + time, AtomicBool::new(false));
+    let search = Search { items: &items, base, model, deadline, proof_deadline, near };
     let members = members::all(&items);
     let fails = |acts: Acts| items.iter().filter(|item| !item.conforms(acts)).count();
     let (selection, attention) = (fails(Acts::Selection), fails(Acts::Attention));
@@ -136,8 +143,12 @@ pub fn explain(
             };
         }
     }
-    let words: Vec<String> = found.iter().map(Relation::words).collect();
-    let mut words = words.into_iter();
+    let settled = match found.as_slice() {
+        [] => !search.near.load(Ordering::Relaxed),
+        [one] => one.only.is_none(),
+        _ => false,
+    };
+    let mut words = without_implied(&found).into_iter();
     Some(Told {
         relation: words.next(),
         others: words.take(MOST_TOLD - 1).collect(),
@@ -146,7 +157,27 @@ pub fn explain(
         calls: items.len(),
         tried,
         cut: Instant::now() >= search.deadline,
+        settled,
     })
+}
+
+/// In words; of relations that differ in how coarse scores are, all of which reproduce everything, the least coarse is told.
+fn without_implied(found: &[Relation]) -> Vec<String> {
+    let mut coarse = false;
+    let mut words: Vec<String> = Vec::new();
+    for relation in found {
+        if relation.hows().any(|how| matches!(how, How::Row(RowChange::Coarse(_)))) {
+            if coarse {
+                continue;
+            }
+            coarse = true;
+        }
+        // Some differ in what the words leave out.
+        if !words.contains(&relation.words()) {
+            words.push(relation.words());
+        }
+    }
+    words
 }
 
 struct Search<'a> {
@@ -154,6 +185,9 @@ struct Search<'a> {
     base: Behaviour,
     model: RoundingModel,
     deadline: Instant,
+    proof_deadline: Instant,
+    /// Whether some relation reproduces all that fails and contradicts something else.
+    near: AtomicBool,
 }
 
 impl Item<'_> {
@@ -205,8 +239,9 @@ impl<'a> Search<'a> {
             .flat_map(|&part| self.failing(part).into_iter().map(move |item| (part, item)))
             .collect();
         let reproduces = |relation: &Relation| {
-            Instant::now() < self.deadline
-                && failing.iter().all(|(part, item)| self.fits(relation, item, *part))
+            failing
+                .iter()
+                .all(|(part, item)| Instant::now() < self.deadline && self.fits(relation, item, *part))
         };
         let fitting: Vec<Relation> = relations.into_par_iter().filter(reproduces).collect();
         let (mut everywhere, mut somewhere) = (Vec::new(), Vec::new());
@@ -219,22 +254,28 @@ impl<'a> Search<'a> {
             if !everywhere.is_empty() || !restricted {
                 continue;
             }
+            self.near.store(true, Ordering::Relaxed);
             let needing: Vec<&Item<'_>> = failing.iter().map(|(_, item)| *item).collect();
-            relation.only = Restriction::between(&needing, &contradicting);
-            if relation.only.is_some() && self.contradicting(&relation).is_empty() {
-                somewhere.push(relation);
+            for only in Restriction::between(&needing, &contradicting) {
+                relation.only = Some(only);
+                if self.contradicting(&relation).is_empty() {
+                    somewhere.push(relation.clone());
+                }
             }
         }
         if everywhere.is_empty() { somewhere } else { everywhere }
     }
 
-    /// Conforming answers that a relation does not give. All are tried, whatever time it takes: what is told was held against each.
+    /// Conforming answers that a relation does not give, or was not held against: what is told was held against each, for which
+    /// there is as much time again as for the search.
     fn contradicting(&self, relation: &Relation) -> Vec<&Item<'a>> {
         let parts: Vec<Acts> =
             [Acts::Selection, Acts::Attention].into_iter().filter(|part| relation.acts_on(*part)).collect();
         let gives = |item: &&Item<'a>| {
             let conforming = parts.iter().filter(|part| item.conforms(**part));
-            conforming.into_iter().any(|part| !self.fits(relation, item, *part))
+            conforming
+                .into_iter()
+                .any(|part| Instant::now() >= self.proof_deadline || !self.fits(relation, item, *part))
         };
         self.items.par_iter().filter(gives).collect()
     }

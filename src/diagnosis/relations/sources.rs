@@ -38,6 +38,10 @@ pub(super) struct Kept {
     pub renewed: Renewed,
     /// When old labels are forgotten.
     pub forgotten: Forgotten,
+    /// Whether a call forgets those beyond its own keys.
+    pub truncated: bool,
+    /// Whether calls whose mask is full without being ranked write labels as well.
+    pub dense_too: bool,
 }
 
 /// Which positions get new labels.
@@ -67,8 +71,6 @@ pub(super) enum Forgotten {
     SameBatch,
     /// By a call of the layer of the one before.
     SameLayer,
-    /// By any call but the one right before.
-    ByEachCall,
 }
 
 /// Where the label of a position comes from.
@@ -81,7 +83,7 @@ pub(super) enum Source {
 impl Kept {
     /// The sources of all positions of all calls.
     pub(super) fn of_all(self, items: &[Item<'_>]) -> Vec<Vec<Source>> {
-        items.iter().map(|item| self.sources(&item.observation.sequence.calls, item.index)).collect()
+        items.iter().map(|item| self.sources(&item.observation.sequence, item.index)).collect()
     }
 
     /// The same where every call has labels of its own.
@@ -90,11 +92,15 @@ impl Kept {
     }
 
     /// The source of each position of call `index`.
-    fn sources(self, calls: &[Call], index: usize) -> Vec<Source> {
+    fn sources(self, sequence: &Sequence, index: usize) -> Vec<Source> {
+        let calls = &sequence.calls;
         let mut slots: Vec<Source> = Vec::new();
         let mut before: Option<&Call> = None;
         for (at, call) in calls[..=index].iter().enumerate() {
             if self.by_layer && call.layer != calls[index].layer {
+                continue;
+            }
+            if !self.dense_too && at < index && !is_ranked(sequence, call) {
                 continue;
             }
             let dims = call.inputs.dims();
@@ -107,7 +113,6 @@ impl Kept {
                     Forgotten::OtherBatch => batch != other.batch,
                     Forgotten::SameBatch => batch == other.batch,
                     Forgotten::SameLayer => call.layer == before.layer,
-                    Forgotten::ByEachCall => false,
                 };
                 if forget || (other.heads, other.kv_heads) != (dims.heads, dims.kv_heads) {
                     slots.clear();
@@ -134,7 +139,7 @@ impl Kept {
                     *slot = Source::Zeros;
                 }
             }
-            if self.forgotten == Forgotten::ByEachCall {
+            if self.truncated {
                 slots.truncate(keys);
             }
             before = Some(call);
@@ -157,7 +162,7 @@ impl Kept {
             }
         };
         let until = match self.forgotten {
-            Forgotten::Never | Forgotten::ByEachCall => "",
+            Forgotten::Never => "",
             Forgotten::Shorter => ", until a call is shorter than the one before",
             Forgotten::OtherBatch => ", until the batch size changes",
             Forgotten::SameBatch => ", where the batch size differs from the call before",
@@ -215,7 +220,7 @@ impl LabelChange {
                 }
             }
             Self::Kept(kept) => {
-                let sources = kept.sources(&sequence.calls, index);
+                let sources = kept.sources(sequence, index);
                 let mut of_calls: Vec<Option<Vec<HeadLabels>>> = vec![None; index];
                 for (position, source) in sources.into_iter().enumerate() {
                     let call = match source {
@@ -272,8 +277,30 @@ impl LabelChange {
     }
 }
 
-/// The labels of a call, where it is ranked.
+/// Whether the mask of a call is made by ranking: it is not where it is full before.
+fn is_ranked(sequence: &Sequence, call: &Call) -> bool {
+    let (instance, dims) = (&sequence.instance, call.inputs.dims());
+    let short = instance.selection.dense_fallback
+        && dims.keys - dims.queries <= instance.selection.heavy_size.resolve(dims.keys);
+    !short
+        && !instance.dense_layers.contains(&call.layer)
+        && instance.before(call).is_ok_and(|before| !before.is_full())
+}
+
+/// The labels of a call, as if it were ranked.
 fn labels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Option<Vec<HeadLabels>> {
+    let mut changed;
+    let sequence = match is_ranked(sequence, &sequence.calls[index]) {
+        true => sequence,
+        false => {
+            changed = sequence.clone();
+            changed.instance.selection.dense_fallback = false;
+            changed.instance.dense_layers.clear();
+            changed.instance.earlier_maskers.clear();
+            changed.calls[index].previous = None;
+            &changed
+        }
+    };
     match predict(behaviour, sequence, index) {
         Outcome::Answered(prediction) => Some(prediction.ranked?.labels),
         _ => None,

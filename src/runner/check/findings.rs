@@ -23,6 +23,9 @@ use crate::verdicts::rows::compared_rows;
 /// What is said of the cause before everything was seen.
 const UNKNOWN_YET: &str = "Not known yet: causes are named at the end of the check.";
 
+/// How often more is asked to tell causes apart.
+const ROUNDS: u64 = 2;
+
 /// A counterexample of more numbers than this is shrunk again once its cause is known.
 const LARGE: usize = 32;
 
@@ -115,17 +118,19 @@ impl Run<'_> {
         if findings > 0 {
             (self.watch)(Event::Naming(findings));
         }
-        self.suspects.resolve(&mut self.report.findings);
-        let kept = self.suspects.kept();
-        // What conforms needs no explanation.
-        let reproduced = if self.report.findings.is_empty() { kept } else { self.suspects.reproduced() };
-        let explained = reproduced == kept;
-        (self.report.reproduced, self.report.explained) = (reproduced, explained);
-        // One fault that explains everything needs no relation, and in place of several there would have to be one.
-        let sought = !self.report.findings.is_empty() && (!explained || self.suspects.named() > 1);
-        let told = if sought { self.suspects.relation(self.probe_answers(), !explained) } else { None };
+        let (mut explained, mut told) = self.explain();
+        for round in 0..ROUNDS {
+            if self.is_settled(explained, told.as_ref()) || !self.sharpen(round) {
+                break;
+            }
+            let before = told.and_then(|told| told.relation);
+            (explained, told) = self.explain();
+            if before.is_some() && before == told.as_ref().and_then(|told| told.relation.clone()) {
+                break;
+            }
+        }
         if let Some(told) = told.clone().filter(|told| told.relation.is_some()) {
-            self.conclude_with(told, kept);
+            self.conclude_with(told);
             return;
         }
         if explained {
@@ -172,9 +177,32 @@ impl Run<'_> {
         self.add_what_is_apart();
     }
 
+    /// Names faults, and looks for a relation where they do not explain everything, or are several. Whether they do.
+    fn explain(&mut self) -> (bool, Option<Told>) {
+        self.suspects.resolve(&mut self.report.findings);
+        let kept = self.suspects.kept();
+        // What conforms needs no explanation.
+        let reproduced = if self.report.findings.is_empty() { kept } else { self.suspects.reproduced() };
+        let explained = reproduced == kept;
+        (self.report.reproduced, self.report.explained) = (reproduced, explained);
+        // One fault that explains everything needs no relation, and in place of several there would have to be one.
+        let sought = !self.report.findings.is_empty() && (!explained || self.suspects.named() > 1);
+        let told = if sought { self.suspects.relation(self.probe_answers(), !explained) } else { None };
+        (explained, told)
+    }
+
+    /// Whether more answers would tell no more of the cause.
+    fn is_settled(&self, explained: bool, told: Option<&Told>) -> bool {
+        let ambiguous = |finding: &Finding| self.suspects.ambiguous(&finding.faults).is_some();
+        match told {
+            Some(told) if told.relation.is_some() || !explained => told.settled,
+            _ => !(explained && self.report.findings.iter().any(ambiguous)),
+        }
+    }
+
     /// What was found has one cause, a relation: it is shown by the smallest example.
-    fn conclude_with(&mut self, told: Told, kept: usize) {
-        (self.report.reproduced, self.report.explained) = (kept, true);
+    fn conclude_with(&mut self, told: Told) {
+        (self.report.reproduced, self.report.explained) = (self.suspects.kept(), true);
         let findings = std::mem::take(&mut self.report.findings);
         let (after, sequences) = (
             findings.iter().map(|finding| finding.after).min(),

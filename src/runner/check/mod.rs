@@ -20,6 +20,7 @@ mod promises;
 mod repeats;
 mod report;
 mod run;
+mod sharpening;
 mod stage_promises;
 mod stages;
 mod state;

@@ -2,7 +2,6 @@
 //! and never as a finding.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use ndarray::{Array4, ArrayView1};
 use serde::Serialize;
@@ -149,9 +148,7 @@ impl Run<'_> {
     fn count(&mut self, promise: Promise, observation: &Observation, outcome: Outcome) {
         self.observe(promise, outcome.held, outcome.of);
         if let Some(broken) = outcome.broken.filter(|_| self.capabilities.promises(promise)) {
-            let thinking = Instant::now();
-            self.broken(promise, observation, broken);
-            self.thinking += thinking.elapsed();
+            self.think(|run| run.broken(promise, observation, broken));
         }
     }
 

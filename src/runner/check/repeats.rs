@@ -127,11 +127,14 @@ impl Run<'_> {
             finding.sequences += 1;
             return;
         }
-        let thinking = Instant::now();
-        if self.find_earlier(&other) {
-            self.thinking += thinking.elapsed();
-            return;
-        }
+        self.think(|run| {
+            if !run.find_earlier(&other) {
+                run.tell_not_repeatable(conforming, other);
+            }
+        });
+    }
+
+    fn tell_not_repeatable(&mut self, conforming: Option<Observation>, other: Observation) {
         let number = self.announce(&other, NOT_REPEATABLE);
         let model = self.report.model;
         let promised = self.capabilities.promises(Promise::Repeatable);
@@ -174,7 +177,6 @@ impl Run<'_> {
         (finding.tries, finding.shrinking_seconds, finding.shrunk) = (tries, seconds, finished);
         (self.watch)(Event::Shrunk(number, &finding));
         self.apart.push(finding);
-        self.thinking += thinking.elapsed();
     }
 
     /// Asks a sequence many times; answers are compared with `first`.

@@ -103,6 +103,13 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Does what is not asking or judging, and counts its time, that of work inside other work once.
+    pub(super) fn think(&mut self, work: impl FnOnce(&mut Self)) {
+        let (before, start) = (self.thinking, Instant::now());
+        work(self);
+        self.thinking = before + start.elapsed();
+    }
+
     /// The time spent on asking and judging, in seconds.
     pub(super) fn asking(&self) -> f64 {
         (self.start.elapsed() - self.thinking).as_secs_f64()
@@ -198,9 +205,7 @@ impl<'a> Run<'a> {
         }
         self.keep(observation.clone(), false);
         if !explained {
-            let thinking = Instant::now();
-            self.look_into(&observation, kind);
-            self.thinking += thinking.elapsed();
+            self.think(|run| run.look_into(&observation, kind));
         }
     }
 
@@ -276,18 +281,14 @@ impl<'a> Run<'a> {
             None => self.report.not_kept += 1,
             Some(false) => {}
             Some(true) => {
-                let thinking = Instant::now();
-                self.suspects.resolve(&mut self.report.findings);
-                self.thinking += thinking.elapsed();
+                self.think(|run| run.suspects.resolve(&mut run.report.findings));
             }
         }
     }
 
     pub(super) fn finish(mut self) -> Report {
         self.ask_waiting(true);
-        let thinking = Instant::now();
-        self.conclude();
-        self.thinking += thinking.elapsed();
+        self.think(Self::conclude);
         self.is_over();
         let (seconds, sequences_per_second) = (self.start.elapsed().as_secs_f64(), self.per_second());
         Report { seconds, sequences_per_second, ..self.report }

@@ -190,6 +190,16 @@ impl Suspects {
         self.seen.extend(near.into_iter().map(seen));
     }
 
+    /// Keeps what was asked to tell causes apart.
+    pub(super) fn keep_evidence(&mut self, observation: Observation, conforms: bool, after: usize) {
+        self.seen.push(Seen { observation, conforms, after, asked: false });
+    }
+
+    /// What fails.
+    pub(super) fn failing(&self) -> impl Iterator<Item = &Observation> {
+        self.seen.iter().filter(|seen| !seen.conforms).map(|seen| &seen.observation)
+    }
+
     /// Names faults anew, from all findings in order and everything seen.
     pub(super) fn resolve(&mut self, findings: &mut [Finding]) {
         self.named.clear();
@@ -249,9 +259,17 @@ impl Suspects {
     /// One relation, with `pairs` of two changes, that reproduces everything kept, and `more` answers; or what was ruled out.
     /// `None` where answers are of no use.
     pub(super) fn relation(&self, more: &[Seen], pairs: bool) -> Option<Told> {
+        if !self.may_name() {
+            return None;
+        }
         let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();
         let time = if pairs { MOST_TIME } else { MOST_TIME_IF_NAMED };
         relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (time, pairs))
+    }
+
+    /// Whether causes are looked for, and there is time for it.
+    pub(super) fn may_name(&self) -> bool {
+        !self.naming_left.is_zero()
     }
 
     /// Whether some faults were not tried for lack of time.
