@@ -37,12 +37,12 @@ fn values(draft: &Draft, of: impl Fn(usize) -> f32) -> Array4<f32> {
     Array4::from_shape_fn(shape, |(_, _, position, _)| of(position))
 }
 
-/// The factor is the logarithm of the odds, where nothing but two keys is attended to.
+/// The factor is the logarithm of the odds, where nothing but two keys is attended to. What is not above 0 is no factor.
 pub(super) fn tell_scale(measured: &[Measured]) -> Told {
     let mut told = Vec::new();
     for one in measured {
         let factors = one.found.iter().map(|found| match &found.shows {
-            Shown::Numbers(all) if all.first().is_some_and(|x| *x > 0.0 && *x < 1.0) => {
+            Shown::Numbers(all) if all.first().is_some_and(|x| *x > 0.50001 && *x < 1.0) => {
                 let x = all.first().map_or(0.5, |x| f64::from(*x));
                 format!("{:.4}", (x / (1.0 - x)).ln())
             }

@@ -115,7 +115,9 @@ impl OutputChange {
             }
             Self::PadsReadLast { gathered } => {
                 let wanted = prediction.wanted_keys.min(dims.keys);
-                let ranked = prediction.ranked.is_some();
+                // What gathers does not know that the mask was full before.
+                let full = gathered && prediction.before.is_full();
+                let ranked = prediction.ranked.is_some() || full;
                 let before = prediction.before.clone();
                 let selected = |view: &AttentionView, (b, head, i): Row| {
                     let new = |key: &usize| {
@@ -318,12 +320,11 @@ fn halves_averaged(view: &mut AttentionView) -> Option<()> {
         }
         let largest = peaks[0].max(peaks[1]);
         // A half that is far below the other is raised to it: its weights would be too small for their type.
-        let raised =
-            peaks.map(|peak| if peak.is_finite() && largest - peak > FAR { largest - peak } else { 0.0 });
+        let raised = peaks.map(|peak| peak.is_finite() && largest - peak > FAR);
+        let top = |half: usize| if raised[half] { peaks[half] } else { largest };
         let mut sums = [0.0f64; 2];
-        let share = |key: usize, weight: f32| {
-            (logit(key) + raised[usize::from(key >= half)] - largest).exp() / f64::from(weight)
-        };
+        let share =
+            |key: usize, weight: f32| (logit(key) - top(usize::from(key >= half))).exp() / f64::from(weight);
         let (mut held, mut left) = ([false; 2], [false; 2]);
         for (key, weight) in view.mask.row(row) {
             held[usize::from(key >= half)] = true;
@@ -337,10 +338,10 @@ fn halves_averaged(view: &mut AttentionView) -> Option<()> {
         for (key, weight) in view.mask.row(row) {
             let sum = sums[usize::from(key >= half)];
             weights[[b, head, i, key]] = (f64::from(weight) * sum) as f32;
-            let raised = raised[usize::from(key >= half)];
-            if raised > 0.0 {
+            let part = usize::from(key >= half);
+            if raised[part] {
                 raises = true;
-                mask[[b, head, i, key]] = (f64::from(additive.at(key)) + raised) as f32;
+                mask[[b, head, i, key]] = (logit(key) - peaks[part] + largest - products[key]) as f32;
             }
         }
     }
