@@ -205,7 +205,9 @@ impl Run<'_> {
         let inside_domain = !self.capabilities.domains.is_empty();
         for finding in &mut self.report.findings {
             finding.inside_domain = inside_domain;
-            attach_evidence(finding, model);
+            if finding.session.is_none() {
+                attach_evidence(finding, model);
+            }
         }
     }
 

@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
     }
 
     /// Sequences asked in a second, those that were compiled for not counted.
-    fn per_second(&self) -> f64 {
+    pub(super) fn per_second(&self) -> f64 {
         let (time, count) = self.compiling;
         (self.asked - count) as f64 / (self.asking() - time.as_secs_f64()).max(1e-9)
     }
@@ -248,7 +248,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn count_unusable(&mut self, time: Duration) {
+    pub(super) fn count_unusable(&mut self, time: Duration) {
         self.unusable.0 += time;
         self.unusable.1 += 1;
         let (most_time, fewest) = MOST_UNUSABLE;

@@ -1,0 +1,230 @@
+//! Sessions of subjects that offer them: random ones are asked, each is judged, and the first failure of each kind is shrunk. An
+//! attend that would diverge as a call, too, is looked into as one: then what is wrong has nothing to do with what was held.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Options;
+use super::events::{Event, Progress};
+use super::pace::Pace;
+use super::report::{Finding, SessionExample};
+use super::run::Run;
+use crate::cases::recipe::mix;
+use crate::cases::session_plan::session;
+use crate::cases::{Capabilities, Observation, Sequence, Session, SessionObservation};
+use crate::runner::shrink::sessions::shrink_session;
+use crate::subjects::{Reference, Subject, ask, ask_session, ask_session_until};
+use crate::verdicts::judge::{first_failure, judge_observation};
+use crate::verdicts::{StepFailure, judge_session};
+
+/// One session for so many random sequences, where their number is given.
+pub(super) const SEQUENCES_PER_SESSION: usize = 8;
+
+/// Seeds without a session, for each one with one, before the search for more is given up.
+const MOST_REJECTED: usize = 30;
+
+/// What was asked in sessions.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Sessions {
+    /// How many sessions.
+    pub asked: usize,
+    /// Sessions that conform.
+    pub conforming: usize,
+    /// Steps that were judged.
+    pub steps: usize,
+    /// Steps that had to be refused, and were.
+    pub refused: usize,
+    /// Rows that attended and were judged: queries of all requests.
+    pub rows: usize,
+}
+
+/// Random sessions in the order of a seed.
+pub(super) struct SessionDraws {
+    seed: u64,
+    tried: usize,
+    drawn: usize,
+}
+
+impl SessionDraws {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { seed: options.seed, tried: 0, drawn: 0 }
+    }
+
+    /// The next one that may be asked; `None` where there are hardly any.
+    fn next(&mut self, capabilities: &Capabilities) -> Option<Session> {
+        while self.tried <= MOST_REJECTED * (self.drawn + 10) {
+            let seed = mix(mix(self.seed ^ 0x5e55_1015).wrapping_add(self.tried as u64));
+            self.tried += 1;
+            if let Some(session) = session(capabilities, seed) {
+                self.drawn += 1;
+                let name = format!("random session {} of seed {}", self.tried, self.seed);
+                return Some(Session { name, ..session });
+            }
+        }
+        None
+    }
+}
+
+impl Run<'_> {
+    /// Whether sessions are asked. Each attend has shapes of its own, so that they are not where shapes are few.
+    pub(super) fn has_sessions(&self) -> bool {
+        self.capabilities.sessions && self.shapes.is_none()
+    }
+
+    /// So many sessions.
+    pub(super) fn ask_sessions(&mut self, count: usize, draws: &mut SessionDraws, done: f64) {
+        for _ in 0..count {
+            if self.is_over() {
+                return;
+            }
+            let Some(session) = draws.next(&self.capabilities) else { return self.no_sessions() };
+            self.session(&session, done);
+        }
+    }
+
+    /// As many as fit into the stage that has begun, at most a number.
+    pub(super) fn ask_sessions_for(&mut self, most: usize, draws: &mut SessionDraws, pace: &mut Pace) {
+        let asked = |run: &Self| run.report.sessions.map_or(0, |sessions| sessions.asked);
+        while asked(self) < most && !self.is_over() && pace.may_ask_usual(self.asking()) {
+            let Some(session) = draws.next(&self.capabilities) else { return self.no_sessions() };
+            let before = self.asking();
+            self.session(&session, pace.done(before));
+            pace.count(operations(&session), self.asking() - before, true);
+        }
+    }
+
+    fn no_sessions(&mut self) {
+        if self.report.sessions.is_some_and(|sessions| sessions.asked == 0) {
+            let found = "random sessions: found none that both the subject and the profile offer, expected at least 1";
+            self.report.bad_inputs.push(found.into());
+        }
+    }
+
+    /// A bundled session, where it may be asked.
+    pub(super) fn golden_session(&mut self, session: &Session) {
+        self.report.coverage.goldens += 1;
+        if self.has_sessions() && self.capabilities.offers_session(session) {
+            self.report.goldens += 1;
+            self.session(session, 1.0);
+        } else {
+            *self.report.left_out.entry(crate::cases::capabilities::SESSIONS.into()).or_default() += 1;
+        }
+    }
+
+    /// Asks a session, judges and counts it, and looks into a failure of a new kind.
+    pub(super) fn session(&mut self, session: &Session, done: f64) {
+        let (asked, findings) = (self.asked, self.findings());
+        let keys = session.opening.capacity;
+        let per_second = self.per_second();
+        (self.watch)(Event::Asking(Progress { done, asked, per_second, keys, findings }));
+        self.asked += 1;
+        let asking = Instant::now();
+        let observation = ask_session(self.subject, session);
+        let verdict = judge_session(&observation, self.report.model);
+        let counts = self.report.sessions.get_or_insert_default();
+        counts.asked += 1;
+        counts.steps += verdict.steps;
+        counts.refused += verdict.refused;
+        counts.rows += verdict.rows;
+        self.report.sharpness.add(&verdict.sharpness);
+        let Some(failure) = verdict.failure else {
+            counts.conforming += 1;
+            return;
+        };
+        if matches!(failure.verdict, crate::verdicts::Verdict::Failed(_)) {
+            self.count_unusable(asking.elapsed());
+        }
+        if let Some(alone) = self.as_call(session, &failure) {
+            return self.sequence(&alone, done);
+        }
+        self.report.diverged += 1;
+        let thinking = Instant::now();
+        self.find_session(observation, &failure);
+        self.thinking += thinking.elapsed();
+    }
+
+    /// The failing attend as a call of its own, if that diverges, too.
+    fn as_call(&mut self, session: &Session, failure: &StepFailure) -> Option<Sequence> {
+        let (name, instance) = (format!("a call of {}", session.name), session.instance.clone());
+        let sequence = Sequence { name, instance, calls: vec![failure.call.clone()?] };
+        if !self.capabilities.offers_all(&sequence) {
+            return None;
+        }
+        let observation = ask(self.subject, &sequence);
+        first_failure(&judge_observation(&observation, self.report.model)).map(|_| sequence)
+    }
+
+    fn find_session(&mut self, observation: SessionObservation, failure: &StepFailure) {
+        let Some(kind) = failure.verdict.kind() else { return };
+        let known = |finding: &&mut Finding| finding.session.is_some() && finding.kind == kind;
+        if let Some(finding) = self.apart.iter_mut().find(known) {
+            finding.sequences += 1;
+            return;
+        }
+        let (name, model) = (observation.session.name.clone(), self.report.model);
+        let number = self.findings() + 1;
+        let found = self.session_finding(&name, observation.clone());
+        (self.watch)(Event::Found(number, &found));
+        let limits = self.limits();
+        let deadline = limits.deadline();
+        let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
+        let mut fails = |candidate: &Session| {
+            tries += 1;
+            watch(Event::Shrinking(number, tries));
+            let observation = ask_session_until(subject, candidate, deadline);
+            let failure = judge_session(&observation, model).failure;
+            failure.is_some_and(|failure| {
+                failure.verdict.kind() == Some(kind) && !fails_as_call(subject, candidate, &failure, model)
+            })
+        };
+        let shrunk = shrink_session(observation.session.clone(), limits, &self.capabilities, &mut fails);
+        self.has_shrunk(shrunk.seconds);
+        let mut observation_of_it = ask_session(self.subject, &shrunk.session);
+        if judge_session(&observation_of_it, model).conforms() {
+            observation_of_it = observation;
+        }
+        let mut finding = self.session_finding(&name, observation_of_it);
+        (finding.tries, finding.shrinking_seconds, finding.shrunk) =
+            (shrunk.tries, shrunk.seconds, shrunk.finished);
+        (self.watch)(Event::Shrunk(number, &finding));
+        self.apart.push(finding);
+    }
+
+    fn session_finding(&self, first_seen: &str, observation: SessionObservation) -> Finding {
+        let verdict = judge_session(&observation, self.report.model);
+        let call = verdict.failure.as_ref().and_then(|failure| failure.call.as_ref());
+        let reference = call.map(|call| {
+            let mut reference = Reference::default();
+            reference.configure(&observation.session.instance).and_then(|()| reference.call(call))
+        });
+        let without_calls = Observation::without_calls(first_seen.to_owned());
+        let mut finding = Finding::new(without_calls, self.asked, Vec::new(), self.report.model);
+        finding.kind = verdict.kind().unwrap_or("conforms when asked again");
+        finding.explanations =
+            verdict.failure.iter().flat_map(|failure| failure.verdict.explanations()).collect();
+        finding.sentence = "Unknown: as a call of its own it conforms, so what is held is wrong.".into();
+        let session = &observation.session;
+        finding.size = super::Size::of_session(session);
+        finding.session = Some(SessionExample { observation, failure: verdict.failure, reference });
+        finding
+    }
+}
+
+/// Whether the attend that fails diverges as a call of its own, too.
+fn fails_as_call(
+    subject: &mut dyn Subject,
+    session: &Session,
+    failure: &StepFailure,
+    model: crate::cases::RoundingModel,
+) -> bool {
+    let Some(call) = failure.call.clone() else { return false };
+    let sequence =
+        Sequence { name: session.name.clone(), instance: session.instance.clone(), calls: vec![call] };
+    first_failure(&judge_observation(&ask(subject, &sequence), model)).is_some()
+}
+
+fn operations(session: &Session) -> usize {
+    let open = &session.opening;
+    session.queries() * open.heads * open.capacity * open.head_dim.max(open.value_dim)
+}

@@ -1,0 +1,303 @@
+//! Sessions of serving engines (SPEC §2.14): what random ones hold, that right subjects conform, that files keep them, and that what
+//! must be refused is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use doublecheck::behaviours::CACHE_FAULTS;
+use doublecheck::cases::session_plan::session;
+use doublecheck::cases::{
+    Capabilities, CaseFile, Feature, Held, Outcome, Reader, Session, Step, session_file,
+};
+use doublecheck::runner::check::{Options, Size, check};
+use doublecheck::runner::shrink::Limits;
+use doublecheck::runner::shrink::sessions::shrink_session;
+use doublecheck::subjects::{PagedEngine, Reference, Subject, ask_session};
+use doublecheck::verdicts::judge_session;
+
+fn offering() -> Capabilities {
+    Reference::default().capabilities()
+}
+
+fn sessions(capabilities: &Capabilities, count: u64) -> Vec<Session> {
+    let sessions: Vec<Session> = (0..count).filter_map(|seed| session(capabilities, seed)).collect();
+    assert!(10 * sessions.len() as u64 > 8 * count, "{} of {count} seeds have a session", sessions.len());
+    sessions
+}
+
+/// What happens in a session, by name.
+fn events(session: &Session) -> BTreeSet<String> {
+    let page = session.opening.page_size;
+    let mut held = Held::new(&session.opening);
+    let mut found = BTreeSet::new();
+    let mut add = |name: &str| {
+        found.insert(name.to_owned());
+    };
+    let mut freed: Vec<usize> = Vec::new();
+    let mut begun: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut truncated: BTreeMap<usize, usize> = BTreeMap::new();
+    // Of forks: the other one, the length, and how many attends there were since.
+    let mut forks: Vec<(usize, usize, usize)> = Vec::new();
+    let (mut was_full, mut was_refused) = (false, false);
+    let mut last_batch: Option<Vec<usize>> = None;
+    add(&format!("layers {}", session.opening.layers.len()));
+    for step in &session.steps {
+        let outcome = held.outcome(step);
+        assert_ne!(outcome, Outcome::Either);
+        let done = outcome == Outcome::Done;
+        if let Outcome::Refused(errors) = &outcome {
+            errors.iter().for_each(|error| add(&format!("refused {} of {}", error.kind(), step.name())));
+            was_refused |= errors.iter().any(|error| error.kind() == "capacity");
+        }
+        match step {
+            Step::Append { layer, parts, .. } if done => {
+                for &(request, count) in parts {
+                    let before = held.tokens(request, *layer).len();
+                    let after = before + count;
+                    if before == 0 && *layer == session.opening.layers[0] {
+                        begun.insert(request, count);
+                        for &old in &freed {
+                            add(match count.cmp(&old) {
+                                std::cmp::Ordering::Less => "room taken by a shorter request",
+                                std::cmp::Ordering::Equal => "room taken by one as long",
+                                std::cmp::Ordering::Greater => "room taken by a longer one",
+                            });
+                        }
+                        freed.clear();
+                    } else if count > 1 {
+                        add("a later chunk");
+                    }
+                    for (name, size) in [("page", page), ("tile", 16), ("tile", 32), ("tile", 64)] {
+                        for (edge, length) in [("- 1", size - 1), ("", size), ("+ 1", size + 1)] {
+                            if count == length && length > 1 {
+                                add(&format!("a chunk of a {name} {edge}"));
+                            }
+                            if after == length && after > 1 {
+                                add(&format!("as long as a {name} {edge}"));
+                            }
+                        }
+                    }
+                    if count == 1 {
+                        add("one key");
+                    }
+                    if let Some(kept) = truncated.remove(&request) {
+                        add("grown again after a truncate");
+                        if kept.is_multiple_of(page) {
+                            add("grown again from the edge of a page");
+                        }
+                    }
+                    for &(other, length, attends) in &forks {
+                        if request == other {
+                            add(if attends == 0 { "diverges at once" } else { "diverges later" });
+                            if length % page > 0 && page > 1 {
+                                add("diverges within a page");
+                            }
+                        }
+                    }
+                }
+                if parts.len() > 1 {
+                    add("several requests appended together");
+                }
+                if was_refused {
+                    add("appended after a refusal for room");
+                }
+            }
+            Step::Attend { parts, .. } if done => {
+                forks.iter_mut().for_each(|(_, _, attends)| *attends += 1);
+                let batch: Vec<usize> = parts.iter().map(|(request, _)| *request).collect();
+                add(&format!("batch {}", batch.len()));
+                if batch.windows(2).any(|pair| pair[0] > pair[1]) {
+                    add("not in the order of numbers");
+                }
+                if let Some(last) = &last_batch {
+                    let same: BTreeSet<_> = batch.iter().collect();
+                    if last.len() != batch.len() {
+                        add("a batch of another size");
+                    } else if *last != batch && last.iter().collect::<BTreeSet<_>>() == same {
+                        add("the same batch in another order");
+                    }
+                }
+                last_batch = Some(batch);
+                if parts.iter().any(|(_, count)| *count > 1) {
+                    add("several queries");
+                }
+                let counts: BTreeSet<_> = parts.iter().map(|(_, count)| count).collect();
+                if counts.len() > 1 {
+                    add("unequal numbers of queries");
+                }
+            }
+            &Step::Fork { from, to, length } if done => {
+                if length.is_multiple_of(page) {
+                    add("forked at the edge of a page");
+                }
+                if length < held.length(from) {
+                    add("forked before the end");
+                }
+                forks.extend([(from, length, 0), (to, length, 0)]);
+            }
+            &Step::Truncate { request, length } if done => {
+                truncated.insert(request, length);
+                if length.is_multiple_of(page) {
+                    add("truncated to the edge of a page");
+                }
+            }
+            Step::Free { request } if done => freed.push(held.length(*request)),
+            _ => {}
+        }
+        if done {
+            held.apply(step);
+        }
+        let pages: usize = held.requests().map(|request| held.length(request).div_ceil(page)).sum();
+        if pages * page == session.opening.capacity {
+            add("full");
+            was_full = true;
+        } else if was_full {
+            add("room again");
+        }
+        let requests = held.requests().count();
+        add(&format!("requests {requests}"));
+    }
+    found
+}
+
+#[test]
+fn random_sessions_hold_what_breaks_caches() {
+    let sessions = sessions(&offering(), 1000);
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for session in &sessions {
+        assert!(offering().offers_session(session), "{}", session.name);
+        events(session).into_iter().for_each(|event| *counts.entry(event).or_default() += 1);
+    }
+    println!("{counts:#?}");
+    let mut expected: Vec<String> = (1..=4).map(|layers| format!("layers {layers}")).collect();
+    expected.extend((1..=8).map(|count| format!("requests {count}")));
+    expected.extend((1..=8).map(|count| format!("batch {count}")));
+    for size in ["page", "tile"] {
+        expected.extend(["- 1", "", "+ 1"].map(|edge| format!("a chunk of a {size} {edge}")));
+        expected.extend(["- 1", "", "+ 1"].map(|edge| format!("as long as a {size} {edge}")));
+    }
+    let refused = [
+        "request of attend",
+        "request of truncate",
+        "request of free",
+        "request of fork",
+        "length of fork",
+        "length of truncate",
+        "length of attend",
+        "capacity of append",
+        "missing_layer of append",
+        "shape of append",
+    ];
+    expected.extend(refused.map(|refusal| format!("refused {refusal}")));
+    let others = [
+        "one key",
+        "a later chunk",
+        "several queries",
+        "unequal numbers of queries",
+        "several requests appended together",
+        "not in the order of numbers",
+        "a batch of another size",
+        "the same batch in another order",
+        "room taken by a shorter request",
+        "room taken by one as long",
+        "room taken by a longer one",
+        "grown again after a truncate",
+        "grown again from the edge of a page",
+        "truncated to the edge of a page",
+        "forked at the edge of a page",
+        "forked before the end",
+        "diverges at once",
+        "diverges later",
+        "diverges within a page",
+        "full",
+        "room again",
+        "appended after a refusal for room",
+    ];
+    expected.extend(others.map(str::to_owned));
+    for name in expected {
+        let count = counts.get(&name).copied().unwrap_or(0);
+        assert!(100 * count >= sessions.len(), "{name:?} in {count} of {} sessions", sessions.len());
+    }
+}
+
+#[test]
+fn the_reference_conforms_in_sessions() {
+    let model = Reference::default().rounding_model();
+    let (mut rows, mut refused) = (0, 0);
+    for session in sessions(&offering(), 150) {
+        let verdict = judge_session(&ask_session(&mut Reference::default(), &session), model);
+        assert!(verdict.conforms(), "{}: {:?}", session.name, verdict.failure);
+        rows += verdict.rows;
+        refused += verdict.refused;
+    }
+    assert!(rows > 5000 && refused > 100, "{rows} rows, {refused} refused");
+}
+
+#[test]
+fn files_keep_sessions() {
+    for session in sessions(&offering(), 60) {
+        let bytes = session_file::to_bytes(&session, "a test");
+        let Ok(CaseFile::Session(stored)) = Reader::default().parse(&bytes, &session.name) else { panic!() };
+        assert_eq!(stored.session, session);
+        assert_eq!(stored.source, "a test");
+    }
+}
+
+#[test]
+fn what_is_lacked_is_not_asked() {
+    let lacks = [
+        Feature::Refusals,
+        Feature::Batch,
+        Feature::ManyQueries,
+        Feature::GroupedHeads,
+        Feature::EarlierMaskers,
+        Feature::DenseLayers,
+    ];
+    let capabilities = Capabilities { lacks: lacks.into(), ..offering() };
+    for session in sessions(&capabilities, 60) {
+        assert!(session.outcomes().unwrap().iter().all(|outcome| *outcome == Outcome::Done));
+        let one = |step: &Step| match step {
+            Step::Append { parts, .. } => parts.len() == 1,
+            Step::Attend { parts, .. } => parts.len() == 1 && parts[0].1 == 1,
+            _ => true,
+        };
+        assert!(session.steps.iter().all(one), "{}", session.name);
+        assert!(session.queries() > 0);
+    }
+}
+
+#[test]
+fn faults_of_what_is_held_are_caught_and_shrunk() {
+    let right =
+        check(&mut PagedEngine::new(None), &Options { cases: 800, probes: false, ..Options::default() });
+    assert!(right.conforms(), "{right}");
+    for fault in CACHE_FAULTS {
+        let mut subject = PagedEngine::new(Some(fault));
+        let capabilities = subject.capabilities();
+        let model = subject.rounding_model();
+        let mut caught = None;
+        for seed in 0..2000 {
+            let Some(session) = session(&capabilities, seed) else { continue };
+            let verdict = judge_session(&ask_session(&mut subject, &session), model);
+            if let Some(kind) = verdict.kind() {
+                caught = Some((seed, kind, session));
+                break;
+            }
+        }
+        let Some((seed, kind, session)) = caught else {
+            println!("{}: NOT CAUGHT", fault.name);
+            continue;
+        };
+        let mut fails = |session: &Session| {
+            judge_session(&ask_session(&mut subject, session), model).kind() == Some(kind)
+        };
+        let shrunk = shrink_session(session, Limits::default(), &capabilities, &mut fails);
+        let size = Size::of_session(&shrunk.session);
+        println!(
+            "{}: {} {kind}, {size}, {} tries {:.1} s",
+            fault.name,
+            seed + 1,
+            shrunk.tries,
+            shrunk.seconds
+        );
+    }
+}
