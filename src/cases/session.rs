@@ -32,7 +32,7 @@ pub struct Opening {
     /// The type of q, k and v.
     pub dtype: Storage,
     /// Factor of q·k in the attention; `None` means 1 / √d.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<f64>,
 }
 
@@ -217,6 +217,11 @@ impl Held {
     /// Nothing yet.
     pub fn new(opening: &Opening) -> Self {
         Self { opening: opening.clone(), requests: BTreeMap::new() }
+    }
+
+    /// How the session was opened.
+    pub fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     /// The requests that are known, ascending.
