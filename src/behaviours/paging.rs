@@ -599,14 +599,7 @@ impl Paged {
             && let Some(&page) = own.pages.first()
             && self.shared[page] == 0
         {
-            self.free.insert(0, page);
-            self.free.retain({
-                let mut seen = 0;
-                move |&other| {
-                    seen += usize::from(other == page);
-                    other != page || seen <= 2
-                }
-            });
+            self.free.push(page);
         }
         if self.is(Kind::FreesAnother) {
             let last = self.requests.values().max_by_key(|request| request.begun);

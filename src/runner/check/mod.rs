@@ -40,7 +40,7 @@ pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Like, Report, ReportedStages, SessionExample, Size, StageExample};
 use self::run::Run;
-pub use self::sessions::Sessions;
+pub use self::sessions::{Sessions, check_sessions};
 pub use self::state::Needs;
 use super::shrink::Limits;
 #[cfg(feature = "files")]

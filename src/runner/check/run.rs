@@ -12,7 +12,7 @@ use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, Shape};
+use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, SessionObservation, Shape};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -57,6 +57,8 @@ pub(super) struct Run<'a> {
     pub(super) recent: VecDeque<Sequence>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
+    /// Sessions kept for diagnosis, each up to the first step that fails.
+    pub(super) kept_sessions: Vec<SessionObservation>,
     start: Instant,
     /// Time spent on shrinking and diagnosis.
     pub(super) thinking: Duration,
@@ -97,6 +99,7 @@ impl<'a> Run<'a> {
             asked_calls: AskedCalls::default(),
             recent: VecDeque::new(),
             apart: Vec::new(),
+            kept_sessions: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),

@@ -8,11 +8,13 @@ use serde::Serialize;
 use super::Options;
 use super::events::{Event, Progress};
 use super::pace::Pace;
-use super::report::{Finding, SessionExample};
+use super::report::{Finding, Like, Report, SessionExample};
 use super::run::Run;
+use crate::behaviours::CacheFault;
 use crate::cases::recipe::mix;
 use crate::cases::session_plan::session;
 use crate::cases::{Capabilities, Observation, Sequence, Session, SessionObservation};
+use crate::diagnosis::cache::explaining;
 use crate::runner::shrink::sessions::shrink_session;
 use crate::subjects::{Reference, Subject, ask, ask_session, ask_session_until};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -23,6 +25,12 @@ pub(super) const SEQUENCES_PER_SESSION: usize = 8;
 
 /// Seeds without a session, for each one with one, before the search for more is given up.
 const MOST_REJECTED: usize = 30;
+
+/// The most sessions kept for diagnosis.
+const MOST_KEPT: usize = 128;
+
+/// The section that a fault of what is held goes against.
+const ROW: &str = "§2.14";
 
 /// What was asked in sessions.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -64,6 +72,18 @@ impl SessionDraws {
         }
         None
     }
+}
+
+/// Checks a subject in random sessions alone, as many as `options` say cases.
+pub fn check_sessions(
+    subject: &mut dyn Subject,
+    options: &Options,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Report {
+    let mut run = Run::new(subject, options, watch);
+    run.report.sessions = Some(Sessions::default());
+    run.ask_sessions(options.cases, &mut SessionDraws::new(options), 0.0);
+    run.finish()
 }
 
 impl Run<'_> {
@@ -130,6 +150,7 @@ impl Run<'_> {
         self.report.sharpness.add(&verdict.sharpness);
         let Some(failure) = verdict.failure else {
             counts.conforming += 1;
+            self.keep_session(observation);
             return;
         };
         if matches!(failure.verdict, crate::verdicts::Verdict::Failed(_)) {
@@ -140,6 +161,7 @@ impl Run<'_> {
         }
         self.report.diverged += 1;
         let thinking = Instant::now();
+        self.keep_session(up_to(&observation, failure.step));
         self.find_session(observation, &failure);
         self.thinking += thinking.elapsed();
     }
@@ -153,6 +175,57 @@ impl Run<'_> {
         }
         let observation = ask(self.subject, &sequence);
         first_failure(&judge_observation(&observation, self.report.model)).map(|_| sequence)
+    }
+
+    /// Keeps a session for diagnosis, while there are few.
+    fn keep_session(&mut self, observation: SessionObservation) {
+        if self.kept_sessions.len() < MOST_KEPT {
+            self.kept_sessions.push(observation);
+        }
+    }
+
+    /// Names the fault of what is held that reproduces every session kept; then all that was found in sessions is one finding.
+    pub(super) fn explain_sessions(&mut self) {
+        let (mut found, others): (Vec<Finding>, Vec<Finding>) =
+            std::mem::take(&mut self.apart).into_iter().partition(|finding| finding.session.is_some());
+        self.apart = others;
+        let examples = found.iter().filter_map(|finding| finding.session.as_ref());
+        let shown = examples.map(|example| {
+            up_to(&example.observation, example.failure.as_ref().and_then(|failure| failure.step))
+        });
+        let seen: Vec<SessionObservation> = self.kept_sessions.iter().cloned().chain(shown).collect();
+        if found.is_empty() {
+            return;
+        }
+        let explaining = explaining(&seen, self.report.model);
+        let words = |fault: &CacheFault| format!("{} ({}, {ROW})", fault.sentence, fault.name);
+        let Some((&first, rest)) = explaining.split_first() else {
+            self.apart.append(&mut found);
+            return;
+        };
+        found.sort_by_key(|finding| (finding.size.calls, finding.size.keys));
+        let mut found = found.into_iter();
+        let Some(mut smallest) = found.next() else { return };
+        smallest.sentence = words(first);
+        match rest {
+            [] => (smallest.diagnosis, smallest.rows) = (vec![first.name], vec![ROW]),
+            rest => {
+                let others: Vec<String> = rest.iter().map(|fault| words(fault)).collect();
+                smallest.sentence = format!(
+                    "One of {} that these answers do not tell apart: {} Or: {}",
+                    explaining.len(),
+                    words(first),
+                    others.join(" Or: ")
+                );
+            }
+        }
+        for finding in found {
+            smallest.sequences += finding.sequences;
+            smallest.after = smallest.after.min(finding.after);
+            let explanation = finding.explanations.first().cloned().unwrap_or_default();
+            smallest.more.push(Like { kind: finding.kind, sequences: finding.sequences, explanation });
+        }
+        self.apart.push(smallest);
     }
 
     fn find_session(&mut self, observation: SessionObservation, failure: &StepFailure) {
@@ -203,12 +276,21 @@ impl Run<'_> {
         finding.kind = verdict.kind().unwrap_or("conforms when asked again");
         finding.explanations =
             verdict.failure.iter().flat_map(|failure| failure.verdict.explanations()).collect();
-        finding.sentence = "Unknown: as a call of its own it conforms, so what is held is wrong.".into();
+        finding.sentence = "Unknown: asked as a call it conforms, so what is held is wrong, but no named fault reproduces every answer.".into();
         let session = &observation.session;
         finding.size = super::Size::of_session(session);
         finding.session = Some(SessionExample { observation, failure: verdict.failure, reference });
         finding
     }
+}
+
+/// An observation up to the step that fails: after it nothing is known of what is held.
+fn up_to(observation: &SessionObservation, step: Option<usize>) -> SessionObservation {
+    let mut observation = observation.clone();
+    let count = step.map_or(0, |step| step + 1);
+    observation.session.steps.truncate(count);
+    observation.answers.truncate(count);
+    observation
 }
 
 /// Whether the attend that fails diverges as a call of its own, too.

@@ -150,6 +150,12 @@ impl Search<'_, Session> {
         let mut changed = self.bisect(steps, 4, &[&without_steps, &repaired_without_steps]);
         changed |= self.drop_each(|session| session.requests().len(), without_requests);
         changed |= self.drop_each(|session| session.opening.layers.len(), without_layers);
+        changed |= self.drop_each(
+            |session| session.opening.layers.len(),
+            |session, start, end| without_layers(session, start, end).map(repaired),
+        );
+        changed |= self.fewer_requests();
+        changed |= self.drop_each(longest, without_positions);
         changed |= self.drop_each(steps, without_steps);
         changed |= self.drop_each(steps, repaired_without_steps);
         for rows in [Rows::Keys, Rows::Queries] {
@@ -165,6 +171,20 @@ impl Search<'_, Session> {
         changed |= self.smaller_pages();
         let renumbered = renumbered(&self.current);
         changed | self.accept(Some(renumbered))
+    }
+
+    /// One request in place of two.
+    fn fewer_requests(&mut self) -> bool {
+        let mut changed = false;
+        for old in self.current.requests() {
+            for new in self.current.requests() {
+                if new < old && self.accept(Some(renamed(&self.current, old, new))) {
+                    changed = true;
+                    break;
+                }
+            }
+        }
+        changed
     }
 
     /// Shorter forks and truncates.
@@ -267,7 +287,54 @@ fn without_layers(session: &Session, start: usize, end: usize) -> Option<Session
     let mut changed = session.clone();
     let dropped: Vec<usize> = changed.opening.layers.drain(start..end).collect();
     changed.steps.retain(|step| step.layer().is_none_or(|layer| !dropped.contains(&layer)));
-    (!changed.opening.layers.is_empty()).then(|| repaired(changed))
+    (!changed.opening.layers.is_empty() && !changed.steps.is_empty()).then_some(changed)
+}
+
+/// The most keys that a request ever has.
+fn longest(session: &Session) -> usize {
+    let mut held = Held::new(&session.opening);
+    let mut most = 0;
+    for step in &session.steps {
+        if held.outcome(step) == Outcome::Done {
+            held.apply(step);
+        }
+        most = step.requests().iter().map(|&request| held.length(request)).max().unwrap_or(0).max(most);
+    }
+    most
+}
+
+/// Without the keys at some positions of every request, so that lengths keep their order.
+fn without_positions(session: &Session, start: usize, end: usize) -> Option<Session> {
+    let mut held = Held::new(&session.opening);
+    let mut positions = Vec::new();
+    let mut changed = session.clone();
+    for (step, changed) in session.steps.iter().zip(&mut changed.steps) {
+        match (step, changed) {
+            (Step::Append { layer, parts, .. }, _) => {
+                for &(request, count) in parts {
+                    let first = held.tokens(request, *layer).len();
+                    positions.extend(first..first + count);
+                }
+            }
+            (_, Step::Fork { length, .. } | Step::Truncate { length, .. }) => {
+                *length -= end.min(*length).saturating_sub(start);
+            }
+            _ => {}
+        }
+        if held.outcome(step) == Outcome::Done {
+            held.apply(step);
+        }
+    }
+    if positions.len() != Rows::Keys.count(session) {
+        return None;
+    }
+    let changed = Rows::Keys.with(&changed, |_, row| !(start..end).contains(&positions[row]));
+    (!changed.steps.is_empty()).then(|| repaired(changed))
+}
+
+/// With one request's number for another's.
+fn renamed(session: &Session, old: usize, new: usize) -> Session {
+    with_numbers(session, |request| if request == old { new } else { request })
 }
 
 /// The packed rows of one kind, counted through all steps.
@@ -396,8 +463,12 @@ fn renumbered(session: &Session) -> Session {
         let next = numbers.len() + 1;
         numbers.entry(request).or_insert(next);
     }
+    with_numbers(session, |request| numbers.get(&request).copied().unwrap_or(request))
+}
+
+fn with_numbers(session: &Session, of: impl Fn(usize) -> usize) -> Session {
     let mut changed = session.clone();
-    let new = |request: &mut usize| *request = numbers[request];
+    let new = |request: &mut usize| *request = of(*request);
     for step in &mut changed.steps {
         match step {
             Step::Append { parts, .. } | Step::Attend { parts, .. } => {

@@ -21,8 +21,8 @@ use self::messages::{Decoded, Hello};
 use super::{Subject, not_configured, not_opened};
 use crate::algorithm::Mask;
 use crate::cases::{
-    Answer, Attended, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel, ScoresCall,
-    SelectionCall, Step, StepAnswer,
+    Answer, Attended, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel,
+    ScoresCall, SelectionCall, Step, StepAnswer,
 };
 
 /// How long a command may take to say hello: importing torch is slow.

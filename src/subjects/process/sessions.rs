@@ -17,8 +17,7 @@ pub(super) fn open(id: u64, opening: &Opening) -> Vec<u8> {
     let mut message = json!(opening);
     message["type"] = "open".into();
     message["id"] = id.into();
-    message["scaling"] =
-        opening.scaling.unwrap_or_else(|| 1.0 / (opening.head_dim as f64).sqrt()).into();
+    message["scaling"] = opening.scaling.unwrap_or_else(|| 1.0 / (opening.head_dim as f64).sqrt()).into();
     Question::new(None).frame(message)
 }
 
