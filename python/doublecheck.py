@@ -289,6 +289,28 @@ def session_step(subject, message, tensors):
     return "done", []
 
 
+def parts(requests, *packed_rows):
+    """Each request with its rows of packed tensors [t, ...]."""
+    ends = np.cumsum([count for _, count in requests])[:-1]
+    return zip([request for request, _ in requests], *(np.split(rows, ends) for rows in packed_rows))
+
+
+def by_request(kernel, opening, layer, requests, q, held):
+    """The answer to an attend by a function of a Call, which is asked once for each request.
+
+    q is [t, h, d]; `held(request)` is a pair of all its k [n, hk, d] and v [n, hk, dv] in this layer.
+    """
+    message = {"layer": layer, "causal": True, "dtype": opening.dtype, "scaling": opening.scaling}
+    results = []
+    for request, rows in parts(requests, q):
+        k, v = held(request)
+        # A call has heads before positions.
+        tensors = {name: x.swapaxes(0, 1)[None] for name, x in (("q", rows), ("k", k), ("v", v))}
+        answer = answer_tensors(kernel(Call(opening.instance, message, tensors)))
+        results.append({name: np.moveaxis(x[0], 1, 0) for name, _, x in answer})
+    return {name: packed(name, [result[name] for result in results]) for name in PACKED if name in results[0]}
+
+
 class Cached:
     """A subject that also holds keys, made of a kernel that does not: dense keys, and one call for each request.
 
@@ -318,7 +340,7 @@ class Cached:
         if t > room:
             raise Refused("capacity", f"append: found {t} keys, expected at most {room}")
         tokens, self.tokens = np.arange(self.tokens, self.tokens + t), self.tokens + t
-        for request, *new in self._parts(requests, tokens, k, v):
+        for request, *new in parts(requests, tokens, k, v):
             empty = (tokens[:0], k[:0], v[:0])
             held = self.held.setdefault(request, {})
             for other in opening.layers:
@@ -329,17 +351,10 @@ class Cached:
         """q [t, h, d]: the last positions of each request. The answer has mask [t, h, n] or selected [t, h, .]."""
         opening = self.opening
         self._check(layer, requests, q, (sum(count for _, count in requests), opening.heads, opening.head_dim))
-        results = []
-        message = {"layer": layer, "causal": True, "dtype": opening.dtype, "scaling": opening.scaling}
-        for request, rows in self._parts(requests, q):
-            _, k, v = self._known(request)[layer]
-            if len(rows) > len(k):
-                raise Refused("length", f"queries: found {len(rows)}, expected at most {len(k)}")
-            # A call has heads before positions.
-            tensors = {name: x.swapaxes(0, 1)[None] for name, x in (("q", rows), ("k", k), ("v", v))}
-            result = self.mask(Call(opening.instance, message, tensors))
-            results.append({name: np.moveaxis(x[0], 1, 0) for name, _, x in answer_tensors(result)})
-        return {name: packed(name, [result[name] for result in results]) for name in PACKED if name in results[0]}
+        for request, count in requests:
+            if count > (most := len(self._known(request)[layer][0])):
+                raise Refused("length", f"queries: found {count}, expected at most {most}")
+        return by_request(self.mask, opening, layer, requests, q, lambda request: self.held[request][layer][1:])
 
     def fork(self, request, to, length):
         """`to` begins with the first keys of `request`, in every layer."""
@@ -374,24 +389,18 @@ class Cached:
         if not requests or min(count for _, count in requests) < 1 or rows.shape != shape:
             raise Refused("shape", f"rows: found {rows.shape} for {requests}, expected {shape}, at least one of each")
 
-    @staticmethod
-    def _parts(requests, *packed_rows):
-        ends = np.cumsum([count for _, count in requests])[:-1]
-        return zip([request for request, _ in requests], *(np.split(rows, ends) for rows in packed_rows))
 
-
-# What an answer to an attend may hold, and what fills rows of shorter requests.
+# What an answer to an attend may hold, and what fills up rows of shorter requests.
 PACKED = {"mask": 0, "selected": -1, "output": 0, "lse": 0}
 
 
-def packed(name, parts):
+def packed(name, of_requests):
     """The rows of all requests, [t, h, .] or [t, h]; those of shorter requests are filled up."""
-    widest = max(part.shape[-1] for part in parts)
-    fill = [(0, 0)] * (parts[0].ndim - 1)
     if name in ("mask", "selected"):
-        pad = ([*fill, (0, widest - part.shape[-1])] for part in parts)
-        parts = [np.pad(part, width, constant_values=PACKED[name]) for part, width in zip(parts, pad)]
-    return np.concatenate(parts)
+        widest = max(rows.shape[-1] for rows in of_requests)
+        pads = ([(0, 0), (0, 0), (0, widest - rows.shape[-1])] for rows in of_requests)
+        of_requests = [np.pad(rows, pad, constant_values=PACKED[name]) for rows, pad in zip(of_requests, pads)]
+    return np.concatenate(of_requests)
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------

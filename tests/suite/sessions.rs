@@ -11,6 +11,7 @@ use doublecheck::runner::check::{Options, check_sessions};
 use doublecheck::runner::faults::Planted;
 use doublecheck::subjects::{Engine, PagedEngine, Reference, Subject, ask_session};
 use doublecheck::verdicts::judge_session;
+use rayon::prelude::*;
 
 fn offering() -> Capabilities {
     Reference::default().capabilities()
@@ -301,13 +302,13 @@ const TOLD_TOGETHER: [&str; 2] = ["drops-overrun", "evicts-oldest"];
 
 #[test]
 fn faults_of_what_is_held_are_caught_shrunk_and_named() {
-    let cases = if std::env::var_os("DOUBLECHECK_LONG").is_some() { 2000 } else { 200 };
+    let cases = if std::env::var_os("DOUBLECHECK_LONG").is_some() { 2000 } else { 100 };
     let options = Options { cases, ..Options::default() };
     let right = check_sessions(&mut PagedEngine::new(None), &options, &mut |_| {});
     assert!(right.conforms(), "{right}");
     let planted = Planted::of_sessions();
     assert!(planted.len() >= 20);
-    for planted in planted {
+    planted.par_iter().for_each(|planted| {
         let (result, report) = planted.check(&options);
         let Some(size) = result.size else { panic!("{} is not caught", result.name) };
         let requests = if OF_THREE.contains(&result.name) { 3 } else { 2 };
@@ -320,5 +321,5 @@ fn faults_of_what_is_held_are_caught_shrunk_and_named() {
         } else {
             assert_eq!(result.diagnosis, [result.name], "{report}");
         }
-    }
+    });
 }

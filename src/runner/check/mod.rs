@@ -20,6 +20,7 @@ mod promises;
 mod repeats;
 mod report;
 mod run;
+mod session_promises;
 mod sessions;
 mod stage_promises;
 mod stages;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Options;
 use super::events::{Event, Progress};
 use super::pace::Pace;
+use super::promises::BROKEN_PROMISE;
 use super::report::{Finding, Like, Report, SessionExample};
 use super::run::Run;
 use crate::behaviours::CacheFault;
@@ -150,6 +151,7 @@ impl Run<'_> {
         self.report.sharpness.add(&verdict.sharpness);
         let Some(failure) = verdict.failure else {
             counts.conforming += 1;
+            self.check_session_promises(&observation);
             self.keep_session(observation);
             return;
         };
@@ -186,8 +188,9 @@ impl Run<'_> {
 
     /// Names the fault of what is held that reproduces every session kept; then all that was found in sessions is one finding.
     pub(super) fn explain_sessions(&mut self) {
-        let (mut found, others): (Vec<Finding>, Vec<Finding>) =
-            std::mem::take(&mut self.apart).into_iter().partition(|finding| finding.session.is_some());
+        let (mut found, others): (Vec<Finding>, Vec<Finding>) = std::mem::take(&mut self.apart)
+            .into_iter()
+            .partition(|finding| finding.session.is_some() && finding.kind != BROKEN_PROMISE);
         self.apart = others;
         let examples = found.iter().filter_map(|finding| finding.session.as_ref());
         let shown = examples.map(|example| {
@@ -264,7 +267,7 @@ impl Run<'_> {
         self.apart.push(finding);
     }
 
-    fn session_finding(&self, first_seen: &str, observation: SessionObservation) -> Finding {
+    pub(super) fn session_finding(&self, first_seen: &str, observation: SessionObservation) -> Finding {
         let verdict = judge_session(&observation, self.report.model);
         let call = verdict.failure.as_ref().and_then(|failure| failure.call.as_ref());
         let reference = call.map(|call| {
