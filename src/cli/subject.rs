@@ -95,7 +95,7 @@ impl Choice {
                 Err(format!("--device: found {found:?} for the {who}, expected cpu, or --subject torch")
                     .into())
             }
-            Kind::Reference => Ok(Box::new(Reference::default())),
+            Kind::Reference => Ok(Box::new(Reference::serving())),
             Kind::Engine => Ok(Box::new(Engine::default())),
             Kind::Torch => torch(&self.device, None),
             Kind::TorchCache => torch(&self.device, Some(Precision::F32)),

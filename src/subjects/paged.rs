@@ -33,7 +33,7 @@ impl Subject for PagedEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.reference.capabilities()
+        Capabilities { sessions: true, ..self.reference.capabilities() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -16,7 +16,16 @@ use crate::cases::{
 #[derive(Debug, Default)]
 pub struct Reference {
     instance: Option<(Instance, SparseAttention)>,
+    serving: bool,
     held: Option<Held>,
+}
+
+impl Reference {
+    /// The reference that offers sessions, too: it keeps dense keys. Whoever wraps it passes on [`Subject::open`] and
+    /// [`Subject::step`].
+    pub fn serving() -> Self {
+        Self { serving: true, ..Self::default() }
+    }
 }
 
 impl Subject for Reference {
@@ -29,7 +38,7 @@ impl Subject for Reference {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { ragged: true, sessions: true, ..Capabilities::default() }
+        Capabilities { ragged: true, sessions: self.serving, ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {

@@ -14,7 +14,7 @@ use doublecheck::verdicts::judge_session;
 use rayon::prelude::*;
 
 fn offering() -> Capabilities {
-    Reference::default().capabilities()
+    Reference::serving().capabilities()
 }
 
 fn sessions(capabilities: &Capabilities, count: u64) -> Vec<Session> {
@@ -220,10 +220,10 @@ fn random_sessions_hold_what_breaks_caches() {
 
 #[test]
 fn the_reference_conforms_in_sessions() {
-    let model = Reference::default().rounding_model();
+    let model = Reference::serving().rounding_model();
     let (mut rows, mut refused) = (0, 0);
     for session in sessions(&offering(), 150) {
-        let verdict = judge_session(&ask_session(&mut Reference::default(), &session), model);
+        let verdict = judge_session(&ask_session(&mut Reference::serving(), &session), model);
         assert!(verdict.conforms(), "{}: {:?}", session.name, verdict.failure);
         rows += verdict.rows;
         refused += verdict.refused;
@@ -239,7 +239,7 @@ fn the_engine_conforms_in_sessions() {
         let observation = ask_session(&mut Engine::default(), &session);
         let verdict = judge_session(&observation, Engine::default().rounding_model());
         assert!(verdict.conforms(), "{}: {:?}", session.name, verdict.failure);
-        let reference = ask_session(&mut Reference::default(), &session);
+        let reference = ask_session(&mut Reference::serving(), &session);
         for (found, expected) in observation.answers.iter().zip(&reference.answers) {
             match (found, expected) {
                 (Ok(found), Ok(expected)) => {
@@ -302,7 +302,7 @@ const TOLD_TOGETHER: [&str; 2] = ["drops-overrun", "evicts-oldest"];
 
 #[test]
 fn faults_of_what_is_held_are_caught_shrunk_and_named() {
-    let cases = if std::env::var_os("DOUBLECHECK_LONG").is_some() { 2000 } else { 100 };
+    let cases = if std::env::var_os("DOUBLECHECK_LONG").is_some() { 2000 } else { 50 };
     let options = Options { cases, ..Options::default() };
     let right = check_sessions(&mut PagedEngine::new(None), &options, &mut |_| {});
     assert!(right.conforms(), "{right}");

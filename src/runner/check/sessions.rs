@@ -206,7 +206,11 @@ impl Run<'_> {
             self.apart.append(&mut found);
             return;
         };
-        found.sort_by_key(|finding| (finding.size.calls, finding.size.keys));
+        let size = |finding: &Finding| {
+            let requests = finding.size.requests.unwrap_or(0);
+            (finding.size.calls + requests, requests, finding.size.keys)
+        };
+        found.sort_by_key(size);
         let mut found = found.into_iter();
         let Some(mut smallest) = found.next() else { return };
         smallest.sentence = words(first);
