@@ -41,7 +41,9 @@ pub use self::promises::Kept;
 pub use self::repeats::Repeats;
 pub use self::report::{Finding, Like, Report, ReportedStages, SessionExample, Size, StageExample};
 use self::run::Run;
-pub use self::sessions::{Sessions, check_sessions};
+pub use self::sessions::Sessions;
+#[cfg(feature = "cli")]
+pub use self::sessions::check_sessions;
 pub use self::state::Needs;
 use super::shrink::Limits;
 #[cfg(feature = "files")]

@@ -355,7 +355,7 @@ impl Rows {
 
     fn count(self, session: &Session) -> usize {
         let steps = session.steps.iter().filter(|step| self.is_of(step));
-        steps.map(|step| tensor_rows(step)).sum()
+        steps.map(tensor_rows).sum()
     }
 
     fn without(self, session: &Session, start: usize, end: usize) -> Option<Session> {
