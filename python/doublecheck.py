@@ -276,6 +276,10 @@ class Opening:
         self.dtype, self.scaling = message["dtype"], message["scaling"]
 
 
+def holds_keys(subject):
+    return all(hasattr(subject, name) for name in ("open", *SESSION_STEPS))
+
+
 def session_step(subject, message, tensors):
     """Asks one step of a session: the type of the answer, and its tensors."""
     kind = message["type"]
@@ -443,7 +447,7 @@ class Server:
         """The frame that answers a question; whatever the subject raises is an answer, too."""
         try:
             steps = {"configure": self.configure, self.question: self.call}
-            if hasattr(self.subject, "open"):
+            if holds_keys(self.subject):
                 steps |= {"open": self.open, **dict.fromkeys(SESSION_STEPS, self.step)}
             if message["type"] not in steps:
                 raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
@@ -506,7 +510,7 @@ def serve(
     selected. With `takes="selection"` it is a function of a SelectionCall, or has `attend`, and gives an output, a pair
     of output and lse, or a dict. `gives` names what every answer holds.
     `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths. An object
-    with `open` offers "sessions": it holds keys itself, and has the methods that `Cached` has.
+    with `open` and the other methods of `Cached` holds keys itself, and offers "sessions".
     `shapes` is for a subject that compiles for each new shape: how many distinct ones it is worth asking.
     `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of
     memory that holds other numbers from the next question on, so copy what you keep.
@@ -527,7 +531,7 @@ def serve(
     }
     if takes != "inputs" or gives is not None:
         hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
-    offers = [*offers, *(["sessions"] if hasattr(subject, "open") and "sessions" not in offers else [])]
+    offers = [*offers, *(["sessions"] if holds_keys(subject) and "sessions" not in offers else [])]
     if offers:
         hello["offers"] = offers
     if shapes is not None:

@@ -293,25 +293,22 @@ impl Capabilities {
         let inside = |call: &(usize, Call)| {
             self.domains.is_empty() || self.domains.iter().any(|domain| fits(domain, call))
         };
-        let lacking = |(step, call): &(usize, Call)| {
-            let mut asked = features(instance, std::slice::from_ref(call));
-            if batch(*step) > 1 {
-                asked.insert(Feature::Batch);
-            }
-            !asked.is_disjoint(&self.lacks)
+        let lacking = |(_, call): &(usize, Call)| {
+            !features(instance, std::slice::from_ref(call)).is_disjoint(&self.lacks)
         };
+        let has_batch = steps.iter().any(|step| step.layer().is_some() && step.requests().len() > 1);
+        let longest = session.longest();
+        let holds = |domain: &Domain| domain.allows_at_least(longest);
         self.sessions
             && self.stages.takes == Takes::Inputs
             && self.dtypes.contains(&opening.dtype)
             && self.heads.contains(&instance.selection.heads)
             && self.rules.contains(&instance.selection.rules)
             && (!refused || self.offers(Feature::Refusals))
-            && calls.iter().all(|call| {
-                self.largest_keys.is_none_or(|largest| call.1.inputs.dims().keys <= largest)
-                    && inside(call)
-                    && !lacking(call)
-                    && instance.faults(&call.1).is_empty()
-            })
+            && (!has_batch || self.offers(Feature::Batch))
+            && self.largest_keys.is_none_or(|largest| longest <= largest)
+            && (self.domains.is_empty() || self.domains.iter().any(holds))
+            && calls.iter().all(|call| inside(call) && !lacking(call) && instance.faults(&call.1).is_empty())
     }
 
     /// Whether everything that a question to a stage asks for is offered.

@@ -537,6 +537,11 @@ impl Domain {
         self.allows(Quantity::Batch, batch)
     }
 
+    /// Whether a call may have so many keys or more.
+    pub fn allows_at_least(&self, keys: usize) -> bool {
+        self.sizes.get(&Quantity::Keys).is_none_or(|constraint| constraint.values().any(|n| n >= keys))
+    }
+
     /// Whether pages may have this many tokens.
     pub fn allows_page(&self, page_size: usize) -> bool {
         self.allows(Quantity::PageSize, page_size)

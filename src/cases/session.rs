@@ -198,6 +198,18 @@ impl Session {
         Ok(calls)
     }
 
+    /// The most keys that a request ever holds in a layer.
+    pub fn longest(&self) -> usize {
+        let mut held = Held::new(&self.opening);
+        let lengths = self.steps.iter().map(|step| {
+            if held.outcome(step) == Outcome::Done {
+                held.apply(step);
+            }
+            step.requests().iter().map(|&request| held.length(request)).max().unwrap_or(0)
+        });
+        lengths.max().unwrap_or(0)
+    }
+
     /// How many rows attend.
     pub fn queries(&self) -> usize {
         let rows = |step: &Step| match step {

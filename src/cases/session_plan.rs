@@ -41,6 +41,41 @@ pub fn session(capabilities: &Capabilities, seed: u64) -> Option<Session> {
     capabilities.offers_session(&session).then_some(session)
 }
 
+/// A session that never ends: the same steps as of a random one, as they are wanted.
+pub struct Stream<'a>(Making<'a>);
+
+impl<'a> Stream<'a> {
+    /// The stream of a seed; `None` where it has none.
+    pub fn new(capabilities: &'a Capabilities, seed: u64) -> Option<Self> {
+        session(capabilities, seed)?;
+        Making::new(capabilities, seed).map(Self)
+    }
+
+    /// What is configured.
+    pub fn instance(&self) -> &super::sequence::Instance {
+        &self.0.instance
+    }
+
+    /// How it is opened.
+    pub fn opening(&self) -> &Opening {
+        &self.0.opening
+    }
+
+    /// The next steps.
+    pub fn round(&mut self) -> Vec<Step> {
+        self.0.round();
+        std::mem::take(&mut self.0.steps)
+    }
+
+    /// The end of every request.
+    pub fn end(&mut self) -> Vec<Step> {
+        for request in self.0.live() {
+            self.0.step(Step::Free { request });
+        }
+        std::mem::take(&mut self.0.steps)
+    }
+}
+
 /// Numbers in the order in which they are drawn.
 struct Draw {
     words: Words,
@@ -210,6 +245,9 @@ impl<'a> Making<'a> {
     /// What the model of a network does with new tokens: keys appended and queries asked, layer after layer. False where there is no
     /// room.
     fn forward(&mut self, parts: &[Part], queries: usize) -> bool {
+        if parts.iter().any(|&(request, count)| count > self.room(request)) {
+            return false;
+        }
         let together = !self.capabilities.lacks.contains(&Feature::Batch);
         let batches: Vec<Vec<Part>> =
             if together { vec![parts.to_vec()] } else { parts.iter().map(|&part| vec![part]).collect() };
@@ -309,6 +347,8 @@ impl<'a> Making<'a> {
         let pages = |request: usize| self.held.length(request).div_ceil(page);
         let others: usize = self.held.requests().filter(|&other| other != request).map(pages).sum();
         let most = (self.opening.capacity / page).saturating_sub(others) * page;
+        let largest = self.capabilities.largest_keys.unwrap_or(most).min(most);
+        let most = self.domain.as_ref().map_or(largest, |domain| domain.keys_at_most(largest).unwrap_or(largest));
         most.saturating_sub(self.held.length(request))
     }
 

@@ -328,7 +328,11 @@ pub(super) fn selecting(report: &Report) -> &'static str {
 
 fn summary(report: &Report, with_times: bool) -> String {
     let asked = report.sequences + report.large + report.goldens + report.probed;
-    let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
+    let mut text = format!("\n{} of {asked} sequences", report.conforming);
+    if let Some(sessions) = report.sessions.filter(|sessions| sessions.asked > 0) {
+        let _ = write!(text, " and {} of {} sessions", sessions.conforming, sessions.asked);
+    }
+    text += " conform";
     if report.refused > 0 {
         let _ = write!(text, " ({} calls refused, as expected)", report.refused);
     }

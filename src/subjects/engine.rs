@@ -20,6 +20,13 @@ pub struct Engine {
     session: Option<(Sessions, Option<f64>)>,
 }
 
+impl Engine {
+    /// The memory that a session holds, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, |(session, _)| session.bytes())
+    }
+}
+
 /// The maskers of one layer. Errors: a layer missing from the channel file.
 fn maskers(instance: &Instance, layer: usize) -> Result<Vec<EngineMasker>, Error> {
     if instance.dense_layers.contains(&layer) {

@@ -23,6 +23,6 @@ pub mod topk;
 pub use certificate::Certificate;
 pub use evidence::Evidence;
 pub use judge::{Judgement, Verdict, judge};
-pub use session::{SessionVerdict, StepFailure, judge_session};
+pub use session::{SessionJudge, SessionVerdict, StepFailure, judge_session};
 pub use sharpness::Sharpness;
 pub use stages::{StageVerdict, judge_stage};

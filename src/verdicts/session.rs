@@ -4,7 +4,10 @@
 use super::judge::{Verdict, judge_call, same_kind};
 use super::sharpness::Sharpness;
 use crate::algorithm::Error;
-use crate::cases::{Call, Held, NoAnswer, Outcome, RoundingModel, SessionObservation};
+use crate::cases::{
+    Answer, Call, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel, SessionObservation, Step,
+    StepAnswer,
+};
 
 /// How a session compares.
 #[derive(Debug, Clone, Default)]
@@ -57,54 +60,71 @@ impl SessionVerdict {
 /// Judges a session under the subject's rounding model.
 pub fn judge_session(observation: &SessionObservation, model: RoundingModel) -> SessionVerdict {
     let session = &observation.session;
-    let mut verdict = SessionVerdict::default();
+    let mut judge = SessionJudge::new(&session.opening, &session.instance, model);
     if let Some(no_answer) = &observation.not_opened {
-        let verdict_on_it = unanswered(no_answer);
-        verdict.failure = Some(StepFailure { step: None, place: None, call: None, verdict: verdict_on_it });
-        return verdict;
+        let verdict = unanswered(no_answer);
+        judge.verdict.failure = Some(StepFailure { step: None, place: None, call: None, verdict });
+        return judge.verdict;
     }
-    let mut held = Held::new(&session.opening);
-    for (index, (step, answer)) in session.steps.iter().zip(&observation.answers).enumerate() {
-        verdict.steps += 1;
-        let outcome = held.outcome(step);
-        let answers = match (outcome, answer) {
+    for (step, answer) in session.steps.iter().zip(&observation.answers) {
+        if !judge.step(step, answer) {
+            break;
+        }
+    }
+    judge.verdict
+}
+
+/// Judges a session step by step.
+#[derive(Debug)]
+pub struct SessionJudge<'a> {
+    instance: &'a Instance,
+    model: RoundingModel,
+    held: Held,
+    /// The verdict so far.
+    pub verdict: SessionVerdict,
+}
+
+impl<'a> SessionJudge<'a> {
+    /// Nothing was asked yet.
+    pub fn new(opening: &Opening, instance: &'a Instance, model: RoundingModel) -> Self {
+        Self { instance, model, held: Held::new(opening), verdict: SessionVerdict::default() }
+    }
+
+    /// Judges the answer to the next step; false where it does not conform: then nothing more can be judged.
+    pub fn step(&mut self, step: &Step, answer: &StepAnswer) -> bool {
+        let index = self.verdict.steps;
+        self.verdict.steps += 1;
+        self.verdict.failure = match (self.held.outcome(step), answer) {
             (Outcome::Refused(faults), answer) => {
-                let judged = refusal(&faults, answer.as_ref().err());
-                verdict.refused += usize::from(judged.conforms());
-                if judged.conforms() {
-                    continue;
-                }
-                verdict.failure = Some(StepFailure::of_step(index, judged));
-                return verdict;
+                let verdict = refusal(&faults, answer.as_ref().err());
+                self.verdict.refused += usize::from(verdict.conforms());
+                (!verdict.conforms()).then(|| StepFailure::of_step(index, verdict))
             }
-            (_, Err(no_answer)) => {
-                verdict.failure = Some(StepFailure::of_step(index, unanswered(no_answer)));
-                return verdict;
-            }
-            (_, Ok(answers)) => answers,
+            (_, Err(no_answer)) => Some(StepFailure::of_step(index, unanswered(no_answer))),
+            (_, Ok(answers)) => self.attend(index, step, answers),
         };
-        let calls = match held.calls(step) {
+        self.verdict.failure.is_none()
+    }
+
+    /// A step that was done: the answers of an attend are judged, and what is held changes.
+    fn attend(&mut self, index: usize, step: &Step, answers: &[Answer]) -> Option<StepFailure> {
+        let calls = match self.held.calls(step) {
             Ok(calls) => calls,
-            Err(error) => {
-                let expected = Verdict::Accepted { expected: error };
-                verdict.failure = Some(StepFailure::of_step(index, expected));
-                return verdict;
-            }
+            Err(expected) => return Some(StepFailure::of_step(index, Verdict::Accepted { expected })),
         };
         for (place, (call, answer)) in calls.into_iter().zip(answers).enumerate() {
-            verdict.rows += call.inputs.dims().queries;
-            verdict.outputs += usize::from(answer.output.is_some());
-            let judged = judge_call(&session.instance, &call, &Ok(answer.clone()), model);
-            verdict.sharpness.add(&Sharpness::of(&judged));
-            if !judged.conforms() {
+            self.verdict.rows += call.inputs.dims().queries;
+            self.verdict.outputs += usize::from(answer.output.is_some());
+            let verdict = judge_call(self.instance, &call, &Ok(answer.clone()), self.model);
+            self.verdict.sharpness.add(&Sharpness::of(&verdict));
+            if !verdict.conforms() {
                 let (step, place, call) = (Some(index), Some(place), Some(call));
-                verdict.failure = Some(StepFailure { step, place, call, verdict: judged });
-                return verdict;
+                return Some(StepFailure { step, place, call, verdict });
             }
         }
-        held.apply(step);
+        self.held.apply(step);
+        None
     }
-    verdict
 }
 
 /// A step that must be answered, and was not.

@@ -2,15 +2,16 @@
 //! must be refused is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
-use doublecheck::cases::session_plan::session;
+use doublecheck::cases::session_plan::{Stream, session};
 use doublecheck::cases::{
     Answer, Capabilities, CaseFile, Feature, Held, Outcome, Reader, Session, Step, session_file,
 };
 use doublecheck::runner::check::{Options, check_sessions};
 use doublecheck::runner::faults::Planted;
 use doublecheck::subjects::{Engine, PagedEngine, Reference, Subject, ask_session};
-use doublecheck::verdicts::judge_session;
+use doublecheck::verdicts::{SessionJudge, judge_session};
 use rayon::prelude::*;
 
 fn offering() -> Capabilities {
@@ -259,6 +260,53 @@ fn the_engine_conforms_in_sessions() {
         rows > 20_000 && refused > 300 && equal > 5000,
         "{rows} rows, {refused} refused, {equal} equal masks"
     );
+}
+
+/// What the kernel says of this process, in MiB.
+fn memory(name: &str) -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib / 1024)
+}
+
+/// One session of many steps, each judged; `ci/soak` asks a million.
+#[test]
+fn the_engine_holds_nothing_that_is_over() {
+    let steps = std::env::var("DOUBLECHECK_SOAK").ok().map_or(10_000, |steps| steps.parse().unwrap());
+    let mut engine = Engine::default();
+    let (capabilities, model) = (engine.capabilities(), engine.rounding_model());
+    let start = Instant::now();
+    let (mut asked, mut rows, mut most) = (0, 0, 0);
+    for seed in 0.. {
+        if asked >= steps {
+            break;
+        }
+        let Some(mut stream) = Stream::new(&capabilities, seed) else { continue };
+        let instance = stream.instance().clone();
+        engine.configure(&instance).unwrap();
+        engine.open(stream.opening()).unwrap();
+        let mut judge = SessionJudge::new(stream.opening(), &instance, model);
+        let share = (steps / 10).max(1000);
+        while judge.verdict.steps < share {
+            for step in stream.round() {
+                let answer = engine.step(&step);
+                assert!(judge.step(&step, &answer), "stream {seed}: {:?}", judge.verdict.failure);
+            }
+            most = most.max(engine.held_bytes());
+        }
+        for step in stream.end() {
+            assert!(judge.step(&step, &engine.step(&step)));
+        }
+        assert_eq!(engine.held_bytes(), 0);
+        asked += judge.verdict.steps;
+        rows += judge.verdict.rows;
+        let (now, peak) = (memory("VmRSS"), memory("VmHWM"));
+        let rate = asked as f64 / start.elapsed().as_secs_f64();
+        println!(
+            "{asked} steps, {rows} rows, {rate:.0} steps a second, {now:?} MiB now, {peak:?} at most, {most} bytes held at most"
+        );
+    }
+    assert!(rows > steps / 2, "{rows} rows");
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Run<'_> {
         if self.report.sequences < options.cases && !self.is_over() {
             self.few_found(&options.cases.to_string());
         }
-        self.ask_sessions(of_sessions, sessions, done(self));
+        self.ask_sessions(of_sessions, sessions, total);
         let of_size = Large::new(options.seed, 0, options.largest_keys);
         let mut sizes = LargeDraws::new((of_size.least, of_size.most), draws.large_shapes());
         for _ in 0..large {

@@ -12,6 +12,7 @@ use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
+use crate::cases::capabilities::SESSIONS;
 use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, SessionObservation, Shape};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
@@ -77,6 +78,9 @@ impl<'a> Run<'a> {
         let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
+        if capabilities.sessions && capabilities.shapes.is_some() {
+            report.left_out.insert(SESSIONS.into(), 0);
+        }
         report.promises = nothing_counted(Promise::ALL, &capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();

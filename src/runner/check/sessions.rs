@@ -14,7 +14,7 @@ use super::run::Run;
 use crate::behaviours::CacheFault;
 use crate::cases::recipe::mix;
 use crate::cases::session_plan::session;
-use crate::cases::{Capabilities, Observation, Sequence, Session, SessionObservation};
+use crate::cases::{Capabilities, Observation, RoundingModel, Sequence, Session, SessionObservation};
 use crate::diagnosis::cache::explaining;
 use crate::runner::shrink::sessions::shrink_session;
 use crate::subjects::{Reference, Subject, ask, ask_session, ask_session_until};
@@ -83,7 +83,7 @@ pub fn check_sessions(
 ) -> Report {
     let mut run = Run::new(subject, options, watch);
     run.report.sessions = Some(Sessions::default());
-    run.ask_sessions(options.cases, &mut SessionDraws::new(options), 0.0);
+    run.ask_sessions(options.cases, &mut SessionDraws::new(options), options.cases);
     run.finish()
 }
 
@@ -93,14 +93,14 @@ impl Run<'_> {
         self.capabilities.sessions && self.shapes.is_none()
     }
 
-    /// So many sessions.
-    pub(super) fn ask_sessions(&mut self, count: usize, draws: &mut SessionDraws, done: f64) {
+    /// So many sessions, of so many questions in all.
+    pub(super) fn ask_sessions(&mut self, count: usize, draws: &mut SessionDraws, total: usize) {
         for _ in 0..count {
             if self.is_over() {
                 return;
             }
             let Some(session) = draws.next(&self.capabilities) else { return self.no_sessions() };
-            self.session(&session, done);
+            self.session(&session, self.asked as f64 / total.max(1) as f64);
         }
     }
 
@@ -158,7 +158,8 @@ impl Run<'_> {
         if matches!(failure.verdict, crate::verdicts::Verdict::Failed(_)) {
             self.count_unusable(asking.elapsed());
         }
-        if let Some(alone) = self.as_call(session, &failure) {
+        let (subject, capabilities, model) = (&mut *self.subject, &self.capabilities, self.report.model);
+        if let Some(alone) = failing_call(subject, capabilities, session, &failure, model) {
             return self.sequence(&alone, done);
         }
         self.report.diverged += 1;
@@ -166,17 +167,6 @@ impl Run<'_> {
         self.keep_session(up_to(&observation, failure.step));
         self.find_session(observation, &failure);
         self.thinking += thinking.elapsed();
-    }
-
-    /// The failing attend as a call of its own, if that diverges, too.
-    fn as_call(&mut self, session: &Session, failure: &StepFailure) -> Option<Sequence> {
-        let (name, instance) = (format!("a call of {}", session.name), session.instance.clone());
-        let sequence = Sequence { name, instance, calls: vec![failure.call.clone()?] };
-        if !self.capabilities.offers_all(&sequence) {
-            return None;
-        }
-        let observation = ask(self.subject, &sequence);
-        first_failure(&judge_observation(&observation, self.report.model)).map(|_| sequence)
     }
 
     /// Keeps a session for diagnosis, while there are few.
@@ -249,16 +239,18 @@ impl Run<'_> {
         let limits = self.limits();
         let deadline = limits.deadline();
         let (subject, watch, mut tries) = (&mut *self.subject, &mut *self.watch, 0);
+        let capabilities = &self.capabilities;
         let mut fails = |candidate: &Session| {
             tries += 1;
             watch(Event::Shrinking(number, tries));
             let observation = ask_session_until(subject, candidate, deadline);
             let failure = judge_session(&observation, model).failure;
             failure.is_some_and(|failure| {
-                failure.verdict.kind() == Some(kind) && !fails_as_call(subject, candidate, &failure, model)
+                failure.verdict.kind() == Some(kind)
+                    && failing_call(subject, capabilities, candidate, &failure, model).is_none()
             })
         };
-        let shrunk = shrink_session(observation.session.clone(), limits, &self.capabilities, &mut fails);
+        let shrunk = shrink_session(observation.session.clone(), limits, capabilities, &mut fails);
         self.has_shrunk(shrunk.seconds);
         let mut observation_of_it = ask_session(self.subject, &shrunk.session);
         if judge_session(&observation_of_it, model).conforms() {
@@ -300,17 +292,20 @@ fn up_to(observation: &SessionObservation, step: Option<usize>) -> SessionObserv
     observation
 }
 
-/// Whether the attend that fails diverges as a call of its own, too.
-fn fails_as_call(
+/// The failing attend as a call of its own, if that may be asked and diverges, too.
+fn failing_call(
     subject: &mut dyn Subject,
+    capabilities: &Capabilities,
     session: &Session,
     failure: &StepFailure,
-    model: crate::cases::RoundingModel,
-) -> bool {
-    let Some(call) = failure.call.clone() else { return false };
-    let sequence =
-        Sequence { name: session.name.clone(), instance: session.instance.clone(), calls: vec![call] };
-    first_failure(&judge_observation(&ask(subject, &sequence), model)).is_some()
+    model: RoundingModel,
+) -> Option<Sequence> {
+    let (name, instance) = (format!("a call of {}", session.name), session.instance.clone());
+    let sequence = Sequence { name, instance, calls: vec![failure.call.clone()?] };
+    if !capabilities.offers_all(&sequence) {
+        return None;
+    }
+    first_failure(&judge_observation(&ask(subject, &sequence), model)).map(|_| sequence)
 }
 
 fn operations(session: &Session) -> usize {

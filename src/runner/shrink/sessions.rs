@@ -155,7 +155,7 @@ impl Search<'_, Session> {
             |session, start, end| without_layers(session, start, end).map(repaired),
         );
         changed |= self.fewer_requests();
-        changed |= self.drop_each(longest, without_positions);
+        changed |= self.drop_each(Session::longest, without_positions);
         changed |= self.drop_each(steps, without_steps);
         changed |= self.drop_each(steps, repaired_without_steps);
         for rows in [Rows::Keys, Rows::Queries] {
@@ -288,19 +288,6 @@ fn without_layers(session: &Session, start: usize, end: usize) -> Option<Session
     let dropped: Vec<usize> = changed.opening.layers.drain(start..end).collect();
     changed.steps.retain(|step| step.layer().is_none_or(|layer| !dropped.contains(&layer)));
     (!changed.opening.layers.is_empty() && !changed.steps.is_empty()).then_some(changed)
-}
-
-/// The most keys that a request ever has.
-fn longest(session: &Session) -> usize {
-    let mut held = Held::new(&session.opening);
-    let mut most = 0;
-    for step in &session.steps {
-        if held.outcome(step) == Outcome::Done {
-            held.apply(step);
-        }
-        most = step.requests().iter().map(|&request| held.length(request)).max().unwrap_or(0).max(most);
-    }
-    most
 }
 
 /// Without the keys at some positions of every request, so that lengths keep their order.
