@@ -255,14 +255,169 @@ def describe(error):
     return f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno}: {where.line})"
 
 
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+SESSION_STEPS = ("append", "attend", "fork", "truncate", "free")
+
+
+class Opening:
+    """What a session is opened with, for `open(opening)` of a subject that holds keys itself.
+
+    `instance`; `layers`; `capacity` and `page_size` in tokens; `heads`, `kv_heads`, `head_dim`, `value_dim`; `dtype`
+    and `scaling`, as in a Call.
+    """
+
+    def __init__(self, instance, message):
+        self.instance, self.layers = instance, message["layers"]
+        self.capacity, self.page_size = message["capacity"], message["page_size"]
+        self.heads, self.kv_heads = message["heads"], message["kv_heads"]
+        self.head_dim, self.value_dim = message["head_dim"], message["value_dim"]
+        self.dtype, self.scaling = message["dtype"], message["scaling"]
+
+
+def holds_keys(subject):
+    return all(hasattr(subject, name) for name in ("open", *SESSION_STEPS))
+
+
+def session_step(subject, message, tensors):
+    """Asks one step of a session: the type of the answer, and its tensors."""
+    kind = message["type"]
+    if kind in ("append", "attend"):
+        requests = [(request, count) for request, count in message["requests"]]
+        rows = (tensors["k"], tensors["v"]) if kind == "append" else (tensors["q"],)
+        result = getattr(subject, kind)(message["layer"], requests, *rows)
+        return ("answer", list(answer_tensors(result))) if kind == "attend" else ("done", [])
+    names = {"fork": ("from", "to", "length"), "truncate": ("request", "length"), "free": ("request",)}[kind]
+    getattr(subject, kind)(*(message[name] for name in names))
+    return "done", []
+
+
+def parts(requests, *packed_rows):
+    """Each request with its rows of packed tensors [t, ...]."""
+    ends = np.cumsum([count for _, count in requests])[:-1]
+    return zip([request for request, _ in requests], *(np.split(rows, ends) for rows in packed_rows))
+
+
+def by_request(kernel, opening, layer, requests, q, held):
+    """The answer to an attend by a function of a Call, which is asked once for each request.
+
+    q is [t, h, d]; `held(request)` is a pair of all its k [n, hk, d] and v [n, hk, dv] in this layer.
+    """
+    message = {"layer": layer, "causal": True, "dtype": opening.dtype, "scaling": opening.scaling}
+    results = []
+    for request, rows in parts(requests, q):
+        k, v = held(request)
+        # A call has heads before positions.
+        tensors = {name: x.swapaxes(0, 1)[None] for name, x in (("q", rows), ("k", k), ("v", v))}
+        answer = answer_tensors(kernel(Call(opening.instance, message, tensors)))
+        results.append({name: np.moveaxis(x[0], 1, 0) for name, _, x in answer})
+    return {name: packed(name, [result[name] for result in results]) for name in PACKED if name in results[0]}
+
+
+class Cached:
+    """A subject that also holds keys, made of a kernel that does not: dense keys, and one call for each request.
+
+    `kernel` is a function of a Call, or an object with `mask(call)`, as for `serve`. The methods below are those that
+    `serve` wants of any subject with sessions; `requests` are (number, count), rows are packed: those of the first
+    request first.
+    """
+
+    def __init__(self, kernel):
+        self.kernel, self.mask = kernel, getattr(kernel, "mask", kernel)
+        self.__name__ = getattr(kernel, "__name__", type(kernel).__name__)
+        self.tokens = 0
+
+    def configure(self, instance):
+        if hasattr(self.kernel, "configure"):
+            self.kernel.configure(instance)
+
+    def open(self, opening):
+        self.opening, self.held = opening, {}  # request: {layer: (number of each token, k [n, hk, d], v [n, hk, dv])}
+
+    def append(self, layer, requests, k, v):
+        """k [t, hk, d] and v [t, hk, dv]: new keys at the end of each request, which begins if it is not known."""
+        opening, t = self.opening, sum(count for _, count in requests)
+        self._check(layer, requests, k, (t, opening.kv_heads, opening.head_dim))
+        self._check(layer, requests, v, (t, opening.kv_heads, opening.value_dim))
+        room = opening.capacity - len({token for held in self.held.values() for token in held[layer][0].tolist()})
+        if t > room:
+            raise Refused("capacity", f"append: found {t} keys, expected at most {room}")
+        tokens, self.tokens = np.arange(self.tokens, self.tokens + t), self.tokens + t
+        for request, *new in parts(requests, tokens, k, v):
+            empty = (tokens[:0], k[:0], v[:0])
+            held = self.held.setdefault(request, {})
+            for other in opening.layers:
+                held.setdefault(other, empty)
+            held[layer] = tuple(map(np.concatenate, zip(held[layer], new)))
+
+    def attend(self, layer, requests, q):
+        """q [t, h, d]: the last positions of each request. The answer has mask [t, h, n] or selected [t, h, .]."""
+        opening = self.opening
+        self._check(layer, requests, q, (sum(count for _, count in requests), opening.heads, opening.head_dim))
+        for request, count in requests:
+            if count > (most := len(self._known(request)[layer][0])):
+                raise Refused("length", f"queries: found {count}, expected at most {most}")
+        return by_request(self.mask, opening, layer, requests, q, lambda request: self.held[request][layer][1:])
+
+    def fork(self, request, to, length):
+        """`to` begins with the first keys of `request`, in every layer."""
+        held = self._known(request, length)
+        if to in self.held:
+            raise Refused("request", f"to: found {to}, expected a request that is not in use")
+        self.held[to] = {layer: tuple(x[:length] for x in tensors) for layer, tensors in held.items()}
+
+    def truncate(self, request, length):
+        """`request` keeps its first keys, in every layer."""
+        held = self._known(request, length)
+        self.held[request] = {layer: tuple(x[:length] for x in tensors) for layer, tensors in held.items()}
+
+    def free(self, request):
+        """`request` is over."""
+        self._known(request)
+        del self.held[request]
+
+    def _known(self, request, length=0):
+        if request not in self.held:
+            raise Refused("request", f"request: found {request}, expected one of {sorted(self.held)}")
+        most = max(len(tokens) for tokens, _, _ in self.held[request].values())
+        if length > most:
+            raise Refused("length", f"length: found {length}, expected at most {most}")
+        return self.held[request]
+
+    def _check(self, layer, requests, rows, shape):
+        if layer not in self.opening.layers:
+            raise Refused("missing_layer", f"layer: found {layer}, expected one of {self.opening.layers}")
+        if len({request for request, _ in requests}) < len(requests):
+            raise Refused("request", f"requests: found {requests}, expected each request once")
+        if not requests or min(count for _, count in requests) < 1 or rows.shape != shape:
+            raise Refused("shape", f"rows: found {rows.shape} for {requests}, expected {shape}, at least one of each")
+
+
+# What an answer to an attend may hold, and what fills up rows of shorter requests.
+PACKED = {"mask": 0, "selected": -1, "output": 0, "lse": 0}
+
+
+def packed(name, of_requests):
+    """The rows of all requests, [t, h, .] or [t, h]; those of shorter requests are filled up."""
+    if name in ("mask", "selected"):
+        widest = max(rows.shape[-1] for rows in of_requests)
+        pads = ([(0, 0), (0, 0), (0, widest - rows.shape[-1])] for rows in of_requests)
+        of_requests = [np.pad(rows, pad, constant_values=PACKED[name]) for rows, pad in zip(of_requests, pads)]
+    return np.concatenate(of_requests)
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
 class Server:
     def __init__(self, subject, refusals, takes):
         self.subject, self.refusals, self.instance, self.takes = subject, tuple(refusals), None, takes
         self.question, self.kind, *_ = STAGES[takes]
-        self.method = getattr(subject, self.question, subject)
+        self.method, self.opened = getattr(subject, self.question, subject), False
 
     def configure(self, message, _tensors):
-        self.instance = None
+        self.instance, self.opened = None, False
         instance = Instance(message)
         if hasattr(self.subject, "configure"):
             self.subject.configure(instance)
@@ -275,10 +430,25 @@ class Server:
         result = self.method(self.kind(self.instance, message, tensors))
         return {"type": "answer"}, list(answer_tensors(result, self.takes))
 
+    def open(self, message, _tensors):
+        if self.instance is None:
+            raise Failed("open: found no instance, expected a configure that was not refused before it")
+        self.subject.open(Opening(self.instance, message))
+        self.opened = True
+        return {"type": "opened"}, ()
+
+    def step(self, message, tensors):
+        if not self.opened:
+            raise Failed(f"{message['type']}: found no session, expected an open that was not refused before it")
+        kind, answer = session_step(self.subject, message, tensors)
+        return {"type": kind}, answer
+
     def answer(self, message, tensors):
         """The frame that answers a question; whatever the subject raises is an answer, too."""
         try:
             steps = {"configure": self.configure, self.question: self.call}
+            if holds_keys(self.subject):
+                steps |= {"open": self.open, **dict.fromkeys(SESSION_STEPS, self.step)}
             if message["type"] not in steps:
                 raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
             reply, tensors = steps[message["type"]](message, tensors)
@@ -339,7 +509,8 @@ def serve(
     scores, lse. With `takes="scores"` it is a function of a ScoresCall, or has `select`, and gives a mask or a dict of
     selected. With `takes="selection"` it is a function of a SelectionCall, or has `attend`, and gives an output, a pair
     of output and lse, or a dict. `gives` names what every answer holds.
-    `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths.
+    `offers` names what is asked only of those who offer it: "ragged", batches of entries of unequal lengths. An object
+    with `open` and the other methods of `Cached` holds keys itself, and offers "sessions".
     `shapes` is for a subject that compiles for each new shape: how many distinct ones it is worth asking.
     `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of
     memory that holds other numbers from the next question on, so copy what you keep.
@@ -360,8 +531,9 @@ def serve(
     }
     if takes != "inputs" or gives is not None:
         hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
+    offers = [*offers, *(["sessions"] if holds_keys(subject) and "sessions" not in offers else [])]
     if offers:
-        hello["offers"] = list(offers)
+        hello["offers"] = offers
     if shapes is not None:
         hello["shapes"] = shapes
     frames_in, frames_out = STREAMS or private_streams()

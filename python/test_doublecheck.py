@@ -226,5 +226,61 @@ class Stages(unittest.TestCase):
         np.testing.assert_array_equal(answer["output"][:, 0, :, 0], [[3, 6], [0, 7], [0, 0]])
 
 
+class Sessions(unittest.TestCase):
+    def test_dense_keys_are_kept_for_a_kernel_that_has_none(self):
+        """Each answer names the keys by the sums of their values; steps are those of the page on the protocol."""
+        program = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, doublecheck;"
+            " kernel = lambda call: {'mask': call.additive() == 0, 'output': np.where(call.additive() == 0,"
+            " np.swapaxes(call.v, 2, 3), 0).sum(3, keepdims=True), 'lse': call.q[..., 0]};"
+            " doublecheck.serve(doublecheck.Cached(kernel), name='t')"
+        )
+        opening = {"layers": [0, 1], "capacity": 6, "page_size": 2, "heads": 1, "kv_heads": 1, "head_dim": 1}
+        opening |= {"value_dim": 1, "dtype": "f32", "scaling": 1.0}
+
+        def rows(names, *numbers):
+            return [(name, "F32", np.array(numbers, np.float32).reshape(-1, 1, 1)) for name in names]
+
+        attend = {"type": "attend", "layer": 0}
+        steps = [
+            ({"type": "open", **opening}, [], "opened"),
+            ({"type": "append", "layer": 0, "requests": [[7, 3], [2, 1]]}, rows("kv", 1, 2, 4, 8), "done"),
+            ({**attend, "requests": [[2, 1], [7, 2]]}, rows("q", 1, 1, 1), [[8], [3], [7]]),
+            ({"type": "fork", "from": 7, "to": 9, "length": 2}, [], "done"),
+            ({"type": "append", "layer": 0, "requests": [[9, 2]]}, rows("kv", 16, 32), "done"),
+            ({"type": "append", "layer": 0, "requests": [[2, 1]]}, rows("kv", 64), "capacity"),
+            ({**attend, "requests": [[9, 1], [7, 1]]}, rows("q", 1, 1), [[51], [7]]),
+            ({"type": "truncate", "request": 7, "length": 1}, [], "done"),
+            ({"type": "append", "layer": 0, "requests": [[7, 1]]}, rows("kv", 64), "done"),
+            ({**attend, "requests": [[7, 1]]}, rows("q", 1), [[65]]),
+            ({**attend, "layer": 1, "requests": [[7, 1]]}, rows("q", 1), "length"),
+            ({"type": "free", "request": 7}, [], "done"),
+            ({**attend, "requests": [[7, 1]]}, rows("q", 1), "request"),
+            ({**attend, "layer": 5, "requests": [[9, 1]]}, rows("q", 1), "missing_layer"),
+            ({**attend, "requests": [[9, 2]]}, rows("q", 1), "shape"),
+            ({**attend, "requests": [[9, 1]]}, rows("q", 1), [[51]]),
+        ]
+        frames = [({"type": "hello", "protocol": 1}, ()), (CONFIGURE, ())]
+        frames += [({**message, "id": index}, tensors) for index, (message, tensors, _) in enumerate(steps)]
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(HERE)],
+            input=b"".join(doublecheck.frame(*frame) for frame in [*frames, ({"type": "bye"}, ())]),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        stream = io.BytesIO(done.stdout)
+        hello, _ = doublecheck.read_frame(stream), doublecheck.read_frame(stream)
+        self.assertEqual((hello[0]["protocol"], hello[0]["offers"]), (2, ["sessions"]))
+        for index, (message, _, expected) in enumerate(steps):
+            reply, answer = doublecheck.read_frame(stream)
+            self.assertEqual(reply["id"], index)
+            if isinstance(expected, str):
+                self.assertEqual(reply.get("kind", reply["type"]), expected, message)
+            else:
+                self.assertEqual(answer["output"][:, 0].tolist(), expected, message)
+                self.assertEqual(answer["lse"].tolist(), [[1]] * len(expected))
+                self.assertEqual(answer["mask"].shape[:2], (len(expected), 1))
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -102,7 +102,8 @@ pub mod report {
     pub use crate::diagnosis::probes::{Deviation, Measurement, State};
     pub use crate::diagnosis::relations::Told;
     pub use crate::runner::check::{
-        Asked, BySize, Coverage, Kept, Like, Needs, OfSize, Repeats, ReportedStages, StageExample,
+        Asked, BySize, Coverage, Kept, Like, Needs, OfSize, Repeats, ReportedStages, SessionExample,
+        Sessions, StageExample,
     };
     pub use crate::runner::shrink::edge::Edge;
 }

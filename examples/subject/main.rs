@@ -8,6 +8,7 @@
 //! (`misbehaviour`).
 
 mod misbehaviour;
+mod sessions;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,6 +33,7 @@ type Failure = Box<dyn std::error::Error>;
 /// Arguments that are no misbehaviour.
 const RAGGED: &str = "ragged";
 const SHARED: &str = "shared";
+const SESSIONS: &str = "sessions";
 
 /// The metadata key of a message.
 const KEY: &str = "doublecheck";
@@ -51,7 +53,7 @@ struct Tensor {
 
 fn main() -> Result<(), Failure> {
     let mut misbehaviour = Misbehaviour::from_arguments();
-    let mut subject = Reference::default();
+    let mut subject = Reference::serving();
     while let Some(frame) = read_frame()? {
         let (_, header) = SafeTensors::read_metadata(&frame)?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -139,20 +141,28 @@ fn answer(subject: &mut Reference, question: &Value, tensors: &SafeTensors) -> R
                 Err(no_answer) => (refused_or_failed(id, &no_answer), Vec::new()),
             }
         }
-        _ => return Err(format!("a question of an unknown type: {question}").into()),
+        _ => match sessions::answer(subject, question, tensors)? {
+            Some(Ok((mut json, tensors))) => {
+                json["id"] = id.clone();
+                (json, tensors)
+            }
+            Some(Err(no_answer)) => (refused_or_failed(id, &no_answer), Vec::new()),
+            None => return Err(format!("a question of an unknown type: {question}").into()),
+        },
     };
     Ok(Message { json, tensors })
 }
 
 /// How the reference rounds; it offers everything, which is the default, and with the argument `ragged` entries of unequal
-/// lengths, too. With `shared` it takes tensors in shared memory.
+/// lengths, with `sessions` these, too. With `shared` it takes tensors in shared memory, also in sessions.
 fn hello() -> Value {
-    let offers = if is_argument(RAGGED) { json!([RAGGED]) } else { Value::Null };
+    let offered = [(RAGGED, is_argument(RAGGED)), (SESSIONS, is_argument(SESSIONS) || is_argument(SHARED))];
+    let offers: Vec<&str> = offered.iter().filter(|(_, offers)| *offers).map(|(name, _)| *name).collect();
     let shared_memory = if is_argument(SHARED) { json!(true) } else { Value::Null };
     json!({
         "type": "hello",
-        "protocol": if is_argument(RAGGED) || is_argument(SHARED) { 2 } else { 1 },
-        "offers": offers,
+        "protocol": if offers.is_empty() { 1 } else { 2 },
+        "offers": if offers.is_empty() { Value::Null } else { json!(offers) },
         "shared_memory": shared_memory,
         "name": "the reference in a process",
         "version": env!("CARGO_PKG_VERSION"),
@@ -219,16 +229,19 @@ fn optional(tensors: &SafeTensors, name: &str) -> Result<Option<Array4<f32>>, Fa
 }
 
 fn floats(view: &TensorView) -> Result<Array4<f32>, Failure> {
+    let shape: [usize; 4] = view.shape().try_into()?;
+    Ok(Array4::from_shape_vec(shape, float_values(view)?)?)
+}
+
+fn float_values(view: &TensorView) -> Result<Vec<f32>, Failure> {
     let half = |bytes: &[u8]| [bytes[0], bytes[1]];
     let data = view.data();
-    let values = match view.dtype() {
+    Ok(match view.dtype() {
         Dtype::F32 => data.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect(),
         Dtype::F16 => data.chunks_exact(2).map(|x| f16::from_le_bytes(half(x)).to_f32()).collect(),
         Dtype::BF16 => data.chunks_exact(2).map(|x| bf16::from_le_bytes(half(x)).to_f32()).collect(),
         other => return Err(format!("found a tensor of {other:?}, expected F32, F16 or BF16").into()),
-    };
-    let shape: [usize; 4] = view.shape().try_into()?;
-    Ok(Array4::from_shape_vec(shape, values)?)
+    })
 }
 
 fn answer_tensors(answer: &Answer) -> Vec<Tensor> {

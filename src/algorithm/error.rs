@@ -70,6 +70,15 @@ pub enum Error {
     /// A label row whose range or scale leaves the storage type (SPEC D9).
     #[error("labels leave the storage type: {0}")]
     LabelRange(Detail),
+    /// A request that is not known, is in use already, or is named twice in one step of a session.
+    #[error("request not allowed: {0}")]
+    Request(Detail),
+    /// More keys than a session has room for.
+    #[error("no room: {0}")]
+    Capacity(Detail),
+    /// More queries than a request has keys, or more of its keys than there are.
+    #[error("length not allowed: {0}")]
+    Length(Detail),
     /// A channel file that cannot be read or is not what it should be.
     #[error("not readable: {0}")]
     Format(Detail),
@@ -108,6 +117,9 @@ impl Error {
             Self::MissingLayer(_) => "missing_layer",
             Self::ChannelKind(_) => "channel_kind",
             Self::LabelRange(_) => "label_range",
+            Self::Request(_) => "request",
+            Self::Capacity(_) => "capacity",
+            Self::Length(_) => "length",
             Self::Format(_) | Self::Json { .. } => "format",
         }
     }
@@ -128,6 +140,9 @@ impl Error {
             "missing_layer" => Self::MissingLayer,
             "channel_kind" => Self::ChannelKind,
             "label_range" => Self::LabelRange,
+            "request" => Self::Request,
+            "capacity" => Self::Capacity,
+            "length" => Self::Length,
             "format" => Self::Format,
             _ => return None,
         };

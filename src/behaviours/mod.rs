@@ -2,7 +2,7 @@
 //! implementations differ or might differ; its default is the SPEC. It serves twice: as a deliberately wrong
 //! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
 //! the faults, [`prediction`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it. Of its parts [`heads`]
-//! says which scores become one, [`scoring`] what a score is, [`forced`] which keys need none, [`labels`] what is scored.
+//! says which scores become one, [`scoring`] what a score is, [`forced`] which keys need none, [`labels`] what is scored. [`paging`] is of sessions alone.
 
 pub mod answer;
 pub mod attending;
@@ -11,6 +11,7 @@ pub mod fault;
 pub mod forced;
 pub mod heads;
 pub mod labels;
+pub mod paging;
 pub mod prediction;
 pub mod scoring;
 
@@ -19,6 +20,7 @@ pub use fault::{Asked, Fault};
 pub use forced::{ForcedKeys, ForcedRule};
 pub use heads::{Heads, RankSplit, Sharing, Together};
 pub use labels::HeadLabels;
+pub use paging::{CACHE_FAULTS, CacheFault, CacheFaultKind, Paged};
 pub use prediction::{Outcome, Prediction, Ranked, predict};
 pub use scoring::{ChannelWeights, Cosine, Factor, HeadWeights, Relu, Scoring};
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::domain::Domain;
 use super::promise::Promise;
 use super::sequence::{Call, Instance, Sequence};
+use super::session::{Outcome, Session};
 use super::stages::{Given, StageCall, Stages, Takes};
 use crate::algorithm::{Dims, HeadMode, HeavySize, LabelBits, Rules, Selection, Storage};
 
@@ -17,6 +18,9 @@ const OUTSIDE: &str = "outside the domain";
 
 /// The name of batches of entries of unequal lengths among what a command offers, and in reports.
 pub const RAGGED: &str = "ragged";
+
+/// The name of sessions in the protocol.
+pub const SESSIONS: &str = "sessions";
 
 /// A part of the contract that an implementation may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -147,6 +151,8 @@ pub struct Capabilities {
     pub stages: Stages,
     /// Whether it takes batches of entries of unequal lengths.
     pub ragged: bool,
+    /// Whether it holds the keys of requests itself, in sessions.
+    pub sessions: bool,
     /// The most distinct shapes of calls that are worth asking: each new one costs it time, for example to compile.
     pub shapes: Option<NonZeroUsize>,
 }
@@ -164,6 +170,7 @@ impl Default for Capabilities {
             promises: None,
             stages: Stages::default(),
             ragged: false,
+            sessions: false,
             shapes: None,
         }
     }
@@ -202,6 +209,7 @@ impl Capabilities {
             // So are its stages.
             stages: if self.stages.is_declared() { self.stages.clone() } else { other.stages.clone() },
             ragged: self.ragged,
+            sessions: self.sessions,
             shapes: smaller(self.shapes, other.shapes),
         }
     }
@@ -268,6 +276,39 @@ impl Capabilities {
             }
         }
         missing.into_iter().collect()
+    }
+
+    /// Whether everything that a session asks for is offered, and what must come of each step is determined.
+    pub fn offers_session(&self, session: &Session) -> bool {
+        let Session { instance, opening, steps, .. } = session;
+        let (Some(outcomes), Ok(calls)) = (session.outcomes(), session.calls()) else { return false };
+        let refused = outcomes.iter().any(|outcome| *outcome != Outcome::Done);
+        let calls: Vec<(usize, Call)> = calls;
+        let batch = |step: usize| steps[step].requests().len();
+        let fits = |domain: &Domain, (step, call): &(usize, Call)| {
+            let dims = Dims { batch: batch(*step), ..call.inputs.dims() };
+            domain.allows_page(opening.page_size)
+                && domain.sizes_outside(&instance.selection, &dims, opening.dtype).is_empty()
+        };
+        let inside = |call: &(usize, Call)| {
+            self.domains.is_empty() || self.domains.iter().any(|domain| fits(domain, call))
+        };
+        let lacking = |(_, call): &(usize, Call)| {
+            !features(instance, std::slice::from_ref(call)).is_disjoint(&self.lacks)
+        };
+        let has_batch = steps.iter().any(|step| step.layer().is_some() && step.requests().len() > 1);
+        let longest = session.longest();
+        let holds = |domain: &Domain| domain.allows_at_least(longest);
+        self.sessions
+            && self.stages.takes == Takes::Inputs
+            && self.dtypes.contains(&opening.dtype)
+            && self.heads.contains(&instance.selection.heads)
+            && self.rules.contains(&instance.selection.rules)
+            && (!refused || self.offers(Feature::Refusals))
+            && (!has_batch || self.offers(Feature::Batch))
+            && self.largest_keys.is_none_or(|largest| longest <= largest)
+            && (self.domains.is_empty() || self.domains.iter().any(holds))
+            && calls.iter().all(|call| inside(call) && !lacking(call) && instance.faults(&call.1).is_empty())
     }
 
     /// Whether everything that a question to a stage asks for is offered.

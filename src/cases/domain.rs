@@ -537,6 +537,28 @@ impl Domain {
         self.allows(Quantity::Batch, batch)
     }
 
+    /// Whether a call may have so many keys or more.
+    pub fn allows_at_least(&self, keys: usize) -> bool {
+        self.sizes.get(&Quantity::Keys).is_none_or(|constraint| constraint.values().any(|n| n >= keys))
+    }
+
+    /// Whether pages may have this many tokens.
+    pub fn allows_page(&self, page_size: usize) -> bool {
+        self.allows(Quantity::PageSize, page_size)
+    }
+
+    /// The page size itself where it is allowed, otherwise one that is, chosen by the seed.
+    pub(super) fn fit_page(&self, page_size: usize, seed: u64) -> usize {
+        let fit = |pages: &Constraint| pages.fit(page_size, super::recipe::mix(seed));
+        self.sizes.get(&Quantity::PageSize).map_or(page_size, fit)
+    }
+
+    /// The number of keys itself where it is allowed, otherwise one that is, chosen by the seed.
+    pub(super) fn fit_keys(&self, keys: usize, seed: u64) -> usize {
+        let fit = |constraint: &Constraint| constraint.fit(keys, super::recipe::mix(seed));
+        self.sizes.get(&Quantity::Keys).map_or(keys, fit)
+    }
+
     /// Whether a head dimension may come with a group factor. One that does not divide it makes a call that must be refused.
     pub fn allows_channels(&self, head_dim: usize, group_factor: usize) -> bool {
         self.allows(Quantity::HeadDim, head_dim)

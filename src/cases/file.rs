@@ -34,6 +34,7 @@ use super::error::{Error, Result};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, EarlierMasker, Instance, InstanceSettings, Sequence};
+use super::session_file::{self, StoredSession};
 use super::stage_file::{self, StoredStage};
 use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers};
 use crate::algorithm::calibrate::BlockActivations;
@@ -56,6 +57,8 @@ pub enum CaseFile {
     Calibration(CalibrationCase),
     /// A question to one stage.
     Stage(Box<StoredStage>),
+    /// A session of a serving engine.
+    Session(Box<StoredSession>),
 }
 
 /// A sequence that was written to a file.
@@ -191,6 +194,9 @@ impl Reader {
         if let Some(stored) = stage_file::parse(&file, name)? {
             return Ok(CaseFile::Stage(stored.into()));
         }
+        if let Some(stored) = session_file::parse(&file, name)? {
+            return Ok(CaseFile::Session(stored.into()));
+        }
         let found = match file.metadata.keys().map(String::as_str).collect::<Vec<_>>() {
             keys if keys.is_empty() => "none".to_owned(),
             mut keys => {
@@ -201,7 +207,7 @@ impl Reader {
         Err(metadata(
             "metadata keys",
             found,
-            "case, sequence, quantisation, calibration, scores_case or selection_case",
+            "case, sequence, session, quantisation, calibration, scores_case or selection_case",
         ))
     }
 

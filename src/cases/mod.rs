@@ -23,6 +23,10 @@ pub mod rule_names;
 pub(crate) mod seed;
 pub mod sequence;
 pub mod sequence_plan;
+pub mod session;
+#[cfg(feature = "files")]
+pub mod session_file;
+pub mod session_plan;
 pub mod shapes;
 #[cfg(feature = "files")]
 pub mod stage_file;
@@ -46,6 +50,9 @@ pub use rounding_model::{
     Accumulation, Exponent, FactorOrder, LabelRounding, Precision, Products, RoundingModel,
 };
 pub use sequence::{Call, EarlierMasker, Instance, Sequence};
+pub use session::{Held, Opening, Outcome, Session, SessionObservation, Step, StepAnswer};
+#[cfg(feature = "files")]
+pub use session_file::StoredSession;
 pub use shapes::Shape;
 #[cfg(feature = "files")]
 pub use stage_file::StoredStage;

@@ -317,7 +317,7 @@ impl SequencePlan {
         own.call(layer, first_keys(k), first_keys(v))
     }
 
-    fn instance(&self) -> Result<Instance, Error> {
+    pub(super) fn instance(&self) -> Result<Instance, Error> {
         let plan = &self.plan;
         let selected = match plan.rows_used() {
             ChannelRows::PerKvHead => ChannelKind::KProj,

@@ -587,7 +587,7 @@ impl Plan {
     }
 }
 
-fn tensor(words: Words, values: Values, bits: LabelBits, shape: [usize; 4]) -> Array4<f32> {
+pub(super) fn tensor(words: Words, values: Values, bits: LabelBits, shape: [usize; 4]) -> Array4<f32> {
     let [_, heads, positions, channels] = shape;
     let largest_code = (bits.largest_code() as u64).min(15);
     Array4::from_shape_fn(shape, |(b, head, position, channel)| {

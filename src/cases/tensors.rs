@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
-use ndarray::{Array2, Array4, ArrayView};
+use ndarray::{Array2, Array3, Array4, ArrayView};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -89,6 +89,14 @@ impl NamedView<'_> {
 pub(crate) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> {
     view.check(dtypes, 4)?;
     view.array4(view.float_elements())
+}
+
+/// Packed rows.
+pub(crate) fn floats3(view: &NamedView, dtypes: &[Dtype]) -> Result<Array3<f32>> {
+    view.check(dtypes, 3)?;
+    let shape = [0, 1, 2].map(|axis| view.view.shape()[axis]);
+    Array3::from_shape_vec(shape, view.float_elements())
+        .map_err(|error| Error::Tensor(Detail::new(view.name.clone(), error, "a possible shape")))
 }
 
 /// A tensor of at most four dimensions; leading dimensions that are missing count as 1.

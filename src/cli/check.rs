@@ -15,7 +15,7 @@ use crate::cases::{Capabilities, Takes, bundled, profiles, rule_names};
 use crate::reports::check::render;
 use crate::reports::counterexamples;
 use crate::reports::{html, probes};
-use crate::runner::check::{check_with, probe_only};
+use crate::runner::check::{check_sessions, check_with, probe_only};
 use crate::runner::shrink::Limits;
 
 /// How long a subject is asked by default.
@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Random sequences, the same ones in each run, and all goldens; with --seconds at most so many, and as many goldens as fit
     #[arg(long, value_name = "N")]
     cases: Option<usize>,
+    /// Random sessions alone, of a subject that offers them; nothing else is asked
+    #[arg(long, value_name = "N", conflicts_with_all = ["cases", "seconds", "probe"])]
+    sessions: Option<usize>,
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -111,7 +114,14 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         counterexamples::prepare(folder).map_err(|error| cannot_write(folder, error))?;
     }
     let mut subject = arguments.subject.open()?;
-    let by_time = arguments.cases.is_none() || arguments.seconds.is_some();
+    let of_count = arguments.cases.or(arguments.sessions).is_some();
+    let by_time = !of_count || arguments.seconds.is_some();
+    if arguments.sessions.is_some() && !subject.capabilities().sessions {
+        let name = subject.name();
+        return Err(
+            format!("--sessions: found {name}, which offers none, expected a subject with sessions").into()
+        );
+    }
     let default_keys = match (by_time, subject.capabilities().stages.takes) {
         (false, _) => 16_384,
         (true, Takes::Scores) => 1_048_576,
@@ -123,7 +133,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         shrinking.tries = 0;
     }
     let options = Options {
-        cases: arguments.cases.unwrap_or(usize::MAX),
+        cases: arguments.cases.or(arguments.sessions).unwrap_or(usize::MAX),
         seconds: by_time.then(|| arguments.seconds.unwrap_or(DEFAULT_TIME)),
         seed: arguments.seed,
         largest_keys: arguments.largest_keys.unwrap_or(default_keys),
@@ -143,6 +153,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut watching = Watching::new(out, subject.name())?;
     let mut report = if arguments.probe {
         probe_only(subject.as_mut(), &options)
+    } else if arguments.sessions.is_some() {
+        check_sessions(subject.as_mut(), &options, &mut |event| watching.event(event))
     } else {
         check_with(subject.as_mut(), &options, &mut |event| watching.event(event))
     };

@@ -1,4 +1,4 @@
-//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--above KEYS] [--json FILE]`
+//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--above KEYS] [--sessions] [--json FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,13 +26,20 @@ pub struct Arguments {
     /// Plant each fault only in calls of more keys than this, right below, and ask calls of more; several separated by commas
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     above: Vec<usize>,
+    /// Faults of what a serving engine holds, each asked so many sessions, in place of the others
+    #[arg(long, conflicts_with = "above")]
+    sessions: bool,
     /// Write the matrix as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let planted = if arguments.only.is_empty() { Planted::all() } else { only(&arguments.only)? };
+    let planted = match (arguments.only.as_slice(), arguments.sessions) {
+        ([], false) => Planted::all(),
+        ([], true) => Planted::of_sessions(),
+        (names, _) => only(names)?,
+    };
     // Small sequences show every planted fault.
     let options =
         Options { cases: arguments.cases, seed: arguments.seed, largest_keys: 0, ..Options::default() };

@@ -10,15 +10,16 @@ use clap::Args;
 use super::watching::Watching;
 use super::{Failure, check_writable, interrupts, print, seconds, subject};
 use crate::Options;
-use crate::cases::{CaseFile, Reader, Sequence, StageCall};
+use crate::cases::{CaseFile, Reader, Sequence, Session, StageCall};
 use crate::reports::check::{finding as finding_in_words, replay, replay_stage};
 use crate::reports::counterexamples::write_finding;
 use crate::reports::sequence::render;
-use crate::runner::check::{Event, check_sequence, check_stage_call};
+use crate::reports::sessions::replay as replay_session;
+use crate::runner::check::{Event, check_sequence, check_session, check_stage_call};
 use crate::runner::shrink::Limits;
-use crate::subjects::{Subject, ask, ask_stage};
+use crate::subjects::{Subject, ask, ask_session, ask_stage};
 use crate::verdicts::judge::judge_observation;
-use crate::verdicts::judge_stage;
+use crate::verdicts::{judge_session, judge_stage};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -43,6 +44,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         CaseFile::Sequence(stored) => (stored.sequence, stored.before),
         CaseFile::Attention(case) => (case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => return stage(&name, &stored.call, arguments),
+        CaseFile::Session(stored) => return session(&stored.session, arguments),
         CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
             let expected = "a sequence or a case of an attention layer";
             return Err(format!("{name}: found another kind of case file, expected {expected}").into());
@@ -68,9 +70,27 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if conforms { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A session.
+fn session(session: &Session, arguments: &Arguments) -> Result<ExitCode, Failure> {
+    arguments.out.as_deref().map(check_writable).transpose()?;
+    let mut subject = arguments.subject.open()?;
+    if !subject.capabilities().sessions {
+        let name = subject.name();
+        return Err(format!("{}: found a session, expected a case that {name} offers", session.name).into());
+    }
+    if let Some(out) = &arguments.out {
+        return shrink(subject.as_mut(), arguments.shrink_seconds, out, &Question::Session(session));
+    }
+    let observation = ask_session(subject.as_mut(), session);
+    let verdict = judge_session(&observation, subject.rounding_model());
+    print(&replay_session(&subject.name(), &observation, &verdict))?;
+    Ok(if verdict.conforms() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// What is asked again.
 enum Question<'a> {
     Sequence(&'a Sequence),
+    Session(&'a Session),
     /// A question to one stage, and its name.
     Stage(&'a str, &'a StageCall),
 }
@@ -97,6 +117,7 @@ fn shrink(
     let mut watch = |event: Event<'_>| watching.event(event);
     let report = match *question {
         Question::Sequence(sequence) => check_sequence(subject, sequence, &options, &mut watch),
+        Question::Session(session) => check_session(subject, session, &options, &mut watch),
         Question::Stage(name, call) => check_stage_call(subject, (name, call), &options, &mut watch),
     };
     watching.end();

@@ -5,11 +5,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::{Failure, interrupts};
-use crate::behaviours::{CATALOGUE, Fault};
+use crate::behaviours::{CATALOGUE, CacheFault, Fault};
 use crate::cases::Precision;
 use crate::diagnosis::independent;
 use crate::reports::quoted;
-use crate::subjects::{Engine, Faulty, Process, Reference, Subject};
+use crate::subjects::{Engine, Faulty, PagedEngine, Process, Reference, Subject};
 
 #[derive(Args)]
 pub struct Choice {
@@ -25,7 +25,7 @@ pub struct Choice {
     /// How long the command may take for one answer, in seconds
     #[arg(long, value_name = "S", default_value_t = 30.0, requires = "command")]
     timeout: f64,
-    /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas
+    /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas; or one fault of what sessions hold
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "subject")]
     fault: Vec<String>,
 }
@@ -72,6 +72,11 @@ impl Choice {
             interrupts::end_with_this_process()?;
             return Ok(Box::new(Process::start(command, timeout)?));
         }
+        if let [name] = &self.fault[..]
+            && let Some(fault) = CacheFault::find(name)
+        {
+            return Ok(Box::new(PagedEngine::new(Some(fault))));
+        }
         if !self.fault.is_empty() {
             let faults = faults(&self.fault, "--fault")?;
             if !independent(&faults) {
@@ -90,7 +95,7 @@ impl Choice {
                 Err(format!("--device: found {found:?} for the {who}, expected cpu, or --subject torch")
                     .into())
             }
-            Kind::Reference => Ok(Box::new(Reference::default())),
+            Kind::Reference => Ok(Box::new(Reference::serving())),
             Kind::Engine => Ok(Box::new(Engine::default())),
             Kind::Torch => torch(&self.device, None),
             Kind::TorchCache => torch(&self.device, Some(Precision::F32)),

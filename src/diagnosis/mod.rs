@@ -1,7 +1,8 @@
 //! Why an answer diverges. A fault of the catalogue is named only if the SPEC with it, and with
 //! the faults named already, reproduces *every* answer of the subject that was kept; where no single fault does, pairs are
-//! tried. What no named faults reproduce may be right for something else: [`relations`]. What nothing reproduces is called unknown.
+//! tried; [`cache`] does the same for sessions. What no named faults reproduce may be right for something else: [`relations`]. What nothing reproduces is called unknown.
 
+pub mod cache;
 pub mod condition;
 #[cfg_attr(not(feature = "probes"), path = "no_probes.rs")]
 pub mod probes;

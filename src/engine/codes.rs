@@ -6,6 +6,8 @@
 //! The view of a label is lo + step·code. How far it may be off is measured when the key is appended, and a score of
 //! views carries a bound on its distance from the score of SPEC §2.6, so that selecting by it is exact (`top`).
 
+use std::sync::Arc;
+
 use super::rows::Rows;
 use crate::algorithm::error::Result;
 use crate::algorithm::quantize::{quantize, quantize_in_place};
@@ -47,7 +49,8 @@ pub struct Codes {
     bits: LabelBits,
     storage: Storage,
     len: usize,
-    chunks: Vec<Chunk>,
+    /// Shared with the caches that this one was copied from or to, until one of them writes.
+    chunks: Vec<Arc<Chunk>>,
     largest: f64,
 }
 
@@ -123,6 +126,28 @@ impl Codes {
         Ok(View { error: errors().fold(0.0, f64::max), norm, codes, lo, step })
     }
 
+    /// Takes back all keys but the first `len`. Bounds stay those of all keys so far, which are wide enough.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        let bytes = self.block_bytes();
+        self.len = len;
+        self.chunks.truncate(len.div_ceil(CHUNK));
+        let Some(chunk) = self.chunks.last_mut().filter(|_| !len.is_multiple_of(CHUNK)) else { return };
+        let chunk = Arc::make_mut(chunk);
+        let blocks = (len % CHUNK).div_ceil(BLOCK);
+        chunk.codes.truncate(blocks * bytes);
+        chunk.views.truncate(blocks * 2 * BLOCK);
+        chunk.bounds.truncate(blocks);
+        // Codes that are packed in pairs are added to what is there.
+        if let Some(first) = Some(len % BLOCK).filter(|first| *first > 0) {
+            for row in chunk.codes[(blocks - 1) * bytes..].chunks_exact_mut(BLOCK) {
+                row[first..].fill(0);
+            }
+        }
+    }
+
     fn packed(&self) -> bool {
         self.bits.get() <= 4
     }
@@ -136,11 +161,11 @@ impl Codes {
     fn write(&mut self, view: &View) {
         let (bytes, packed) = (self.block_bytes(), self.packed());
         if self.len.is_multiple_of(CHUNK) {
-            self.chunks.push(Chunk::default());
+            self.chunks.push(Arc::default());
         }
         let (block, lane) = (self.len % CHUNK / BLOCK, self.len % BLOCK);
         self.len += 1;
-        let Some(chunk) = self.chunks.last_mut() else { return };
+        let Some(chunk) = self.chunks.last_mut().map(Arc::make_mut) else { return };
         if lane == 0 {
             chunk.codes.resize((block + 1) * bytes, 0);
             chunk.views.resize((block + 1) * 2 * BLOCK, 0.0);
@@ -168,7 +193,7 @@ impl Codes {
 
     /// The memory of the blocks begun so far, in bytes.
     pub fn bytes(&self) -> usize {
-        let chunk = |chunk: &Chunk| {
+        let chunk = |chunk: &Arc<Chunk>| {
             size_of_val(&chunk.codes[..]) + size_of_val(&chunk.views[..]) + size_of_val(&chunk.bounds[..])
         };
         self.chunks.iter().map(chunk).sum()

@@ -33,8 +33,8 @@ pub struct LabelCache {
     of_head: Vec<usize>,
     /// [b, caches of one batch entry]
     codes: Vec<Codes>,
-    /// The first key whose labels leave the storage type; an error only for a step that needs labels.
-    refused: Option<Error>,
+    /// The first key whose labels leave the storage type, and its position; an error only for a step that needs labels.
+    refused: Option<(usize, Error)>,
 }
 
 /// One row to be ranked; in the summed modes one for all heads.
@@ -90,7 +90,7 @@ impl LabelCache {
                 if let Err(error) = codes.push(key.to_slice().unwrap_or_default())
                     && refused.is_none()
                 {
-                    refused = Some(error.at_label("k", [batch, cache, first + position]));
+                    refused = Some((first + position, error.at_label("k", [batch, cache, first + position])));
                 }
             }
             refused
@@ -98,6 +98,12 @@ impl LabelCache {
         if self.refused.is_none() {
             self.refused = errors.into_iter().flatten().next();
         }
+    }
+
+    /// Takes back all keys but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.codes.iter_mut().for_each(|codes| codes.truncate(len));
+        self.refused = self.refused.take().filter(|(position, _)| *position < len);
     }
 
     /// The memory that it takes, in bytes.
@@ -134,7 +140,7 @@ impl LabelCache {
                 .map_err(|error| error.at_label("q", [batch, head, i]))
         });
         let labels = labels.collect::<Result<Vec<_>>>()?;
-        if let Some(error) = &self.refused {
+        if let Some((_, error)) = &self.refused {
             return Err(error.clone());
         }
         let ranking = Ranking { cache: self, query, rows, attended, labels, heavy_size };

@@ -11,12 +11,14 @@
 //! | head modes, exclusions, selection | `labels` |
 //! | attention over attended keys | `attended` |
 //! | what a step is asked | `query` |
+//! | many requests, with pages that they share | `sessions` |
 
 mod attended;
 mod codes;
 mod labels;
 mod query;
 mod rows;
+mod sessions;
 mod top;
 
 use ndarray::{Array4, ArrayView4};
@@ -25,6 +27,7 @@ use pulp::Arch;
 use attended::Attend;
 pub use attended::Attended;
 pub use query::Query;
+pub use sessions::Sessions;
 
 use crate::algorithm::error::Result;
 use crate::algorithm::maskers::{Local, Oracle, Sink};
@@ -184,6 +187,17 @@ impl Engine {
         }
         self.dims.keys += new;
         Ok(())
+    }
+
+    /// Takes back all keys but the first `keys`; fewer than that stay.
+    pub fn truncate(&mut self, keys: usize) {
+        self.rows.iter_mut().for_each(|rows| rows.truncate(keys));
+        for stage in &mut self.stages {
+            if let Stage::Labels(cache) = stage {
+                cache.truncate(keys);
+            }
+        }
+        self.dims.keys = self.dims.keys.min(keys);
     }
 
     /// Selects and attends with the queries of the last m positions.

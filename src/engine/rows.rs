@@ -1,6 +1,8 @@
 //! Keys and values of one KV head as they arrive (SPEC §1): each position's key and value lie side by side, in the
 //! storage type, in chunks that are never moved, so that growing costs nothing but the new rows.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use crate::algorithm::Storage;
@@ -22,7 +24,8 @@ pub struct Rows {
     storage: Storage,
     width: usize,
     len: usize,
-    chunks: Vec<Chunk>,
+    /// Shared with the caches that this one was copied from or to, until one of them writes.
+    chunks: Vec<Arc<Chunk>>,
 }
 
 impl Rows {
@@ -34,14 +37,14 @@ impl Rows {
     /// Adds a key [d] and a value [dv] of the storage type.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
         if self.len.is_multiple_of(CHUNK) {
-            self.chunks.push(match self.storage {
+            self.chunks.push(Arc::new(match self.storage {
                 Storage::F32 => Chunk::F32(Vec::new()),
                 Storage::F16 => Chunk::F16(Vec::new()),
                 Storage::Bf16 => Chunk::Bf16(Vec::new()),
-            });
+            }));
         }
         for part in [key, value] {
-            match self.chunks.last_mut() {
+            match self.chunks.last_mut().map(Arc::make_mut) {
                 Some(Chunk::F32(numbers)) => numbers.extend_from_slice(part),
                 Some(Chunk::F16(numbers)) => numbers.extend(part.iter().map(|&x| f16::from_f32(x))),
                 Some(Chunk::Bf16(numbers)) => numbers.extend(part.iter().map(|&x| bf16::from_f32(x))),
@@ -51,9 +54,26 @@ impl Rows {
         self.len += 1;
     }
 
+    /// Takes back all rows but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        self.len = len;
+        self.chunks.truncate(len.div_ceil(CHUNK));
+        let numbers = len % CHUNK * self.width;
+        if let Some(chunk) = self.chunks.last_mut().filter(|_| numbers > 0) {
+            match Arc::make_mut(chunk) {
+                Chunk::F32(rows) => rows.truncate(numbers),
+                Chunk::F16(rows) => rows.truncate(numbers),
+                Chunk::Bf16(rows) => rows.truncate(numbers),
+            }
+        }
+    }
+
     /// The memory of the rows so far, in bytes.
     pub fn bytes(&self) -> usize {
-        let chunk = |chunk: &Chunk| match chunk {
+        let chunk = |chunk: &Arc<Chunk>| match &**chunk {
             Chunk::F32(numbers) => size_of_val(&numbers[..]),
             Chunk::F16(numbers) => size_of_val(&numbers[..]),
             Chunk::Bf16(numbers) => size_of_val(&numbers[..]),
@@ -71,7 +91,7 @@ impl Rows {
     ) -> &'a [f32] {
         let start = position % CHUNK * self.width;
         let part = start + part.start..start + part.end;
-        match &self.chunks[position / CHUNK] {
+        match &*self.chunks[position / CHUNK] {
             Chunk::F32(numbers) => return &numbers[part],
             Chunk::F16(numbers) => widen(scratch, &numbers[part], f16_to_f32),
             Chunk::Bf16(numbers) => widen(scratch, &numbers[part], bf16_to_f32),
@@ -83,7 +103,7 @@ impl Rows {
     pub fn gather(&self, position: usize, channels: &[usize], numbers: &mut [f32]) {
         let row = position % CHUNK * self.width;
         let channels = channels.iter().map(|channel| row + channel);
-        match &self.chunks[position / CHUNK] {
+        match &*self.chunks[position / CHUNK] {
             Chunk::F32(row) => numbers.iter_mut().zip(channels).for_each(|(x, at)| *x = row[at]),
             Chunk::F16(row) => numbers.iter_mut().zip(channels).for_each(|(x, at)| *x = f16_to_f32(row[at])),
             Chunk::Bf16(row) => {

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 #[cfg(feature = "probes")]
 use super::probes;
-use super::{rows, sequence, stages};
+use super::{rows, sequence, sessions, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
-use crate::runner::check::{Finding, Like, Report};
+use crate::runner::check::{Finding, Like, Report, Sessions};
 use crate::verdicts::rows::ComparedRow;
 use crate::verdicts::{StageVerdict, Verdict};
 
@@ -40,6 +40,9 @@ pub fn render(report: &Report, with_times: bool) -> String {
         let _ = writeln!(text, "stages: takes {}, gives {}", stages.takes.name(), gives.join(", "));
     }
     let _ = writeln!(text, "answered: {}", answered(report));
+    if let Some(sessions) = &report.sessions {
+        let _ = writeln!(text, "sessions: {}", sessions_in_words(sessions));
+    }
     text += &again(report);
     #[cfg(feature = "probes")]
     if let Some(probed) = &report.probes {
@@ -84,6 +87,14 @@ pub(super) fn large(report: &Report) -> String {
 /// That the time decided how many were asked, where it did.
 pub(super) fn planned(report: &Report) -> String {
     report.planned_seconds.map(|seconds| format!(", as many as fit into {seconds} s")).unwrap_or_default()
+}
+
+/// How many sessions conform, and what was asked in them.
+pub(super) fn sessions_in_words(sessions: &Sessions) -> String {
+    let Sessions { asked, conforming, steps, refused, rows } = sessions;
+    format!(
+        "{conforming} of {asked} conform, {steps} steps ({refused} refused, as expected), {rows} attended rows"
+    )
 }
 
 /// What was answered, counted; of one stage only what it can give.
@@ -198,13 +209,25 @@ fn headline(index: usize, finding: &Finding) -> String {
     if !finding.more.is_empty() {
         let _ = writeln!(text, "  {}", more_like_it(finding));
     }
+    let place = failing_place(finding);
     for line in &finding.explanations {
-        let _ = writeln!(text, "  call {}: {line}", finding.call);
+        let _ = writeln!(text, "  {place}: {line}");
     }
     if let Some(file) = &finding.file {
         let _ = writeln!(text, "  written to {}", file.display());
     }
     text
+}
+
+/// Which call or step fails.
+pub fn failing_place(finding: &Finding) -> String {
+    match &finding.session {
+        None => format!("call {}", finding.call),
+        Some(example) => {
+            let step = example.failure.as_ref().and_then(|failure| failure.step);
+            step.map_or("open".into(), |step| format!("step {step}"))
+        }
+    }
 }
 
 /// Failures of other kinds that count as one with a finding, in words.
@@ -237,6 +260,11 @@ pub fn counterexample(finding: &Finding) -> String {
         indent(&mut text, &rows::render(&finding.compared));
         text += "  the reference:\n";
         indent(&mut text, &stages::answer(&example.reference));
+        return text;
+    }
+    if let Some(session) = &finding.session {
+        text += "\n";
+        indent(&mut text, &sessions::example(session));
         return text;
     }
     for (index, earlier) in finding.state.iter().flat_map(|state| &state.earlier).enumerate() {
@@ -300,7 +328,11 @@ pub(super) fn selecting(report: &Report) -> &'static str {
 
 fn summary(report: &Report, with_times: bool) -> String {
     let asked = report.sequences + report.large + report.goldens + report.probed;
-    let mut text = format!("\n{} of {asked} sequences conform", report.conforming);
+    let mut text = format!("\n{} of {asked} sequences", report.conforming);
+    if let Some(sessions) = report.sessions.filter(|sessions| sessions.asked > 0) {
+        let _ = write!(text, " and {} of {} sessions", sessions.conforming, sessions.asked);
+    }
+    text += " conform";
     if report.refused > 0 {
         let _ = write!(text, " ({} calls refused, as expected)", report.refused);
     }

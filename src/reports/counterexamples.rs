@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{check, files};
-use crate::cases::{file, stage_file};
+use crate::cases::{file, session_file, stage_file};
 use crate::runner::check::{Finding, Report};
 
 /// What the name of a file has after the number of a finding that is still being shrunk.
@@ -63,9 +63,10 @@ pub fn write_shrunk(number: usize, finding: &Finding, subject: &str, folder: &Pa
 pub fn write_finding(number: usize, finding: &Finding, subject: &str, path: &Path) -> std::io::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let source = format!("doublecheck {version}: {subject} diverges: {}", finding.explanations.join("; "));
-    let bytes = match &finding.example {
-        Some(example) => stage_file::to_bytes(&example.call, &source),
-        None => {
+    let bytes = match (&finding.example, &finding.session) {
+        (Some(example), _) => stage_file::to_bytes(&example.call, &source),
+        (None, Some(example)) => session_file::to_bytes(&example.observation.session, &source),
+        (None, None) => {
             let before = finding.state.as_ref().map_or(&[][..], |state| &state.earlier);
             file::sequence_after_to_bytes(&finding.observation.sequence, before, &source)
         }

@@ -63,6 +63,7 @@ pub fn case_file(file: &CaseFile) -> String {
         CaseFile::Quantisation(cases) => label_cases(cases),
         CaseFile::Calibration(case) => calibration_case(case),
         CaseFile::Stage(stored) => stage(stored),
+        CaseFile::Session(stored) => super::sessions::render(&stored.session, &stored.source),
     }
 }
 

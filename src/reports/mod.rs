@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod probes;
 mod rows;
 pub mod sequence;
+pub mod sessions;
 pub mod stages;
 #[cfg(feature = "cli")]
 mod table;

@@ -6,7 +6,7 @@ use ndarray::Axis;
 
 use super::tensors::{Keys, mask, numbers, numbers_of};
 use crate::algorithm::channels::ranges;
-use crate::cases::{Answer, Call, NoAnswer, Sequence};
+use crate::cases::{Answer, Call, Instance, NoAnswer, Sequence};
 
 /// Channel rows and channels of each that are printed.
 const MOST_ROWS: usize = 8;
@@ -23,15 +23,15 @@ pub fn render_with(sequence: &Sequence, source: &str, matter: &[usize]) -> Strin
     if !source.is_empty() {
         let _ = writeln!(text, "  source           {source}");
     }
-    text += &instance(sequence);
+    text += &settings(&sequence.instance);
     for (index, call) in sequence.calls.iter().enumerate() {
         text += &render_call(index, call, matter);
     }
     text
 }
 
-fn instance(sequence: &Sequence) -> String {
-    let instance = &sequence.instance;
+/// What an instance is configured with.
+pub(super) fn settings(instance: &Instance) -> String {
     let selection = &instance.selection;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::check::{Finding, Options, Report, Size, check};
+use super::check::{Finding, Options, Report, Size, check, check_sessions};
 use super::shrink::Limits;
 use crate::algorithm::HeavySize;
-use crate::behaviours::{CATALOGUE, Fault};
-use crate::subjects::{Above, BREACHES, Breach, Faulty, Reference, Subject};
+use crate::behaviours::{CACHE_FAULTS, CATALOGUE, CacheFault, Fault};
+use crate::subjects::{Above, BREACHES, Breach, Faulty, PagedEngine, Reference, Subject};
 
 /// How long shrinking may take there.
 const SHRINKING: Duration = Duration::from_secs(300);
@@ -23,6 +23,8 @@ pub enum Planted {
     Fault(&'static Fault),
     /// A breach of what is declared, which the kind of the finding names.
     Breach(&'static Breach),
+    /// A fault of what a session holds, which the diagnosis names; asked in sessions alone.
+    Cache(&'static CacheFault),
 }
 
 /// How one fault fared.
@@ -76,10 +78,19 @@ impl Planted {
         CATALOGUE.iter().map(Self::Fault).chain(BREACHES.iter().map(Self::Breach)).collect()
     }
 
+    /// Those that sessions show.
+    pub fn of_sessions() -> Vec<Self> {
+        CACHE_FAULTS.iter().map(Self::Cache).collect()
+    }
+
     /// All of a name, a row of SPEC §3 or a section.
     pub fn find_all(name: &str) -> Vec<Self> {
         let same = |text: &str| text.eq_ignore_ascii_case(name);
-        Self::all().into_iter().filter(|planted| same(planted.name()) || same(planted.row())).collect()
+        Self::all()
+            .into_iter()
+            .chain(Self::of_sessions())
+            .filter(|planted| same(planted.name()) || same(planted.row()))
+            .collect()
     }
 
     /// What commands and records call it.
@@ -87,6 +98,7 @@ impl Planted {
         match self {
             Self::Fault(fault) => fault.name,
             Self::Breach(breach) => breach.name,
+            Self::Cache(fault) => fault.name,
         }
     }
 
@@ -95,6 +107,7 @@ impl Planted {
         match self {
             Self::Fault(fault) => fault.row,
             Self::Breach(breach) => breach.row,
+            Self::Cache(_) => "§2.14",
         }
     }
 
@@ -108,13 +121,16 @@ impl Planted {
         match self {
             Self::Fault(fault) => Box::new(Faulty::new(&[fault])),
             Self::Breach(breach) => breach.subject(),
+            Self::Cache(fault) => Box::new(PagedEngine::new(Some(fault))),
         }
     }
 
     /// The subject that has it in calls of more than `keys` keys, and is right in others.
     pub fn subject_above(self, keys: usize) -> Box<dyn Subject> {
         match self {
-            Self::Fault(_) => Box::new(Above::new(self.subject(), Box::new(Reference::default()), keys)),
+            Self::Fault(_) | Self::Cache(_) => {
+                Box::new(Above::new(self.subject(), Box::new(Reference::default()), keys))
+            }
             Self::Breach(breach) => breach.subject_above(keys),
         }
     }
@@ -142,7 +158,11 @@ impl Planted {
     fn check_subject(self, subject: &mut dyn Subject, options: &Options) -> (FaultResult, Report) {
         let start = Instant::now();
         // Probes would show most of them before the first random sequence.
-        let report = check(subject, &Options { probes: false, conditions: false, ..options.clone() });
+        let options = Options { probes: false, conditions: false, ..options.clone() };
+        let report = match self {
+            Self::Fault(_) | Self::Breach(_) => check(subject, &options),
+            Self::Cache(_) => check_sessions(subject, &options, &mut |_| {}),
+        };
         let first = report.findings.first();
         let result = FaultResult {
             name: self.name(),
@@ -151,7 +171,7 @@ impl Planted {
             caught_by: first.map(|finding| finding.kind),
             after: first.map_or(report.sequences, |finding| finding.after),
             sequences: match self {
-                Self::Fault(_) => report.diverged,
+                Self::Fault(_) | Self::Cache(_) => report.diverged,
                 // A broken promise conforms otherwise.
                 Self::Breach(_) => report.findings.iter().map(|finding| finding.sequences).sum(),
             },
@@ -168,7 +188,7 @@ impl Planted {
     /// The names in all findings, each once; none where a finding has none.
     fn named(self, findings: &[Finding]) -> Vec<&'static str> {
         let names = |finding: &Finding| match self {
-            Self::Fault(_) => finding.diagnosis.clone(),
+            Self::Fault(_) | Self::Cache(_) => finding.diagnosis.clone(),
             Self::Breach(breach)
                 if breach.is_shown_by(finding.kind, &finding.sentence, finding.ragged.is_some()) =>
             {

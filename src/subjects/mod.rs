@@ -6,6 +6,7 @@ pub mod breach;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod faulty;
+pub mod paged;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod ragged;
@@ -23,7 +24,8 @@ use crate::algorithm::{ChannelOrder, LabelBits, Mask, Storage};
 use crate::cases::stages::ranks;
 use crate::cases::{
     Answer, Attended, CalibrationCase, Call, Capabilities, Case, Feature, Given, Instance, NoAnswer,
-    Observation, RoundingModel, ScoresCall, SelectionCall, Sequence, StageAnswer, StageCall,
+    Observation, Opening, RoundingModel, ScoresCall, SelectionCall, Sequence, Session, SessionObservation,
+    StageAnswer, StageCall, Step, StepAnswer,
 };
 
 pub use above::Above;
@@ -31,6 +33,7 @@ pub use breach::{BREACHES, Breach, Breaching};
 #[cfg(feature = "engine")]
 pub use engine::Engine;
 pub use faulty::Faulty;
+pub use paged::PagedEngine;
 #[cfg(feature = "process")]
 pub use process::Process;
 pub use ragged::{LengthFault, RaggedKernel};
@@ -78,6 +81,17 @@ pub trait Subject {
     /// The attention over given keys (SPEC §2.11); asked where it takes a selection.
     fn attend(&mut self, _call: &SelectionCall) -> Result<Attended, NoAnswer> {
         Err(not_offered("attend"))
+    }
+
+    /// Opens a session of the instance that was configured; the one before is over. Asked of those who offer sessions.
+    fn open(&mut self, _opening: &Opening) -> Result<(), NoAnswer> {
+        Err(not_offered("open"))
+    }
+
+    /// One step of the session (SPEC §2.14): for an attend the answer to each request, as to a call, otherwise nothing. A step that is
+    /// refused changes nothing.
+    fn step(&mut self, _step: &Step) -> StepAnswer {
+        Err(not_offered("step"))
     }
 
     /// The tensor `selected` [b, h, m, ·] of the last answer, as it was sent; `None` where it held none.
@@ -136,6 +150,46 @@ pub fn ask(subject: &mut dyn Subject, sequence: &Sequence) -> Observation {
     Observation { sequence: sequence.clone(), answers, instance_refused }
 }
 
+/// Configures a fresh instance, opens a session and asks every step, up to the first that breaks.
+pub fn ask_session(subject: &mut dyn Subject, session: &Session) -> SessionObservation {
+    let capabilities = subject.capabilities();
+    let opened = subject.configure(&session.instance).and_then(|()| subject.open(&session.opening));
+    let mut observation =
+        SessionObservation { session: session.clone(), not_opened: opened.err(), answers: Vec::new() };
+    if observation.not_opened.is_some() {
+        return observation;
+    }
+    for step in &session.steps {
+        let answer = subject.step(step).and_then(|answers| whole_step(&capabilities, step, answers));
+        let broken = matches!(answer, Err(NoAnswer::Failed(_)));
+        observation.answers.push(answer);
+        if broken {
+            break;
+        }
+    }
+    observation
+}
+
+/// The same, where nothing is worth much after a deadline.
+pub fn ask_session_until(
+    subject: &mut dyn Subject,
+    session: &Session,
+    deadline: Option<Instant>,
+) -> SessionObservation {
+    until(subject, deadline, |subject| ask_session(subject, session))
+}
+
+/// The answers to a step, if there is one for each request of an attend, with everything that the subject declares.
+fn whole_step(capabilities: &Capabilities, step: &Step, answers: Vec<Answer>) -> StepAnswer {
+    let Step::Attend { parts, .. } = step else { return Ok(Vec::new()) };
+    if answers.len() != parts.len() {
+        let (found, expected) = (answers.len(), parts.len());
+        return Err(NoAnswer::Failed(format!("the answer holds {found} requests, expected {expected}")));
+    }
+    // Labels and scores may be left out in sessions.
+    answers.into_iter().map(|answer| with_all(capabilities, || false, answer)).collect()
+}
+
 /// How long an answer is waited for after a deadline: a command that is given up has to be started again.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -172,14 +226,22 @@ fn whole(
     call: &Call,
     answer: Answer,
 ) -> Result<Answer, NoAnswer> {
+    with_all(capabilities, || ranks(instance, call), answer)
+}
+
+/// The same; `ranked` says whether keys are ranked: otherwise there are no labels and scores.
+fn with_all(
+    capabilities: &Capabilities,
+    ranked: impl Fn() -> bool,
+    answer: Answer,
+) -> Result<Answer, NoAnswer> {
     if answer.output.is_none() && capabilities.offers(Feature::Output) {
         return Err(NoAnswer::Failed(
             "the answer holds no output, expected one, or \"output\" among what the subject lacks".into(),
         ));
     }
     let stages = &capabilities.stages;
-    // Where nothing is ranked there are no labels and scores.
-    let ranked = |given| stages.gives(given) && ranks(instance, call);
+    let ranked = |given| stages.gives(given) && ranked();
     let missing = [
         (Given::Labels, answer.labels.is_none() && ranked(Given::Labels)),
         (Given::Scores, answer.scores.is_none() && ranked(Given::Scores)),
@@ -222,4 +284,9 @@ fn not_offered(method: &str) -> NoAnswer {
 /// The answer to a call without an instance.
 pub(crate) fn not_configured() -> NoAnswer {
     NoAnswer::Failed("called before it was configured".into())
+}
+
+/// The answer to a step without a session.
+pub(crate) fn not_opened() -> NoAnswer {
+    NoAnswer::Failed("a step before a session was opened".into())
 }

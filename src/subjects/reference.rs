@@ -1,6 +1,6 @@
 //! The reference of `algorithm` as a subject.
 
-use super::{Subject, not_configured};
+use super::{Subject, not_configured, not_opened};
 use crate::algorithm::attention::{attention, log_sum_exp};
 use crate::algorithm::calibrate::Importance;
 use crate::algorithm::quantize::quantize_in_place;
@@ -8,14 +8,24 @@ use crate::algorithm::select::select;
 use crate::algorithm::{ChannelOrder, LabelBits, Mask, SparseAttention, Storage};
 use crate::cases::ragged::by_entry;
 use crate::cases::{
-    Answer, Attended, CalibrationCase, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall,
-    SelectionCall,
+    Answer, Attended, CalibrationCase, Call, Capabilities, Held, Instance, NoAnswer, Opening, RoundingModel,
+    ScoresCall, SelectionCall, Step, StepAnswer,
 };
 
 /// The pure-Rust reference.
 #[derive(Debug, Default)]
 pub struct Reference {
     instance: Option<(Instance, SparseAttention)>,
+    serving: bool,
+    held: Option<Held>,
+}
+
+impl Reference {
+    /// The reference that offers sessions, too: it keeps dense keys. Whoever wraps it passes on [`Subject::open`] and
+    /// [`Subject::step`].
+    pub fn serving() -> Self {
+        Self { serving: true, ..Self::default() }
+    }
 }
 
 impl Subject for Reference {
@@ -28,7 +38,7 @@ impl Subject for Reference {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { ragged: true, ..Capabilities::default() }
+        Capabilities { ragged: true, sessions: self.serving, ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
@@ -43,6 +53,18 @@ impl Subject for Reference {
             let output = attention(&call.inputs, &mask)?;
             Ok(Answer::new(mask, Some(output)))
         })
+    }
+
+    fn open(&mut self, opening: &Opening) -> Result<(), NoAnswer> {
+        self.held = Some(Held::new(opening));
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> StepAnswer {
+        let mut held = self.held.take().ok_or_else(not_opened)?;
+        let answer = held.step(step, |call| self.call(call));
+        self.held = Some(held);
+        answer
     }
 
     fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {

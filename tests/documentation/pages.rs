@@ -47,9 +47,10 @@ fn output_on_pages_is_what_the_command_prints() {
 fn python_examples_are_parts_of_the_files_they_are_from() {
     let page = read("docs/implementers.md");
     let examples: Vec<_> = blocks(&page).into_iter().filter(|(language, ..)| language == "python").collect();
-    let files = ["examples/python/masker.py", "examples/python/topk.py"];
+    let files = ["examples/python/masker.py", "examples/python/topk.py", "examples/python/engine.py"];
     assert_eq!(examples.len(), files.len());
     for (file, (_, example, _)) in files.iter().zip(&examples) {
+        assert!(example.lines().count() <= 40, "{file}");
         assert!(page.contains(file) && read(file).contains(example.trim_end()), "{file}");
     }
 }

@@ -56,7 +56,9 @@ fn what_the_reference_computes() {
         match reader.read_found(&found).unwrap() {
             CaseFile::Attention(case) => *text += &line(&case),
             CaseFile::Sequence(stored) => *text += &sequence_lines(&stored.sequence),
-            CaseFile::Stage(_) => panic!("{}: no golden is of one stage", found.name),
+            CaseFile::Stage(_) | CaseFile::Session(_) => {
+                panic!("{}: no golden is a stage or a session", found.name)
+            }
             CaseFile::Calibration(case) => {
                 let order = Reference::default().calibrate(&case).unwrap().unwrap();
                 let first = &order.rows()[0];

@@ -31,6 +31,7 @@ mod records;
 mod relations;
 mod rules;
 mod sequences;
+mod sessions;
 mod simulated;
 mod stages;
 mod strategies;

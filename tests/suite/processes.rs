@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use crate::support::small_case;
 use doublecheck::algorithm::{Error, InputParts, Inputs};
 use doublecheck::cases::sequence_plan::sequence_plans;
+use doublecheck::cases::session_plan::session as random_session;
 use doublecheck::cases::strategies::plans;
-use doublecheck::cases::{Answer, Case, NoAnswer, RoundingModel, Sequence};
+use doublecheck::cases::{Answer, Case, NoAnswer, RoundingModel, Sequence, Step};
 use doublecheck::subjects::process::ProcessError;
-use doublecheck::subjects::{Process, Reference, Subject};
+use doublecheck::subjects::{Process, Reference, Subject, ask_session};
 use ndarray::Array4;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -175,6 +176,40 @@ fn a_command_that_offers_ragged_gets_lengths() {
         }
     }
     assert!(ragged > 30, "{ragged}");
+}
+
+/// Sessions over a pipe, with tensors in frames or in shared memory, get the answers of the reference; a command that is started anew
+/// has lost its session.
+#[test]
+fn a_command_that_offers_sessions_is_asked_in_them() {
+    let run = Run::new();
+    for argument in ["sessions", "shared"] {
+        let mut process = start(&run.always(argument));
+        let capabilities = process.capabilities();
+        assert!(capabilities.sessions);
+        let (mut steps, mut refused) = (0, 0);
+        for session in (0..60).filter_map(|seed| random_session(&capabilities, seed)) {
+            let found = ask_session(&mut process, &session);
+            let expected = ask_session(&mut Reference::serving(), &session);
+            assert_eq!(found.answers.len(), expected.answers.len());
+            for (found, expected) in found.answers.iter().zip(&expected.answers) {
+                match (found, expected) {
+                    (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                    (Err(NoAnswer::Refused(found)), Err(NoAnswer::Refused(expected))) => {
+                        assert_eq!(found.kind(), expected.kind());
+                        refused += 1;
+                    }
+                    _ => panic!("found {found:?}, expected {expected:?}"),
+                }
+                steps += 1;
+            }
+            let step = Step::Free { request: 1 << 20 };
+            assert!(matches!(process.step(&step), Err(NoAnswer::Refused(_))));
+        }
+        assert!(steps > 2000 && refused > 20, "{steps} steps, {refused} refused");
+        assert!(process.restart());
+        assert!(failure(process.step(&Step::Free { request: 1 })).contains("before a session"));
+    }
 }
 
 #[test]

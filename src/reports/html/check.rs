@@ -6,7 +6,9 @@ use super::numbers::radius;
 use super::{bad_inputs, counted, facts, finding, page, scroll, status};
 use crate::cases::Takes;
 use crate::diagnosis::probes::{Measurement, Probed, State};
-use crate::reports::check::{answered, large, planned, promises, selecting, what_reproduces};
+use crate::reports::check::{
+    answered, large, planned, promises, selecting, sessions_in_words, what_reproduces,
+};
 use crate::reports::probes::{asked, columns, state};
 use crate::runner::check::Report;
 use crate::verdicts::Sharpness;
@@ -48,6 +50,9 @@ fn summary(report: &Report) -> Markup {
         ("Answered", counts),
         ("Not offered, skipped", left_out(report)),
     ];
+    if let Some(sessions) = &report.sessions {
+        lines.push(("Sessions", html! { (sessions_in_words(sessions)) }));
+    }
     if report.repeats.asked > 0 {
         let repeats = report.repeats;
         let of = html! {

@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use super::call::{CallView, Marks};
 use super::{counted, facts, tensors};
 use crate::cases::{Instance, Observation};
-use crate::reports::check::{keys_that_matter, more_like_it};
-use crate::reports::{quoted, rows, sequence, stages};
+use crate::reports::check::{failing_place, keys_that_matter, more_like_it};
+use crate::reports::{quoted, rows, sequence, sessions, stages};
 use crate::runner::check::{Finding, StageExample};
 use crate::verdicts::Evidence;
 
@@ -19,10 +19,13 @@ pub fn section(index: usize, finding: &Finding, replay: &str) -> Markup {
             (seen(finding))
             h3 { "What is wrong" }
             ul.explanations {
-                @for line in &finding.explanations { li { "call " (finding.call) ": " (line) } }
+                @for line in &finding.explanations { li { (failing_place(finding)) ": " (line) } }
             }
             @if let Some(example) = &finding.example {
                 (self::example(finding, example))
+            } @else if let Some(session) = &finding.session {
+                h3 { "Counterexample" }
+                pre.replay { code { (sessions::example(session)) } }
             } @else {
                 (sequence_example(finding))
             }

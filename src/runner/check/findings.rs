@@ -227,13 +227,16 @@ impl Run<'_> {
 
     /// Adds what no catalogue explains, and what is shown beside each finding.
     fn add_what_is_apart(&mut self) {
-        self.report.explained &= self.apart.is_empty();
+        self.explain_sessions();
+        self.report.explained &= self.apart.iter().all(|finding| !finding.diagnosis.is_empty());
         self.report.findings.append(&mut self.apart);
         let model = self.report.model;
         let inside_domain = !self.capabilities.domains.is_empty();
         for finding in &mut self.report.findings {
             finding.inside_domain = inside_domain;
-            attach_evidence(finding, model);
+            if finding.session.is_none() {
+                attach_evidence(finding, model);
+            }
         }
     }
 

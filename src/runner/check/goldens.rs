@@ -82,6 +82,10 @@ impl Goldens {
                 Ok(CaseFile::Attention(case)) => case.sequence(),
                 Ok(CaseFile::Sequence(stored)) => stored.sequence,
                 Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
+                Ok(CaseFile::Session(stored)) => {
+                    run.golden_session(&stored.session);
+                    continue;
+                }
                 Ok(CaseFile::Stage(stored)) => {
                     run.leave_out(vec![stored.call.takes().name().to_owned()]);
                     continue;
@@ -145,7 +149,7 @@ pub(super) fn of_stage(
             }
             Ok(CaseFile::Stage(stored)) => stored.call.takes(),
             Ok(CaseFile::Quantisation(_) | CaseFile::Calibration(_)) => continue,
-            Ok(CaseFile::Attention(_) | CaseFile::Sequence(_)) => Takes::Inputs,
+            Ok(CaseFile::Attention(_) | CaseFile::Sequence(_) | CaseFile::Session(_)) => Takes::Inputs,
             Err(error) => {
                 report.bad_inputs.push(error.to_string());
                 continue;

@@ -20,6 +20,8 @@ mod promises;
 mod repeats;
 mod report;
 mod run;
+mod session_promises;
+mod sessions;
 mod sharpening;
 mod stage_promises;
 mod stages;
@@ -38,13 +40,16 @@ pub use self::events::{Event, Progress};
 pub use self::probing::probe_only;
 pub use self::promises::Kept;
 pub use self::repeats::Repeats;
-pub use self::report::{Finding, Like, Report, ReportedStages, Size, StageExample};
+pub use self::report::{Finding, Like, Report, ReportedStages, SessionExample, Size, StageExample};
 use self::run::Run;
+pub use self::sessions::Sessions;
+#[cfg(feature = "cli")]
+pub use self::sessions::check_sessions;
 pub use self::state::Needs;
 use super::shrink::Limits;
 #[cfg(feature = "files")]
 use crate::cases::bundled::Found;
-use crate::cases::{Capabilities, Sequence, StageCall, Takes};
+use crate::cases::{Capabilities, Sequence, Session, StageCall, Takes};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -156,6 +161,20 @@ pub fn check_sequence(
     run.report.goldens += 1;
     run.report.coverage.goldens += 1;
     run.sequence(sequence, 0.0);
+    run.finish()
+}
+
+/// The same for a session.
+pub fn check_session(
+    subject: &mut dyn Subject,
+    session: &Session,
+    options: &Options,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Report {
+    let mut run = Run::new(subject, options, watch);
+    run.report.goldens += 1;
+    run.report.coverage.goldens += 1;
+    run.session(session, 0.0);
     run.finish()
 }
 

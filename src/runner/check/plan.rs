@@ -9,6 +9,7 @@ use super::draws::{Draws, LargeDraws};
 use super::goldens::Goldens;
 use super::pace::Pace;
 use super::run::Run;
+use super::sessions::{SEQUENCES_PER_SESSION, SessionDraws};
 use crate::cases::Sequence;
 use crate::cases::large_plan::Large;
 
@@ -18,7 +19,7 @@ const SMALL_PER_LARGE: usize = 16;
 /// Large sequences that would take too long, after which their stage ends: others of it may be smaller.
 const MOST_SKIPPED: usize = 3;
 
-/// The share of the time that small sequences get, where each stage of large ones gets 1.
+/// The share of the time that small sequences get, and sessions where they are offered, where each stage of large ones gets 1.
 const SMALL_SHARE: f64 = 2.0;
 
 impl Run<'_> {
@@ -26,9 +27,11 @@ impl Run<'_> {
     pub(super) fn ask_all(&mut self, options: &Options) {
         let mut draws = Draws::new(&self.capabilities, options);
         let mut goldens = Goldens::new(self, options);
+        let mut sessions = SessionDraws::new(options);
+        self.report.sessions = self.has_sessions().then(Default::default);
         match options.seconds {
-            None => self.ask_so_many(options, &mut draws, &mut goldens),
-            Some(seconds) => self.ask_for(seconds, options, &mut draws, &mut goldens),
+            None => self.ask_so_many(options, &mut draws, &mut sessions, &mut goldens),
+            Some(seconds) => self.ask_for(seconds, options, &mut draws, &mut sessions, &mut goldens),
         }
         goldens.count_waiting(self);
         if self.report.sequences == 0 && goldens.asked() == 0 && goldens.len() == 0 && options.cases == 0 {
@@ -38,9 +41,16 @@ impl Run<'_> {
     }
 
     /// Random sequences are small and quick to understand: they go first, in either plan.
-    fn ask_so_many(&mut self, options: &Options, draws: &mut Draws, goldens: &mut Goldens) {
+    fn ask_so_many(
+        &mut self,
+        options: &Options,
+        draws: &mut Draws,
+        sessions: &mut SessionDraws,
+        goldens: &mut Goldens,
+    ) {
         let large = options.cases / SMALL_PER_LARGE;
-        let total = options.cases + large + goldens.len();
+        let of_sessions = if self.has_sessions() { options.cases / SEQUENCES_PER_SESSION } else { 0 };
+        let total = options.cases + large + of_sessions + goldens.len();
         let done = |run: &Run| run.asked as f64 / total.max(1) as f64;
         while self.report.sequences < options.cases && !self.is_over() {
             let Some(sequence) = draws.small() else { break };
@@ -50,6 +60,7 @@ impl Run<'_> {
         if self.report.sequences < options.cases && !self.is_over() {
             self.few_found(&options.cases.to_string());
         }
+        self.ask_sessions(of_sessions, sessions, total);
         let of_size = Large::new(options.seed, 0, options.largest_keys);
         let mut sizes = LargeDraws::new((of_size.least, of_size.most), draws.large_shapes());
         for _ in 0..large {
@@ -77,17 +88,29 @@ impl Run<'_> {
 
     /// Every size that the subject takes has a share of the time before a larger one has. What is left in the end is shared
     /// again.
-    fn ask_for(&mut self, seconds: Duration, options: &Options, draws: &mut Draws, goldens: &mut Goldens) {
+    fn ask_for(
+        &mut self,
+        seconds: Duration,
+        options: &Options,
+        draws: &mut Draws,
+        sessions: &mut SessionDraws,
+        goldens: &mut Goldens,
+    ) {
         let mut pace = Pace::new(seconds);
         goldens.sort();
         let mut stages = self.stages(options, draws.large_shapes());
-        let shares = SMALL_SHARE + stages.len() as f64;
+        let of_sessions = if self.has_sessions() { SMALL_SHARE } else { 0.0 };
+        let shares = SMALL_SHARE + of_sessions + stages.len() as f64;
         loop {
             let before = self.asked;
             pace.begin(self.asking(), SMALL_SHARE / shares);
             self.ask_small(options, draws, &mut pace);
             if self.report.sequences == 0 && options.cases > 0 && !self.is_over() {
                 self.few_found("at least 1");
+            }
+            if self.has_sessions() {
+                pace.begin(self.asking(), of_sessions / (shares - SMALL_SHARE));
+                self.ask_sessions_for(options.cases.div_ceil(SEQUENCES_PER_SESSION), sessions, &mut pace);
             }
             let mut left = stages.len();
             for stage in &mut stages {

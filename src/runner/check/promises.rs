@@ -109,7 +109,7 @@ impl Run<'_> {
     }
 
     /// Whether a promise is looked at now.
-    fn is_turn(&self, promise: Promise) -> bool {
+    pub(super) fn is_turn(&self, promise: Promise) -> bool {
         is_turn(promise, self.asked, &self.capabilities)
     }
 

@@ -11,10 +11,12 @@ use super::by_size::BySize;
 use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
+use super::sessions::Sessions;
 use super::state::Needs;
 use crate::algorithm::Lengths;
 use crate::cases::{
-    Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, StageAnswer, StageCall, Stages, Takes,
+    Answer, Given, NoAnswer, Observation, RoundingModel, Sequence, Session, SessionObservation, StageAnswer,
+    StageCall, Stages, Takes,
 };
 use crate::diagnosis::Faults;
 use crate::diagnosis::condition::Condition;
@@ -23,7 +25,7 @@ use crate::diagnosis::relations::Told;
 use crate::runner::shrink::edge::Edge;
 use crate::verdicts::judge::{Judgement, first_failure, judge_observation};
 use crate::verdicts::rows::{ComparedRow, compared_selection};
-use crate::verdicts::{Evidence, Sharpness, StageVerdict};
+use crate::verdicts::{Evidence, Sharpness, StageVerdict, StepFailure};
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
@@ -52,6 +54,9 @@ pub struct Report {
     pub probes: Option<Probed>,
     /// Answers to probes that diverge and were looked into as sequences are; at most one for each wire.
     pub probed: usize,
+    /// What was asked in sessions, of those who offer them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<Sessions>,
     /// Calls in all of them.
     pub calls: usize,
     /// Calls that were answered with a mask.
@@ -167,6 +172,9 @@ pub struct Finding {
     /// The counterexample of a subject that does one stage; the observation holds no call then.
     #[serde(skip)]
     pub example: Option<StageExample>,
+    /// The counterexample where it is a session; the observation holds no call then.
+    #[serde(skip)]
+    pub session: Option<SessionExample>,
     /// The counterexample and what the subject answered to it.
     #[serde(skip)]
     pub observation: Observation,
@@ -217,6 +225,7 @@ impl Finding {
             inside_domain: false,
             file: None,
             example: None,
+            session: None,
             observation: observation.clone(),
             call: 0,
             repeats: None,
@@ -319,11 +328,25 @@ pub struct StageExample {
     pub reference: Result<StageAnswer, NoAnswer>,
 }
 
+/// A session, what the subject answered, the first failure, and what the reference answers to the call that it stands for.
+#[derive(Debug, Clone)]
+pub struct SessionExample {
+    /// The session and the answers.
+    pub observation: SessionObservation,
+    /// What is wrong.
+    pub failure: Option<StepFailure>,
+    /// The reference's answer, where an attend is wrong.
+    pub reference: Option<Result<Answer, NoAnswer>>,
+}
+
 /// Sizes of a sequence: the largest of its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Size {
-    /// How many calls.
+    /// How many calls, or steps of a session.
     pub calls: usize,
+    /// How many requests, where it is a session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<usize>,
     /// b
     pub batch: usize,
     /// h
@@ -346,6 +369,7 @@ impl Size {
         };
         Self {
             calls: sequence.calls.len(),
+            requests: None,
             batch: most(|dims| dims.batch),
             heads: most(|dims| dims.heads),
             kv_heads: most(|dims| dims.kv_heads),
@@ -355,12 +379,32 @@ impl Size {
         }
     }
 
+    /// The sizes of a session: steps, requests, and the queries and keys of its longest attend.
+    pub fn of_session(session: &Session) -> Self {
+        let open = &session.opening;
+        let calls = session.calls().unwrap_or_default();
+        let most = |size: fn(&crate::algorithm::Dims) -> usize| {
+            calls.iter().map(|(_, call)| size(&call.inputs.dims())).max().unwrap_or(0)
+        };
+        Self {
+            calls: session.steps.len(),
+            requests: Some(session.requests().len()),
+            batch: 1,
+            heads: open.heads,
+            kv_heads: open.kv_heads,
+            queries: most(|dims| dims.queries),
+            keys: most(|dims| dims.keys),
+            head_dim: open.head_dim,
+        }
+    }
+
     /// The sizes of a question to one stage; scores have no d, which is 0 then.
     pub fn of_stage(call: &StageCall) -> Self {
         let dims = call.dims();
         let head_dim = if call.takes() == Takes::Scores { 0 } else { dims.head_dim };
         Self {
             calls: 1,
+            requests: None,
             batch: dims.batch,
             heads: dims.heads,
             kv_heads: dims.kv_heads,
@@ -381,7 +425,10 @@ impl std::fmt::Display for Size {
         let plural = |count: usize, name: &str| {
             if count == 1 { format!("1 {name}") } else { format!("{count} {name}s") }
         };
-        let mut parts = vec![plural(self.calls, "call")];
+        let mut parts = match self.requests {
+            None => vec![plural(self.calls, "call")],
+            Some(requests) => vec![plural(self.calls, "step"), plural(requests, "request")],
+        };
         if self.batch > 1 {
             parts.push(format!("batch {}", self.batch));
         }
@@ -417,6 +464,7 @@ impl Report {
             goldens: 0,
             probes: None,
             probed: 0,
+            sessions: None,
             calls: 0,
             answered: 0,
             outputs: 0,

@@ -12,7 +12,8 @@ use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
-use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, Shape};
+use crate::cases::capabilities::SESSIONS;
+use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, SessionObservation, Shape};
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -57,6 +58,8 @@ pub(super) struct Run<'a> {
     pub(super) recent: VecDeque<Sequence>,
     /// Findings that no fault of the catalogue could explain: what is not repeatable, and broken promises.
     pub(super) apart: Vec<Finding>,
+    /// Sessions kept for diagnosis, each up to the first step that fails.
+    pub(super) kept_sessions: Vec<SessionObservation>,
     start: Instant,
     /// Time spent on shrinking and diagnosis.
     pub(super) thinking: Duration,
@@ -75,6 +78,9 @@ impl<'a> Run<'a> {
         let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
+        if capabilities.sessions && capabilities.shapes.is_some() {
+            report.left_out.insert(SESSIONS.into(), 0);
+        }
         report.promises = nothing_counted(Promise::ALL, &capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
         report.declared = options.known.iter().map(|fault| fault.name).collect();
@@ -97,6 +103,7 @@ impl<'a> Run<'a> {
             asked_calls: AskedCalls::default(),
             recent: VecDeque::new(),
             apart: Vec::new(),
+            kept_sessions: Vec::new(),
             start: Instant::now(),
             thinking: Duration::ZERO,
             unusable: (Duration::ZERO, 0),
@@ -116,7 +123,7 @@ impl<'a> Run<'a> {
     }
 
     /// Sequences asked in a second, those that were compiled for not counted.
-    fn per_second(&self) -> f64 {
+    pub(super) fn per_second(&self) -> f64 {
         let (time, count) = self.compiling;
         (self.asked - count) as f64 / (self.asking() - time.as_secs_f64()).max(1e-9)
     }
@@ -253,7 +260,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn count_unusable(&mut self, time: Duration) {
+    pub(super) fn count_unusable(&mut self, time: Duration) {
         self.unusable.0 += time;
         self.unusable.1 += 1;
         let (most_time, fewest) = MOST_UNUSABLE;

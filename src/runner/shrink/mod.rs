@@ -6,6 +6,7 @@ pub(in crate::runner) mod changes;
 pub mod edge;
 pub(in crate::runner) mod reductions;
 mod search;
+pub mod sessions;
 pub mod stages;
 mod values;
 

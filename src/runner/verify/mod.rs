@@ -15,18 +15,19 @@ use super::random::{answer, for_each_case};
 use crate::algorithm::ChannelOrder;
 use crate::algorithm::quantize::quantize_in_place;
 use crate::cases::bundled::{Checksums, Found, sha256};
+use crate::cases::capabilities::SESSIONS;
 use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
     Answer, CalibrationCase, Capabilities, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding,
-    NoAnswer, Reader, RoundingModel, Sequence, StageCall, Takes,
+    NoAnswer, Reader, RoundingModel, Sequence, Session, StageCall, Takes,
 };
-use crate::subjects::{Subject, ask, ask_stage};
+use crate::subjects::{Subject, ask, ask_session, ask_stage};
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{Held, INVARIANTS, Implementation, Invariant};
 use crate::verdicts::judge::judge_observation;
 use crate::verdicts::labels::judge_labels;
-use crate::verdicts::{Certificate, Sharpness, Verdict, judge, judge_stage};
+use crate::verdicts::{Certificate, Sharpness, Verdict, judge, judge_session, judge_stage};
 
 /// Judges the files and the invariants. `progress` is called with the name of each step, of which there are as many as
 /// files, and one for each invariant.
@@ -137,6 +138,9 @@ impl<'a> Run<'a> {
                 vec![(stored.sequence.name.clone(), self.stored_sequence(&stored.sequence))]
             }
             CaseFile::Calibration(case) => vec![(case.name.clone(), self.calibration(&case))],
+            CaseFile::Session(stored) => {
+                vec![(stored.session.name.clone(), self.session(&stored.session))]
+            }
             CaseFile::Stage(stored) => vec![(stored.name.clone(), self.stage(&stored.call))],
             CaseFile::Quantisation(cases) => {
                 cases.iter().map(|case| (case.name.clone(), self.labels(case))).collect()
@@ -249,6 +253,23 @@ impl<'a> Run<'a> {
         for (call, verdict) in verdicts.iter().enumerate() {
             tally.subject_sharpness.add(&Sharpness::of(verdict));
             tally.subject.extend(verdict.explanations().iter().map(|line| format!("call {call}: {line}")));
+        }
+        tally
+    }
+
+    fn session(&mut self, session: &Session) -> Tally {
+        let mut tally = Tally::default();
+        if !self.capabilities.offers_session(session) {
+            tally.not_offered.push(SESSIONS.to_owned());
+            return tally;
+        }
+        let observation = ask_session(self.subject, session);
+        let verdict = judge_session(&observation, self.subject.rounding_model());
+        tally.subject_sharpness = verdict.sharpness;
+        if let Some(failure) = verdict.failure {
+            let step = failure.step.map_or("open".to_owned(), |step| format!("step {step}"));
+            tally.subject =
+                failure.verdict.explanations().iter().map(|line| format!("{step}: {line}")).collect();
         }
         tally
     }

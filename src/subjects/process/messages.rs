@@ -294,6 +294,8 @@ struct HelloFields {
 enum Offered {
     /// Batches of entries of unequal lengths.
     Ragged,
+    /// Sessions, in which the command holds keys itself.
+    Sessions,
 }
 
 impl HelloFields {
@@ -312,7 +314,12 @@ impl HelloFields {
             }
         }
         let stages = Stages::new(self.takes.unwrap_or_default(), self.gives.as_deref())?;
-        let ragged = self.offers.iter().flatten().any(|offered| *offered == Offered::Ragged);
+        let offers = |part| self.offers.iter().flatten().any(|offered| *offered == part);
+        let (ragged, sessions) = (offers(Offered::Ragged), offers(Offered::Sessions));
+        if sessions && stages.takes != Takes::Inputs {
+            let found = format!("\"sessions\" beside takes {:?}", stages.takes.name());
+            return Err(Detail::new("offers", found, "sessions of those alone who take inputs"));
+        }
         let promises = self.promises.map(|names| promises_from_names(&names)).transpose()?;
         if !ragged && promises.iter().flatten().any(|promise| *promise == Promise::CapacityInvariant) {
             let expected = "\"ragged\" in offers beside it";
@@ -351,6 +358,7 @@ impl HelloFields {
                 domains: self.domain.as_ref().map(domains_from_json).transpose()?.unwrap_or_default(),
                 stages,
                 ragged,
+                sessions,
                 shapes: shapes.transpose()?,
                 ..Capabilities::default()
             },

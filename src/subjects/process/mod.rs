@@ -7,6 +7,7 @@ mod answer;
 mod child;
 mod memory;
 mod messages;
+mod sessions;
 mod stages;
 
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use ndarray::Array4;
 use self::child::{Child, Tail};
 use self::memory::Memory;
 use self::messages::{Decoded, Hello};
-use super::{Subject, not_configured};
+use super::{Subject, not_configured, not_opened};
 use crate::algorithm::Mask;
 use crate::cases::{
-    Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+    Answer, Attended, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel,
+    ScoresCall, SelectionCall, Step, StepAnswer,
 };
 
 /// How long a command may take to say hello: importing torch is slow.
@@ -81,6 +83,8 @@ pub struct Process {
     instance: Option<Instance>,
     /// What the running child answered to `configure`.
     configured: Option<Result<(), NoAnswer>>,
+    /// What the session of the running child holds.
+    held: Option<Held>,
     last_id: u64,
     restarts: usize,
     failed_starts: usize,
@@ -111,6 +115,7 @@ impl Process {
             memory,
             instance: None,
             configured: None,
+            held: None,
             last_id: 0,
             restarts: 0,
             failed_starts: 0,
@@ -140,7 +145,7 @@ impl Process {
 
     /// Ends a child whose conversation is in doubt.
     fn lose(&mut self, problem: String) -> NoAnswer {
-        self.configured = None;
+        (self.configured, self.held) = (None, None);
         self.memory = None;
         let problem = self.child.take().map_or_else(|| problem.clone(), |child| epitaph(child, &problem));
         NoAnswer::Failed(problem)
@@ -206,8 +211,38 @@ impl Subject for Process {
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
         self.instance = Some(instance.clone());
-        self.configured = None;
+        (self.configured, self.held) = (None, None);
         self.ready()
+    }
+
+    fn open(&mut self, opening: &Opening) -> Result<(), NoAnswer> {
+        self.held = None;
+        self.ready()?;
+        let limit = messages::largest_message();
+        self.ask(limit, |id| sessions::open(id, opening), sessions::read_opened)?;
+        self.held = Some(Held::new(opening));
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> StepAnswer {
+        let (Some(mut held), Some(instance)) = (self.held.take(), self.instance.clone()) else {
+            return Err(not_opened());
+        };
+        let done = held.outcome(step) == Outcome::Done;
+        let calls = if done { held.calls(step)? } else { Vec::new() };
+        let (dtype, memory) = (held.opening().dtype, self.memory.clone());
+        let any_order = self.hello.capabilities.promises.is_some();
+        let answer = self.ask(
+            sessions::largest_step(&calls),
+            |id| sessions::step(id, step, dtype, memory.as_deref()),
+            |bytes, id| sessions::read_step(bytes, id, step, &instance, &calls, any_order),
+        );
+        if done && answer.is_ok() {
+            held.apply(step);
+        }
+        // A command that was lost has lost its session.
+        self.held = self.child.is_some().then_some(held);
+        answer
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
@@ -237,7 +272,7 @@ impl Subject for Process {
     }
 
     fn restart(&mut self) -> bool {
-        self.configured = None;
+        (self.configured, self.held) = (None, None);
         if let Some(child) = self.child.take() {
             child.say_goodbye(messages::bye(), FAREWELL);
         }

@@ -1,0 +1,730 @@
+//! What a serving engine may do wrong with what it holds (SPEC §2.14). [`Paged`] is a plain cache of pages for many requests, right
+//! or with one fault. It does not select keys: for each request of an attend it says from which keys labels were made, and which
+//! keys and values are attended to, as two calls. So it serves twice, like a [`Behaviour`](super::Behaviour): as a wrong subject,
+//! and as an explanation that must reproduce a subject's answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ndarray::{Array2, Array4, Axis, s};
+
+use crate::algorithm::attention::attention;
+use crate::algorithm::{Detail, Error, InputParts, Inputs, Mask};
+use crate::cases::session::{Part, Token};
+use crate::cases::{Answer, Call, Held, Instance, Opening, Outcome, Step};
+
+/// A named fault of what is held.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheFault {
+    /// What commands and records call it.
+    pub name: &'static str,
+    /// One sentence that says what such an engine does.
+    pub sentence: &'static str,
+    /// Which one.
+    pub kind: CacheFaultKind,
+}
+
+/// What is done wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheFaultKind {
+    /// Labels of a slot that another request filled before are not written again.
+    StaleAfterFree,
+    /// Labels of positions that were taken back are not written again.
+    StaleAfterTruncate,
+    /// Labels are kept by the first page and the number of keys.
+    LabelsByLength,
+    /// A page that is shared is written, not copied.
+    WritesSharedPage,
+    /// A page that is copied before it is written has no labels.
+    CopiesWithoutLabels,
+    /// A fork shares whole pages only: what it holds of the last one is not there.
+    ForksWholePages,
+    /// A fork gets all keys, whatever its length.
+    ForksEverything,
+    /// Labels of the last key of a page are looked up in the next one.
+    TableOffByOne,
+    /// Keys of a page that is not full have no labels.
+    PartialPageUnlabelled,
+    /// Of a chunk the first key alone has labels.
+    FirstOfChunkOnly,
+    /// Of a chunk the last key alone has labels.
+    LastOfChunkOnly,
+    /// The key that was appended last has no labels yet.
+    LabelOneStepLate,
+    /// The place in a batch is taken for the number of the request.
+    PlaceForRequest,
+    /// Answers are in the order of the requests' numbers.
+    AnswersSorted,
+    /// Labels of all layers are in one pool.
+    LayersShareLabels,
+    /// The number of keys is that of the attend before.
+    LengthOfLastAttend,
+    /// The number of keys is that of the last layer.
+    LengthOfLastLayer,
+    /// Every request has as many keys as the shortest of the batch.
+    ShortestOfBatch,
+    /// The requests of a batch are those of the batch before, if that was as large.
+    BatchOfSameSize,
+    /// A batch that grows has old requests in its new places.
+    GrownBatch,
+    /// A request that ends gives shared pages back, too.
+    FreesSharedPages,
+    /// The first page of a request that ends is given back twice.
+    FreesTwice,
+    /// Another request loses its pages.
+    FreesAnother,
+    /// A page that is not full is not given back.
+    LeaksPartialPage,
+    /// What there is no room for is dropped.
+    DropsOverrun,
+    /// Where there is no room the oldest request loses its pages.
+    EvictsOldest,
+    /// Of a refused append the first request's keys stay.
+    KeepsPartOfRefused,
+    /// A truncate keeps whole pages.
+    TruncatesToPages,
+    /// A truncate acts on the first layer alone.
+    TruncatesFirstLayer,
+    /// A truncate clears labels on shared pages, too.
+    TruncateClearsShared,
+    /// The number of a request that is over brings its keys back.
+    NumberRemembers,
+    /// The queries of a chunk see all of its keys.
+    ChunkNotCausal,
+}
+
+use CacheFaultKind as Kind;
+
+const fn fault(name: &'static str, kind: Kind, sentence: &'static str) -> CacheFault {
+    CacheFault { name, sentence, kind }
+}
+
+/// All of them.
+pub const CACHE_FAULTS: &[CacheFault] = &[
+    fault(
+        "stale-after-free",
+        Kind::StaleAfterFree,
+        "Slots that a request gave back keep its labels when another one fills them.",
+    ),
+    fault(
+        "stale-after-truncate",
+        Kind::StaleAfterTruncate,
+        "Positions that were taken back keep their old labels when they are filled again.",
+    ),
+    fault(
+        "labels-by-length",
+        Kind::LabelsByLength,
+        "Labels are kept by the first page and the number of keys: a request as long as an earlier one in its place gets that one's.",
+    ),
+    fault(
+        "writes-shared-page",
+        Kind::WritesSharedPage,
+        "A page that a fork shares is written without being copied: both requests see the new keys.",
+    ),
+    fault(
+        "copies-without-labels",
+        Kind::CopiesWithoutLabels,
+        "A shared page is copied before it is written, but its labels are not.",
+    ),
+    fault(
+        "forks-whole-pages",
+        Kind::ForksWholePages,
+        "A fork shares whole pages only: the keys of its last, partial page are missing.",
+    ),
+    fault(
+        "forks-everything",
+        Kind::ForksEverything,
+        "A fork gets all keys of its parent, whatever the length asked for.",
+    ),
+    fault(
+        "table-off-by-one",
+        Kind::TableOffByOne,
+        "The labels of the last key of each page are looked up in the next page.",
+    ),
+    fault(
+        "partial-page-unlabelled",
+        Kind::PartialPageUnlabelled,
+        "Keys have labels only once their page is full.",
+    ),
+    fault(
+        "first-of-chunk-only",
+        Kind::FirstOfChunkOnly,
+        "Of the keys of a chunk only the first gets labels.",
+    ),
+    fault("last-of-chunk-only", Kind::LastOfChunkOnly, "Of the keys of a chunk only the last gets labels."),
+    fault(
+        "label-one-step-late",
+        Kind::LabelOneStepLate,
+        "The labels of the last key are written with the next append.",
+    ),
+    fault(
+        "place-for-request",
+        Kind::PlaceForRequest,
+        "The place of a request in a batch is taken for the request.",
+    ),
+    fault(
+        "answers-sorted",
+        Kind::AnswersSorted,
+        "A batch is taken to be in the order of the requests' numbers.",
+    ),
+    fault(
+        "layers-share-labels",
+        Kind::LayersShareLabels,
+        "Labels of all layers are in one pool: the layer written last wins.",
+    ),
+    fault(
+        "length-of-last-attend",
+        Kind::LengthOfLastAttend,
+        "The number of keys is that of the request's attend before.",
+    ),
+    fault(
+        "length-of-last-layer",
+        Kind::LengthOfLastLayer,
+        "The number of keys is that of the last layer, which may not have its new keys yet.",
+    ),
+    fault(
+        "shortest-of-batch",
+        Kind::ShortestOfBatch,
+        "Every request of a batch has as many keys as the shortest.",
+    ),
+    fault(
+        "batch-of-same-size",
+        Kind::BatchOfSameSize,
+        "A batch as large as the one before is taken to hold the same requests.",
+    ),
+    fault(
+        "grown-batch",
+        Kind::GrownBatch,
+        "A batch that grows has the requests of an earlier, larger one in its new places.",
+    ),
+    fault(
+        "frees-shared-pages",
+        Kind::FreesSharedPages,
+        "A request that ends gives back pages that another one shares.",
+    ),
+    fault(
+        "frees-twice",
+        Kind::FreesTwice,
+        "The first page of a request that ends is given back twice, and handed to two requests.",
+    ),
+    fault(
+        "frees-another",
+        Kind::FreesAnother,
+        "A request that ends takes the pages of the request begun last with it.",
+    ),
+    fault("leaks-partial-page", Kind::LeaksPartialPage, "A page that is not full is never given back."),
+    fault("drops-overrun", Kind::DropsOverrun, "Keys for which there is no room are dropped without a word."),
+    fault(
+        "evicts-oldest",
+        Kind::EvictsOldest,
+        "Where there is no room, the pages of the oldest request are taken.",
+    ),
+    fault(
+        "keeps-part-of-refused",
+        Kind::KeepsPartOfRefused,
+        "Of an append that is refused, the keys of the first request stay.",
+    ),
+    fault(
+        "truncates-to-pages",
+        Kind::TruncatesToPages,
+        "A truncate takes whole pages back: it keeps the keys up to the next edge.",
+    ),
+    fault(
+        "truncates-first-layer",
+        Kind::TruncatesFirstLayer,
+        "A truncate takes keys back in the first layer alone.",
+    ),
+    fault(
+        "truncate-clears-shared",
+        Kind::TruncateClearsShared,
+        "A truncate clears the labels that it takes back on shared pages, too.",
+    ),
+    fault(
+        "number-remembers",
+        Kind::NumberRemembers,
+        "A request with the number of one that is over begins with that one's labels.",
+    ),
+    fault("chunk-not-causal", Kind::ChunkNotCausal, "The queries of a chunk see the keys after them."),
+];
+
+impl CacheFault {
+    /// The fault of a name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        CACHE_FAULTS.iter().find(|fault| fault.name == name)
+    }
+}
+
+/// What an attend reads for one request.
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// The call whose keys are those from which labels were made: it decides what is selected.
+    pub ranking: Call,
+    /// The call whose keys and values are attended to.
+    pub attending: Call,
+    /// How many keys the request has: at least as many as those calls.
+    pub keys: usize,
+}
+
+impl Read {
+    /// What is answered. Errors: those of the algorithm.
+    pub fn answer(&self, instance: &Instance) -> Result<Answer, Error> {
+        let mask = instance.attention().mask(&self.ranking.inputs, self.ranking.layer)?;
+        let output = attention(&self.attending.inputs, &mask)?;
+        let (b, h, m, n) = mask.weights().dim();
+        let mut weights = Array4::zeros((b, h, m, self.keys));
+        weights.slice_mut(s![.., .., .., ..n]).assign(mask.weights());
+        let dims = crate::algorithm::Dims { keys: self.keys, ..self.ranking.inputs.dims() };
+        Ok(Answer::new(Mask::from_weights(weights, &dims)?, Some(output)))
+    }
+}
+
+/// Where a key of one layer lies.
+#[derive(Debug, Clone)]
+struct Slot {
+    token: Arc<Token>,
+    /// The key from which the labels were made; zeros where there are none.
+    label: Array2<f32>,
+}
+
+/// A page: slots of every layer.
+type Page = Vec<Vec<Option<Slot>>>;
+
+#[derive(Debug, Clone)]
+struct Request {
+    /// Pages in the order of positions, the same in every layer.
+    pages: Vec<usize>,
+    /// Keys in each layer.
+    lengths: Vec<usize>,
+    /// When it began.
+    begun: usize,
+}
+
+/// A cache of pages.
+#[derive(Debug, Clone)]
+pub struct Paged {
+    fault: Option<Kind>,
+    opening: Opening,
+    held: Held,
+    pages: Vec<Page>,
+    /// How many requests hold each page.
+    shared: Vec<usize>,
+    free: Vec<usize>,
+    requests: BTreeMap<usize, Request>,
+    begun: usize,
+    /// Of faults that remember: slots whose labels count as written, batches, lengths, labels.
+    written: BTreeSet<(usize, usize, usize)>,
+    places: Vec<usize>,
+    last_batch: usize,
+    attended: BTreeMap<(usize, usize), usize>,
+    by_length: BTreeMap<(usize, usize, usize), Array4<f32>>,
+    by_number: BTreeMap<(usize, usize, usize), Array2<f32>>,
+}
+
+impl Paged {
+    /// An empty cache.
+    pub fn new(opening: &Opening, fault: Option<Kind>) -> Self {
+        let count = opening.capacity / opening.page_size;
+        let page = vec![vec![None; opening.page_size]; opening.layers.len()];
+        Self {
+            fault,
+            opening: opening.clone(),
+            held: Held::new(opening),
+            pages: vec![page; count],
+            shared: vec![0; count],
+            free: (0..count).rev().collect(),
+            requests: BTreeMap::new(),
+            begun: 0,
+            written: BTreeSet::new(),
+            places: Vec::new(),
+            last_batch: 0,
+            attended: BTreeMap::new(),
+            by_length: BTreeMap::new(),
+            by_number: BTreeMap::new(),
+        }
+    }
+
+    fn is(&self, kind: Kind) -> bool {
+        self.fault == Some(kind)
+    }
+
+    /// Does a step: for an attend what it reads for each request. Errors: why it is refused.
+    pub fn step(&mut self, step: &Step) -> Result<Vec<Read>, Error> {
+        if let Outcome::Refused(faults) = self.held.outcome(step) {
+            return self.refused(step, faults);
+        }
+        let before = self.clone();
+        let done = match step {
+            Step::Append { layer, parts, .. } => self.append(step, *layer, parts),
+            Step::Attend { layer, parts, .. } => return self.attend(step, *layer, parts),
+            &Step::Fork { from, to, length } => {
+                self.fork(from, to, length);
+                Ok(())
+            }
+            &Step::Truncate { request, length } => {
+                self.truncate(request, length);
+                Ok(())
+            }
+            Step::Free { request } => {
+                self.give_back(*request);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => self.held.apply(step),
+            Err(_) => *self = before,
+        }
+        done.map(|()| Vec::new())
+    }
+
+    /// A step that must be refused, for whatever reasons.
+    fn refused(&mut self, step: &Step, faults: Vec<Error>) -> Result<Vec<Read>, Error> {
+        let only_room = faults.iter().all(|fault| matches!(fault, Error::Capacity(_)));
+        if let (Step::Append { layer, parts, .. }, true) = (step, only_room) {
+            match self.fault {
+                Some(Kind::DropsOverrun) => {
+                    let _ = self.append(step, *layer, parts);
+                    self.held.apply(step);
+                    return Ok(Vec::new());
+                }
+                Some(Kind::EvictsOldest) => {
+                    let named: BTreeSet<usize> = parts.iter().map(|(request, _)| *request).collect();
+                    let others = self.requests.iter().filter(|(request, _)| !named.contains(request));
+                    let oldest = others.min_by_key(|(_, request)| request.begun).map(|(request, _)| *request);
+                    if let Some(oldest) = oldest {
+                        let pages = self.requests.get(&oldest).map(|request| request.pages.clone());
+                        self.free.extend(pages.into_iter().flatten());
+                    }
+                    let _ = self.append(step, *layer, parts);
+                    self.held.apply(step);
+                    return Ok(Vec::new());
+                }
+                Some(Kind::KeepsPartOfRefused) if parts.len() > 1 => {
+                    let _ = self.append(step, *layer, &parts[..1]);
+                }
+                _ => {}
+            }
+        }
+        match faults.into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn place(&self, layer: usize) -> usize {
+        self.opening.layers.iter().position(|&opened| opened == layer).unwrap_or(0)
+    }
+
+    /// Appends all parts, or those that fit.
+    fn append(&mut self, step: &Step, layer: usize, parts: &[Part]) -> Result<(), Error> {
+        let Step::Append { k, v, .. } = step else { return Ok(()) };
+        let layer = self.place(layer);
+        let (count, begun) = (self.opening.layers.len(), self.begun);
+        let mut row = 0;
+        for &(request, new) in parts {
+            self.begun += usize::from(!self.requests.contains_key(&request));
+            self.requests.entry(request).or_insert_with(|| Request {
+                pages: Vec::new(),
+                lengths: vec![0; count],
+                begun,
+            });
+            for index in 0..new {
+                let of = |tensor: &ndarray::Array3<f32>| tensor.index_axis(Axis(0), row + index).to_owned();
+                let token = Arc::new(Token { k: of(k), v: of(v) });
+                self.push(request, layer, token, (index, new))?;
+            }
+            row += new;
+        }
+        Ok(())
+    }
+
+    /// Writes one key; `index` of `new` in its chunk.
+    fn push(
+        &mut self,
+        request: usize,
+        layer: usize,
+        token: Arc<Token>,
+        (index, new): (usize, usize),
+    ) -> Result<(), Error> {
+        let size = self.opening.page_size;
+        let position = self.requests[&request].lengths[layer];
+        let page = self.page_for(request, position / size)?;
+        let place = (page, layer, position % size);
+        let own = token.k.clone();
+        let zeros = || Array2::zeros(own.raw_dim());
+        let old = self.pages[page][layer][position % size].as_ref().map(|slot| slot.label.clone());
+        let remembered = self.by_number.get(&(request, layer, position)).cloned();
+        let label = match self.fault {
+            Some(Kind::StaleAfterFree | Kind::StaleAfterTruncate) if self.written.contains(&place) => {
+                old.unwrap_or(own)
+            }
+            Some(Kind::NumberRemembers) => remembered.unwrap_or(own),
+            Some(Kind::FirstOfChunkOnly) if index > 0 => zeros(),
+            Some(Kind::LastOfChunkOnly) if index + 1 < new => zeros(),
+            _ => own,
+        };
+        if matches!(self.fault, Some(Kind::StaleAfterFree | Kind::StaleAfterTruncate)) {
+            self.written.insert(place);
+        }
+        if self.is(Kind::LayersShareLabels) {
+            for layer in 0..self.opening.layers.len() {
+                if let Some(slot) = &mut self.pages[page][layer][position % size] {
+                    slot.label.clone_from(&label);
+                }
+            }
+        }
+        self.pages[page][layer][position % size] = Some(Slot { token, label });
+        if let Some(request) = self.requests.get_mut(&request) {
+            request.lengths[layer] += 1;
+        }
+        Ok(())
+    }
+
+    /// The page of a request that is about to be written: a new one, or a copy of one that is shared.
+    fn page_for(&mut self, request: usize, index: usize) -> Result<usize, Error> {
+        let pages = self.requests[&request].pages.clone();
+        if let Some(&page) = pages.get(index) {
+            if self.shared[page] < 2 || self.is(Kind::WritesSharedPage) {
+                return Ok(page);
+            }
+            let copy = self.take_page()?;
+            self.pages[copy] = self.pages[page].clone();
+            if self.is(Kind::CopiesWithoutLabels) {
+                self.pages[copy].iter_mut().flatten().flatten().for_each(|slot| slot.label.fill(0.0));
+            }
+            self.shared[page] -= 1;
+            if let Some(request) = self.requests.get_mut(&request) {
+                request.pages[index] = copy;
+            }
+            return Ok(copy);
+        }
+        let page = self.take_page()?;
+        if let Some(request) = self.requests.get_mut(&request) {
+            request.pages.push(page);
+        }
+        Ok(page)
+    }
+
+    fn take_page(&mut self) -> Result<usize, Error> {
+        let none = || Error::Capacity(Detail::new("append", "no page that is free", "one"));
+        let page = self.free.pop().ok_or_else(none)?;
+        self.shared[page] = 1;
+        Ok(page)
+    }
+
+    fn release(&mut self, page: usize) {
+        self.shared[page] = self.shared[page].saturating_sub(1);
+        if self.shared[page] == 0 {
+            self.free.push(page);
+        }
+    }
+
+    fn fork(&mut self, from: usize, to: usize, length: usize) {
+        let (size, begun) = (self.opening.page_size, self.begun);
+        let Some(parent) = self.requests.get(&from).cloned() else { return };
+        let most = parent.lengths.iter().copied().max().unwrap_or(0);
+        let length = if self.is(Kind::ForksEverything) { most } else { length };
+        let shared = if self.is(Kind::ForksWholePages) { length / size } else { length.div_ceil(size) };
+        let pages: Vec<usize> = parent.pages.iter().copied().take(shared).collect();
+        pages.iter().for_each(|&page| self.shared[page] += 1);
+        let lengths = parent.lengths.iter().map(|&held| held.min(length)).collect();
+        let mut child = Request { pages, lengths, begun };
+        // The page that is missing is a new one, with nothing in it.
+        while child.pages.len() < length.div_ceil(size) {
+            let Ok(page) = self.take_page() else { break };
+            child.pages.push(page);
+        }
+        self.begun += 1;
+        self.requests.insert(to, child);
+    }
+
+    fn truncate(&mut self, request: usize, length: usize) {
+        let size = self.opening.page_size;
+        let Some(mut own) = self.requests.get(&request).cloned() else { return };
+        let kept = if self.is(Kind::TruncatesToPages) { length.next_multiple_of(size) } else { length };
+        for (layer, held) in own.lengths.iter_mut().enumerate() {
+            if self.is(Kind::TruncatesFirstLayer) && layer > 0 {
+                continue;
+            }
+            let first = kept.min(*held);
+            for position in first..*held {
+                let Some(&page) = own.pages.get(position / size) else { continue };
+                let place = (page, layer, position % size);
+                if self.is(Kind::StaleAfterFree) {
+                    self.written.remove(&place);
+                }
+                if self.is(Kind::TruncateClearsShared)
+                    && let Some(slot) = &mut self.pages[page][layer][position % size]
+                {
+                    slot.label.fill(0.0);
+                }
+            }
+            *held = first;
+        }
+        let most = own.lengths.iter().copied().max().unwrap_or(0);
+        for page in own.pages.drain(most.div_ceil(size).min(own.pages.len())..) {
+            self.release(page);
+        }
+        self.requests.insert(request, own);
+    }
+
+    fn give_back(&mut self, request: usize) {
+        let size = self.opening.page_size;
+        let Some(own) = self.requests.remove(&request) else { return };
+        if self.is(Kind::NumberRemembers) {
+            for (layer, &held) in own.lengths.iter().enumerate() {
+                for position in 0..held {
+                    let slot =
+                        own.pages.get(position / size).map(|&page| &self.pages[page][layer][position % size]);
+                    if let Some(Some(slot)) = slot {
+                        self.by_number.insert((request, layer, position), slot.label.clone());
+                    }
+                }
+            }
+        }
+        let most = own.lengths.iter().copied().max().unwrap_or(0);
+        for (index, &page) in own.pages.iter().enumerate() {
+            let partial = (index + 1) * size > most;
+            if self.is(Kind::StaleAfterTruncate) {
+                self.written.retain(|(written, _, _)| *written != page);
+            }
+            if self.is(Kind::LeaksPartialPage) && partial {
+                continue;
+            }
+            if self.is(Kind::FreesSharedPages) && self.shared[page] > 1 {
+                self.shared[page] = 1;
+            }
+            self.release(page);
+        }
+        if self.is(Kind::FreesTwice)
+            && let Some(&page) = own.pages.first()
+            && self.shared[page] == 0
+        {
+            self.free.push(page);
+        }
+        if self.is(Kind::FreesAnother) {
+            let last = self.requests.values().max_by_key(|request| request.begun);
+            let pages = last.map(|request| request.pages.clone()).unwrap_or_default();
+            let unfree: Vec<usize> = pages.into_iter().filter(|page| !self.free.contains(page)).collect();
+            self.free.extend(unfree);
+        }
+    }
+
+    fn attend(&mut self, step: &Step, layer: usize, parts: &[Part]) -> Result<Vec<Read>, Error> {
+        let calls = self.held.calls(step)?;
+        let own: Vec<usize> = parts.iter().map(|(request, _)| *request).collect();
+        let asked = self.asked(&own);
+        let shortest = own.iter().map(|&request| self.held.tokens(request, layer).len()).min().unwrap_or(0);
+        let place = self.place(layer);
+        let mut reads = Vec::new();
+        for ((call, &request), &own) in calls.iter().zip(&asked).zip(&own) {
+            reads.push(self.read(call, request, own, place, shortest)?);
+        }
+        if self.is(Kind::AnswersSorted) {
+            let mut sorted: Vec<usize> = (0..own.len()).collect();
+            sorted.sort_by_key(|&index| own[index]);
+            // The keys of the request that would stand there.
+            for (index, &stands) in sorted.iter().enumerate() {
+                reads[index] = self.read(&calls[index], own[stands], own[index], place, shortest)?;
+            }
+        }
+        Ok(reads)
+    }
+
+    /// The requests that are read for those that are asked.
+    fn asked(&mut self, own: &[usize]) -> Vec<usize> {
+        let live: Vec<usize> = self.requests.keys().copied().collect();
+        let asked = match self.fault {
+            Some(Kind::PlaceForRequest) => {
+                (0..own.len()).map(|place| live.get(place).copied().unwrap_or(own[place])).collect()
+            }
+            Some(Kind::BatchOfSameSize) if self.places.len() == own.len() => self.places.clone(),
+            Some(Kind::GrownBatch) => {
+                let kept = self.last_batch.min(own.len());
+                let grown = own.len() > self.last_batch && self.last_batch > 0;
+                let new = |place: usize| {
+                    let old = self.places.get(place).copied().filter(|_| grown && place >= kept);
+                    old.unwrap_or(own[place])
+                };
+                (0..own.len()).map(new).collect()
+            }
+            _ => own.to_vec(),
+        };
+        match self.fault {
+            Some(Kind::GrownBatch) => {
+                self.places.resize(self.places.len().max(own.len()), 0);
+                self.places[..own.len()].copy_from_slice(own);
+            }
+            _ => self.places = own.to_vec(),
+        }
+        self.last_batch = own.len();
+        let known = |(request, own): (usize, &usize)| {
+            if self.requests.contains_key(&request) { request } else { *own }
+        };
+        asked.into_iter().zip(own).map(known).collect()
+    }
+
+    /// What is read of a request in a layer, for queries of one that holds as many keys as the call.
+    fn read(
+        &mut self,
+        call: &Call,
+        request: usize,
+        own: usize,
+        layer: usize,
+        shortest: usize,
+    ) -> Result<Read, Error> {
+        let (keys, queries) = (call.inputs.dims().keys, call.inputs.dims().queries);
+        let held = &self.requests[&request];
+        let lengths = held.lengths.clone();
+        let mut count = lengths[layer];
+        match self.fault {
+            Some(Kind::LengthOfLastAttend) => {
+                let before = self.attended.insert((own, layer), count);
+                count = before.map_or(count, |before| before.min(count));
+            }
+            Some(Kind::LengthOfLastLayer) => count = lengths.last().copied().unwrap_or(count).min(count),
+            Some(Kind::ShortestOfBatch) => count = shortest,
+            _ => {}
+        }
+        // The answer has a place for each key that the request should have, and no fewer than queries.
+        let count = count.min(keys).max(queries);
+        let size = self.opening.page_size;
+        let pages = held.pages.clone();
+        let (kv_heads, d, dv) = (self.opening.kv_heads, self.opening.head_dim, self.opening.value_dim);
+        let slot = |position: usize| -> Option<&Slot> {
+            self.pages[*pages.get(position / size)?][layer][position % size].as_ref()
+        };
+        let label = |position: usize| -> Option<&Array2<f32>> {
+            let own = slot(position)?;
+            match self.fault {
+                Some(Kind::TableOffByOne) if position % size == size - 1 => {
+                    let next = pages.get(position / size + 1);
+                    let next = next.and_then(|&page| self.pages[page][layer][position % size].as_ref());
+                    Some(next.map_or(&own.label, |next| &next.label))
+                }
+                Some(Kind::PartialPageUnlabelled) if (position / size + 1) * size > lengths[layer] => None,
+                Some(Kind::LabelOneStepLate) if position + 1 == lengths[layer] => None,
+                _ => Some(&own.label),
+            }
+        };
+        let gathered = |width: usize, of: &dyn Fn(usize, usize, usize) -> Option<f32>| {
+            Array4::from_shape_fn((1, kv_heads, count, width), |(_, head, position, c)| {
+                of(position, head, c).unwrap_or(0.0)
+            })
+        };
+        let k = gathered(d, &|position, head, c| slot(position).map(|slot| slot.token.k[[head, c]]));
+        let v = gathered(dv, &|position, head, c| slot(position).map(|slot| slot.token.v[[head, c]]));
+        let mut labels = gathered(d, &|position, head, c| label(position).map(|label| label[[head, c]]));
+        if self.is(Kind::LabelsByLength)
+            && let Some(&first) = pages.first()
+        {
+            labels = self.by_length.entry((layer, first, count)).or_insert(labels).clone();
+        }
+        let parts = call.inputs.parts();
+        let causal = !self.is(Kind::ChunkNotCausal);
+        let of = |k: Array4<f32>, v: Array4<f32>| -> Result<Call, Error> {
+            let inputs = Inputs::new(InputParts { k, v, causal, ..parts.clone() })?;
+            Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
+        };
+        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys })
+    }
+}

@@ -1,0 +1,61 @@
+//! Why a session diverges: a fault of what is held ([`CACHE_FAULTS`]) is named only if a plain cache with it reproduces every answer
+//! that was kept, those that conform too, up to the first that does not in each session.
+
+use rayon::prelude::*;
+
+use crate::algorithm::{Dims, Mask};
+use crate::behaviours::paging::Read;
+use crate::behaviours::{CACHE_FAULTS, CacheFault, CacheFaultKind, Paged};
+use crate::cases::{Answer, Instance, NoAnswer, RoundingModel, SessionObservation};
+use crate::verdicts::Certificate;
+use crate::verdicts::judge::judge_mask;
+use crate::verdicts::output::judge_output;
+
+/// The faults of which each alone reproduces all of these observations.
+pub fn explaining(observations: &[SessionObservation], model: RoundingModel) -> Vec<&'static CacheFault> {
+    let reproduces_all = |fault: &&'static CacheFault| {
+        // Those that fail come last, and rule out most.
+        observations.iter().rev().all(|observation| reproduces_session(Some(fault.kind), observation, model))
+    };
+    CACHE_FAULTS.par_iter().filter(reproduces_all).collect()
+}
+
+/// Whether a cache with a fault, or without one, gives the answers of an observation.
+pub fn reproduces_session(
+    fault: Option<CacheFaultKind>,
+    observation: &SessionObservation,
+    model: RoundingModel,
+) -> bool {
+    let session = &observation.session;
+    if observation.not_opened.is_some() {
+        return false;
+    }
+    let mut cache = Paged::new(&session.opening, fault);
+    session.steps.iter().zip(&observation.answers).all(|(step, answer)| match (cache.step(step), answer) {
+        (_, Err(NoAnswer::Failed(_))) => false,
+        (Err(_), Err(_)) => true,
+        (Ok(reads), Ok(answers)) => {
+            reads.len() == answers.len()
+                && reads
+                    .iter()
+                    .zip(answers)
+                    .all(|(read, answer)| is_read(&session.instance, read, answer, model))
+        }
+        (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
+    })
+}
+
+/// Whether an answer is right for what was read, as strictly as the SPEC's own verdict.
+fn is_read(instance: &Instance, read: &Read, answer: &Answer, model: RoundingModel) -> bool {
+    let dims = read.ranking.inputs.dims();
+    if !answer.fits(&Dims { keys: read.keys, ..dims }) {
+        return false;
+    }
+    let Ok(certificate) = Certificate::derive(instance, &read.ranking, model) else { return false };
+    let (own, beyond) = answer.mask.weights().view().split_at(ndarray::Axis(3), dims.keys);
+    let Ok(mask) = Mask::from_weights(own.to_owned(), &dims) else { return false };
+    let output = |output| judge_output(&read.attending.inputs, &mask, output, model).divergences.is_empty();
+    beyond.iter().all(|&weight| weight == 0.0)
+        && judge_mask(instance, &read.ranking, &certificate, &mask, model).wrong_rows == 0
+        && answer.output.as_ref().is_none_or(output)
+}
