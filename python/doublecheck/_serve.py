@@ -1,9 +1,11 @@
 """Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
 
-The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
-arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. If the suite started the
-process, whatever it writes to standard output after this import, from Python or C or a child process, goes to standard
-error: import this first.
+This file is complete: copied as doublecheck.py it needs numpy only. The package `doublecheck` is the same and more.
+
+The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. f16 and bf16 arrive as float32,
+results may be numpy arrays, torch tensors or anything numpy can read. If the suite started the process, whatever it
+writes to standard output after this import, from Python or C or a child process, goes to standard error: import this
+first. There breakpoint() talks to the terminal.
 """
 
 import functools
@@ -209,10 +211,22 @@ class SelectionCall:
 
 
 def to_numpy(x):
+    """A tensor as (type of safetensors, row-major array); bf16 as bits, which numpy has no type for."""
     if hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
         x = x.detach().cpu()
-        x = (x.float() if x.is_floating_point() else x).numpy()
-    return np.asarray(x)
+        if str(x.dtype) == "torch.bfloat16":
+            return "BF16", np.ascontiguousarray(x.view(sys.modules["torch"].int16).numpy()).view(np.uint16)
+        x = x.numpy()
+    elif not hasattr(x, "__array__") and hasattr(x, "__dlpack__"):
+        x = np.from_dlpack(x)
+    array = np.asarray(x)
+    if array.dtype.name == "bfloat16":  # that of ml_dtypes, which JAX has
+        return "BF16", np.ascontiguousarray(array).view(np.uint16)
+    if array.dtype == np.float16:
+        return "F16", np.ascontiguousarray(array)
+    if array.dtype in (np.bool_, np.uint8):
+        return "U8", np.ascontiguousarray(array).view(np.uint8)
+    return "F32", np.ascontiguousarray(array, np.float32)
 
 
 # What may be taken: the type of the question, which is also the name of a subject's method for it, the class of the
@@ -238,14 +252,22 @@ def answer_tensors(result, takes="inputs"):
         result = {parts[0]: result}
     if unknown := set(result) - set(known):
         raise Failed(f"answer: found {sorted(unknown)}, expected {', '.join(known)}")
-    arrays = {name: to_numpy(x) for name, x in result.items() if x is not None}
-    if not set(arrays) & set(needed):
-        raise Failed(f"answer: found {sorted(arrays)}, expected {' or '.join(needed)}")
-    for name, array in arrays.items():
-        if name == "selected":
-            yield name, "I64", array
-        else:
-            yield name, "U8" if name == "mask" and array.dtype in (np.bool_, np.uint8) else "F32", array
+    result = {name: x for name, x in result.items() if x is not None}
+    if not set(result) & set(needed):
+        raise Failed(f"answer: found {sorted(result)}, expected {' or '.join(needed)}")
+    return [(name, *answer_tensor(name, x)) for name, x in result.items()]
+
+
+def answer_tensor(name, x):
+    """One tensor of an answer as (type of safetensors, row-major array): indices as I64, lse as F32."""
+    if name == "selected":
+        return "I64", np.ascontiguousarray(x.detach().cpu() if hasattr(x, "detach") else x, np.int64)
+    kind, array = to_numpy(x)
+    if kind == "U8" and name != "mask":
+        return "F32", array.astype(np.float32)
+    if name == "lse" and kind != "F32":
+        return "F32", decode(array, 0, kind, array.shape, (0, array.nbytes))
+    return kind, array
 
 
 def describe(error):
@@ -256,6 +278,8 @@ def describe(error):
 
 
 class Server:
+    """Answers the questions of one conversation, after hello."""
+
     def __init__(self, subject, refusals, takes):
         self.subject, self.refusals, self.instance, self.takes = subject, tuple(refusals), None, takes
         self.question, self.kind, *_ = STAGES[takes]
@@ -273,27 +297,34 @@ class Server:
         if self.instance is None and self.takes == "inputs":
             raise Failed("mask: found no instance, expected a configure that was not refused before it")
         result = self.method(self.kind(self.instance, message, tensors))
-        return {"type": "answer"}, list(answer_tensors(result, self.takes))
+        return {"type": "answer"}, answer_tensors(result, self.takes)
 
-    def answer(self, message, tensors):
-        """The frame that answers a question; whatever the subject raises is an answer, too."""
+    def describe(self, error):
+        return describe(error)
+
+    def reply(self, message, tensors):
+        """The message that answers a question, and its tensors; whatever the subject raises is an answer, too."""
         try:
             steps = {"configure": self.configure, self.question: self.call}
             if message["type"] not in steps:
                 raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
-            reply, tensors = steps[message["type"]](message, tensors)
-            return frame({**reply, "id": message.get("id")}, tensors)
-        except (KeyboardInterrupt, SystemExit):
+            return steps[message["type"]](message, tensors)
+        except KeyboardInterrupt:
             raise
         except Failed as error:
-            reply = {"type": "failed", "message": str(error)}
+            return {"type": "failed", "message": str(error)}, ()
         except Refused as error:
-            reply = {"type": "refused", "message": str(error), **({"kind": error.kind} if error.kind else {})}
+            kind = {"kind": error.kind} if error.kind else {}
+            return {"type": "refused", "message": str(error), **kind}, ()
         except self.refusals as error:
-            reply = {"type": "refused", "message": f"{type(error).__name__}: {error}"}
+            return {"type": "refused", "message": f"{type(error).__name__}: {error}"}, ()
         except BaseException as error:  # some extensions raise outside Exception
-            reply = {"type": "failed", "message": describe(error)}
-        return frame({**reply, "id": message.get("id")})
+            return {"type": "failed", "message": self.describe(error)}, ()
+
+    def answer(self, message, tensors):
+        """The frame that answers a question."""
+        reply, tensors = self.reply(message, tensors)
+        return frame({**reply, "id": message.get("id")}, tensors)
 
 
 def private_streams():
@@ -312,7 +343,45 @@ def private_streams():
 STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
 
 
-def serve(
+def break_on_terminal():
+    """What breakpoint() does in a process that the suite started: standard input is no terminal there, and the process
+    is not in the terminal's foreground. Without a terminal the kernel goes on."""
+    import io
+    import pdb
+    import signal
+
+    try:
+        terminal = open("/dev/tty", "r+b", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        print(f"breakpoint: found no terminal ({error}), so the kernel goes on", file=sys.stderr)
+        return
+
+    def to_foreground(group):
+        ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # sent to who is not in the foreground yet
+        try:
+            os.tcsetpgrp(terminal.fileno(), group)
+        finally:
+            signal.signal(signal.SIGTTOU, ignored)
+
+    class Debugger(pdb.Pdb):
+        def interaction(self, *arguments, **others):
+            before = os.tcgetpgrp(terminal.fileno())
+            to_foreground(os.getpgrp())
+            try:
+                super().interaction(*arguments, **others)
+            finally:
+                to_foreground(before)
+
+    text = io.TextIOWrapper(terminal, write_through=True)
+    text.write("breakpoint: the suite waits for this answer as long as --timeout says, 30 seconds by default\n")
+    Debugger(stdin=text, stdout=text).set_trace(sys._getframe(1))
+
+
+if STREAMS and "PYTHONBREAKPOINT" not in os.environ:
+    sys.breakpointhook = break_on_terminal
+
+
+def declaration(
     subject,
     *,
     name=None,
@@ -328,10 +397,31 @@ def serve(
     gives=None,
     offers=(),
     shapes=None,
-    shared_memory=False,
     lacks=(),
-    refusals=(),
 ):
+    """What hello declares; what is left out has its default."""
+    if takes not in STAGES:
+        raise ValueError(f"takes: found {takes!r}, expected {', '.join(STAGES)}")
+    declared = {
+        "name": name or getattr(subject, "__name__", type(subject).__name__),
+        "version": version,
+        "model": model,
+        "dtypes": dtypes,
+        "heads": heads,
+        "rules": rules,
+        "largest_keys": largest_keys,
+        "domain": domain,
+        "promises": None if promises is None else list(promises),
+        "lacks": list(lacks),
+        "takes": takes if takes != "inputs" or gives is not None else None,
+        "gives": None if gives is None else list(gives),
+        "offers": list(offers) or None,
+        "shapes": shapes,
+    }
+    return {key: value for key, value in declared.items() if value is not None}
+
+
+def serve(subject, *, takes="inputs", shared_memory=False, refusals=(), **declared):
     """Answers questions until the suite says bye or closes the input.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
@@ -344,36 +434,19 @@ def serve(
     `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of
     memory that holds other numbers from the next question on, so copy what you keep.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
-    The rest is what hello declares.
+    The rest is what hello declares, as in `declaration`: name, version, model, dtypes, heads, rules, largest_keys,
+    domain, promises, lacks.
     """
-    hello = {
-        "name": name or getattr(subject, "__name__", type(subject).__name__),
-        "version": version,
-        "model": model,
-        "dtypes": dtypes,
-        "heads": heads,
-        "rules": rules,
-        "largest_keys": largest_keys,
-        "domain": domain,
-        "promises": None if promises is None else list(promises),
-        "lacks": list(lacks),
-    }
-    if takes != "inputs" or gives is not None:
-        hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
-    if offers:
-        hello["offers"] = list(offers)
-    if shapes is not None:
-        hello["shapes"] = shapes
+    hello = declaration(subject, takes=takes, **declared)
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)
     memory = None
     while (question := read_frame(frames_in, memory)) and question[0]["type"] != "bye":
         if question[0]["type"] == "hello":
             memory = question[0].get("memory_file") if shared_memory else None
-            hello["shared_memory"] = None if memory is None else True
-            declared = {key: value for key, value in hello.items() if value is not None}
-            protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & declared.keys() else 1
-            frames_out.write(frame({"type": "hello", "protocol": protocol, **declared}))
+            said = hello if memory is None else {**hello, "shared_memory": True}
+            protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & said.keys() else 1
+            frames_out.write(frame({"type": "hello", "protocol": protocol, **said}))
         else:
             frames_out.write(server.answer(*question))
         frames_out.flush()

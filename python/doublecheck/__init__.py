@@ -1,0 +1,47 @@
+"""A conformance suite for Double Sparsity attention, in Python.
+
+`check(kernel)` asks a function or an object in this process, `serve(kernel)` makes a command of it that
+`doublecheck check --command` asks; both take the same kernels. `load` reads counterexamples, `judge` says of one answer
+whether it conforms and why, and the pytest plugin has a fixture `doublecheck`.
+
+Without the compiled module `serve`, `Failed` and `Refused` work; the rest says what is missing.
+"""
+
+from ._case import Case, Certificate, Verdict, judge, load
+from ._check import check
+from ._report import Finding, Report
+from ._serve import (
+    Call,
+    Failed,
+    Instance,
+    Refused,
+    ScoresCall,
+    SelectionCall,
+    answer_tensors,
+    decode,
+    frame,
+    read_frame,
+    serve,
+)
+
+__all__ = [
+    "Call",
+    "Case",
+    "Certificate",
+    "Failed",
+    "Finding",
+    "Instance",
+    "Refused",
+    "Report",
+    "ScoresCall",
+    "SelectionCall",
+    "Verdict",
+    "answer_tensors",
+    "check",
+    "decode",
+    "frame",
+    "judge",
+    "load",
+    "read_frame",
+    "serve",
+]

@@ -1,0 +1,69 @@
+"""The compiled module; python/native/src has what each does."""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+Message = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+Given = list[tuple[str, str, np.ndarray]]
+
+def main(arguments: Sequence[str]) -> int: ...
+def load(path: str | PathLike[str]) -> Question: ...
+def check(
+    kernel: object,
+    declared: str,
+    stop: Stop,
+    watch: Callable[[float | None, str], None] | None,
+    *,
+    bits: bool,
+    only: Question | None = None,
+    seconds: float | None = None,
+    cases: int | None = None,
+    seed: int = 0,
+    largest_keys: int | None = None,
+    known: list[str] = ...,
+    goldens: bool = True,
+    shrink_seconds: float = 60.0,
+    stop_after: int | None = None,
+    repeat: int = 1,
+    probes: bool = True,
+) -> Report: ...
+
+def seconds_of_asking(
+    question: Question, kernel: object | None, command: str, bits: bool, times: int
+) -> float: ...
+
+class Stop:
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+
+class Report:
+    conforms: bool
+    interrupted: bool
+    def text(self, times: bool) -> str: ...
+    def json(self) -> str: ...
+    def html(self, again: str) -> str: ...
+    def save(self, folder: str | PathLike[str]) -> list[str]: ...
+    def findings(self) -> list[Finding]: ...
+
+class Finding:
+    kind: str
+    diagnosis: str
+    explanations: list[str]
+    call: int
+    def text(self) -> str: ...
+    def save(self, path: str | PathLike[str]) -> None: ...
+    def question(self) -> Question: ...
+
+class Question:
+    takes: str
+    def configuration(self) -> str | None: ...
+    def calls(self, bits: bool) -> list[tuple[Message, Tensors]]: ...
+    def before(self) -> list[Question]: ...
+    def reference(self) -> list[tuple[Tensors | None, str | None]]: ...
+    def certificate(self, call: int, model: str) -> Tensors: ...
+    def judge(self, call: int, model: str, given: Given) -> tuple[bool, list[str]]: ...
+    def ask(self, kernel: object, model: str, bits: bool, stop: Stop) -> tuple[bool, str]: ...
