@@ -1,4 +1,4 @@
-"""How long a question takes in one process, and over the pipe with and without shared memory: a kernel that does nothing.
+"""How long a question takes in one process, and over the pipe with and without shared memory, to an idle kernel.
 
 Run it with the Python that has the wheel: python3 benches/in_process.py [--serve]. Verdicts are not included.
 """
@@ -9,9 +9,8 @@ import statistics
 import sys
 import tempfile
 
-import numpy as np
-
 import doublecheck
+import numpy as np
 
 
 def kernel(call):

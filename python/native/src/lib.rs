@@ -1,6 +1,9 @@
 //! The compiled module of the Python package `doublecheck`: the command, and checks of kernels in their own process. What it says
 //! and takes is made for the package alone, which is in `python/doublecheck`.
 
+#![deny(unsafe_code)]
+
+mod dlpack;
 mod kernel;
 mod question;
 mod report;
@@ -177,6 +180,8 @@ fn words(event: &Event<'_>) -> (Option<f64>, String) {
 /// The compiled module.
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::dlpack::Bfloat16;
     #[pymodule_export]
     use super::question::{Question, load, seconds_of_asking};
     #[pymodule_export]
