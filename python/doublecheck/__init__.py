@@ -7,7 +7,7 @@ whether it conforms and why, and the pytest plugin has a fixture `doublecheck`.
 Without the compiled module `serve`, `Failed` and `Refused` work; the rest says what is missing.
 """
 
-from ._case import Case, Certificate, Verdict, judge, load
+from ._case import Case, Certificate, Verdict, case, judge, load
 from ._check import check
 from ._report import Finding, Report
 from ._serve import (
@@ -37,6 +37,7 @@ __all__ = [
     "SelectionCall",
     "Verdict",
     "answer_tensors",
+    "case",
     "check",
     "decode",
     "frame",

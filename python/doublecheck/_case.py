@@ -166,6 +166,52 @@ def load(path: str | os.PathLike[str], *, arrays: str | Callable[[Any], Any] = "
     return Case(question, Arrays(arrays, device), {} if question.takes == "inputs" else {"takes": question.takes})
 
 
+def case(
+    q: Any,
+    k: Any,
+    v: Any,
+    channels: Any,
+    *,
+    heavy_size: int | float,
+    group_factor: int,
+    label_bits: int = 16,
+    heads: str = "per-head",
+    causal: bool = True,
+    scaling: float | None = None,
+    dtype: str | None = None,
+    attention_mask: Any = None,
+    previous: Any = None,
+    arrays: str | Callable[[Any], Any] = "numpy",
+    device: str = "cpu",
+    **settings: Any,
+) -> Case:
+    """One call with tensors of your own: numpy, torch or anything with DLPack.
+
+    q [b, h, m, d], k [b, hk, n, d], v [b, hk, n, dv]; channels [rows, >= r], rows being h, hk or 1; attention_mask
+    float32, broadcastable to [b, h, m, n]; previous float32 [b, h, m, n]. `dtype` is that of q unless it is given: f32,
+    f16 or bf16. The settings are those of SPEC 2: `heavy_size` 1 is one key and 1.0 every key; others, such as
+    `dense_fallback` and `rules`, go by their names.
+
+    Errors: ValueError with the field, what was found and what was expected.
+    """
+    given = {"q": q, "k": k, "v": v, "attention_mask": attention_mask, "previous": previous}
+    tensors = [(name, *_serve.to_numpy(x)) for name, x in given.items() if x is not None]
+    tensors.append(("channels", *_serve.answer_tensor("selected", channels)))
+    said = {
+        "heavy_size": heavy_size,
+        "group_factor": group_factor,
+        "label_bits": label_bits,
+        "heads": heads,
+        "dense_fallback": False,
+        "causal": causal,
+        "dtype": dtype or tensors[0][1].lower(),
+        "scaling": scaling,
+        **settings,
+    }
+    question = native().parse(_serve.safetensors({"case": json.dumps(said)}, tensors), "case")
+    return Case(question, Arrays(arrays, device), {})
+
+
 def judge(call: Any, answer: Any = None, *, model: dict[str, Any] | None = None, **tensors: Any) -> Verdict:
     """The verdict on an answer to a call of a case or of a finding: whatever a kernel may return, or tensors by name.
 

@@ -39,7 +39,13 @@ class Failed(Exception):
 
 def frame(message, tensors=()):
     """The bytes of one frame; `tensors` are (name, type, array) with a type of safetensors."""
-    header: dict = {"__metadata__": {"doublecheck": json.dumps(message, separators=(",", ":"))}}
+    file = safetensors({"doublecheck": json.dumps(message, separators=(",", ":"))}, tensors)
+    return struct.pack("<Q", len(file)) + file
+
+
+def safetensors(metadata, tensors=()):
+    """The bytes of a safetensors file; `metadata` are texts."""
+    header: dict = {"__metadata__": metadata}
     data, end = [], 0
     for name, kind, array in tensors:
         array = np.ascontiguousarray(array, TYPES[kind])
@@ -48,7 +54,7 @@ def frame(message, tensors=()):
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<QQ", 8 + len(text) + end, len(text)), text, *data])
+    return b"".join([struct.pack("<Q", len(text)), text, *data])
 
 
 def read_frame(stream, memory=None):

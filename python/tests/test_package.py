@@ -242,6 +242,23 @@ class TestCases:
         assert ((certificate.fewest <= selected) & (selected <= certificate.most)).all()
         assert (certificate.radii >= 0).all() and certificate.scores.dtype == np.float64
 
+    def test_tensors_of_ones_own_make_a_case(self):
+        random = np.random.default_rng(1)
+        q, k, v = (random.standard_normal((1, 2, n, 4), np.float32) for n in (1, 9, 9))
+        case = doublecheck.case(q, k, v, [[0, 2, 1, 3]], heavy_size=3, group_factor=2)
+        (call,), reference = case.calls, case.reference()
+        np.testing.assert_array_equal(call.k, k)
+        assert (reference["mask"].sum(-1) == 3).all() and case.ask(right, lacks=DECLARED["lacks"])
+        labels = (x[..., [0, 2]].astype(np.float64) for x in (q, k))
+        scores = np.einsum("bhmc,bhnc->bhmn", *labels) / np.sqrt(2)
+        certificate = case.certificate()
+        assert (np.abs(certificate.scores - scores) <= certificate.radii).all()
+        q16, k16, v16 = (x.astype(np.float16) for x in (q, k, v))
+        half = doublecheck.case(q16, k16, v16, [[0, 1]], heavy_size=3, group_factor=2)
+        assert half.calls[0].dtype == "f16"
+        with pytest.raises(ValueError, match=r"k: found \[1, 2, 9, 3\]"):
+            doublecheck.case(q, k[..., :3], v, [[0, 1]], heavy_size=3, group_factor=2)
+
     def test_a_file_that_is_no_case_is_named(self, tmp_path):
         path = tmp_path / "no.safetensors"
         path.write_bytes(b"no")

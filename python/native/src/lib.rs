@@ -183,7 +183,7 @@ mod _native {
     #[pymodule_export]
     use super::dlpack::Bfloat16;
     #[pymodule_export]
-    use super::question::{Question, load, seconds_of_asking};
+    use super::question::{Question, load, parse, seconds_of_asking};
     #[pymodule_export]
     use super::report::{Finding, Report};
     #[pymodule_export]

@@ -72,10 +72,14 @@ fn refused(error: &Error) -> PyErr {
 /// Reads a case file. Errors: OSError, ValueError with file, field, found and expected.
 #[pyfunction]
 pub fn load(path: PathBuf) -> PyResult<Question> {
-    let name = path.display().to_string();
-    let bytes = std::fs::read(&path)?;
+    parse(&std::fs::read(&path)?, path.display().to_string())
+}
+
+/// Reads the bytes of a case file. Errors: ValueError with name, field, found and expected.
+#[pyfunction]
+pub fn parse(bytes: &[u8], name: String) -> PyResult<Question> {
     let wrong = |text: String| PyValueError::new_err(format!("{name}: {text}"));
-    Ok(match Reader::default().parse(&bytes, &name).map_err(|error| wrong(error.to_string()))? {
+    Ok(match Reader::default().parse(bytes, &name).map_err(|error| wrong(error.to_string()))? {
         CaseFile::Sequence(stored) => Question::of_sequence(stored.sequence, stored.before),
         CaseFile::Attention(case) => Question::of_sequence(case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => Question::of_stage(name, stored.call),
