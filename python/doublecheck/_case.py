@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _serve
-from ._check import ends_cleanly, run
+from ._check import asked, ends_cleanly, run
 from ._kernel import Arrays, Kernel, native
 from ._report import Report
 
@@ -113,16 +113,18 @@ class Case:
         arrays: str | Callable[[Any], Any] | None = None,
         device: str = "cpu",
         refusals: Iterable[type[BaseException]] = (),
+        hostile: bool | str = False,
         **declared: Any,
     ) -> Verdict:
         """Asks a kernel all calls again, and first what has to be asked before. The verdict holds all of it as text.
 
-        `arrays`, `device`, `refusals` and what is declared are as in `check`; what is left out is as in the finding.
+        `arrays`, `device`, `refusals`, `hostile` and what is declared are as in `check`; arrays and declaration are
+        those of the finding where they are left out.
         """
-        asked, said = self._asked(kernel, arrays, device, refusals, declared)
+        subject, said = self._asked(kernel, arrays, device, refusals, hostile, declared)
         stop = native().Stop()
         with ends_cleanly(stop):
-            conforms, text = self._question.ask(asked, said, asked.arrays.bits, stop)
+            conforms, text = self._question.ask(subject, said, subject.arrays.bits, stop)
         return Verdict(conforms, text.splitlines())
 
     def check(
@@ -133,12 +135,13 @@ class Case:
         arrays: str | Callable[[Any], Any] | None = None,
         device: str = "cpu",
         refusals: Iterable[type[BaseException]] = (),
+        hostile: bool | str = False,
         **declared: Any,
     ) -> Report:
         """Asks a kernel all calls again, as `ask`; a failure is shrunk and explained as by `check`."""
-        asked, said = self._asked(kernel, arrays, device, refusals, declared)
+        subject, said = self._asked(kernel, arrays, device, refusals, hostile, declared)
         options = {"only": self._question, "shrink_seconds": float(shrink_seconds), "cases": 0}
-        return run(asked, said, False, options)
+        return run(subject, said, False, options)
 
     def _asked(
         self,
@@ -146,12 +149,13 @@ class Case:
         arrays: str | Callable[[Any], Any] | None,
         device: str,
         refusals: Iterable[type[BaseException]],
+        hostile: bool | str,
         declared: dict[str, Any],
     ) -> tuple[Kernel, str]:
         given = self._arrays if arrays is None else Arrays(arrays, device)
         declared = {**self._declared, **declared, "takes": self._question.takes}
         said = json.dumps(_serve.declaration(kernel, **declared))
-        return Kernel(kernel, given, refusals, self._question.takes), said
+        return asked(kernel, given, refusals, self._question.takes, hostile), said
 
     def _said(self, model: dict[str, Any] | None) -> str:
         return json.dumps(self._declared if model is None else {**self._declared, "model": model})

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import _serve
+from ._hostile import HostileKernel
 from ._kernel import Arrays, Kernel, native
 from ._report import Report
 
@@ -34,6 +35,7 @@ def check(
     repeat: int = 1,
     probes: bool = True,
     progress: bool | None = None,
+    hostile: bool | str = False,
     **declared: Any,
 ) -> Report:
     """Asks a kernel random sequences of calls, judges every answer, and shrinks and explains what is wrong.
@@ -49,6 +51,10 @@ def check(
     `largest` is the most keys of a call. `known` names divergences that are accepted, `shrink_seconds=0` leaves
     counterexamples as they were found, `goldens=False` leaves out the bundled cases, `probes=False` the measurements
     that come first. `progress` tells how far it is on standard error: by default where that is a terminal.
+
+    `hostile=True` gives each tensor as a view amid NaN and huge numbers, with gaps between its rows, and asks each call
+    twice: an answer that depends on them is a finding, and so is a tensor that was written to. "contiguous" leaves the
+    gaps out, for kernels that demand that. On the CPU only.
 
     `declared` is what the kernel supports and how it rounds: name, model, dtypes, heads, rules, largest_keys, domain,
     promises, takes, gives, offers, shapes, lacks; docs/implementers.md says what each means.
@@ -72,7 +78,22 @@ def check(
         "repeat": repeat,
         "probes": probes,
     }
-    return run(Kernel(kernel, Arrays(arrays, device), refusals, takes), declaration, progress, options)
+    return run(asked(kernel, Arrays(arrays, device), refusals, takes, hostile), declaration, progress, options)
+
+
+def asked(
+    kernel: Any, arrays: Arrays, refusals: Iterable[type[BaseException]], takes: str, hostile: bool | str
+) -> Kernel:
+    """The kernel, ready to be asked."""
+    if hostile not in (False, True, "contiguous"):
+        raise ValueError(f"hostile: found {hostile!r}, expected True, False or 'contiguous'")
+    if not hostile:
+        return Kernel(kernel, arrays, refusals, takes)
+    if arrays.device != "cpu":
+        raise ValueError(f"hostile: found device={arrays.device!r}, expected 'cpu'")
+    amid = HostileKernel(kernel, arrays, refusals, takes)
+    amid.strided = hostile is True
+    return amid
 
 
 def run(asked: Kernel, declaration: str, progress: bool | None, options: dict[str, Any]) -> Report:

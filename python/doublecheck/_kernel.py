@@ -37,6 +37,7 @@ class Arrays:
 
     def __init__(self, arrays: str | Callable[[Any], Any] = "numpy", device: str = "cpu"):
         self.convert: Convert | None = None
+        self.device = device
         self.named = {} if arrays == "numpy" or callable(arrays) else {"arrays": arrays, "device": device}
         if arrays == "torch":
             self.convert = torch_tensors(importlib.import_module("torch"), device)

@@ -65,6 +65,8 @@ def test_torch_has_the_types_of_the_calls():
     types = {("f32", "torch.float32"), ("f16", "torch.float16"), ("bf16", "torch.bfloat16")}
     assert seen_dtypes("torch", to_numpy) == types
     assert seen_dtypes(torch.from_dlpack, to_numpy) == types
+    for arrays in ("torch", torch.from_dlpack):
+        assert seen_dtypes(arrays, to_numpy, hostile=True) == types
 
 
 def test_torch_answers_in_bf16():

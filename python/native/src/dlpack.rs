@@ -27,7 +27,7 @@ struct Tensor {
     bits: u8,
     lanes: u16,
     shape: *mut i64,
-    /// Null for a row-major tensor.
+    /// In numbers.
     strides: *mut i64,
     byte_offset: u64,
 }
@@ -39,10 +39,11 @@ struct Managed {
     context: *mut c_void,
     deleter: Option<unsafe extern "C" fn(*mut Managed)>,
     shape: Vec<i64>,
+    strides: Vec<i64>,
     array: Py<PyArrayDyn<u16>>,
 }
 
-/// A row-major tensor of bf16 on the CPU, from its bits.
+/// A tensor of bf16 on the CPU, from its bits.
 #[pyclass(frozen, module = "doublecheck._native")]
 pub struct Bfloat16 {
     array: Py<PyArrayDyn<u16>>,
@@ -64,8 +65,9 @@ impl Bfloat16 {
         _options: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let array = self.array.bind(py);
-        let data = array.readwrite().as_slice_mut()?.as_mut_ptr().cast();
+        let data = array.data().cast();
         let shape: Vec<i64> = array.shape().iter().map(|&size| size as i64).collect();
+        let strides = array.strides().iter().map(|&bytes| bytes as i64 / 2).collect();
         let tensor = Tensor {
             data,
             device_type: CPU,
@@ -80,8 +82,9 @@ impl Bfloat16 {
         };
         let context = std::ptr::null_mut();
         let array = self.array.clone_ref(py);
-        let mut managed = Box::new(Managed { tensor, context, deleter: Some(delete), shape, array });
+        let mut managed = Box::new(Managed { tensor, context, deleter: Some(delete), shape, strides, array });
         managed.tensor.shape = managed.shape.as_mut_ptr();
+        managed.tensor.strides = managed.strides.as_mut_ptr();
         let managed = Box::into_raw(managed);
         // SAFETY: the pointer is that of a box, which whoever takes the tensor, or else the capsule, deletes once.
         unsafe {
