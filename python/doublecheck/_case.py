@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _serve
-from ._check import asked, ends_cleanly, run
+from ._check import asked, ends_cleanly, isolated, run
 from ._kernel import Arrays, Kernel, native
 from ._report import Report
 
@@ -136,11 +136,15 @@ class Case:
         device: str = "cpu",
         refusals: Iterable[type[BaseException]] = (),
         hostile: bool | str = False,
+        isolate: bool = False,
+        timeout: float = 30.0,
         **declared: Any,
     ) -> Report:
         """Asks a kernel all calls again, as `ask`; a failure is shrunk and explained as by `check`."""
         subject, said = self._asked(kernel, arrays, device, refusals, hostile, declared)
-        options = {"only": self._question, "shrink_seconds": float(shrink_seconds), "cases": 0}
+        options: dict[str, Any] = {"only": self._question, "shrink_seconds": float(shrink_seconds), "cases": 0}
+        if isolate:
+            options |= isolated(kernel, subject.arrays, refusals, hostile, said, timeout)
         return run(subject, said, False, options)
 
     def _asked(

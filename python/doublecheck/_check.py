@@ -13,6 +13,7 @@ from typing import Any
 
 from . import _serve
 from ._hostile import HostileKernel
+from ._isolated import command
 from ._kernel import Arrays, Kernel, native
 from ._report import Report
 
@@ -34,8 +35,11 @@ def check(
     stop_after: int | None = None,
     repeat: int = 1,
     probes: bool = True,
+    conditions: bool = True,
     progress: bool | None = None,
     hostile: bool | str = False,
+    isolate: bool = False,
+    timeout: float = 30.0,
     **declared: Any,
 ) -> Report:
     """Asks a kernel random sequences of calls, judges every answer, and shrinks and explains what is wrong.
@@ -50,23 +54,27 @@ def check(
     `seconds` is for how long it is asked, 60 by default; with `cases` alone each run asks the same sequences, so many.
     `largest` is the most keys of a call. `known` names divergences that are accepted, `shrink_seconds=0` leaves
     counterexamples as they were found, `goldens=False` leaves out the bundled cases, `probes=False` the measurements
-    that come first. `progress` tells how far it is on standard error: by default where that is a terminal.
+    that come first, `conditions=False` the search for what a finding depends on. `progress` tells how far it is on
+    standard error: by default where that is a terminal.
 
     `hostile=True` gives each tensor as a view amid NaN and huge numbers, with gaps between its rows, and asks each call
     twice: an answer that depends on them is a finding, and so is a tensor that was written to. "contiguous" leaves the
     gaps out, for kernels that demand that. On the CPU only.
 
+    `isolate=True` asks it in a process of its own, which may crash or take more than `timeout` seconds for an answer:
+    both are findings. The kernel is imported there, as by multiprocessing: a function, or a class that is made there.
+
     `declared` is what the kernel supports and how it rounds: name, model, dtypes, heads, rules, largest_keys, domain,
     promises, takes, gives, offers, shapes, lacks; docs/implementers.md says what each means.
 
     An exception of the kernel is a finding with its traceback. Ctrl-C ends the check after the answer it waits for, and
-    the report holds what was found; a second one raises KeyboardInterrupt. A kernel that does not return is waited for:
-    `serve` has a time limit.
+    the report holds what was found; a second one raises KeyboardInterrupt. A kernel that does not return is waited for
+    unless it is isolated.
 
     Errors: ValueError for a declaration that cannot be, with the field, what was found and what was expected.
     """
     declaration = json.dumps(_serve.declaration(kernel, takes=takes, **declared))
-    options = {
+    options: dict[str, Any] = {
         "seconds": 60.0 if seconds is None and cases is None else seconds,
         "cases": cases,
         "seed": seed,
@@ -77,8 +85,27 @@ def check(
         "stop_after": stop_after,
         "repeat": repeat,
         "probes": probes,
+        "conditions": conditions,
     }
-    return run(asked(kernel, Arrays(arrays, device), refusals, takes, hostile), declaration, progress, options)
+    given = Arrays(arrays, device)
+    if isolate:
+        options |= isolated(kernel, given, refusals, hostile, declaration, timeout)
+    return run(asked(kernel, given, refusals, takes, hostile), declaration, progress, options)
+
+
+def isolated(
+    kernel: Any,
+    arrays: Arrays,
+    refusals: Iterable[type[BaseException]],
+    hostile: bool | str,
+    declaration: str,
+    timeout: float,
+) -> dict[str, Any]:
+    """The options of a check that asks a kernel in a process of its own."""
+    if hostile:
+        raise ValueError(f"isolate: found hostile={hostile!r} beside it, expected one of the two")
+    served = command(kernel, arrays.source, arrays.device, refusals, json.loads(declaration))
+    return {"command": served, "timeout": float(timeout)}
 
 
 def asked(
@@ -99,8 +126,9 @@ def asked(
 def run(asked: Kernel, declaration: str, progress: bool | None, options: dict[str, Any]) -> Report:
     """A check with the options of the compiled module."""
     stop = native().Stop()
+    kernel = None if "command" in options else asked
     with ends_cleanly(stop), Watch(progress) as watch:
-        report = native().check(asked, declaration, stop, watch, bits=asked.arrays.bits, **options)
+        report = native().check(kernel, declaration, stop, watch, bits=asked.arrays.bits, **options)
     return Report(report, asked, declaration)
 
 

@@ -37,7 +37,7 @@ class Arrays:
 
     def __init__(self, arrays: str | Callable[[Any], Any] = "numpy", device: str = "cpu"):
         self.convert: Convert | None = None
-        self.device = device
+        self.source, self.device = arrays, device
         self.named = {} if arrays == "numpy" or callable(arrays) else {"arrays": arrays, "device": device}
         if arrays == "torch":
             self.convert = torch_tensors(importlib.import_module("torch"), device)
@@ -55,10 +55,11 @@ class Arrays:
         """The tensors of a question. q, k, v and scores have the type of the question, the others their own."""
         if (convert := self.convert) is None:
             return tensors
-        return {
+        converted = {
             name: convert(array, message["dtype"] if array.dtype == np.uint16 else array.dtype.name)
             for name, array in tensors.items()
         }
+        return {**converted, "numpy": tensors, "convert": convert}
 
 
 def torch_tensors(torch: ModuleType, device: str) -> Convert:

@@ -14,12 +14,14 @@ def main(arguments: Sequence[str]) -> int: ...
 def load(path: str | PathLike[str]) -> Question: ...
 def parse(content: bytes, name: str) -> Question: ...
 def check(
-    kernel: object,
+    kernel: object | None,
     declared: str,
     stop: Stop,
     watch: Callable[[float | None, str], None] | None,
     *,
     bits: bool,
+    command: str = "",
+    timeout: float = 30.0,
     only: Question | None = None,
     seconds: float | None = None,
     cases: int | None = None,
@@ -31,6 +33,7 @@ def check(
     stop_after: int | None = None,
     repeat: int = 1,
     probes: bool = True,
+    conditions: bool = True,
 ) -> Report: ...
 def seconds_of_asking(question: Question, kernel: object | None, command: str, bits: bool, times: int) -> float: ...
 

@@ -163,6 +163,8 @@ class Call:
         self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
         self.lengths = tensors.get("lengths")
         self.head_weights = tensors.get("head_weights")  # [b, h, m] for the rule relu, or None: 1 everywhere
+        # Where tensors are not of numpy: what they were, and what makes such a tensor.
+        self._numpy, self._convert = tensors.get("numpy", tensors), tensors.get("convert")
 
     @property
     def channels(self):
@@ -177,16 +179,20 @@ class Call:
 
         Where there are lengths, also for padding, and for every key where a query has no position.
         """
+        additive = self._additive(self._numpy.get("attention_mask"), self._numpy.get("lengths"))
+        return additive if self._convert is None else self._convert(np.ascontiguousarray(additive), "float32")
+
+    def _additive(self, attention_mask, lengths):
         m, n = self.q.shape[2], self.k.shape[2]
-        if self.lengths is not None:
-            lengths = self.lengths.astype(np.int64)[:, None, None, None]
+        if lengths is not None:
+            lengths = lengths.astype(np.int64)[:, None, None, None]
             positions = lengths - m + np.arange(m)[:, None]  # [b, 1, m, 1]
             out = (np.arange(n) >= lengths) | (positions < 0)
             if self.causal:
                 out |= np.arange(n) > positions
-            given = 0 if self.attention_mask is None else self.attention_mask
+            given = 0 if attention_mask is None else attention_mask
             return np.where(out, np.float32(-np.inf), np.float32(given))
-        additive = np.zeros((1, 1, m, n), np.float32) if self.attention_mask is None else self.attention_mask
+        additive = np.zeros((1, 1, m, n), np.float32) if attention_mask is None else attention_mask
         if self.causal:
             later = np.arange(n) > np.arange(n - m, n)[:, None]
             additive = np.where(later, np.float32(-np.inf), additive)

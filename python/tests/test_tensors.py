@@ -1,13 +1,14 @@
 """What kernels are given and may answer: numpy, torch, anything with DLPack."""
 
 import pathlib
+import runpy
 
 import doublecheck
 import numpy as np
 import pytest
 from kernels import DECLARED, right
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "small"
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples" / "python"
 EVERY = {**DECLARED, "dtypes": ["f32", "f16", "bf16"], "model": {"kept": "f32"}, "cases": 80, "goldens": False}
 
 
@@ -67,6 +68,15 @@ def test_torch_has_the_types_of_the_calls():
     assert seen_dtypes(torch.from_dlpack, to_numpy) == types
     for arrays in ("torch", torch.from_dlpack):
         assert seen_dtypes(arrays, to_numpy, hostile=True) == types
+
+
+def test_the_example_in_torch_conforms():
+    pytest.importorskip("torch", reason="no torch here: examples/python/torch_masker.py is not tested")
+    example = runpy.run_path(str(EXAMPLES / "torch_masker.py"))
+    for hostile in (False, True):
+        options = {"arrays": "torch", "cases": 150, "goldens": False, "hostile": hostile}
+        report = doublecheck.check(example["mask"], **example["SUPPORTS"], **options)
+        assert report.conforms, str(report)
 
 
 def test_torch_answers_in_bf16():

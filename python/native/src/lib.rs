@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Takes, bundled};
+use doublecheck::subjects::Process;
 use doublecheck::{Event, Limits, Options, Subject, check_sequence, check_stage_call, check_with};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -61,21 +62,23 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
     (0..=u8::MAX).find(|&found| ExitCode::from(found) == code).unwrap_or(u8::MAX)
 }
 
-/// Checks a kernel: everything that its declaration allows, or one question alone, whose first failure is shrunk.
+/// Checks a kernel, or a command where there is none: everything that its declaration allows, or one question alone, whose first failure is shrunk.
 ///
 /// `watch` is called with a share from 0 to 1 or None, and a text, now and then. Errors: ValueError with the field, what was found and
 /// what was expected; KeyboardInterrupt where a kernel was interrupted.
 #[pyfunction]
-#[pyo3(signature = (kernel, declared, stop, watch, *, bits, only=None, seconds=None, cases=None, seed=0, largest_keys=None,
-    known=Vec::new(), goldens=true, shrink_seconds=60.0, stop_after=None, repeat=1, probes=true))]
+#[pyo3(signature = (kernel, declared, stop, watch, *, bits, command="", timeout=30.0, only=None, seconds=None, cases=None, seed=0, largest_keys=None,
+    known=Vec::new(), goldens=true, shrink_seconds=60.0, stop_after=None, repeat=1, probes=true, conditions=true))]
 #[expect(clippy::too_many_arguments, reason = "keywords, which Python names")]
 fn check(
     py: Python<'_>,
-    kernel: Py<PyAny>,
+    kernel: Option<Py<PyAny>>,
     declared: &str,
     stop: &Stop,
     watch: Option<Py<PyAny>>,
     bits: bool,
+    command: &str,
+    timeout: f64,
     only: Option<&Question>,
     seconds: Option<f64>,
     cases: Option<usize>,
@@ -87,10 +90,18 @@ fn check(
     stop_after: Option<NonZeroUsize>,
     repeat: usize,
     probes: bool,
+    conditions: bool,
 ) -> PyResult<Report> {
     let halves = if bits { Halves::Bits } else { Halves::Widened };
-    let mut kernel = Kernel::new(kernel, declaration(declared)?, halves, stop.flag);
-    let largest = match (seconds, kernel.capabilities().stages.takes) {
+    let mut asked = match kernel {
+        Some(kernel) => Checked::Kernel(Kernel::new(kernel, declaration(declared)?, halves, stop.flag)),
+        None => {
+            let timeout = duration("timeout", timeout)?;
+            let process = py.detach(|| Process::start(command, timeout));
+            Checked::Process(process.map_err(|error| PyValueError::new_err(error.to_string()))?)
+        }
+    };
+    let largest = match (seconds, asked.subject().capabilities().stages.takes) {
         (None, _) => 16_384,
         (Some(_), Takes::Scores) => 1_048_576,
         (Some(_), Takes::Inputs | Takes::Selection) => 131_072,
@@ -125,6 +136,7 @@ fn check(
         repeat: repeat.max(1),
         interrupted: Some(stop.flag),
         probes,
+        conditions,
         ..Options::default()
     };
     let mut looked = Instant::now();
@@ -142,13 +154,35 @@ fn check(
             }
         });
     };
-    let report = py.detach(|| match only.map(|only| &only.asked) {
-        None => check_with(&mut kernel, &options, &mut tell),
-        Some(Asked::Calls { sequence, .. }) => check_sequence(&mut kernel, sequence, &options, &mut tell),
-        Some(Asked::Stage { name, call }) => check_stage_call(&mut kernel, (name, call), &options, &mut tell),
+    let report = py.detach(|| {
+        let subject = asked.subject();
+        match only.map(|only| &only.asked) {
+            None => check_with(subject, &options, &mut tell),
+            Some(Asked::Calls { sequence, .. }) => check_sequence(subject, sequence, &options, &mut tell),
+            Some(Asked::Stage { name, call }) => check_stage_call(subject, (name, call), &options, &mut tell),
+        }
     });
-    kernel.ended()?;
+    if let Checked::Kernel(kernel) = asked {
+        kernel.ended()?;
+    }
     Ok(Report::new(report))
+}
+
+/// Who is checked.
+enum Checked {
+    /// In this process.
+    Kernel(Kernel),
+    /// In one of its own.
+    Process(Process),
+}
+
+impl Checked {
+    fn subject(&mut self) -> &mut dyn Subject {
+        match self {
+            Self::Kernel(kernel) => kernel,
+            Self::Process(process) => process,
+        }
+    }
 }
 
 fn duration(field: &str, found: f64) -> PyResult<Duration> {
