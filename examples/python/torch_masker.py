@@ -1,7 +1,7 @@
 """Double Sparsity in batched PyTorch, written from docs/SPEC.md: two head modes, every type, with the attention.
 
-In a test or a notebook `doublecheck.check(mask, **SUPPORTS, arrays="torch")` asks it, on `device="cuda"` if you like; as
-a command it is asked by
+In a test or a notebook `doublecheck.check(mask, **SUPPORTS, arrays="torch")` asks it, on `device="cuda"` if you like.
+As a command it is asked by
 
     doublecheck check --command "python3 examples/python/torch_masker.py"
 """

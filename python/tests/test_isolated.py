@@ -92,6 +92,8 @@ def with_torch(call):
     for name in ("attention_mask", "previous"):
         if getattr(call, name) is not None:
             setattr(call, name, np.asarray(getattr(call, name)))
+    additive = np.asarray(call.additive())
+    call.additive = lambda: additive
     return torch.from_numpy(right(call))
 
 
