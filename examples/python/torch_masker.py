@@ -8,6 +8,7 @@ As a command it is asked by
 
 import pathlib
 import sys
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ import doublecheck
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # Labels are those of the type of q and k; scores and attention are kept in f32.
-SUPPORTS = {
+SUPPORTS: dict[str, Any] = {
     "name": "torch",
     "heads": ["per-head", "summed-scores"],
     "model": {"kept": "f32"},

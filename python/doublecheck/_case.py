@@ -66,7 +66,7 @@ class Case:
     def calls(self) -> list[Any]:
         """Its calls, as a kernel is given them."""
         kind = _serve.STAGES[self._question.takes][1]
-        instance = None
+        instance: Any = None
         if (configuration := self._question.configuration()) is not None:
             instance = _serve.Instance(json.loads(configuration))
         calls = []

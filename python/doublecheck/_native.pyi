@@ -57,6 +57,7 @@ class Report:
 
 class Finding:
     kind: str
+    stage: str | None
     diagnosis: str
     explanations: list[str]
     call: int

@@ -79,6 +79,11 @@ class Finding:
         return self._finding.kind
 
     @property
+    def stage(self) -> str | None:
+        """The first stage that is wrong on right input, where the answers say which one it is."""
+        return self._finding.stage
+
+    @property
     def diagnosis(self) -> str:
         """What is wrong, where the answers prove it, in a sentence."""
         return self._finding.diagnosis

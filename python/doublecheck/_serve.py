@@ -8,6 +8,8 @@ writes to standard output after this import, from Python or C or a child process
 first. There breakpoint() talks to the terminal.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import mmap
@@ -16,6 +18,8 @@ import struct
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +29,7 @@ TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", 
 class Refused(Exception):
     """The input is not allowed. `kind` is one of the protocol's names, or None."""
 
-    def __init__(self, kind, message):
+    def __init__(self, kind: str | None, message: str):
         super().__init__(message)
         self.kind = kind
 
@@ -37,13 +41,13 @@ class Failed(Exception):
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def frame(message, tensors=()):
+def frame(message: dict[str, Any], tensors: Iterable[tuple[str, str, Any]] = ()) -> bytes:
     """The bytes of one frame; `tensors` are (name, type, array) with a type of safetensors."""
     file = safetensors({"doublecheck": json.dumps(message, separators=(",", ":"))}, tensors)
     return struct.pack("<Q", len(file)) + file
 
 
-def safetensors(metadata, tensors=()):
+def safetensors(metadata: dict[str, str], tensors: Iterable[tuple[str, str, Any]] = ()) -> bytes:
     """The bytes of a safetensors file; `metadata` are texts."""
     header: dict = {"__metadata__": metadata}
     data, end = [], 0
@@ -57,7 +61,7 @@ def safetensors(metadata, tensors=()):
     return b"".join([struct.pack("<Q", len(text)), text, *data])
 
 
-def read_frame(stream, memory=None):
+def read_frame(stream: Any, memory: int | None = None) -> Any:
     """(message, {name: array}) of the next frame, None at the end of input. BF16 and F16 become float32.
 
     `memory` is the number of the memory that is shared with the suite, where a message may have tensors.
@@ -96,25 +100,31 @@ def decode(body, start, dtype, shape, data_offsets, copy=True, **_):
 class Instance:
     """The settings of one `configure`."""
 
-    def __init__(self, message):
+    heavy_size: int | float  # 1 is one key, 1.0 is every key
+    group_factor: int
+    label_bits: int
+    heads: str
+    dense_fallback: bool
+
+    def __init__(self, message: dict[str, Any]):
         self.settings = message["settings"]
         for name in ("heavy_size", "group_factor", "label_bits", "heads", "dense_fallback"):
-            setattr(self, name, self.settings.get(name))  # heavy_size: 1 is one key, 1.0 is every key
+            setattr(self, name, self.settings.get(name))
         self.rules = self.settings.get("rules", {})  # what is left out has its default (SPEC 2.12)
         self.earlier_maskers = self.settings.get("earlier_maskers", [])
         self.channel_selection = message.get("channel_selection", "qk_proj")
         self.dense_layers = message.get("dense_layers", [])
         self.channel_file_text = message["channel_file"]
-        self._channels = {}
+        self._channels: dict[int, np.ndarray] = {}
 
     @functools.cached_property
-    def channel_file(self):
+    def channel_file(self) -> dict[str, Any]:
         try:
             return json.loads(self.channel_file_text)
         except ValueError as error:
             raise Refused("format", f"channel_file: found {error}, expected JSON") from None
 
-    def channels(self, layer):
+    def channels(self, layer: int) -> np.ndarray:
         """The channel order of one layer, int64 [rows, d]; rows are the query heads, the KV heads, or one for all."""
         if layer not in self._channels:
             prefix = f"model.layers.{layer}.self_attn."
@@ -136,12 +146,12 @@ class Instance:
             self._channels[layer] = np.array(rows, np.int64)
         return self._channels[layer]
 
-    def channel_weights(self, layer):
+    def channel_weights(self, layer: int) -> np.ndarray | None:
         """The channel weights of one layer, float32 [rows, >= r], or None: 1 everywhere (SPEC 2.12)."""
         rows = self.channel_file.get(f"model.layers.{layer}.self_attn.{self.channel_selection}.weights")
         return None if rows is None or not self.rules.get("channel_weights") else np.array(rows, np.float32)
 
-    def write_channel_file(self):
+    def write_channel_file(self) -> str:
         """The path of a file with the channel orders, for a subject that reads one; removed with the instance."""
         self._file = tempfile.NamedTemporaryFile("w", prefix="doublecheck-", suffix=".json")  # noqa: SIM115
         self._file.write(self.channel_file_text)
@@ -156,7 +166,7 @@ class Call:
     large numbers beyond, and query i of entry b has the position lengths[b] - m + i.
     """
 
-    def __init__(self, instance, message, tensors):
+    def __init__(self, instance: Instance, message: dict[str, Any], tensors: dict[str, Any]):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
@@ -167,14 +177,16 @@ class Call:
         self._numpy, self._convert = tensors.get("numpy", tensors), tensors.get("convert")
 
     @property
-    def channels(self):
+    def channels(self) -> np.ndarray:
+        """The channel order, int64 [rows, d]."""
         return self.instance.channels(self.layer)
 
     @property
-    def channel_weights(self):
+    def channel_weights(self) -> np.ndarray | None:
+        """The channel weights, float32 [rows, >= r], or None: 1 everywhere."""
         return self.instance.channel_weights(self.layer)
 
-    def additive(self):
+    def additive(self) -> Any:
         """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys.
 
         Where there are lengths, also for padding, and for every key where a query has no position.
@@ -205,7 +217,7 @@ class ScoresCall:
     Neither is a key at or beyond `lengths` [b], where there are lengths, whatever its score.
     """
 
-    def __init__(self, _instance, message, tensors):
+    def __init__(self, _instance: Any, message: dict[str, Any], tensors: dict[str, Any]):
         self.scores, self.heavy_size, self.dtype = tensors["scores"], message["heavy_size"], message["dtype"]
         self.lengths = tensors.get("lengths")
 
@@ -213,7 +225,7 @@ class ScoresCall:
 class SelectionCall:
     """One `attend`: q, k and v as in a Call; selected [b, h, m, .] holds ascending key indices, then -1."""
 
-    def __init__(self, _instance, message, tensors):
+    def __init__(self, _instance: Any, message: dict[str, Any], tensors: dict[str, Any]):
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
         self.selected, self.lengths = tensors["selected"], tensors.get("lengths")
@@ -222,7 +234,7 @@ class SelectionCall:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def to_numpy(x):
+def to_numpy(x: Any) -> tuple[str, np.ndarray]:
     """A tensor as (type of safetensors, row-major array); bf16 as bits, which numpy has no type for."""
     if hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
         x = x.detach().cpu()
@@ -256,7 +268,7 @@ STAGES = {
 }
 
 
-def answer_tensors(result, takes="inputs"):
+def answer_tensors(result: Any, takes: str = "inputs") -> list[tuple[str, str, np.ndarray]]:
     _, _, parts, known, needed = STAGES[takes]
     if isinstance(result, tuple):
         result = dict(zip(parts, result))
@@ -270,7 +282,7 @@ def answer_tensors(result, takes="inputs"):
     return [(name, *answer_tensor(name, x)) for name, x in result.items()]
 
 
-def answer_tensor(name, x):
+def answer_tensor(name: str, x: Any) -> tuple[str, np.ndarray]:
     """One tensor of an answer as (type of safetensors, row-major array): indices as I64, lse as F32."""
     if name == "selected":
         return "I64", np.ascontiguousarray(x.detach().cpu() if hasattr(x, "detach") else x, np.int64)
@@ -293,7 +305,8 @@ class Server:
     """Answers the questions of one conversation, after hello."""
 
     def __init__(self, subject, refusals, takes):
-        self.subject, self.refusals, self.instance, self.takes = subject, tuple(refusals), None, takes
+        self.subject, self.refusals, self.takes = subject, tuple(refusals), takes
+        self.instance: Any = None
         self.question, self.kind, *_ = STAGES[takes]
         self.method = getattr(subject, self.question, subject)
 
@@ -394,23 +407,23 @@ if STREAMS and "PYTHONBREAKPOINT" not in os.environ:
 
 
 def declaration(
-    subject,
+    subject: Any,
     *,
-    name=None,
-    version=None,
-    model=None,
-    dtypes=None,
-    heads=None,
-    rules=None,
-    largest_keys=None,
-    domain=None,
-    promises=None,
-    takes="inputs",
-    gives=None,
-    offers=(),
-    shapes=None,
-    lacks=(),
-):
+    name: str | None = None,
+    version: str | None = None,
+    model: dict[str, Any] | None = None,
+    dtypes: list[str] | None = None,
+    heads: list[str] | None = None,
+    rules: list[Any] | None = None,
+    largest_keys: int | None = None,
+    domain: Any = None,
+    promises: Iterable[str] | None = None,
+    takes: str = "inputs",
+    gives: Iterable[str] | None = None,
+    offers: Iterable[str] = (),
+    shapes: int | None = None,
+    lacks: Iterable[str] = (),
+) -> dict[str, Any]:
     """What hello declares; what is left out has its default."""
     if takes not in STAGES:
         raise ValueError(f"takes: found {takes!r}, expected {', '.join(STAGES)}")
@@ -433,7 +446,14 @@ def declaration(
     return {key: value for key, value in declared.items() if value is not None}
 
 
-def serve(subject, *, takes="inputs", shared_memory=False, refusals=(), **declared):
+def serve(
+    subject: Any,
+    *,
+    takes: str = "inputs",
+    shared_memory: bool = False,
+    refusals: Iterable[type[BaseException]] = (),
+    **declared: Any,
+) -> None:
     """Answers questions until the suite says bye or closes the input.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call

@@ -51,7 +51,7 @@ def test_it_answers_as_in_this_process():
 
 
 def test_a_crash_is_a_finding():
-    report = doublecheck.check(crashes, **{**OPTIONS, "stop_after": 1, "shrink_seconds": 0})
+    report = doublecheck.check(crashes, **{**OPTIONS, "cases": 3, "stop_after": 1, "shrink_seconds": 0})
     assert "the command ended without an answer" in str(report.findings[0]), str(report)
     assert report.findings[0].call.k.shape[2] > 3
     again = report.findings[0].case.check(crashes, isolate=True, shrink_seconds=0)
@@ -59,7 +59,8 @@ def test_a_crash_is_a_finding():
 
 
 def test_a_hang_is_a_finding():
-    report = doublecheck.check(hangs, **{**OPTIONS, "shrink_seconds": 0, "timeout": 0.2, "stop_after": 1})
+    options = {**OPTIONS, "cases": 3, "stop_after": 1, "shrink_seconds": 0, "timeout": 0.2}
+    report = doublecheck.check(hangs, **options)
     assert "no answer within" in str(report.findings[0]), str(report)
 
 

@@ -89,6 +89,11 @@ impl Finding {
     }
 
     #[getter]
+    fn stage(&self) -> Option<&'static str> {
+        self.finding().stage
+    }
+
+    #[getter]
     fn diagnosis(&self) -> &str {
         &self.finding().sentence
     }
