@@ -236,7 +236,9 @@ class SelectionCall:
 
 def to_numpy(x: Any) -> tuple[str, np.ndarray]:
     """A tensor as (type of safetensors, row-major array); bf16 as bits, which numpy has no type for."""
-    if hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
+    if isinstance(x, np.ndarray):
+        pass
+    elif hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
         x = x.detach().cpu()
         if str(x.dtype) == "torch.bfloat16":
             return "BF16", np.ascontiguousarray(x.view(sys.modules["torch"].int16).numpy()).view(np.uint16)
@@ -244,7 +246,7 @@ def to_numpy(x: Any) -> tuple[str, np.ndarray]:
     elif not hasattr(x, "__array__") and hasattr(x, "__dlpack__"):
         x = np.from_dlpack(x)
     array = np.asarray(x)
-    if array.dtype.name == "bfloat16":  # that of ml_dtypes, which JAX has
+    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # that of ml_dtypes, which JAX has
         return "BF16", np.ascontiguousarray(array).view(np.uint16)
     if array.dtype == np.float16:
         return "F16", np.ascontiguousarray(array)
@@ -309,6 +311,7 @@ class Server:
         self.instance: Any = None
         self.question, self.kind, *_ = STAGES[takes]
         self.method = getattr(subject, self.question, subject)
+        self.steps = {"configure": self.configure, self.question: self.call}
 
     def configure(self, message, _tensors):
         self.instance = None
@@ -330,10 +333,9 @@ class Server:
     def reply(self, message, tensors):
         """The message that answers a question, and its tensors; whatever the subject raises is an answer, too."""
         try:
-            steps = {"configure": self.configure, self.question: self.call}
-            if message["type"] not in steps:
+            if message["type"] not in self.steps:
                 raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
-            return steps[message["type"]](message, tensors)
+            return self.steps[message["type"]](message, tensors)
         except KeyboardInterrupt:
             raise
         except Failed as error:

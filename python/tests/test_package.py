@@ -151,6 +151,23 @@ class TestCheck:
         )  # fmt: skip
         assert wrong.findings[0].call.scores.ndim == 4
 
+    @pytest.mark.parametrize("hostile", [False, True])
+    def test_lengths_reach_a_kernel_that_offers_ragged(self, hostile):
+        seen = set()
+
+        def kernel(call):
+            if call.lengths is not None:
+                seen.add(call.lengths.dtype.name)
+                beyond = np.arange(call.k.shape[2]) >= call.lengths[:, None]
+                beyond = np.broadcast_to(beyond[:, None], call.k.shape[:3])
+                assert (np.isnan(call.k[beyond]) | (np.abs(call.k[beyond]) > 100)).all()
+                call.k = np.where(beyond[..., None], 0, call.k)
+            return right(call)
+
+        options = {"dense_fallback", "previous", "fractions", *DECLARED["lacks"]}
+        report = check(kernel, offers=["ragged"], hostile=hostile, probes=False, lacks=sorted(options))
+        assert report.conforms and seen == {"int32"}, str(report)
+
     def test_a_kernel_may_write_to_what_it_is_given(self):
         def kernel(call):
             mask = right(call)
