@@ -86,14 +86,16 @@ pub mod torch;
 pub mod verdicts;
 
 #[cfg(feature = "cli")]
-pub use cli::main as command;
+pub use cli::{main as command, main_with as command_with};
 #[cfg(feature = "probes")]
 pub use runner::check::probe_only;
-pub use runner::check::{Event, Finding, Options, Progress, Report, Size, check, check_sequence, check_with};
+pub use runner::check::{
+    Event, Finding, Options, Progress, Report, Size, check, check_sequence, check_stage_call, check_with,
+};
 pub use runner::shrink::Limits;
 pub use subjects::Subject;
 
-/// The parts of a [`Report`].
+/// The parts of a [`Report`], and how it and they are told.
 pub mod report {
     pub use crate::diagnosis::Faults;
     pub use crate::diagnosis::condition::Condition;
@@ -101,6 +103,14 @@ pub mod report {
     #[cfg(feature = "probes")]
     pub use crate::diagnosis::probes::{Deviation, Measurement, State};
     pub use crate::diagnosis::relations::Told;
+    pub use crate::reports::check::{
+        finding as finding_in_words, render as in_words, replay as replay_in_words,
+        replay_stage as replay_stage_in_words,
+    };
+    #[cfg(feature = "files")]
+    pub use crate::reports::counterexamples::{write as write_counterexamples, write_finding};
+    #[cfg(feature = "cli")]
+    pub use crate::reports::html::check as html;
     pub use crate::runner::check::{
         Asked, BySize, Coverage, Kept, Like, Needs, OfSize, Repeats, ReportedStages, SessionExample,
         Sessions, StageExample,

@@ -16,7 +16,7 @@ pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// A safetensors file: its tensors and its metadata.
 pub(crate) struct Tensors<'a> {
-    tensors: SafeTensors<'a>,
+    tensors: HashMap<String, TensorView<'a>>,
     pub(crate) metadata: HashMap<String, String>,
 }
 
@@ -24,17 +24,26 @@ impl<'a> Tensors<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
         let wrong = |error| Error::Format(Detail::new("file", error, "a safetensors file"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?.tensors().into_iter().collect();
         Ok(Self { tensors, metadata: header.metadata().clone().unwrap_or_default() })
     }
 
+    /// Tensors that are in memory already: name, type, shape, and their numbers as little-endian bytes.
+    ///
+    /// Errors: numbers that do not fill the shape.
+    #[cfg(feature = "process")]
+    pub(crate) fn of(tensors: &[(&str, Dtype, &[usize], &'a [u8])]) -> Result<Self> {
+        let view = |&(name, dtype, shape, data): &(&str, Dtype, &[usize], &'a [u8])| {
+            let view = TensorView::new(dtype, shape.to_vec(), data);
+            let wrong = |error| Error::Tensor(Detail::new(name, error, "numbers that fill its shape"));
+            Ok((name.to_owned(), view.map_err(wrong)?))
+        };
+        let tensors = tensors.iter().map(view).collect::<Result<_>>()?;
+        Ok(Self { tensors, metadata: HashMap::new() })
+    }
+
     pub(crate) fn optional(&self, name: &str) -> Result<Option<NamedView<'_>>> {
-        if !self.tensors.names().contains(&name) {
-            return Ok(None);
-        }
-        let view = self.tensors.tensor(name);
-        let view = view.map_err(|error| Error::Tensor(Detail::new(name, error, "a readable tensor")))?;
-        Ok(Some(NamedView { name: name.to_owned(), view }))
+        Ok(self.tensors.get(name).map(|view| NamedView { name: name.to_owned(), view: view.clone() }))
     }
 
     pub(crate) fn required(&self, name: &str) -> Result<NamedView<'_>> {

@@ -13,6 +13,7 @@ mod subject;
 mod verify;
 mod watching;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -65,7 +66,12 @@ const WITHOUT_TORCH: &str = "found a build without libtorch, expected one made w
 /// The command `doublecheck`, with the arguments of this process, for programs that bring it under a name of their own. Exit codes:
 /// 0 where everything conforms, 1 where something diverges, 2 where it could not be asked.
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    main_with(std::env::args_os())
+}
+
+/// The same with other arguments, the name of the program first. Where these are wrong, or ask for help, the process ends.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = match Arguments::parse_from(arguments).command {
         Command::Verify(arguments) => verify::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Replay(arguments) => replay::main(&arguments),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::AnswerReader;
+use super::direct;
 use super::memory::{Memory, Question};
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, Error, HeadMode, Lengths, Rules, Storage};
@@ -163,6 +164,12 @@ pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     hello.check(version).map_err(|detail| format!("hello.{detail}"))
 }
 
+/// What an implementation declares without a conversation: the fields of `hello`. Errors: as of [`read_hello`].
+pub(super) fn declared(json: &str) -> Decoded<Hello> {
+    let fields: HelloFields = from_json("declaration", json).map_err(|error| error.to_string())?;
+    fields.check(NEWEST).map_err(|detail| detail.to_string())
+}
+
 /// Reads the answer to `configure`.
 pub(crate) fn read_configured(bytes: &[u8], id: u64) -> Decoded<Result<(), NoAnswer>> {
     let message = Message::parse(bytes)?;
@@ -257,14 +264,9 @@ impl<'a> Message<'a> {
     }
 
     fn refusal(&self, said: &str) -> NoAnswer {
-        let Some(kind) = self.json.get("kind").filter(|kind| !kind.is_null()) else {
-            return NoAnswer::Declined(said.to_owned());
-        };
-        let detail = Detail::new("refused by the command", format!("{said:?}"), "an input that is allowed");
-        match kind.as_str().and_then(|kind| Error::of_kind(kind, detail)) {
-            Some(error) => NoAnswer::Refused(error),
-            None => NoAnswer::Declined(format!("{said} (of an unknown kind, {kind})")),
-        }
+        let kind = self.json.get("kind").filter(|kind| !kind.is_null());
+        let kind = kind.map(|kind| kind.as_str().map_or_else(|| kind.to_string(), str::to_owned));
+        direct::refusal("the command", kind.as_deref(), said)
     }
 }
 

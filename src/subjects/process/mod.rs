@@ -5,6 +5,7 @@
 
 mod answer;
 mod child;
+pub mod direct;
 mod memory;
 mod messages;
 mod sessions;

@@ -8,7 +8,7 @@ use super::answer::{attended, check_shape, read_integers, read_lse, shaped_float
 use super::memory::{Memory, Question};
 use super::messages::{Decoded, Message, largest_message, write_lengths};
 use crate::algorithm::{Detail, Dims, Mask};
-use crate::cases::tensors::{NamedView, floats};
+use crate::cases::tensors::{NamedView, Tensors, floats};
 use crate::cases::{Attended, Error as FileError, Expectation, NoAnswer, ScoresCall, SelectionCall};
 
 /// The frame of a question to a top-k.
@@ -70,21 +70,23 @@ pub(super) fn read_selection(
     call: &ScoresCall,
     any_order: bool,
 ) -> Answered<Selection> {
-    read(bytes, id, |message| selection(message, &call.dims(), any_order))
+    read(bytes, id, |message| selection(&message.tensors, &call.dims(), any_order))
 }
 
 /// Reads the answer of a sparse attention.
 pub(super) fn read_attention(bytes: &[u8], id: u64, call: &SelectionCall) -> Answered<Attended> {
-    let dims = call.inputs.dims();
-    read(bytes, id, |message| {
-        let output = message.tensors.optional("output").map_err(FileError::sentence)?;
-        let output = output.map(|view| shaped_floats("output", &view, dims.output_shape())).transpose()?;
-        let lse = read_lse(&message.tensors, &dims)?;
-        if output.is_none() && lse.is_none() {
-            return Err(Detail::new("output", "nothing", "a tensor output or lse").to_string());
-        }
-        Ok(Attended { output, lse })
-    })
+    read(bytes, id, |message| attention(&message.tensors, &call.inputs.dims()))
+}
+
+/// The output, the log-sum-exp, or both.
+pub(super) fn attention(tensors: &Tensors, dims: &Dims) -> Result<Attended, String> {
+    let output = tensors.optional("output").map_err(FileError::sentence)?;
+    let output = output.map(|view| shaped_floats("output", &view, dims.output_shape())).transpose()?;
+    let lse = read_lse(tensors, dims)?;
+    if output.is_none() && lse.is_none() {
+        return Err(Detail::new("output", "nothing", "a tensor output or lse").to_string());
+    }
+    Ok(Attended { output, lse })
 }
 
 fn read<T>(bytes: &[u8], id: u64, answer: impl FnOnce(&Message) -> Result<T, String>) -> Answered<T> {
@@ -97,8 +99,9 @@ fn read<T>(bytes: &[u8], id: u64, answer: impl FnOnce(&Message) -> Result<T, Str
     Ok(answer(&message).map_err(NoAnswer::Failed))
 }
 
-fn selection(message: &Message, dims: &Dims, any_order: bool) -> Result<Selection, String> {
-    let optional = |name| message.tensors.optional(name).map_err(FileError::sentence);
+/// The selected keys, in either form.
+pub(super) fn selection(tensors: &Tensors, dims: &Dims, any_order: bool) -> Result<Selection, String> {
+    let optional = |name| tensors.optional(name).map_err(FileError::sentence);
     let mask = optional("mask")?.map(|view| weights(&view, dims)).transpose()?;
     let listed = optional("selected")?.map(|view| indices(&view, dims)).transpose()?;
     let of_listed = |listed: &Array4<i32>| {

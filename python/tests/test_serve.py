@@ -1,7 +1,8 @@
-"""Tests of doublecheck.py, which is run as the suite runs it: a process of its own behind two pipes."""
+"""Tests of the one-file server, which is run as the suite runs it: a process of its own behind two pipes."""
 
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,7 @@ import unittest
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).resolve().parent
+HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 import doublecheck
 
@@ -86,9 +87,11 @@ class Frames(unittest.TestCase):
 
 
 class Conversation(unittest.TestCase):
+    home = HERE
+
     def setUp(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUBJECT, str(HERE)],
+            [sys.executable, "-c", SUBJECT, str(self.home)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -157,6 +160,17 @@ class Conversation(unittest.TestCase):
         reply = self.ask({**CONFIGURE, "settings": {**CONFIGURE["settings"], "group_factor": 0}})[0]
         self.assertEqual((reply["type"], reply["kind"]), ("refused", "group_factor"))
         self.assertEqual(self.ask({"type": "hello", "protocol": 1})[0], self.hello)
+
+
+class OneFile(Conversation):
+    """The same with a copy of one file in place of the package."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.home = pathlib.Path(folder.name)
+        shutil.copy(HERE / "doublecheck" / "_serve.py", self.home / "doublecheck.py")
+        super().setUp()
 
 
 class Stages(unittest.TestCase):

@@ -1,10 +1,14 @@
 """Answers the questions of `doublecheck check` in Python: hand `serve` a function from a call to a mask.
 
-The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. Needs numpy only; f16 and bf16
-arrive as float32, results may be numpy arrays, torch tensors or anything numpy can read. If the suite started the
-process, whatever it writes to standard output after this import, from Python or C or a child process, goes to standard
-error: import this first.
+This file is complete: copied as doublecheck.py it needs numpy only. The package `doublecheck` is the same and more.
+
+The protocol is docs/PROTOCOL.md: frames of safetensors over standard input and output. f16 and bf16 arrive as float32,
+results may be numpy arrays, torch tensors or anything numpy can read. If the suite started the process, whatever it
+writes to standard output after this import, from Python or C or a child process, goes to standard error: import this
+first. There breakpoint() talks to the terminal.
 """
+
+from __future__ import annotations
 
 import functools
 import json
@@ -14,6 +18,8 @@ import struct
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +29,7 @@ TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8", 
 class Refused(Exception):
     """The input is not allowed. `kind` is one of the protocol's names, or None."""
 
-    def __init__(self, kind, message):
+    def __init__(self, kind: str | None, message: str):
         super().__init__(message)
         self.kind = kind
 
@@ -35,9 +41,15 @@ class Failed(Exception):
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def frame(message, tensors=()):
+def frame(message: dict[str, Any], tensors: Iterable[tuple[str, str, Any]] = ()) -> bytes:
     """The bytes of one frame; `tensors` are (name, type, array) with a type of safetensors."""
-    header: dict = {"__metadata__": {"doublecheck": json.dumps(message, separators=(",", ":"))}}
+    file = safetensors({"doublecheck": json.dumps(message, separators=(",", ":"))}, tensors)
+    return struct.pack("<Q", len(file)) + file
+
+
+def safetensors(metadata: dict[str, str], tensors: Iterable[tuple[str, str, Any]] = ()) -> bytes:
+    """The bytes of a safetensors file; `metadata` are texts."""
+    header: dict = {"__metadata__": metadata}
     data, end = [], 0
     for name, kind, array in tensors:
         array = np.ascontiguousarray(array, TYPES[kind])
@@ -46,10 +58,10 @@ def frame(message, tensors=()):
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<QQ", 8 + len(text) + end, len(text)), text, *data])
+    return b"".join([struct.pack("<Q", len(text)), text, *data])
 
 
-def read_frame(stream, memory=None):
+def read_frame(stream: Any, memory: int | None = None) -> Any:
     """(message, {name: array}) of the next frame, None at the end of input. BF16 and F16 become float32.
 
     `memory` is the number of the memory that is shared with the suite, where a message may have tensors.
@@ -88,25 +100,31 @@ def decode(body, start, dtype, shape, data_offsets, copy=True, **_):
 class Instance:
     """The settings of one `configure`."""
 
-    def __init__(self, message):
+    heavy_size: int | float  # 1 is one key, 1.0 is every key
+    group_factor: int
+    label_bits: int
+    heads: str
+    dense_fallback: bool
+
+    def __init__(self, message: dict[str, Any]):
         self.settings = message["settings"]
         for name in ("heavy_size", "group_factor", "label_bits", "heads", "dense_fallback"):
-            setattr(self, name, self.settings.get(name))  # heavy_size: 1 is one key, 1.0 is every key
+            setattr(self, name, self.settings.get(name))
         self.rules = self.settings.get("rules", {})  # what is left out has its default (SPEC 2.12)
         self.earlier_maskers = self.settings.get("earlier_maskers", [])
         self.channel_selection = message.get("channel_selection", "qk_proj")
         self.dense_layers = message.get("dense_layers", [])
         self.channel_file_text = message["channel_file"]
-        self._channels = {}
+        self._channels: dict[int, np.ndarray] = {}
 
     @functools.cached_property
-    def channel_file(self):
+    def channel_file(self) -> dict[str, Any]:
         try:
             return json.loads(self.channel_file_text)
         except ValueError as error:
             raise Refused("format", f"channel_file: found {error}, expected JSON") from None
 
-    def channels(self, layer):
+    def channels(self, layer: int) -> np.ndarray:
         """The channel order of one layer, int64 [rows, d]; rows are the query heads, the KV heads, or one for all."""
         if layer not in self._channels:
             prefix = f"model.layers.{layer}.self_attn."
@@ -128,12 +146,12 @@ class Instance:
             self._channels[layer] = np.array(rows, np.int64)
         return self._channels[layer]
 
-    def channel_weights(self, layer):
+    def channel_weights(self, layer: int) -> np.ndarray | None:
         """The channel weights of one layer, float32 [rows, >= r], or None: 1 everywhere (SPEC 2.12)."""
         rows = self.channel_file.get(f"model.layers.{layer}.self_attn.{self.channel_selection}.weights")
         return None if rows is None or not self.rules.get("channel_weights") else np.array(rows, np.float32)
 
-    def write_channel_file(self):
+    def write_channel_file(self) -> str:
         """The path of a file with the channel orders, for a subject that reads one; removed with the instance."""
         self._file = tempfile.NamedTemporaryFile("w", prefix="doublecheck-", suffix=".json")  # noqa: SIM115
         self._file.write(self.channel_file_text)
@@ -148,37 +166,45 @@ class Call:
     large numbers beyond, and query i of entry b has the position lengths[b] - m + i.
     """
 
-    def __init__(self, instance, message, tensors):
+    def __init__(self, instance: Instance, message: dict[str, Any], tensors: dict[str, Any]):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
         self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
         self.lengths = tensors.get("lengths")
         self.head_weights = tensors.get("head_weights")  # [b, h, m] for the rule relu, or None: 1 everywhere
+        # Where tensors are not of numpy: what they were, and what makes such a tensor.
+        self._numpy, self._convert = tensors.get("numpy", tensors), tensors.get("convert")
 
     @property
-    def channels(self):
+    def channels(self) -> np.ndarray:
+        """The channel order, int64 [rows, d]."""
         return self.instance.channels(self.layer)
 
     @property
-    def channel_weights(self):
+    def channel_weights(self) -> np.ndarray | None:
+        """The channel weights, float32 [rows, >= r], or None: 1 everywhere."""
         return self.instance.channel_weights(self.layer)
 
-    def additive(self):
+    def additive(self) -> Any:
         """A, float32 and broadcastable to [b, h, m, n]: the attention mask and, where causal, -inf for later keys.
 
         Where there are lengths, also for padding, and for every key where a query has no position.
         """
+        additive = self._additive(self._numpy.get("attention_mask"), self._numpy.get("lengths"))
+        return additive if self._convert is None else self._convert(np.ascontiguousarray(additive), "float32")
+
+    def _additive(self, attention_mask, lengths):
         m, n = self.q.shape[2], self.k.shape[2]
-        if self.lengths is not None:
-            lengths = self.lengths.astype(np.int64)[:, None, None, None]
+        if lengths is not None:
+            lengths = lengths.astype(np.int64)[:, None, None, None]
             positions = lengths - m + np.arange(m)[:, None]  # [b, 1, m, 1]
             out = (np.arange(n) >= lengths) | (positions < 0)
             if self.causal:
                 out |= np.arange(n) > positions
-            given = 0 if self.attention_mask is None else self.attention_mask
+            given = 0 if attention_mask is None else attention_mask
             return np.where(out, np.float32(-np.inf), np.float32(given))
-        additive = np.zeros((1, 1, m, n), np.float32) if self.attention_mask is None else self.attention_mask
+        additive = np.zeros((1, 1, m, n), np.float32) if attention_mask is None else attention_mask
         if self.causal:
             later = np.arange(n) > np.arange(n - m, n)[:, None]
             additive = np.where(later, np.float32(-np.inf), additive)
@@ -191,7 +217,7 @@ class ScoresCall:
     Neither is a key at or beyond `lengths` [b], where there are lengths, whatever its score.
     """
 
-    def __init__(self, _instance, message, tensors):
+    def __init__(self, _instance: Any, message: dict[str, Any], tensors: dict[str, Any]):
         self.scores, self.heavy_size, self.dtype = tensors["scores"], message["heavy_size"], message["dtype"]
         self.lengths = tensors.get("lengths")
 
@@ -199,7 +225,7 @@ class ScoresCall:
 class SelectionCall:
     """One `attend`: q, k and v as in a Call; selected [b, h, m, .] holds ascending key indices, then -1."""
 
-    def __init__(self, _instance, message, tensors):
+    def __init__(self, _instance: Any, message: dict[str, Any], tensors: dict[str, Any]):
         self.dtype, self.scaling = message["dtype"], message["scaling"]
         self.q, self.k, self.v = (tensors[name] for name in "qkv")
         self.selected, self.lengths = tensors["selected"], tensors.get("lengths")
@@ -208,11 +234,25 @@ class SelectionCall:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def to_numpy(x):
-    if hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
+def to_numpy(x: Any) -> tuple[str, np.ndarray]:
+    """A tensor as (type of safetensors, row-major array); bf16 as bits, which numpy has no type for."""
+    if isinstance(x, np.ndarray):
+        pass
+    elif hasattr(x, "detach"):  # a torch tensor; numpy has no bfloat16
         x = x.detach().cpu()
-        x = (x.float() if x.is_floating_point() else x).numpy()
-    return np.asarray(x)
+        if str(x.dtype) == "torch.bfloat16":
+            return "BF16", np.ascontiguousarray(x.view(sys.modules["torch"].int16).numpy()).view(np.uint16)
+        x = x.numpy()
+    elif not hasattr(x, "__array__") and hasattr(x, "__dlpack__"):
+        x = np.from_dlpack(x)
+    array = np.asarray(x)
+    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # that of ml_dtypes, which JAX has
+        return "BF16", np.ascontiguousarray(array).view(np.uint16)
+    if array.dtype == np.float16:
+        return "F16", np.ascontiguousarray(array)
+    if array.dtype in (np.bool_, np.uint8):
+        return "U8", np.ascontiguousarray(array).view(np.uint8)
+    return "F32", np.ascontiguousarray(array, np.float32)
 
 
 # What may be taken: the type of the question, which is also the name of a subject's method for it, the class of the
@@ -230,7 +270,7 @@ STAGES = {
 }
 
 
-def answer_tensors(result, takes="inputs"):
+def answer_tensors(result: Any, takes: str = "inputs") -> list[tuple[str, str, np.ndarray]]:
     _, _, parts, known, needed = STAGES[takes]
     if isinstance(result, tuple):
         result = dict(zip(parts, result))
@@ -238,14 +278,22 @@ def answer_tensors(result, takes="inputs"):
         result = {parts[0]: result}
     if unknown := set(result) - set(known):
         raise Failed(f"answer: found {sorted(unknown)}, expected {', '.join(known)}")
-    arrays = {name: to_numpy(x) for name, x in result.items() if x is not None}
-    if not set(arrays) & set(needed):
-        raise Failed(f"answer: found {sorted(arrays)}, expected {' or '.join(needed)}")
-    for name, array in arrays.items():
-        if name == "selected":
-            yield name, "I64", array
-        else:
-            yield name, "U8" if name == "mask" and array.dtype in (np.bool_, np.uint8) else "F32", array
+    result = {name: x for name, x in result.items() if x is not None}
+    if not set(result) & set(needed):
+        raise Failed(f"answer: found {sorted(result)}, expected {' or '.join(needed)}")
+    return [(name, *answer_tensor(name, x)) for name, x in result.items()]
+
+
+def answer_tensor(name: str, x: Any) -> tuple[str, np.ndarray]:
+    """One tensor of an answer as (type of safetensors, row-major array): indices as I64, lse as F32."""
+    if name == "selected":
+        return "I64", np.ascontiguousarray(x.detach().cpu() if hasattr(x, "detach") else x, np.int64)
+    kind, array = to_numpy(x)
+    if kind == "U8" and name != "mask":
+        return "F32", array.astype(np.float32)
+    if name == "lse" and kind != "F32":
+        return "F32", decode(array, 0, kind, array.shape, (0, array.nbytes))
+    return kind, array
 
 
 def describe(error):
@@ -411,10 +459,16 @@ def packed(name, of_requests):
 
 
 class Server:
+    """Answers the questions of one conversation, after hello."""
+
     def __init__(self, subject, refusals, takes):
-        self.subject, self.refusals, self.instance, self.takes = subject, tuple(refusals), None, takes
+        self.subject, self.refusals, self.takes = subject, tuple(refusals), takes
+        self.instance: Any = None
         self.question, self.kind, *_ = STAGES[takes]
         self.method, self.opened = getattr(subject, self.question, subject), False
+        self.steps = {"configure": self.configure, self.question: self.call}
+        if holds_keys(subject):
+            self.steps |= {"open": self.open, **dict.fromkeys(SESSION_STEPS, self.step)}
 
     def configure(self, message, _tensors):
         self.instance, self.opened = None, False
@@ -428,7 +482,7 @@ class Server:
         if self.instance is None and self.takes == "inputs":
             raise Failed("mask: found no instance, expected a configure that was not refused before it")
         result = self.method(self.kind(self.instance, message, tensors))
-        return {"type": "answer"}, list(answer_tensors(result, self.takes))
+        return {"type": "answer"}, answer_tensors(result, self.takes)
 
     def open(self, message, _tensors):
         if self.instance is None:
@@ -443,27 +497,31 @@ class Server:
         kind, answer = session_step(self.subject, message, tensors)
         return {"type": kind}, answer
 
-    def answer(self, message, tensors):
-        """The frame that answers a question; whatever the subject raises is an answer, too."""
+    def describe(self, error):
+        return describe(error)
+
+    def reply(self, message, tensors):
+        """The message that answers a question, and its tensors; whatever the subject raises is an answer, too."""
         try:
-            steps = {"configure": self.configure, self.question: self.call}
-            if holds_keys(self.subject):
-                steps |= {"open": self.open, **dict.fromkeys(SESSION_STEPS, self.step)}
-            if message["type"] not in steps:
+            if message["type"] not in self.steps:
                 raise Failed(f"type: found {message['type']!r}, expected hello, configure, {self.question} or bye")
-            reply, tensors = steps[message["type"]](message, tensors)
-            return frame({**reply, "id": message.get("id")}, tensors)
-        except (KeyboardInterrupt, SystemExit):
+            return self.steps[message["type"]](message, tensors)
+        except KeyboardInterrupt:
             raise
         except Failed as error:
-            reply = {"type": "failed", "message": str(error)}
+            return {"type": "failed", "message": str(error)}, ()
         except Refused as error:
-            reply = {"type": "refused", "message": str(error), **({"kind": error.kind} if error.kind else {})}
+            kind = {"kind": error.kind} if error.kind else {}
+            return {"type": "refused", "message": str(error), **kind}, ()
         except self.refusals as error:
-            reply = {"type": "refused", "message": f"{type(error).__name__}: {error}"}
+            return {"type": "refused", "message": f"{type(error).__name__}: {error}"}, ()
         except BaseException as error:  # some extensions raise outside Exception
-            reply = {"type": "failed", "message": describe(error)}
-        return frame({**reply, "id": message.get("id")})
+            return {"type": "failed", "message": self.describe(error)}, ()
+
+    def answer(self, message, tensors):
+        """The frame that answers a question."""
+        reply, tensors = self.reply(message, tensors)
+        return frame({**reply, "id": message.get("id")}, tensors)
 
 
 def private_streams():
@@ -482,26 +540,92 @@ def private_streams():
 STREAMS = private_streams() if "DOUBLECHECK_RUN" in os.environ else None
 
 
-def serve(
-    subject,
+def break_on_terminal():
+    """What breakpoint() does in a process that the suite started: standard input is no terminal there, and the process
+    is not in the terminal's foreground. Without a terminal the kernel goes on."""
+    import io
+    import pdb
+    import signal
+
+    try:
+        terminal = open("/dev/tty", "r+b", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        print(f"breakpoint: found no terminal ({error}), so the kernel goes on", file=sys.stderr)
+        return
+
+    def to_foreground(group):
+        ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # sent to who is not in the foreground yet
+        try:
+            os.tcsetpgrp(terminal.fileno(), group)
+        finally:
+            signal.signal(signal.SIGTTOU, ignored)
+
+    class Debugger(pdb.Pdb):
+        def interaction(self, *arguments, **others):
+            before = os.tcgetpgrp(terminal.fileno())
+            to_foreground(os.getpgrp())
+            try:
+                super().interaction(*arguments, **others)
+            finally:
+                to_foreground(before)
+
+    text = io.TextIOWrapper(terminal, write_through=True)
+    text.write("breakpoint: the suite waits for this answer as long as --timeout says, 30 seconds by default\n")
+    Debugger(stdin=text, stdout=text).set_trace(sys._getframe(1))
+
+
+if STREAMS and "PYTHONBREAKPOINT" not in os.environ:
+    sys.breakpointhook = break_on_terminal
+
+
+def declaration(
+    subject: Any,
     *,
-    name=None,
-    version=None,
-    model=None,
-    dtypes=None,
-    heads=None,
-    rules=None,
-    largest_keys=None,
-    domain=None,
-    promises=None,
-    takes="inputs",
-    gives=None,
-    offers=(),
-    shapes=None,
-    shared_memory=False,
-    lacks=(),
-    refusals=(),
-):
+    name: str | None = None,
+    version: str | None = None,
+    model: dict[str, Any] | None = None,
+    dtypes: list[str] | None = None,
+    heads: list[str] | None = None,
+    rules: list[Any] | None = None,
+    largest_keys: int | None = None,
+    domain: Any = None,
+    promises: Iterable[str] | None = None,
+    takes: str = "inputs",
+    gives: Iterable[str] | None = None,
+    offers: Iterable[str] = (),
+    shapes: int | None = None,
+    lacks: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What hello declares; what is left out has its default."""
+    if takes not in STAGES:
+        raise ValueError(f"takes: found {takes!r}, expected {', '.join(STAGES)}")
+    declared = {
+        "name": name or getattr(subject, "__name__", type(subject).__name__),
+        "version": version,
+        "model": model,
+        "dtypes": dtypes,
+        "heads": heads,
+        "rules": rules,
+        "largest_keys": largest_keys,
+        "domain": domain,
+        "promises": None if promises is None else list(promises),
+        "lacks": list(lacks),
+        "takes": takes if takes != "inputs" or gives is not None else None,
+        "gives": None if gives is None else list(gives),
+        "offers": list(offers) or None,
+        "shapes": shapes,
+    }
+    return {key: value for key, value in declared.items() if value is not None}
+
+
+def serve(
+    subject: Any,
+    *,
+    takes: str = "inputs",
+    shared_memory: bool = False,
+    refusals: Iterable[type[BaseException]] = (),
+    **declared: Any,
+) -> None:
     """Answers questions until the suite says bye or closes the input.
 
     `subject` is a function of a Call, or an object with `mask(call)` and, if it wants, `configure(instance)`. A call
@@ -515,37 +639,22 @@ def serve(
     `shared_memory=True` takes tensors without copying them, where the suite offers it: those of f32 are then views of
     memory that holds other numbers from the next question on, so copy what you keep.
     `refusals` are exception types that mean "not allowed"; Refused names the kind. Any other exception is `failed`.
-    The rest is what hello declares.
+    The rest is what hello declares, as in `declaration`: name, version, model, dtypes, heads, rules, largest_keys,
+    domain, promises, lacks.
     """
-    hello = {
-        "name": name or getattr(subject, "__name__", type(subject).__name__),
-        "version": version,
-        "model": model,
-        "dtypes": dtypes,
-        "heads": heads,
-        "rules": rules,
-        "largest_keys": largest_keys,
-        "domain": domain,
-        "promises": None if promises is None else list(promises),
-        "lacks": list(lacks),
-    }
-    if takes != "inputs" or gives is not None:
-        hello["takes"], hello["gives"] = takes, None if gives is None else list(gives)
-    offers = [*offers, *(["sessions"] if holds_keys(subject) and "sessions" not in offers else [])]
-    if offers:
-        hello["offers"] = offers
-    if shapes is not None:
-        hello["shapes"] = shapes
+    offers = [*declared.pop("offers", ())]
+    if holds_keys(subject) and "sessions" not in offers:
+        offers.append("sessions")
+    hello = declaration(subject, takes=takes, offers=offers, **declared)
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)
     memory = None
     while (question := read_frame(frames_in, memory)) and question[0]["type"] != "bye":
         if question[0]["type"] == "hello":
             memory = question[0].get("memory_file") if shared_memory else None
-            hello["shared_memory"] = None if memory is None else True
-            declared = {key: value for key, value in hello.items() if value is not None}
-            protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & declared.keys() else 1
-            frames_out.write(frame({"type": "hello", "protocol": protocol, **declared}))
+            said = hello if memory is None else {**hello, "shared_memory": True}
+            protocol = 2 if {"takes", "offers", "shapes", "shared_memory"} & said.keys() else 1
+            frames_out.write(frame({"type": "hello", "protocol": protocol, **said}))
         else:
             frames_out.write(server.answer(*question))
         frames_out.flush()

@@ -1,0 +1,189 @@
+"""`check`: a kernel is asked in this process, until a time is over or something interrupts it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from . import _serve
+from ._hostile import HostileKernel
+from ._isolated import command
+from ._kernel import Arrays, Kernel, native
+from ._report import Report
+
+
+def check(
+    kernel: Any,
+    *,
+    seconds: float | None = None,
+    cases: int | None = None,
+    seed: int = 0,
+    arrays: str | Callable[[Any], Any] = "numpy",
+    device: str = "cpu",
+    refusals: Iterable[type[BaseException]] = (),
+    takes: str = "inputs",
+    largest: int | None = None,
+    known: Sequence[str] = (),
+    goldens: bool = True,
+    shrink_seconds: float = 60.0,
+    stop_after: int | None = None,
+    repeat: int = 1,
+    probes: bool = True,
+    conditions: bool = True,
+    progress: bool | None = None,
+    hostile: bool | str = False,
+    isolate: bool = False,
+    timeout: float = 30.0,
+    **declared: Any,
+) -> Report:
+    """Asks a kernel random sequences of calls, judges every answer, and shrinks and explains what is wrong.
+
+    `kernel` is a function of a Call that gives a mask [b, h, m, n], a pair of mask and output [b, h, m, dv], or a dict
+    of tensors; or an object with `mask(call)` and, if it wants, `configure(instance)`: what `serve` takes.
+
+    `arrays` says what a call holds: "numpy" (float32, whatever the dtype), "torch" (tensors of the dtype on `device`),
+    "dlpack" (objects with `__dlpack__`) or a function of such an object, like `jax.numpy.from_dlpack`. A kernel may
+    write to what it is given. Answers may be any of these, on any device that copies to the CPU.
+
+    `seconds` is for how long it is asked, 60 by default; with `cases` alone each run asks the same sequences, so many.
+    `largest` is the most keys of a call. `known` names divergences that are accepted, `shrink_seconds=0` leaves
+    counterexamples as they were found, `goldens=False` leaves out the bundled cases, `probes=False` the measurements
+    that come first, `conditions=False` the search for what a finding depends on. `progress` tells how far it is on
+    standard error: by default where that is a terminal.
+
+    `hostile=True` gives each tensor as a view amid NaN and huge numbers, with gaps between its rows, and asks each call
+    twice: an answer that depends on them is a finding, and so is a tensor that was written to. "contiguous" leaves the
+    gaps out, for kernels that demand that. On the CPU only.
+
+    `isolate=True` asks it in a process of its own, which may crash or take more than `timeout` seconds for an answer:
+    both are findings. The kernel is imported there, as by multiprocessing: a function, or a class that is made there.
+
+    `declared` is what the kernel supports and how it rounds: name, model, dtypes, heads, rules, largest_keys, domain,
+    promises, takes, gives, offers, shapes, lacks; docs/implementers.md says what each means.
+
+    An exception of the kernel is a finding with its traceback. Ctrl-C ends the check after the answer it waits for, and
+    the report holds what was found; a second one raises KeyboardInterrupt. A kernel that does not return is waited for
+    unless it is isolated.
+
+    Errors: ValueError for a declaration that cannot be, with the field, what was found and what was expected.
+    """
+    declaration = json.dumps(_serve.declaration(kernel, takes=takes, **declared))
+    options: dict[str, Any] = {
+        "seconds": 60.0 if seconds is None and cases is None else seconds,
+        "cases": cases,
+        "seed": seed,
+        "largest_keys": largest,
+        "known": list(known),
+        "goldens": goldens,
+        "shrink_seconds": float(shrink_seconds),
+        "stop_after": stop_after,
+        "repeat": repeat,
+        "probes": probes,
+        "conditions": conditions,
+    }
+    given = Arrays(arrays, device)
+    if isolate:
+        options |= isolated(kernel, given, refusals, hostile, declaration, timeout)
+    return run(asked(kernel, given, refusals, takes, hostile), declaration, progress, options)
+
+
+def isolated(
+    kernel: Any,
+    arrays: Arrays,
+    refusals: Iterable[type[BaseException]],
+    hostile: bool | str,
+    declaration: str,
+    timeout: float,
+) -> dict[str, Any]:
+    """The options of a check that asks a kernel in a process of its own."""
+    if hostile:
+        raise ValueError(f"isolate: found hostile={hostile!r} beside it, expected one of the two")
+    served = command(kernel, arrays.source, arrays.device, refusals, json.loads(declaration))
+    return {"command": served, "timeout": float(timeout)}
+
+
+def asked(
+    kernel: Any, arrays: Arrays, refusals: Iterable[type[BaseException]], takes: str, hostile: bool | str
+) -> Kernel:
+    """The kernel, ready to be asked."""
+    if hostile not in (False, True, "contiguous"):
+        raise ValueError(f"hostile: found {hostile!r}, expected True, False or 'contiguous'")
+    if not hostile:
+        return Kernel(kernel, arrays, refusals, takes)
+    if arrays.device != "cpu":
+        raise ValueError(f"hostile: found device={arrays.device!r}, expected 'cpu'")
+    amid = HostileKernel(kernel, arrays, refusals, takes)
+    amid.strided = hostile is True
+    return amid
+
+
+def run(asked: Kernel, declaration: str, progress: bool | None, options: dict[str, Any]) -> Report:
+    """A check with the options of the compiled module."""
+    stop = native().Stop()
+    kernel = None if "command" in options else asked
+    with ends_cleanly(stop), Watch(progress) as watch:
+        report = native().check(kernel, declaration, stop, watch, bits=asked.arrays.bits, **options)
+    return Report(report, asked, declaration)
+
+
+@contextlib.contextmanager
+def ends_cleanly(stop: Any) -> Iterator[None]:
+    """The first Ctrl-C stops the check, the second one raises KeyboardInterrupt. Only the main thread gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print(
+            "doublecheck: interrupted; it ends after the answer it waits for. Again: it ends at once", file=sys.stderr
+        )
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Watch:
+    """Tells how far a check is, on one line of a terminal."""
+
+    def __init__(self, progress: bool | None):
+        self.tells = sys.stderr.isatty() if progress is None else progress
+        self.line = False
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def __call__(self, share: float | None, text: str) -> None:
+        if not self.tells:
+            return
+        self.clear()
+        if share is None:
+            print(f"doublecheck: {text}", file=sys.stderr)
+            return
+        columns = shutil.get_terminal_size().columns
+        self.line = True
+        print(f"{100 * share:3.0f} %, {text}"[: columns - 1], end="\r", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        if self.line:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self.line = False

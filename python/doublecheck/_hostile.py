@@ -1,0 +1,102 @@
+"""Hostile memory: what a kernel is given lies amid numbers that it may not read, and may not be written to.
+
+Each tensor is a view into a larger buffer, with an offset, gaps between its rows and the axes of heads and positions
+swapped in every other call. Before it, in the gaps and after it lie NaN, and then, the same call asked again, huge
+numbers (0 and 1 among integers): the answer must be the same, bit for bit. If it is not, the call is asked again to see
+whether it differs anyway, and then with the numbers of one place at a time changed, to say on which it depends.
+Afterwards every buffer must hold what it held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._kernel import Kernel
+
+# Two numbers of each type, the halves as bits: NaN and a huge one.
+POISONS: dict[str, tuple[Any, Any]] = {
+    "f16": (np.uint16(0x7E00), np.uint16(0x7BFF)),
+    "bf16": (np.uint16(0x7FC0), np.uint16(0x7F7F)),
+    "float32": (np.float32(np.nan), np.float32(1e30)),
+    "int32": (np.int32(0), np.int32(1)),
+}
+PLACES = ("before", "between the rows of", "after")
+# How many numbers lie before, after each row, and after it all: odd, so that nothing is aligned by chance.
+BEFORE, GAP, AFTER = 5, 3, 37
+
+
+class Surrounded:
+    """A copy of an array amid other numbers."""
+
+    def __init__(self, array: np.ndarray, poisons: tuple[Any, Any], huge: frozenset[str], strided: bool, swap: bool):
+        axes = (0, 2, 1, 3) if strided and swap and array.ndim == 4 else tuple(range(array.ndim))
+        swapped, gap = array.transpose(axes), GAP if strided else 0
+        rows, width = swapped.shape[:-1], swapped.shape[-1]
+        end = BEFORE + int(np.prod(rows, dtype=int)) * (width + gap)
+        self.buffer = np.empty(end + AFTER, array.dtype)
+        body = self.buffer[BEFORE:end].reshape(*rows, width + gap)
+        for place, numbers in zip(PLACES, (self.buffer[:BEFORE], body[..., width:], self.buffer[end:]), strict=True):
+            numbers[...] = poisons[place in huge]
+        # An inverse of a swap is the swap.
+        self.view = body[..., :width].transpose(axes)
+        self.view[...] = array
+        self.held = self.buffer.copy()
+
+    def written(self) -> str | None:
+        """Where something was written, if anywhere: inside it, or around it."""
+        changed = self.buffer.view(np.uint8) != self.held.view(np.uint8)
+        if not changed.any():
+            return None
+        inside = self.view.copy()
+        self.buffer[...] = self.held
+        return "" if inside.tobytes() != self.view.tobytes() else "around "
+
+
+class HostileKernel(Kernel):
+    """A kernel that is asked each call twice, amid other numbers."""
+
+    strided = True
+    calls = 0
+
+    def ask(self, message: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Any, ...]:
+        """The answer to a question; `failed` if it depends on what it may not read, or if something was written to."""
+        self.calls += 1
+        nothing = frozenset[tuple[str, str]]()
+        everything = frozenset((name, place) for name in tensors for place in PLACES)
+        first = self.once(message, tensors, nothing)
+        if first[0] != "answer" or same(first, self.once(message, tensors, everything)):
+            return first
+        if not same(first, self.once(message, tensors, nothing)):
+            return first  # it differs from time to time, which the check itself looks into
+        places = [of for of in sorted(everything) if not same(first, self.once(message, tensors, frozenset({of})))]
+        where = ", ".join(f"{place} {name}" for name, place in places) or "around several tensors together"
+        return "failed", f"the answer depends on what lies {where}: it differs with NaN and with huge numbers there"
+
+    def once(
+        self, message: dict[str, Any], tensors: dict[str, np.ndarray], huge: frozenset[tuple[str, str]]
+    ) -> tuple[Any, ...]:
+        """Asks with huge numbers in some places of some tensors and NaN in the others."""
+        surrounded = {}
+        for name, array in tensors.items():
+            poisons = POISONS[message["dtype"] if array.dtype == np.uint16 else array.dtype.name]
+            places = frozenset(place for of, place in huge if of == name)
+            surrounded[name] = Surrounded(array, poisons, places, self.strided, swap=self.calls % 2 == 0)
+        answer = super().ask(message, {name: one.view for name, one in surrounded.items()})
+        if answer[0] == "answer":
+            # An answer may be a view of what was given.
+            answer = "answer", [(name, kind, array.copy()) for name, kind, array in answer[1]]
+        for name, one in surrounded.items():
+            if (where := one.written()) is not None:
+                return "failed", f"the kernel wrote {where or 'to '}{name}, which is not its own"
+        return answer
+
+
+def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether two answers are the same, bit for bit."""
+    if a[0] != "answer" or b[0] != "answer":
+        return a == b
+    return [(name, kind, x.shape, x.tobytes()) for name, kind, x in a[1]] == [
+        (name, kind, x.shape, x.tobytes()) for name, kind, x in b[1]
+    ]

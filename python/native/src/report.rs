@@ -1,0 +1,133 @@
+//! What a check found, for Python.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use doublecheck::report::{finding_in_words, html, in_words, write_counterexamples, write_finding};
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::question::Question;
+
+/// The report of a check.
+#[pyclass(frozen, module = "doublecheck._native")]
+pub struct Report {
+    report: Arc<doublecheck::Report>,
+    /// Written to by `save` alone, which notes the files.
+    saving: Mutex<()>,
+}
+
+impl Report {
+    /// What the library reports.
+    pub fn new(report: doublecheck::Report) -> Self {
+        Self { report: Arc::new(report), saving: Mutex::new(()) }
+    }
+}
+
+#[pymethods]
+impl Report {
+    /// Whether nothing diverged except as declared.
+    #[getter]
+    fn conforms(&self) -> bool {
+        self.report.conforms()
+    }
+
+    #[getter]
+    fn interrupted(&self) -> bool {
+        self.report.interrupted
+    }
+
+    /// The report as text.
+    fn text(&self, times: bool) -> String {
+        in_words(&self.report, times)
+    }
+
+    /// The report as JSON, as `check --json` writes it.
+    fn json(&self) -> PyResult<String> {
+        serde_json::to_string_pretty(&*self.report).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    /// The report as one HTML file; `again` is how the subject is named in it.
+    fn html(&self, again: &str) -> String {
+        html(&self.report, again)
+    }
+
+    /// Writes each counterexample to a folder, in place of those of an earlier run. Returns the case files.
+    fn save(&self, folder: PathBuf) -> PyResult<Vec<PathBuf>> {
+        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        std::fs::create_dir_all(&folder)?;
+        let mut report = doublecheck::Report::clone(&self.report);
+        write_counterexamples(&mut report, &folder)
+            .map_err(|error| PyOSError::new_err(format!("cannot write to {}: {error}", folder.display())))?;
+        Ok(report.findings.into_iter().filter_map(|finding| finding.file).collect())
+    }
+
+    /// The findings, in order.
+    fn findings(&self) -> Vec<Finding> {
+        (0..self.report.findings.len()).map(|index| Finding { report: self.report.clone(), index }).collect()
+    }
+}
+
+/// One finding of a report.
+#[pyclass(frozen, module = "doublecheck._native")]
+pub struct Finding {
+    report: Arc<doublecheck::Report>,
+    index: usize,
+}
+
+impl Finding {
+    fn finding(&self) -> &doublecheck::Finding {
+        &self.report.findings[self.index]
+    }
+}
+
+#[pymethods]
+impl Finding {
+    #[getter]
+    fn kind(&self) -> &'static str {
+        self.finding().kind
+    }
+
+    #[getter]
+    fn stage(&self) -> Option<&'static str> {
+        self.finding().stage
+    }
+
+    #[getter]
+    fn diagnosis(&self) -> &str {
+        &self.finding().sentence
+    }
+
+    #[getter]
+    fn explanations(&self) -> Vec<String> {
+        self.finding().explanations.clone()
+    }
+
+    /// The failing call of the counterexample.
+    #[getter]
+    fn call(&self) -> usize {
+        self.finding().call
+    }
+
+    fn text(&self) -> String {
+        finding_in_words(self.index, self.finding())
+    }
+
+    /// Writes the counterexample: a case file, and beside it a text of the same name.
+    fn save(&self, path: PathBuf) -> PyResult<()> {
+        write_finding(self.index + 1, self.finding(), &self.report.subject, &path)
+            .map_err(|error| PyOSError::new_err(format!("cannot write {}: {error}", path.display())))
+    }
+
+    /// The counterexample.
+    fn question(&self) -> Question {
+        let finding = self.finding();
+        match &finding.example {
+            Some(example) => Question::of_stage(finding.first_seen.clone(), example.call.clone()),
+            None => {
+                let before = finding.state.as_ref().map_or_else(Vec::new, |state| state.earlier.clone());
+                Question::of_sequence(finding.observation.sequence.clone(), before)
+            }
+        }
+    }
+}
