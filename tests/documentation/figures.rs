@@ -3,7 +3,7 @@
 //! [`claims`] writes down what pages must say, out of the records. One test looks for each claim on its page; the other takes all claims out of a
 //! page and lets no figure stand that is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -256,12 +256,57 @@ fn finding_claims(claims: &mut Claims) {
     assert!(variants.iter().all(|variant| variant["caught_by"].is_null()));
     assert_eq!(variants.len(), 3);
     claim(claims, "docs/findings.md", "Three variants conform and are accepted".into());
+    let large = record("large.json");
+    let above: BTreeSet<u64> = list(&large).iter().map(|fault| whole(&fault["above"])).collect();
+    let above: Vec<String> = above.into_iter().map(grouped).collect();
+    claim(
+        claims,
+        "docs/findings.md",
+        format!("Planted only in calls of more than {} keys, every one was caught", above.join(" or ")),
+    );
+    independent_claims(claims);
     let grid = read("golden/SHA256SUMS").lines().filter(|line| line.contains(" grid/")).count();
     claim(
         claims,
         "docs/checked.md",
         format!(
             "mask and output of {grid} cases of the port's own grid, 32 heads over 8 KV heads, up to 32,769 keys"
+        ),
+    );
+}
+
+/// What was told of independent faults, and how it was judged.
+fn independent_claims(claims: &mut Claims) {
+    let judged = read("golden/records/independent-judged.txt");
+    let judged: BTreeMap<(&str, &str), &str> = judged
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let cells: Vec<&str> = line.splitn(3, '\t').collect();
+            ((cells[0], cells[2]), cells[1])
+        })
+        .collect();
+    let told = read("golden/records/independent.txt");
+    let rows: Vec<Vec<&str>> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells[0] != "fault" && !cells[0].starts_with('-'))
+        .collect();
+    let count =
+        |judgement| rows.iter().filter(|row| judged.get(&(row[0], row[4])) == Some(&judgement)).count();
+    let (right, incomplete, unknown) = (count("right"), count("incomplete"), count("unknown"));
+    assert_eq!(right + incomplete + unknown, rows.len());
+    let findings: f64 = rows.iter().map(|row| row[2].parse::<f64>().unwrap()).sum();
+    assert!(rows.iter().all(|row| row[1] != "not caught"));
+    claim(claims, "docs/findings.md", format!("Of the {} in [the record]", rows.len()));
+    claim(claims, "docs/findings.md", format!("{right} right, {incomplete} right but"));
+    claim(
+        claims,
+        "docs/findings.md",
+        format!(
+            "incomplete, {unknown} unknown, none wrong, with {:.2} findings each",
+            findings / rows.len() as f64
         ),
     );
 }
