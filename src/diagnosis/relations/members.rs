@@ -452,19 +452,25 @@ fn powers(items: &[Item<'_>], from: usize) -> Vec<usize> {
         .collect()
 }
 
+/// Keys that are no candidates, and the same ones that are, but are not shown.
+fn lose(members: &mut Vec<Member>, lost: Lost) {
+    row(members, RowChange::Lost(lost));
+    row(members, RowChange::LeftOut(lost));
+}
+
 fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
     use Lost::{
         Below, BeyondCallBefore, BeyondFirstOfLayer, BeyondFirstOfShape, First, FirstPartial, FirstTile,
         From, FromQueries, Newest, Own, PartialTile, PartialTileAlways, TailOfRowBefore,
     };
     let simple = [Newest, Own, First, FromQueries, BeyondFirstOfShape, BeyondFirstOfLayer, BeyondCallBefore];
-    simple.into_iter().for_each(|lost| row(members, RowChange::Lost(lost)));
+    simple.into_iter().for_each(|lost| lose(members, lost));
     let mut positions: BTreeSet<usize> = powers(items, 2).into_iter().collect();
     positions.extend(beyond_selected(items));
-    positions.into_iter().for_each(|position| row(members, RowChange::Lost(From(position))));
+    positions.into_iter().for_each(|position| lose(members, From(position)));
     for tile in powers(items, 2) {
         for lost in [PartialTile, PartialTileAlways, TailOfRowBefore, FirstPartial, FirstTile, Below] {
-            row(members, RowChange::Lost(lost(tile)));
+            lose(members, lost(tile));
         }
         for at in [tile - 1, 0] {
             label(members, Acts::Selection, LabelChange::ZeroKeys { every: tile, at });

@@ -26,6 +26,8 @@ pub(super) enum RowChange {
     },
     /// Keys that cannot be selected.
     Lost(Lost),
+    /// The same keys are ranked, and left out where they are selected.
+    LeftOut(Lost),
     /// Keys that are selected whatever they score.
     Forced(Forced),
     /// Scores are compared by so many of their highest bits.
@@ -228,6 +230,9 @@ impl RowChange {
             Self::EarlierOfAllParts => "the earlier masks of all of them exclude keys".into(),
             Self::AdditiveOnce { .. } => "the additive mask is added once, after the head rule".into(),
             Self::Lost(lost) => lost.words(),
+            Self::LeftOut(lost) => {
+                lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
+            }
             Self::Forced(forced) => forced.words(),
             Self::Coarse(bits) => {
                 format!(
@@ -417,6 +422,19 @@ impl RowChange {
                 let filled = classes.iter().filter(|class| **class == Class::In).count();
                 RowCertificate { classes, fewest: filled, most: filled }
             }),
+            Self::LeftOut(lost) => {
+                let mut certificate = certify_row(row, count);
+                for (key, class) in certificate.classes.iter_mut().enumerate() {
+                    if *class >= Class::Open && lost.holds(key, place) {
+                        certificate.most = certificate.most.saturating_sub(usize::from(*class == Class::In));
+                        *class = Class::Out;
+                    }
+                }
+                let certain = certificate.classes.iter().filter(|class| **class == Class::In).count();
+                certificate.fewest = certificate.fewest.min(certain);
+                certificate.most = certificate.most.max(certificate.fewest);
+                Some(certificate)
+            }
             Self::Modulo(modulus) => {
                 let own = certify_row(row, count);
                 let mut classes = own.classes.clone();
