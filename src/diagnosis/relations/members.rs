@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::answers::Item;
-use super::outputs::OutputChange;
+use super::outputs::{OutputChange, Pads};
 use super::places::{Axis, Map};
-use super::rows::{Counted, Forced, Lost, RowChange};
+use super::rows::{Bins, Counted, Forced, Lost, RowChange};
 use super::sources::{Forgotten, Kept, LabelChange, Renewed};
 use super::{Acts, How, Member};
 use crate::algorithm::{
-    ChannelFile, ChannelOrder, HeadMode, LabelBits, Mask, ScoreFactor, ScoreRule, Selection,
+    ChannelFile, ChannelOrder, HeadMode, LabelBits, Mask, ScoreFactor, ScoreRule, Selection, Storage,
 };
 use crate::behaviours::{
     Behaviour, CATALOGUE, Causality, Channels, Count, Earlier, Factor, Heads, KvHeads, Order, Quantised,
@@ -152,6 +152,19 @@ fn heads(members: &mut Vec<Member>) {
         }
     }
     label(members, Acts::Selection, LabelChange::FirstHeadsOnly);
+    // The same, where head i reads KV head i and channel row i as well.
+    let own = move |sequence: &mut Sequence, index: usize| {
+        channel_rows(sequence, index, |head, rows, _| head.min(rows - 1))
+    };
+    members.push(Member {
+        words: "only heads below hk are scored, head i by KV head i, the others rank zeros".into(),
+        acts: Acts::Selection,
+        how: vec![
+            How::Labels(LabelChange::FirstHeadsOnly),
+            How::Switch(Arc::new(|behaviour| behaviour.ranked_heads = KvHeads::OwnNumber)),
+            How::Question(Arc::new(own)),
+        ],
+    });
     let rows: [(&'static str, RowOf); 4] = [
         ("head i uses channel row i mod the number of rows", |head, rows, _| head % rows),
         ("head i uses the channel row with its KV head's number, ⌊i / g⌋", |head, rows, group| {
@@ -271,8 +284,20 @@ fn counts(members: &mut Vec<Member>, items: &[Item<'_>]) {
     for (count, words) in of {
         switch(members, Acts::Selection, words, move |b| b.count = count);
     }
-    use Counted::{AboveThreshold, AllTies, ExactFitEmpty, FilledUp, Identity, LessEarlier, OneMoreFits};
-    for counted in [LessEarlier, ExactFitEmpty, OneMoreFits, AboveThreshold, AllTies, Identity, FilledUp] {
+    use Counted::{
+        AboveThreshold, AllTies, ExactFitEmpty, FilledUp, Identity, IdentityAtOneMore, LessEarlier,
+        OneMoreFits,
+    };
+    for counted in [
+        LessEarlier,
+        ExactFitEmpty,
+        OneMoreFits,
+        AboveThreshold,
+        AllTies,
+        Identity,
+        IdentityAtOneMore,
+        FilledUp,
+    ] {
         row(members, RowChange::Count(counted));
     }
     for most in selected_at_most(items) {
@@ -461,7 +486,7 @@ fn lose(members: &mut Vec<Member>, lost: Lost) {
 fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
     use Lost::{
         Below, BeyondCallBefore, BeyondFirstOfLayer, BeyondFirstOfShape, First, FirstPartial, FirstTile,
-        From, FromQueries, Newest, Own, PartialTile, PartialTileAlways, TailOfRowBefore,
+        From, FromQueries, Newest, Own, PartialTile, PartialTileAlways, TailOfAnyRowBefore, TailOfRowBefore,
     };
     let simple = [Newest, Own, First, FromQueries, BeyondFirstOfShape, BeyondFirstOfLayer, BeyondCallBefore];
     simple.into_iter().for_each(|lost| lose(members, lost));
@@ -469,7 +494,15 @@ fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
     positions.extend(beyond_selected(items));
     positions.into_iter().for_each(|position| lose(members, From(position)));
     for tile in powers(items, 2) {
-        for lost in [PartialTile, PartialTileAlways, TailOfRowBefore, FirstPartial, FirstTile, Below] {
+        for lost in [
+            PartialTile,
+            PartialTileAlways,
+            TailOfRowBefore,
+            TailOfAnyRowBefore,
+            FirstPartial,
+            FirstTile,
+            Below,
+        ] {
             lose(members, lost(tile));
         }
         for at in [tile - 1, 0] {
@@ -478,6 +511,7 @@ fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
     }
     for forced in [Forced::First(1), Forced::Last(1), Forced::Newest, Forced::First(4), Forced::Last(4)] {
         row(members, RowChange::Forced(forced));
+        row(members, RowChange::Added(forced));
     }
     for modulus in powers(items, 64) {
         row(members, RowChange::Modulo(modulus));
@@ -507,9 +541,15 @@ fn ranking(members: &mut Vec<Member>, items: &[Item<'_>]) {
     for bits in [24, 20, 19, 16, 15, 14, 13, 12, 11, 10, 9, 8] {
         row(members, RowChange::Coarse(bits));
     }
-    for bits in [8, 9, 10, 11, 12, 16] {
+    for storage in [Storage::F16, Storage::Bf16] {
+        row(members, RowChange::Rounded(storage));
+    }
+    let bins = [8, 9, 10, 11, 12, 16].map(Bins::F32).into_iter().chain([8, 10, 11, 12].map(Bins::F16));
+    for bins in bins {
         for room in powers(items, 1) {
-            row(members, RowChange::CrowdedBin { bits, room });
+            for exact_too in [false, true] {
+                row(members, RowChange::CrowdedBin { bins, room, exact_too });
+            }
         }
     }
     for tile in powers(items, 8) {
@@ -549,9 +589,10 @@ fn attention(members: &mut Vec<Member>, items: &[Item<'_>]) {
     switch(members, Acts::Attention, all, |b| b.softmax_over_all = true);
     let nan = "rows that attend to nothing give NaN";
     switch(members, Acts::Attention, nan, |b| b.nan_in_empty_rows = true);
-    for gathered in [false, true] {
-        output(members, OutputChange::PadsReadLast { gathered });
+    for pads in [Pads::Kept, Pads::Gathered, Pads::Raw] {
+        output(members, OutputChange::PadsReadLast(pads));
     }
+    output(members, OutputChange::ValuesByKeyStrideOfTokens);
     output(members, OutputChange::SoftmaxOverAll);
     output(members, OutputChange::HalvesAveraged);
     output(members, OutputChange::ValuesByKeyStride);

@@ -26,9 +26,8 @@ pub(super) enum OutputChange {
     Folded,
     /// Queries are those of another place.
     Queries(LabelChange),
-    /// Each of H places that is not filled attends to the last key, with its A and weight 1; or with its weight, where the mask
-    /// holds it, and otherwise without A.
-    PadsReadLast { gathered: bool },
+    /// Each of H places that is not filled attends to the last key.
+    PadsReadLast(Pads),
     /// The softmax runs over all keys; those attended to are divided by their weights, the others dropped.
     SoftmaxOverAll,
     /// Keys of zeros after the last key, up to a multiple, take part.
@@ -43,8 +42,21 @@ pub(super) enum OutputChange {
     NanWithoutFirstTile { tile: usize, additive: bool },
     /// Values are addressed with rows of d numbers.
     ValuesByKeyStride,
+    /// The same, where the rows of all KV heads of a token lie together, and what is beyond the end is 0.
+    ValuesByKeyStrideOfTokens,
     /// Logits before A are capped: c · tanh(w / c).
     Capped(f64),
+}
+
+/// How places that no key fills read the last key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pads {
+    /// With its A, each with weight 1.
+    Kept,
+    /// As the last key itself where the mask holds it, otherwise without A.
+    Gathered,
+    /// Without A, each with weight 1, beside the last key itself.
+    Raw,
 }
 
 impl OutputChange {
@@ -53,15 +65,13 @@ impl OutputChange {
             Self::Of(axis, map) => format!("{} gets the output of {}", axis.each(), map.words(axis)),
             Self::Folded => "entry 0 gets the output of the last entry, and the others are zeros".into(),
             Self::Queries(change) => format!("in the attention {}", change.words()),
-            Self::PadsReadLast { gathered: false } => {
-                "each place of H that no key fills attends to the last key in the output".into()
-            }
-            Self::PadsReadLast { gathered: true } => {
-                "each place of H that no key fills attends to the last key in the output, without the additive mask"
-                    .into()
+            Self::PadsReadLast(pads) => {
+                let additive = if pads == Pads::Kept { "" } else { ", without the additive mask" };
+                format!("each place of H that no key fills attends to the last key in the output{additive}")
             }
             Self::SoftmaxOverAll => {
-                "the softmax runs over all keys, and those not attended to are dropped without renormalising".into()
+                "the softmax runs over all keys, and those not attended to are dropped without renormalising"
+                    .into()
             }
             Self::ZerosUpTo(tile) => format!(
                 "zeros beyond the last key, up to a multiple of {tile}, take part in the softmax with a logit of 0"
@@ -79,7 +89,9 @@ impl OutputChange {
             Self::NanWithoutFirstTile { tile, .. } => {
                 format!("the output is NaN where none of the first {tile} keys is attended to")
             }
-            Self::ValuesByKeyStride => "values are read with rows of d numbers, where they have dv".into(),
+            Self::ValuesByKeyStride | Self::ValuesByKeyStrideOfTokens => {
+                "values are read with rows of d numbers, where they have dv".into()
+            }
             Self::Capped(cap) => format!("logits are capped at {cap}, by {cap} · tanh(w / {cap})"),
         }
     }
@@ -113,35 +125,7 @@ impl OutputChange {
                 });
                 with_parts(&mut view, |parts| parts.q = q)?;
             }
-            Self::PadsReadLast { gathered } => {
-                let wanted = prediction.wanted_keys.min(dims.keys);
-                // What gathers does not know that the mask was full before.
-                let full = gathered && prediction.before.is_full();
-                let ranked = prediction.ranked.is_some() || full;
-                let before = prediction.before.clone();
-                let selected = |view: &AttentionView, (b, head, i): Row| {
-                    let new = |key: &usize| {
-                        view.mask.attends(b, head, i, *key) && !before.attends(b, head, i, *key)
-                    };
-                    (0..dims.keys).filter(new).count()
-                };
-                let missing: Vec<usize> =
-                    dims.rows().map(|row| wanted.saturating_sub(selected(&view, row))).collect();
-                if gathered && ranked {
-                    without_additive_at_last(&mut view, &missing)?;
-                }
-                reweigh(&mut view, |_, (b, head, i), key, weight| {
-                    let missing = missing[(b * dims.heads + head) * dims.queries + i];
-                    if !ranked || missing == 0 || key + 1 < dims.keys {
-                        return weight;
-                    }
-                    match (weight, gathered) {
-                        (0.0, _) => 1.0 / missing as f32,
-                        (weight, true) => weight / (1 + missing) as f32,
-                        (weight, false) => 1.0 / (1.0 / weight + missing as f32),
-                    }
-                })?;
-            }
+            Self::PadsReadLast(pads) => pads_read_last(&mut view, prediction, pads)?,
             Self::ZerosUpTo(tile) => add_zeros(&mut view, dims.keys.next_multiple_of(tile) - dims.keys)?,
             Self::LastTileOnly(tile) => {
                 let first = (dims.keys - 1) / tile * tile;
@@ -168,6 +152,16 @@ impl OutputChange {
                     let start = (b * heads + head) * n * dv;
                     let own = key * dims.head_dim + at;
                     flat[start + own % (n * dv)]
+                });
+                with_parts(&mut view, |parts| parts.v = v)?;
+            }
+            Self::ValuesByKeyStrideOfTokens => {
+                let v = &view.inputs.parts().v;
+                let (batch, heads, n, dv) = v.dim();
+                let v = Array4::from_shape_fn((batch, heads, n, dv), |(b, head, key, at)| {
+                    let place = (key * heads + head) * dims.head_dim + at;
+                    let (token, rest) = (place / (heads * dv), place % (heads * dv));
+                    if token < n { v[[b, rest / dv, token, rest % dv]] } else { 0.0 }
                 });
                 with_parts(&mut view, |parts| parts.v = v)?;
             }
@@ -239,16 +233,40 @@ fn select(view: &mut AttentionView, axis: Axis, order: Vec<usize>) -> Option<()>
     Some(())
 }
 
-/// A of 0 at the last key in rows that miss keys and whose mask does not hold it.
-fn without_additive_at_last(view: &mut AttentionView, missing: &[usize]) -> Option<()> {
+/// Places that no key fills attend to the last key.
+fn pads_read_last(view: &mut AttentionView, prediction: &Prediction, pads: Pads) -> Option<()> {
     let dims = view.inputs.dims();
-    let last = dims.keys - 1;
-    let mut mask = explicit(&view.inputs, &dims);
-    for ((b, head, i), missing) in dims.rows().zip(missing) {
-        if *missing > 0 && !view.mask.attends(b, head, i, last) {
-            mask[[b, head, i, last]] = 0.0;
-        }
+    // What gathers does not know that the mask was full before.
+    let full = pads == Pads::Gathered && prediction.before.is_full();
+    if prediction.ranked.is_none() && !full {
+        return Some(());
     }
+    let (wanted, last) = (prediction.wanted_keys.min(dims.keys), dims.keys - 1);
+    let mut mask = explicit(&view.inputs, &dims);
+    let mut weights = view.mask.weights().clone();
+    for (b, head, i) in dims.rows() {
+        let selected =
+            |key: &usize| view.mask.attends(b, head, i, *key) && !prediction.before.attends(b, head, i, *key);
+        let missing = wanted.saturating_sub((0..dims.keys).filter(selected).count());
+        if missing == 0 {
+            continue;
+        }
+        let missing = missing as f32;
+        let (own, additive) = (weights[[b, head, i, last]], mask[[b, head, i, last]]);
+        let (weight, additive) = match pads {
+            Pads::Kept if own == 0.0 => (1.0 / missing, additive),
+            Pads::Kept => (1.0 / (1.0 / own + missing), additive),
+            Pads::Gathered if own != 0.0 => (own / (1.0 + missing), additive),
+            // What A takes away leaves the places alone.
+            Pads::Raw if own != 0.0 && additive > -80.0 => {
+                (1.0 / (1.0 / own + missing * (-additive).exp()), additive)
+            }
+            Pads::Gathered | Pads::Raw => (1.0 / missing, 0.0),
+        };
+        weights[[b, head, i, last]] = weight;
+        mask[[b, head, i, last]] = additive;
+    }
+    view.mask = Mask::from_weights(weights, &dims).ok()?;
     with_parts(view, |parts| {
         parts.attention_mask = Some(mask);
         parts.causal = false;

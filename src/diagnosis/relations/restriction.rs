@@ -55,6 +55,7 @@ const FEATURES: &[Feature] = &[
     number("m", |item| item.dims().queries),
     number("b", |item| item.dims().batch),
     number("h", |item| item.dims().heads),
+    truth("where h is even", "where h is odd", |item| usize::from(item.dims().heads % 2 == 0)),
     number("g", |item| item.dims().group_size()),
     number("hk", |item| item.dims().kv_heads),
     number("H", |item| item.selection().heavy_size.resolve(item.dims().keys)),

@@ -2,7 +2,7 @@
 //! order of ties. Each change works on the candidates of a row with their bounds, or on what the row must satisfy.
 
 use super::places::{Axis, Map};
-use crate::algorithm::{Dims, Row};
+use crate::algorithm::{Dims, Row, Storage};
 use crate::verdicts::bounds::Approximate;
 use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, certify_row};
 
@@ -30,8 +30,12 @@ pub(super) enum RowChange {
     LeftOut(Lost),
     /// Keys that are selected whatever they score.
     Forced(Forced),
+    /// Keys that are selected on top of H.
+    Added(Forced),
     /// Scores are compared by so many of their highest bits.
     Coarse(u32),
+    /// Scores are compared as numbers of this type.
+    Rounded(Storage),
     /// Of candidates with the same score only the first can be selected.
     EqualCollapse,
     /// Places up to a multiple, or a power of two where that is `None`, compete with a score of 0.
@@ -44,8 +48,9 @@ pub(super) enum RowChange {
     OfEachTile { tile: usize, most: usize },
     /// Whole pages are selected, by their largest score.
     Pages(usize),
-    /// Of the keys that share the highest bits of the H-th score only the first few compete.
-    CrowdedBin { bits: u32, room: usize },
+    /// Of the keys that share the highest bits of the H-th score only the first few compete; rows of exactly H candidates may be
+    /// ranked as well.
+    CrowdedBin { bins: Bins, room: usize, exact_too: bool },
     /// Query t selects the keys that rank t · H and on in query 0's order.
     RunnersUp,
     /// A row without more candidates than H is cut at the last threshold of a row before it.
@@ -54,6 +59,31 @@ pub(super) enum RowChange {
     Count(Counted),
     /// Selected positions are taken modulo this.
     Modulo(usize),
+}
+
+/// Bins of scores: the highest bits of an f32, or of the f16 next to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bins {
+    F32(u32),
+    F16(u32),
+}
+
+impl Bins {
+    /// The low end of a score's bin.
+    fn of(self, score: f64) -> f64 {
+        match self {
+            Self::F32(bits) => cut(score, bits),
+            // The exponent of an f32 has three bits more.
+            Self::F16(bits) => cut(f64::from(Storage::F16.round(score as f32)), bits + 3),
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Self::F32(bits) => format!("the highest {bits} bits"),
+            Self::F16(bits) => format!("the highest {bits} bits in float16"),
+        }
+    }
 }
 
 /// Keys that cannot be selected.
@@ -65,6 +95,8 @@ pub(super) enum Lost {
     PartialTileAlways(usize),
     /// The first −n mod T, in every row of a head but the first.
     TailOfRowBefore(usize),
+    /// The first −n mod T, in every row but the first of all.
+    TailOfAnyRowBefore(usize),
     /// The first n mod T.
     FirstPartial(usize),
     /// The first tile.
@@ -115,6 +147,8 @@ pub(super) enum Counted {
     AllTies,
     /// With at most H candidates, as many positions from 0 on.
     Identity,
+    /// With H + 1 candidates, positions 0 to H − 1.
+    IdentityAtOneMore,
     /// With fewer candidates than H, excluded keys from the lowest position on.
     FilledUp,
 }
@@ -139,6 +173,7 @@ impl Lost {
             Self::PartialTile(tile) => n >= tile && key >= n / tile * tile,
             Self::PartialTileAlways(tile) => key >= n / tile * tile,
             Self::TailOfRowBefore(tile) => query > 0 && key < (tile - n % tile) % tile,
+            Self::TailOfAnyRowBefore(tile) => place.row != (0, 0, 0) && key < (tile - n % tile) % tile,
             Self::FirstPartial(tile) => key < n % tile,
             Self::FirstTile(tile) => key < tile,
             Self::From(position) => key >= position,
@@ -163,6 +198,9 @@ impl Lost {
             }
             Self::TailOfRowBefore(tile) => {
                 format!("the first −n mod {tile} keys of every query but the first are never selected")
+            }
+            Self::TailOfAnyRowBefore(tile) => {
+                format!("the first −n mod {tile} keys of every row but the first are never selected")
             }
             Self::FirstPartial(tile) => format!("the first n mod {tile} keys are never selected"),
             Self::FirstTile(tile) => format!("the first {tile} keys are never selected"),
@@ -234,10 +272,14 @@ impl RowChange {
                 lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
             }
             Self::Forced(forced) => forced.words(),
+            Self::Added(forced) => forced.words().replace("within H", "on top of H"),
             Self::Coarse(bits) => {
                 format!(
                     "scores are compared by their highest {bits} bits, what agrees in these counts as a tie"
                 )
+            }
+            Self::Rounded(storage) => {
+                format!("scores are compared in {storage}, and what is equal there ties")
             }
             Self::EqualCollapse => {
                 "keys with equal scores count as one: only the lowest position is selected".into()
@@ -256,8 +298,9 @@ impl RowChange {
             Self::Pages(page) => format!(
                 "whole pages of {page} keys are selected, by their largest score, max(1, ⌊H / {page}⌋) of them"
             ),
-            Self::CrowdedBin { bits, room } => format!(
-                "of the keys whose scores share the highest {bits} bits with the H-th only the first {room} compete"
+            Self::CrowdedBin { bins, room, .. } => format!(
+                "of the keys whose scores share {} with the H-th only the first {room} compete",
+                bins.words()
             ),
             Self::RunnersUp => {
                 "query t gets the runners-up of query 0: the keys that rank t · H and on there".into()
@@ -277,6 +320,9 @@ impl RowChange {
                 Counted::Identity => {
                     "with at most H candidates, as many positions from 0 on are selected, candidates or not"
                         .into()
+                }
+                Counted::IdentityAtOneMore => {
+                    "with H + 1 candidates, positions 0 to H − 1 are selected, candidates or not".into()
                 }
                 Counted::FilledUp => {
                     "with fewer candidates than H, excluded keys are selected from the lowest position on"
@@ -314,6 +360,17 @@ impl RowChange {
                 }
             }
             Self::Coarse(bits) => each_score(row, |score| coarse(score, bits)),
+            Self::Rounded(storage) => each_score(row, |score| {
+                if !(score.low().is_finite() && score.high().is_finite()) {
+                    return score;
+                }
+                let rounded = |x: f64| f64::from(storage.round(x as f32));
+                let (low, high) = (rounded(score.low()), rounded(score.high()));
+                if !(low.is_finite() && high.is_finite()) {
+                    return Approximate { may_be_minus_infinity: true, may_be_plus_infinity: true, ..score };
+                }
+                if low == high { Approximate::new(low, 0.0) } else { Approximate::hull(low, high) }
+            }),
             Self::EqualCollapse => collapse(row),
             Self::NegativeIsZero => each_score(row, |score| match score {
                 Approximate::EXCLUDED => score,
@@ -338,7 +395,7 @@ impl RowChange {
                     leave(tile, most);
                 }
             }
-            Self::CrowdedBin { bits, room } => crowd(row, count, bits, room),
+            Self::CrowdedBin { bins, room, exact_too } => crowd(row, count, bins, (room, exact_too)),
             Self::RunnersUp => {
                 let skipped = place.row.2 * count;
                 if skipped > 0 {
@@ -408,6 +465,7 @@ impl RowChange {
                 certificate
             }),
             Self::Count(Counted::Identity) => identity(row, count),
+            Self::Count(Counted::IdentityAtOneMore) => identity_at_one_more(row, count),
             Self::Count(Counted::FilledUp) => (candidates < count).then(|| {
                 let mut left = count - candidates;
                 let classes = row.iter().map(|candidacy| match candidacy {
@@ -422,6 +480,17 @@ impl RowChange {
                 let filled = classes.iter().filter(|class| **class == Class::In).count();
                 RowCertificate { classes, fewest: filled, most: filled }
             }),
+            Self::Added(forced) => {
+                let mut certificate = certify_row(row, count);
+                for (key, class) in certificate.classes.iter_mut().enumerate() {
+                    if forced.holds(key, place) && *class != Class::In {
+                        certificate.fewest += usize::from(*class != Class::Open);
+                        certificate.most += 1;
+                        *class = Class::In;
+                    }
+                }
+                Some(certificate)
+            }
             Self::LeftOut(lost) => {
                 let mut certificate = certify_row(row, count);
                 for (key, class) in certificate.classes.iter_mut().enumerate() {
@@ -473,6 +542,26 @@ fn identity(row: &[Candidacy], count: usize) -> Option<RowCertificate> {
     };
     let classes = otherwise.into_iter().enumerate().map(class).collect();
     Some(RowCertificate { classes, fewest: certain, most: possible.min(count) })
+}
+
+/// Positions 0 to `count` − 1 where there are `count` + 1 candidates.
+fn identity_at_one_more(row: &[Candidacy], count: usize) -> Option<RowCertificate> {
+    let possible = row.iter().filter(|candidacy| is_candidate(candidacy)).count();
+    let certain = row.iter().filter_map(score_of).filter(|score| score.low() > f64::NEG_INFINITY).count();
+    if certain > count + 1 || possible < count + 1 {
+        return None;
+    }
+    let is_open = certain != possible;
+    let otherwise = certify_row(row, count);
+    let class = |(key, otherwise): (usize, &Class)| match (key < count, is_open) {
+        (true, false) => Class::In,
+        (false, false) => Class::Out,
+        (inside, true) if inside || *otherwise > Class::Out => Class::Open,
+        _ => *otherwise,
+    };
+    let classes = otherwise.classes.iter().enumerate().map(class).collect();
+    let fewest = if is_open { otherwise.fewest.min(count) } else { count.min(row.len()) };
+    Some(RowCertificate { classes, fewest, most: count })
 }
 
 fn certified(row: &[Candidacy], count: usize) -> RowCertificate {
@@ -565,22 +654,22 @@ fn leave(tile: &mut [Candidacy], most: usize) {
 }
 
 /// Leaves the first `room` of the keys in the bin of the H-th score. Where bounds reach over a bin's edge a key may be lost.
-fn crowd(row: &mut [Candidacy], count: usize, bits: u32, room: usize) {
+fn crowd(row: &mut [Candidacy], count: usize, bins: Bins, (room, exact_too): (usize, bool)) {
     let scores: Vec<Approximate> = row.iter().filter_map(score_of).collect();
-    if scores.len() <= count || count == 0 {
+    if scores.len() < count + usize::from(!exact_too) || count == 0 {
         return;
     }
     // The bin of the H-th score, between the bin of the H-th lowest and that of the H-th highest that it may be.
     let threshold = |of: fn(Approximate) -> f64| {
         let mut ends: Vec<f64> = scores.iter().copied().map(of).collect();
         ends.sort_by(|a, b| b.total_cmp(a));
-        cut(ends[count - 1], bits)
+        bins.of(ends[count - 1])
     };
     let (lowest, highest) = (threshold(Approximate::low), threshold(Approximate::high));
     let (mut certain, mut possible) = (0, 0);
     for candidacy in row {
         let Some(score) = score_of(candidacy) else { continue };
-        let (low, high) = (cut(score.low(), bits), cut(score.high(), bits));
+        let (low, high) = (bins.of(score.low()), bins.of(score.high()));
         if low > highest {
             continue;
         }
