@@ -348,7 +348,8 @@ impl<'a> Making<'a> {
         let others: usize = self.held.requests().filter(|&other| other != request).map(pages).sum();
         let most = (self.opening.capacity / page).saturating_sub(others) * page;
         let largest = self.capabilities.largest_keys.unwrap_or(most).min(most);
-        let most = self.domain.as_ref().map_or(largest, |domain| domain.keys_at_most(largest).unwrap_or(largest));
+        let most =
+            self.domain.as_ref().map_or(largest, |domain| domain.keys_at_most(largest).unwrap_or(largest));
         most.saturating_sub(self.held.length(request))
     }
 
