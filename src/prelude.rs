@@ -5,8 +5,8 @@ pub use crate::algorithm::{
     Selection, Storage,
 };
 pub use crate::cases::{
-    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Instance,
-    LabelRounding, NoAnswer, Precision, Promise, RoundingModel, Sequence,
+    Accumulation, Answer, AnsweredLabels, Call, Capabilities, Case, EarlierMasker, Feature, Held, Instance,
+    LabelRounding, NoAnswer, Opening, Precision, Promise, RoundingModel, Sequence, Step, StepAnswer,
 };
 #[cfg(feature = "process")]
 pub use crate::subjects::Process;

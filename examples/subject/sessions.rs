@@ -8,12 +8,15 @@ use serde_json::{Value, json};
 
 use super::{Failure, Tensor, float_values};
 
+/// An answer without its id, and its tensors.
+type Reply = Result<(Value, Vec<Tensor>), NoAnswer>;
+
 /// The answer to `open` or to a step, without its id; `None` to any other question.
 pub fn answer(
     subject: &mut Reference,
     question: &Value,
     tensors: &SafeTensors,
-) -> Result<Option<Result<(Value, Vec<Tensor>), NoAnswer>>, Failure> {
+) -> Result<Option<Reply>, Failure> {
     let number = |field: &str| question[field].as_u64().map(|number| number as usize);
     let named = |field: &str| number(field).ok_or_else(|| format!("{field} is missing"));
     let parts = || serde_json::from_value(question["requests"].clone());

@@ -91,7 +91,7 @@ pub(super) fn planned(report: &Report) -> String {
 
 /// How many sessions conform, and what was asked in them.
 pub(super) fn sessions_in_words(sessions: &Sessions) -> String {
-    let Sessions { asked, conforming, steps, refused, rows } = sessions;
+    let Sessions { asked, conforming, steps, refused, rows, .. } = sessions;
     format!(
         "{conforming} of {asked} conform, {steps} steps ({refused} refused, as expected), {rows} attended rows"
     )
@@ -327,12 +327,14 @@ pub(super) fn selecting(report: &Report) -> &'static str {
 }
 
 fn summary(report: &Report, with_times: bool) -> String {
-    let asked = report.sequences + report.large + report.goldens + report.probed;
-    let mut text = format!("\n{} of {asked} sequences", report.conforming);
-    if let Some(sessions) = report.sessions.filter(|sessions| sessions.asked > 0) {
-        let _ = write!(text, " and {} of {} sessions", sessions.conforming, sessions.asked);
-    }
-    text += " conform";
+    let in_sessions = report.sessions.map_or(0, |sessions| sessions.goldens);
+    let asked = report.sequences + report.large + report.goldens + report.probed - in_sessions;
+    let sequences = format!("{} of {asked} sequences", report.conforming);
+    let sessions = report.sessions.filter(|sessions| sessions.asked > 0);
+    let sessions = sessions.map(|sessions| format!("{} of {} sessions", sessions.conforming, sessions.asked));
+    let parts = [Some(sequences).filter(|_| asked > 0 || sessions.is_none()), sessions];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    let mut text = format!("\n{} conform", parts.join(" and "));
     if report.refused > 0 {
         let _ = write!(text, " ({} calls refused, as expected)", report.refused);
     }

@@ -174,6 +174,7 @@ pub fn check_session(
     let mut run = Run::new(subject, options, watch);
     run.report.goldens += 1;
     run.report.coverage.goldens += 1;
+    run.report.sessions.get_or_insert_default().goldens += 1;
     run.session(session, 0.0);
     run.finish()
 }

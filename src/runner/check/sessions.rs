@@ -38,6 +38,8 @@ const ROW: &str = "§2.14";
 pub struct Sessions {
     /// How many sessions.
     pub asked: usize,
+    /// How many of them are case files.
+    pub goldens: usize,
     /// Sessions that conform.
     pub conforming: usize,
     /// Steps that were judged.
@@ -122,11 +124,12 @@ impl Run<'_> {
         }
     }
 
-    /// A bundled session, where it may be asked.
+    /// A session of a case file, where it may be asked.
     pub(super) fn golden_session(&mut self, session: &Session) {
         self.report.coverage.goldens += 1;
         if self.has_sessions() && self.capabilities.offers_session(session) {
             self.report.goldens += 1;
+            self.report.sessions.get_or_insert_default().goldens += 1;
             self.session(session, 1.0);
         } else {
             *self.report.left_out.entry(crate::cases::capabilities::SESSIONS.into()).or_default() += 1;
