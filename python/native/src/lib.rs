@@ -94,11 +94,13 @@ fn check(
 ) -> PyResult<Report> {
     let halves = if bits { Halves::Bits } else { Halves::Widened };
     let mut asked = match kernel {
-        Some(kernel) => Checked::Kernel(Kernel::new(kernel, declaration(declared)?, halves, stop.flag)),
+        Some(kernel) => {
+            Checked::Kernel(Box::new(Kernel::new(kernel, declaration(declared)?, halves, stop.flag)))
+        }
         None => {
             let timeout = duration("timeout", timeout)?;
             let process = py.detach(|| Process::start(command, timeout));
-            Checked::Process(process.map_err(|error| PyValueError::new_err(error.to_string()))?)
+            Checked::Process(Box::new(process.map_err(|error| PyValueError::new_err(error.to_string()))?))
         }
     };
     let largest = match (seconds, asked.subject().capabilities().stages.takes) {
@@ -171,16 +173,16 @@ fn check(
 /// Who is checked.
 enum Checked {
     /// In this process.
-    Kernel(Kernel),
+    Kernel(Box<Kernel>),
     /// In one of its own.
-    Process(Process),
+    Process(Box<Process>),
 }
 
 impl Checked {
     fn subject(&mut self) -> &mut dyn Subject {
         match self {
-            Self::Kernel(kernel) => kernel,
-            Self::Process(process) => process,
+            Self::Kernel(kernel) => kernel.as_mut(),
+            Self::Process(process) => process.as_mut(),
         }
     }
 }
