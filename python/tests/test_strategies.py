@@ -43,7 +43,7 @@ def test_a_wrong_kernel_is_found_and_shrunk():
     found = hypothesis.find(
         calls(DOMAIN),
         lambda case: not case.judge(mask=misses_a_channel(case.calls[0])),
-        settings=settings(max_examples=500, database=None),
+        settings=settings(max_examples=500, database=None, deadline=None),
     )
     (call,) = found.calls
     assert call.k.shape[2] == 3 and call.q.shape[:2] == (1, 2)
