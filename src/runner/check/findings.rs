@@ -1,6 +1,7 @@
 //! From a failure to a finding: shrinking it, naming its cause, showing each cause once and by the smallest example.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::events::Event;
 use super::report::Finding;
@@ -23,8 +24,9 @@ use crate::verdicts::rows::compared_rows;
 /// What is said of the cause before everything was seen.
 const UNKNOWN_YET: &str = "Not known yet: causes are named at the end of the check.";
 
-/// How often more is asked to tell causes apart.
+/// How often more is asked to tell causes apart, and until how long after they were first sought: each search takes its time again.
 const ROUNDS: u64 = 2;
+const MOST_TIME_TO_ASK_MORE: Duration = Duration::from_secs(15);
 
 /// A counterexample of more numbers than this is shrunk again once its cause is known.
 const LARGE: usize = 32;
@@ -118,9 +120,11 @@ impl Run<'_> {
         if findings > 0 {
             (self.watch)(Event::Naming(findings));
         }
+        let start = Instant::now();
         let (mut explained, mut told) = self.explain();
         for round in 0..ROUNDS {
-            if self.is_settled(explained, told.as_ref()) || !self.sharpen(round) {
+            let is_late = start.elapsed() > MOST_TIME_TO_ASK_MORE;
+            if is_late || self.is_settled(explained, told.as_ref()) || !self.sharpen(round) {
                 break;
             }
             let before = told.and_then(|told| told.relation);
