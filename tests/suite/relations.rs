@@ -92,6 +92,45 @@ fn keys_beyond_the_last_whole_tile_are_lost() {
     tells(&report, "keys from position 4 · ⌊n / 4⌋ on are never selected");
 }
 
+/// Whether the mask of a call is full without being ranked.
+fn is_dense(instance: &Instance, call: &Call) -> bool {
+    let (selection, dims) = (&instance.selection, call.inputs.dims());
+    let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
+    instance.dense_layers.contains(&call.layer) || (selection.dense_fallback && short)
+}
+
+#[test]
+fn keys_are_left_out_after_they_are_selected() {
+    let report = checked(|reference, instance, _, call| {
+        let mut mask = reference.call(call)?.mask;
+        let dims = call.inputs.dims();
+        if !is_dense(instance, call) && dims.keys >= 4 {
+            for row in dims.rows() {
+                (dims.keys / 4 * 4..dims.keys).for_each(|key| mask.remove(row, key));
+            }
+        }
+        Ok(mask)
+    });
+    tells(&report, "keys from position 4 · ⌊n / 4⌋ on are left out of what is selected, and rows hold fewer");
+}
+
+#[test]
+fn the_first_key_is_selected_on_top() {
+    let report = checked(|reference, instance, _, call| {
+        let mut mask = reference.call(call)?.mask;
+        let dims = call.inputs.dims();
+        if !is_dense(instance, call) {
+            for row @ (b, head, i) in dims.rows() {
+                if !mask.attends(b, head, i, 0) {
+                    mask.add(row, [0]);
+                }
+            }
+        }
+        Ok(mask)
+    });
+    tells(&report, "the key at position 0 is always selected, on top of H");
+}
+
 #[test]
 fn every_query_gets_the_selection_of_the_first() {
     let report = checked(|reference, _, _, call| {
@@ -104,6 +143,34 @@ fn every_query_gets_the_selection_of_the_first() {
         Ok(changed)
     });
     tells(&report, "query t gets the selection of query 0");
+}
+
+/// A few answers fit several causes; what is asked on top leaves those that nothing tells apart.
+#[test]
+fn more_is_asked_where_several_causes_fit() {
+    let told = |tries: usize| {
+        let mask = |reference: &mut Reference, _: &Instance, _: &[Call], call: &Call| {
+            let mask = reference.call(call)?.mask;
+            let dims = call.inputs.dims();
+            let weights =
+                Array4::from_shape_fn(dims.mask_shape(), |(_, head, i, key)| mask.weight(0, head, i, key));
+            Mask::from_weights(weights, &dims).map_err(NoAnswer::from)
+        };
+        let mut subject =
+            Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask };
+        let shrinking = Limits { tries, ..Limits::default() };
+        let options = Options { cases: 12, shrinking, probes: false, largest_keys: 0, ..Options::default() };
+        let report = check(&mut subject, &options);
+        let relation = report.findings.first().and_then(|finding| finding.relation.clone());
+        relation.unwrap_or_else(|| panic!("{report}"))
+    };
+    let (few, more) = (told(0), told(200));
+    let of_previous = |other: &String| other.contains("entry e − 1");
+    assert!(few.others.iter().chain(&few.relation).any(of_previous), "{few:?}");
+    assert_eq!(more.relation.as_deref(), Some("entry e gets the selection of entry 0"), "{more:?}");
+    // Without earlier masks the scores of entry 0 give its selection.
+    assert_eq!(more.others, ["entry e ranks its candidates by the scores of entry 0"], "{more:?}");
+    assert!(more.calls > few.calls, "{more:?}");
 }
 
 #[test]

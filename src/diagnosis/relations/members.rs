@@ -456,13 +456,14 @@ fn calls(members: &mut Vec<Member>, items: &[Item<'_>]) {
     let mut known = vec![Kept::fresh(items)];
     for renewed in [Unseen, BeyondCallBefore, FirstBeyondCallBefore, LastQueries, BelowCallBefore] {
         for forgotten in [Never, Shorter, SameBatch, OtherBatch, SameLayer] {
-            for which in 0..8 {
-                let (by_layer, truncated, dense_too) = (which & 4 == 0, which & 1 != 0, which & 2 == 0);
-                let kept = Kept { by_layer, renewed, forgotten, truncated, dense_too };
-                let sources = kept.of_all(items);
-                if !known.contains(&sources) {
-                    label(members, Acts::Selection, LabelChange::Kept(kept));
-                    known.push(sources);
+            for by_layer in [true, false] {
+                for (dense_too, truncated) in [(true, false), (true, true), (false, false), (false, true)] {
+                    let kept = Kept { by_layer, renewed, forgotten, truncated, dense_too };
+                    let sources = kept.of_all(items);
+                    if !known.contains(&sources) {
+                        label(members, Acts::Selection, LabelChange::Kept(kept));
+                        known.push(sources);
+                    }
                 }
             }
         }

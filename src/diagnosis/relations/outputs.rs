@@ -257,7 +257,7 @@ fn pads_read_last(view: &mut AttentionView, prediction: &Prediction, pads: Pads)
             Pads::Kept if own == 0.0 => (1.0 / missing, additive),
             Pads::Kept => (1.0 / (1.0 / own + missing), additive),
             Pads::Gathered if own != 0.0 => (own / (1.0 + missing), additive),
-            // What A takes away leaves the places alone.
+            // Below that the last key itself counts for nothing beside the places, whose weight would leave f32.
             Pads::Raw if own != 0.0 && additive > -80.0 => {
                 (1.0 / (1.0 / own + missing * (-additive).exp()), additive)
             }
