@@ -107,7 +107,7 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         (&["check", "--profile", "mine"], "found \"mine\", expected everything, author, hub"),
         (&["check", "--fault", "no-such-fault"], "--fault: found \"no-such-fault\""),
         (
-            &["check", "--command", PER_HEAD_ONLY_SUMMED, "--profile", "author", "--seconds", "9"],
+            &["check", "--command", PER_HEAD_ONLY_SUMMED, "--profile", "author", "--seconds", "1"],
             "found 0 that both the subject and",
         ),
         (

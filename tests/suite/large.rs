@@ -391,7 +391,8 @@ fn a_slow_subject_is_shrunk_within_its_time() {
 #[test]
 fn a_question_is_not_waited_for_until_long_after_the_time() {
     let shrinking = Limits { time: Duration::from_secs(2), ..Limits::default() };
-    let options = Options { cases: 0, shrinking, ..Options::default() };
+    let options =
+        Options { cases: 0, shrinking, naming: Duration::ZERO, conditions: false, ..Options::default() };
     let report = check_sequence(&mut Slow::new(Duration::ZERO, true), &many_keys(200), &options, &mut |_| {});
     let finding = &report.findings[0];
     assert_eq!((finding.kind, finding.shrunk, finding.tries), ("wrong keys", false, 1), "{report}");

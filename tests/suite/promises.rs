@@ -13,7 +13,7 @@ use ndarray::Array4;
 
 fn options(cases: usize) -> Options {
     let shrinking = Limits { time: Duration::MAX, ..Limits::default() };
-    Options { cases, shrinking, ..Options::default() }
+    Options { cases, shrinking, naming: Duration::ZERO, ..Options::default() }
 }
 
 /// Chooses between the reference and the reference with ties to the highest key, and may change the answer.
@@ -107,7 +107,7 @@ fn flaky(called: usize, answer: &mut Answer) -> Option<Array4<i32>> {
 
 #[test]
 fn a_race_is_named_with_its_rate() {
-    let report = check(&mut choosing(&[], |_, _| false, flaky), &options(1000));
+    let report = check(&mut choosing(&[], |_, _| false, flaky), &options(500));
     let [finding] = report.findings.as_slice() else { panic!("{report}") };
     assert_eq!(finding.kind, "not repeatable", "{report}");
     assert!(finding.after <= 1000 && finding.sequences > 20, "{report}");
@@ -169,12 +169,12 @@ where
     G: Fn(usize, &mut Answer) -> Option<Array4<i32>> + Copy,
 {
     // Without the promise the same answers conform.
-    let report = check(&mut choosing(&[], to_highest, change), &options(1000));
+    let report = check(&mut choosing(&[], to_highest, change), &options(500));
     assert!(report.conforms(), "{promise:?}: {report}");
-    let report = check(&mut choosing(&[promise], to_highest, change), &options(1000));
+    let report = check(&mut choosing(&[promise], to_highest, change), &options(500));
     let [finding] = report.findings.as_slice() else { panic!("{promise:?}: {report}") };
     assert_eq!(report.exit_code(), 1);
-    assert!(finding.after <= 1000);
+    assert!(finding.after <= 500);
     finding.clone()
 }
 

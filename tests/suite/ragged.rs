@@ -291,8 +291,15 @@ fn the_reference_and_the_engine_conform() {
 // --- kernels with lengths of their own --------------------------------------------------------------------------------
 
 fn checked(wrong: Option<LengthFault>, cases: usize) -> Report {
-    let naming = std::time::Duration::ZERO;
-    check(&mut RaggedKernel::new(wrong), &Options { cases, naming, conditions: false, ..Options::default() })
+    let options = Options {
+        cases,
+        naming: std::time::Duration::ZERO,
+        conditions: false,
+        probes: false,
+        stop_after: std::num::NonZeroUsize::new(1),
+        ..Options::default()
+    };
+    check(&mut RaggedKernel::new(wrong), &options)
 }
 
 /// Two ways to the same answer: the reference, entry by entry, and a kernel in f64.
@@ -357,7 +364,7 @@ fn each_way_of_getting_it_wrong_is_caught_and_shrunk() {
         LengthFault::AtLeastOneKey,
         LengthFault::WeighsPadding,
     ] {
-        let report = checked(Some(wrong), 1000);
+        let report = checked(Some(wrong), 500);
         let finding = report.findings.first().unwrap_or_else(|| panic!("nothing found: {wrong:?} {report}"));
         let sequence = &finding.observation.sequence;
         let lengths = lengths_of(&sequence.calls[finding.call]);
@@ -384,7 +391,10 @@ fn what_a_buffer_changes_breaks_a_promise() {
     for (wrong, broken) in [(None, false), (Some(LengthFault::DependsOnTheBuffer), true)] {
         let promises = [Promise::CapacityInvariant, Promise::BatchInvariant];
         let mut kernel = RaggedKernel::new(wrong).promising(promises);
-        let report = check(&mut kernel, &Options { cases: 400, ..Options::default() });
+        let report = check(
+            &mut kernel,
+            &Options { cases: 400, naming: std::time::Duration::ZERO, ..Options::default() },
+        );
         let kept = report.promises["capacity-invariant"];
         assert!(kept.promised && kept.of > 20, "{report}");
         assert_eq!(kept.held < kept.of, broken, "{report}");

@@ -2,6 +2,7 @@
 //! through files.
 
 use std::cell::RefCell;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::support::{is_long, proptest_config};
@@ -151,7 +152,7 @@ fn scores(case: &Case, b: usize, head: usize, query: usize) -> Option<Vec<f64>> 
 #[test]
 fn scores_and_selections_are_those_of_the_definition() {
     let (compared, forced_rows, weighted) = (RefCell::new(0), RefCell::new(0), RefCell::new(0));
-    let mut runner = TestRunner::new(proptest_config(6000, REGRESSIONS));
+    let mut runner = TestRunner::new(proptest_config(if is_long() { 6000 } else { 3000 }, REGRESSIONS));
     let outcome = runner.run(&cases(), |case| {
         let before = case.before().unwrap();
         let model = RoundingModel::REFERENCE;
@@ -212,9 +213,7 @@ fn scores_and_selections_are_those_of_the_definition() {
         Ok(())
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
-    assert!(
-        compared.into_inner() > 100_000 && forced_rows.into_inner() > 1000 && weighted.into_inner() > 1000
-    );
+    assert!(compared.into_inner() > 50_000 && forced_rows.into_inner() > 500 && weighted.into_inner() > 500);
 }
 
 /// The reference with other rules and another head mode than those it is asked for.
@@ -283,7 +282,8 @@ fn confused_rules_are_found() {
         ((wide, alone), (cosine, alone), &["cosine-without-epsilon"]),
         ((relu, alone), (plain, alone), &["head-weights-ignored", "relu-left-out"]),
         ((forced(0, 1), alone), (plain, alone), &["forced-keys-ignored"]),
-        ((forced(2, 3), alone), (forced(2, 2), alone), unknown),
+        // It accepts an H of 4, too.
+        ((forced(2, 3), alone), (forced(2, 2), alone), &["forced-unchecked"]),
         ((forced(2, 0), alone), (forced(0, 2), alone), &["forced-ends-swapped"]),
         ((plain, HeadMode::Max), (plain, HeadMode::SummedScores), unknown),
         ((plain, HeadMode::Mean), (plain, HeadMode::Max), &["heads-largest"]),
@@ -309,8 +309,8 @@ fn confused_rules_are_found() {
             unknown,
         ),
     ];
-    // Every third of them, unless tests run in full.
-    let confusions: Vec<_> = confusions.into_iter().step_by(if is_long() { 1 } else { 3 }).collect();
+    // Every fourth of them, unless tests run in full.
+    let confusions: Vec<_> = confusions.into_iter().step_by(if is_long() { 1 } else { 4 }).collect();
     let check_one = |(asked, does, names): ((Rules, HeadMode), (Rules, HeadMode), &[&str])| {
         let without_weights = asked == (relu, HeadMode::SummedScores);
         let mut confused = Confuses { asked, does, without_weights, reference: Reference::default() };
@@ -532,7 +532,13 @@ impl Subject for FirstHeadsMask {
 fn additive_masks_differ_between_heads() {
     for heads in [HeadMode::PerHead, HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum] {
         let mut subject = FirstHeadsMask(Reference::default(), heads);
-        let options = Options { cases: 300, naming: Duration::ZERO, conditions: false, ..Options::default() };
+        let options = Options {
+            cases: 300,
+            naming: Duration::ZERO,
+            conditions: false,
+            stop_after: NonZeroUsize::new(1),
+            ..Options::default()
+        };
         let report = check(&mut subject, &options);
         assert!(!report.findings.is_empty(), "{heads:?}");
     }

@@ -2,6 +2,7 @@
 //! the stage at fault, and the bound of a log-sum-exp holds for arithmetic that its model allows and for little more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use doublecheck::algorithm::attention::{attention, log_sum_exp, logits};
 use doublecheck::algorithm::labels::labels;
@@ -34,8 +35,9 @@ fn of_stages(takes: Takes, gives: &[Given]) -> Capabilities {
     Capabilities { stages: Stages::new(takes, Some(gives)).unwrap(), ..Capabilities::default() }
 }
 
+/// No cause is looked for.
 fn options(cases: usize) -> Options {
-    Options { cases, ..Options::default() }
+    Options { cases, naming: Duration::ZERO, ..Options::default() }
 }
 
 /// A top-k that selects by a function of one row and H.
