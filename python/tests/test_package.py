@@ -42,7 +42,17 @@ class TestCommand:
         assert re.fullmatch(r"doublecheck \d+\.\d+\.\d+\n", self.run("--version").stdout)
         wrong = self.run("check", "--no-such-option")
         assert wrong.returncode == 2 and "--no-such-option" in wrong.stderr
-        assert self.run("eval").returncode == 2
+
+    def test_it_says_how_to_make_one_with_libtorch(self):
+        files = ["--model", "m.gguf", "--text", "t.txt"]
+        for arguments in (
+            ["verify", "--subject", "torch"],
+            ["eval", "perplexity", *files],
+            ["calibrate", *files, "-o", "channels.json"],
+        ):
+            found = self.run(*arguments)
+            assert found.returncode == 2, found.stdout
+            assert "cargo build --release --features torch" in found.stderr
 
     def test_it_checks_commands(self):
         command = f"{sys.executable} {HERE / 'kernels.py'}"
