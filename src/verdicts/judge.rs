@@ -4,7 +4,7 @@
 use super::certificate::{Candidacy, Certificate, Class, RowCertificate, ScoreBounds, thresholds};
 use super::labels::{AnsweredLabel, judge_answered};
 use super::lse::{LseVerdict, judge_lse};
-use super::output::{OutputVerdict, judge_output};
+use super::output::{OutputVerdict, judge_output, judge_outputs};
 use super::ragged;
 use super::scores::{ScoreDivergence, judge_scores};
 use super::topk::judge_selection;
@@ -379,6 +379,31 @@ pub fn judge(
     }
 }
 
+/// An answer, the model that it is judged under, and the certificate of the call under that model.
+pub type ToJudge<'a> = (&'a Result<Answer, NoAnswer>, RoundingModel, &'a Result<Certificate, Error>);
+
+/// The verdicts of [`judge`] on two answers to one call. Where both have the same mask, both outputs are judged at once.
+pub fn judge_both(instance: &Instance, call: &Call, answers: [ToJudge; 2]) -> [Verdict; 2] {
+    if let [(Ok(first), model, Ok(certificate)), (Ok(second), other_model, Ok(other_certificate))] = answers
+        && let (Some(output), Some(other_output)) = (&first.output, &second.output)
+        && [first, second].into_iter().all(|answer| answer.fits(&call.inputs.dims()))
+        && call.entries().is_none()
+        && first.mask == second.mask
+    {
+        let outputs = [(output, model), (other_output, other_model)];
+        let [output, other_output] = judge_outputs(&call.inputs, &first.mask, outputs);
+        let rest = |answer: &Answer, model, certificate, output| {
+            let mask = judge_mask(instance, call, certificate, &answer.mask, model);
+            Verdict::Judged(judgement_with(instance, call, answer, model, certificate, (mask, Some(output))))
+        };
+        return [
+            rest(first, model, certificate, output),
+            rest(second, other_model, other_certificate, other_output),
+        ];
+    }
+    answers.map(|(answer, model, certificate)| judge(instance, call, answer, model, certificate))
+}
+
 /// Judges an answer of the right shape to a call without lengths.
 pub(super) fn judgement(
     instance: &Instance,
@@ -389,6 +414,18 @@ pub(super) fn judgement(
 ) -> Judgement {
     let mask = judge_mask(instance, call, certificate, &answer.mask, model);
     let output = answer.output.as_ref().map(|output| judge_output(&call.inputs, &answer.mask, output, model));
+    judgement_with(instance, call, answer, model, certificate, (mask, output))
+}
+
+/// Judges the rest of an answer of which mask and output are judged.
+fn judgement_with(
+    instance: &Instance,
+    call: &Call,
+    answer: &Answer,
+    model: RoundingModel,
+    certificate: &Certificate,
+    (mask, output): (MaskVerdict, Option<OutputVerdict>),
+) -> Judgement {
     // Where an early out gives a full mask nothing is ranked.
     let ranked = answer.labels.as_ref().filter(|_| certificate.rows.is_some());
     let labels = ranked.and_then(|labels| judge_answered(instance, call, labels, model.labels));

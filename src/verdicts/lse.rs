@@ -69,8 +69,8 @@ impl std::fmt::Display for LseDivergence {
 pub fn judge_lse(inputs: &Inputs, mask: &Mask, lse: &Array3<f32>, model: RoundingModel) -> LseVerdict {
     let mut verdict = LseVerdict::default();
     let dims = inputs.dims();
-    let rows = dims.rows().zip(peaks(inputs, mask, model)).collect();
-    let expected = compute::map(rows, dims.operations(), |(row, peaks): (Row, Peaks)| {
+    let rows = dims.rows().zip(peaks(inputs, mask, [model])).collect();
+    let expected = compute::map(rows, dims.operations(), |(row, [peaks]): (Row, [Peaks; 1])| {
         expected_with(inputs, mask, model, row, &peaks)
     });
     for (row @ (b, head, i), expected) in dims.rows().zip(expected) {

@@ -81,6 +81,14 @@ impl std::fmt::Display for OutputDivergence {
     }
 }
 
+impl OutputVerdict {
+    fn add(&mut self, other: Self) {
+        self.worst_share = self.worst_share.max(other.worst_share);
+        self.widest_bound = self.widest_bound.max(other.widest_bound);
+        self.divergences.extend(other.divergences);
+    }
+}
+
 /// Judges an output [b, h, m, dv] against the f64 recomputation with `mask`.
 pub fn judge_output(
     inputs: &Inputs,
@@ -88,33 +96,39 @@ pub fn judge_output(
     output: &Array4<f32>,
     model: RoundingModel,
 ) -> OutputVerdict {
-    let dims = inputs.dims();
-    let rows = dims.rows().zip(peaks(inputs, mask, model)).collect();
-    let rows = compute::map(rows, dims.operations(), |(row, peaks): (Row, Peaks)| {
-        judge_row(inputs, mask, output, model, row, &peaks)
-    });
-    rows.into_iter().fold(OutputVerdict::default(), |mut a, b| {
-        a.worst_share = a.worst_share.max(b.worst_share);
-        a.widest_bound = a.widest_bound.max(b.widest_bound);
-        a.divergences.extend(b.divergences);
-        a
-    })
+    let [verdict] = judge_outputs(inputs, mask, [(output, model)]);
+    verdict
 }
 
-fn judge_row(
+/// As [`judge_output`], of several outputs with the same mask under their models: what all of them need is read once.
+pub fn judge_outputs<const N: usize>(
     inputs: &Inputs,
     mask: &Mask,
-    output: &Array4<f32>,
-    model: RoundingModel,
-    row @ (b, head, query): Row,
-    peaks: &Peaks,
-) -> OutputVerdict {
-    let expected = expected_with(inputs, mask, model, row, peaks);
+    outputs: [(&Array4<f32>, RoundingModel); N],
+) -> [OutputVerdict; N] {
+    let dims = inputs.dims();
+    let models = outputs.map(|(_, model)| model);
+    let rows = dims.rows().zip(peaks(inputs, mask, models)).collect();
+    let rows = compute::map(rows, dims.operations(), |(row, peaks): (Row, [Peaks; N])| {
+        let mut peaks = peaks.iter();
+        outputs.map(|(output, model)| {
+            let peaks = peaks.next().unwrap_or(&Peaks::Anywhere);
+            judge_row(&expected_with(inputs, mask, model, row, peaks), output, row)
+        })
+    });
+    let mut verdicts = [(); N].map(|()| OutputVerdict::default());
+    for row in rows {
+        verdicts.iter_mut().zip(row).for_each(|(verdict, of_row)| verdict.add(of_row));
+    }
+    verdicts
+}
+
+fn judge_row(expected: &[Approximate], output: &Array4<f32>, (b, head, query): Row) -> OutputVerdict {
     let mut verdict = OutputVerdict::default();
     let found = output.slice(ndarray::s![b, head, query, ..]);
     let largest = expected.iter().map(|x| x.value.abs()).fold(0.0, f64::max);
     let mut worst_excess = 0.0;
-    for (dim, (&found, expected)) in found.iter().zip(&expected).enumerate() {
+    for (dim, (&found, expected)) in found.iter().zip(expected).enumerate() {
         let found = f64::from(found);
         let error = (found - expected.value).abs();
         let share = if error == 0.0 { 0.0 } else { error / expected.radius };

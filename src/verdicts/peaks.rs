@@ -40,38 +40,64 @@ const LANES: usize = 8;
 /// From how many multiplications of a row on estimates are worth their while.
 const WORTH_ESTIMATING: usize = 1 << 14;
 
-/// Where the largest logit of each row may lie, in the order of [`crate::algorithm::Dims::rows`].
-pub(super) fn peaks(inputs: &Inputs, mask: &Mask, model: RoundingModel) -> Vec<Peaks> {
+/// Where the largest logit of each row may lie under each model, in the order of [`crate::algorithm::Dims::rows`].
+pub(super) fn peaks<const N: usize>(
+    inputs: &Inputs,
+    mask: &Mask,
+    models: [RoundingModel; N],
+) -> Vec<[Peaks; N]> {
     let dims = inputs.dims();
     let rows: Vec<Row> = dims.rows().collect();
     if inputs.parts().attention_mask.is_some() || dims.keys * dims.head_dim < WORTH_ESTIMATING {
-        return vec![Peaks::Anywhere; rows.len()];
+        return rows.iter().map(|_| models.map(|_| Peaks::Anywhere)).collect();
     }
     let of_one_kv_head = rows.chunks(dims.group_size() * dims.queries);
     let parts: Vec<&[Row]> = of_one_kv_head.flat_map(|rows| rows.chunks(ROWS)).collect();
-    compute::map(parts, dims.operations(), |rows| peaks_of(inputs, mask, model, rows)).concat()
+    let of_parts = compute::map(parts, dims.operations(), |rows| peaks_of(inputs, mask, models, rows));
+    of_parts.into_iter().flatten().collect()
 }
 
 /// Of rows that read the same keys, [`ROWS`] at most.
-fn peaks_of(inputs: &Inputs, mask: &Mask, model: RoundingModel, rows: &[Row]) -> Vec<Peaks> {
+fn peaks_of<const N: usize>(
+    inputs: &Inputs,
+    mask: &Mask,
+    models: [RoundingModel; N],
+    rows: &[Row],
+) -> Vec<[Peaks; N]> {
     let keys = inputs.dims().keys;
     // Attended logits are recomputed anyway.
     let most_are_attended = |&row: &Row| 2 * mask.row(row).count() > keys;
     if rows.iter().any(most_are_attended) {
-        return vec![Peaks::Anywhere; rows.len()];
+        return rows.iter().map(|_| models.map(|_| Peaks::Anywhere)).collect();
     }
-    let logits: Vec<Logits> = rows.iter().map(|&row| Logits::new(inputs, model, row)).collect();
-    let q: Vec<Vec<f32>> = logits.iter().map(|row| row.q.iter().map(|&x| x as f32).collect()).collect();
     let (b, head, _) = rows[0];
     let k = inputs.keys(b, head).to_slice().expect("inputs have the standard layout");
     let mut estimates = vec![vec![0.0; keys]; rows.len()];
-    let largest = vectorised(
-        #[inline(always)]
-        || estimate(&q, k, &mut estimates),
-    );
-    let peaks =
-        |((logits, estimates), &row)| near_largest(inputs, logits, row, estimates, f64::from(largest));
-    logits.iter().zip(estimates.iter().map(Vec::as_slice)).zip(rows).map(peaks).collect()
+    let (mut estimated, mut largest): (Vec<Vec<f32>>, f32) = (Vec::new(), 0.0);
+    let mut of_models = models.map(|model| {
+        let logits: Vec<Logits> = rows.iter().map(|&row| Logits::new(inputs, model, row)).collect();
+        let q: Vec<Vec<f32>> = logits.iter().map(|row| row.q.iter().map(|&x| x as f32).collect()).collect();
+        // Most models have the same queries, and so the same estimates.
+        if q != estimated {
+            largest = vectorised(
+                #[inline(always)]
+                || estimate(&q, k, &mut estimates),
+            );
+            estimated = q;
+        }
+        let peaks =
+            |((logits, estimates), &row)| near_largest(inputs, logits, row, estimates, f64::from(largest));
+        logits
+            .iter()
+            .zip(estimates.iter().map(Vec::as_slice))
+            .zip(rows)
+            .map(peaks)
+            .collect::<Vec<_>>()
+            .into_iter()
+    });
+    // Every model has a peak for each row.
+    let of_row = |_| of_models.each_mut().map(|peaks| peaks.next().unwrap_or(Peaks::Anywhere));
+    rows.iter().map(of_row).collect()
 }
 
 /// The keys whose estimate is close enough to the largest one. `largest` is max |k|.

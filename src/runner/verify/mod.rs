@@ -25,7 +25,7 @@ use crate::cases::{
 use crate::subjects::{Subject, ask, ask_session, ask_stage};
 use crate::verdicts::calibration::judge_order;
 use crate::verdicts::invariants::{Held, INVARIANTS, Implementation, Invariant};
-use crate::verdicts::judge::judge_observation;
+use crate::verdicts::judge::{ToJudge, judge_both, judge_observation};
 use crate::verdicts::labels::judge_labels;
 use crate::verdicts::{Certificate, Sharpness, Verdict, judge, judge_session, judge_stage};
 
@@ -222,23 +222,41 @@ impl<'a> Run<'a> {
             Ok(certificates) => certificates.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         };
+        let observation = tally.not_offered.is_empty().then(|| ask(self.subject, &sequence));
+        let answer = observation.as_ref().and_then(|observation| observation.answers.first());
         let stored = case.expectation.as_ref().zip(certificates.first());
-        let stored = stored.zip(stored_model).map(|((expectation, certificate), model)| {
-            judge_expectation(case, expectation, model, certificate, &mut tally)
+        let stored = stored.and_then(|(expectation, certificate)| {
+            stored_answer(expectation, certificate, &mut tally).map(|answer| (expectation, answer))
         });
-        let Some(certificate) = certificates.last().filter(|_| tally.not_offered.is_empty()) else {
-            return tally;
+        let of_stored =
+            stored.as_ref().zip(stored_model).map(|((_, stored), model)| (stored, model, &certificates[0]));
+        let of_answer =
+            answer.zip(certificates.last()).map(|(answer, certificate)| (answer, model, certificate));
+        let judged = |(answer, model, certificate): ToJudge| {
+            judge(&case.instance, &case.call, answer, model, certificate)
         };
-        let observation = ask(self.subject, &sequence);
-        let [answer] = &observation.answers[..] else {
-            return tally;
+        let (stored_verdict, verdict) = match (of_stored, of_answer) {
+            (Some(stored), Some(answer)) => {
+                let [stored, answer] = judge_both(&case.instance, &case.call, [stored, answer]);
+                (Some(stored), Some(answer))
+            }
+            _ => (of_stored.map(judged), of_answer.map(judged)),
         };
-        if let (Some(Ok(stored)), Ok(answer)) = (&stored, answer) {
+        if let Some(((expectation, _), verdict)) = stored.as_ref().zip(stored_verdict) {
+            // A recorded fault says nothing about how sharp verdicts on right answers are.
+            if expectation.known_divergence.is_none() {
+                tally.stored_sharpness = Sharpness::of(&verdict);
+            }
+            let known_divergence = expectation.known_divergence.as_deref();
+            (tally.expectation, tally.recorded) = recorded(verdict.explanations(), known_divergence);
+        }
+        if let (Some((_, Ok(stored))), Some(Ok(answer))) = (&stored, answer) {
             tally.bit_exact = !tally.recorded && stored.mask == answer.mask;
         }
-        let verdict = judge(&case.instance, &case.call, answer, model, certificate);
-        tally.subject_sharpness = Sharpness::of(&verdict);
-        tally.subject = verdict.explanations();
+        if let Some(verdict) = verdict {
+            tally.subject_sharpness = Sharpness::of(&verdict);
+            tally.subject = verdict.explanations();
+        }
         tally
     }
 
@@ -368,42 +386,29 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Judges a stored expectation under its source's model, fills the tally, and returns it as an answer.
-fn judge_expectation(
-    case: &Case,
+/// A stored expectation as an answer; where it is none, the tally says why.
+fn stored_answer(
     expectation: &Expectation,
-    model: RoundingModel,
     certificate: &Result<Certificate, crate::algorithm::Error>,
     tally: &mut Tally,
-) -> Result<Answer, ()> {
+) -> Option<Result<Answer, NoAnswer>> {
     let before = match certificate {
         Ok(certificate) => &certificate.before,
         Err(expected) => {
             let lines = Verdict::Accepted { expected: expected.clone() }.explanations();
             (tally.expectation, tally.recorded) = recorded(lines, expectation.known_divergence.as_deref());
-            return Err(());
+            return None;
         }
     };
-    let (stored, lines) = match expectation.answer(before) {
-        // Reading refuses files with an output but no mask.
-        None => return Err(()),
+    // Reading refuses files with an output but no mask.
+    match expectation.answer(before)? {
+        Ok(answer) => Some(Ok(answer)),
         // A value that is no possible answer is a damaged file, never the recorded fault.
-        Some(Err(wrong)) => {
+        Err(wrong) => {
             tally.expectation = vec![wrong];
-            return Err(());
+            None
         }
-        Some(Ok(answer)) => {
-            let answer = Ok(answer);
-            let verdict = judge(&case.instance, &case.call, &answer, model, certificate);
-            // A recorded fault says nothing about how sharp verdicts on right answers are.
-            if expectation.known_divergence.is_none() {
-                tally.stored_sharpness = Sharpness::of(&verdict);
-            }
-            (answer.map_err(|_| ()), verdict.explanations())
-        }
-    };
-    (tally.expectation, tally.recorded) = recorded(lines, expectation.known_divergence.as_deref());
-    stored
+    }
 }
 
 /// An expectation that records a fault must fall outside; that is then no finding.
