@@ -3,6 +3,8 @@
 //!
 //! `DOUBLECHECK_TORCH_CASES` sets the number of random cases on each device (default 2,000).
 
+mod support;
+
 use std::collections::BTreeMap;
 
 use doublecheck::algorithm::config::LabelBits;
@@ -13,16 +15,17 @@ use doublecheck::algorithm::{
 };
 use doublecheck::cases::bundled;
 use doublecheck::cases::sequence_plan::sequence_plans;
+use doublecheck::cases::session_plan::{Stream, session};
 use doublecheck::cases::strategies::plans;
 use doublecheck::cases::{Capabilities, Case, Instance, Precision, RoundingModel};
 use doublecheck::reports::verify as text;
 use doublecheck::runner::judged_cases::random_cases;
 use doublecheck::runner::random::VerifyOptions;
 use doublecheck::runner::verify::verify;
-use doublecheck::subjects::{Reference, Subject, Torch, TorchCache, ask};
+use doublecheck::subjects::{Reference, Subject, Torch, TorchCache, ask, ask_session};
 use doublecheck::torch::{self, DeviceChoice, LabelledKvCache, Layer, device, masker, to_device, to_host};
-use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::judge::{Verdict, judge_call, judge_mask, judge_observation};
+use doublecheck::verdicts::{Certificate, SessionJudge, judge_session};
 use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::s;
 use proptest::prelude::any;
@@ -59,7 +62,7 @@ fn main() {
             let run = move || check(&mut Torch::new(choice)?);
             trials.push(Trial::test(format!("{name}::{test}"), run).with_ignored_flag(missing.is_some()));
         }
-        let tests: [(&str, CacheCheck); 7] = [
+        let tests: [(&str, CacheCheck); 9] = [
             ("bundled_cases_conform", |cache| bundled_cases_but_the_grid(cache)),
             ("random_cases_conform_with_bit_equal_labels", |cache| random(cache)),
             ("random_cases_of_other_rules_conform", |cache| other_rules(cache)),
@@ -67,6 +70,8 @@ fn main() {
             ("the_same_case_twice_gives_the_same_mask", |cache| repeats(cache)),
             ("steps_of_a_growing_cache_are_those_of_a_new_one", growing_cache),
             ("what_does_not_fit_is_refused", refusals_of_the_cache),
+            ("sessions_conform", sessions),
+            ("nothing_is_held_of_what_is_over", long_sessions),
         ];
         for (test, check) in tests {
             for (kept, scores) in [(Precision::F32, "f32"), (Precision::Storage, "storage")] {
@@ -106,6 +111,61 @@ fn random(torch: &mut dyn Subject) -> Outcome {
         None => Ok(()),
         Some(finding) => Err(finding.join("\n").into()),
     }
+}
+
+/// Session = calls (SPEC §2.14): what lives in pages answers as a call with the request's own keys.
+fn sessions(cache: &mut TorchCache) -> Outcome {
+    let (capabilities, model) = (cache.capabilities(), cache.rounding_model());
+    let (mut asked, mut rows, mut refused) = (0, 0, 0);
+    for session in (0..u64::from(cases(2000)) / 20).filter_map(|seed| session(&capabilities, seed)) {
+        let verdict = judge_session(&ask_session(cache, &session), model);
+        if let Some(failure) = verdict.failure {
+            let why = failure.verdict.explanations().join("\n");
+            return Err(format!("{}, step {:?}: {why}", session.name, failure.step).into());
+        }
+        asked += 1;
+        rows += verdict.rows;
+        refused += verdict.refused;
+    }
+    assert!(rows > 20 * asked && refused > asked / 2, "{asked} sessions, {rows} rows, {refused} refused");
+    Ok(())
+}
+
+/// Ten sessions of many steps, each step judged; `ci/soak` asks a million. When all requests are over, no page is held.
+fn long_sessions(cache: &mut TorchCache) -> Outcome {
+    let steps = std::env::var("DOUBLECHECK_SOAK").ok().map_or(400, |steps| steps.parse().expect("a number"));
+    let (capabilities, model) = (cache.capabilities(), cache.rounding_model());
+    let start = std::time::Instant::now();
+    let (mut asked, mut rows) = (0, 0);
+    for seed in 0.. {
+        if asked >= steps {
+            break;
+        }
+        let Some(mut stream) = Stream::new(&capabilities, seed) else { continue };
+        let instance = stream.instance().clone();
+        let refused = |error| Failed::from(format!("stream {seed}: {error:?}"));
+        cache.configure(&instance).and_then(|()| cache.open(stream.opening())).map_err(refused)?;
+        let mut judge = SessionJudge::new(stream.opening(), &instance, model);
+        while judge.verdict.steps < steps / 10 {
+            for step in stream.round() {
+                let answer = cache.step(&step);
+                assert!(judge.step(&step, &answer), "stream {seed}: {:?}", judge.verdict.failure);
+            }
+        }
+        for step in stream.end() {
+            assert!(judge.step(&step, &cache.step(&step)), "stream {seed}: {:?}", judge.verdict.failure);
+        }
+        assert_eq!(cache.pages_held(), 0, "stream {seed}");
+        asked += judge.verdict.steps;
+        rows += judge.verdict.rows;
+        let rate = asked as f64 / start.elapsed().as_secs_f64();
+        println!(
+            "{asked} steps, {rows} rows, {rate:.0} steps a second, {:?} MiB now",
+            support::memory("VmRSS")
+        );
+    }
+    assert!(rows > steps / 2, "{rows} rows");
+    Ok(())
 }
 
 fn rules() -> impl Strategy<Value = (Rules, HeadMode)> {

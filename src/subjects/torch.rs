@@ -52,7 +52,16 @@ impl Torch {
         call: &Call,
         layer: &Layer,
     ) -> torch::Result<Option<Tensor>> {
-        let mut before = self.previous(call)?;
+        self.windows(instance, layer, self.previous(call)?)
+    }
+
+    /// The same, on top of a mask.
+    pub(super) fn windows(
+        &self,
+        instance: &Instance,
+        layer: &Layer,
+        mut before: Option<Tensor>,
+    ) -> torch::Result<Option<Tensor>> {
         for earlier in &instance.earlier_maskers {
             let start = match before {
                 Some(mask) => mask,

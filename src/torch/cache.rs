@@ -25,6 +25,7 @@ use crate::algorithm::{
 const KEYS_MULTIPLE: i64 = 128;
 
 /// Keys, values and labels of one layer, and what selects from them.
+#[derive(Debug)]
 pub struct LabelledKvCache {
     /// Sizes; `keys` is how many are held, `queries` is not used.
     dims: Dims,
@@ -114,6 +115,25 @@ impl LabelledKvCache {
         Ok(cache)
     }
 
+    /// A new cache of the same kind that holds nothing. Errors: those of libtorch.
+    pub fn emptied(&self) -> Result<Self> {
+        let nothing = self.inputs_probe.f_zeros_like()?;
+        let mut cache = Self {
+            dims: Dims { keys: 0, ..self.dims },
+            channels: self.channels.shallow_clone(),
+            channel_weights: self.channel_weights.as_ref().map(Tensor::shallow_clone),
+            capacity: 0,
+            keys_values: nothing.shallow_clone(),
+            labels: nothing.shallow_clone(),
+            packed_query: self.packed_query.f_zeros_like()?,
+            inputs_probe: nothing.f_zeros_like()?,
+            labels_probe: nothing.f_zeros_like()?,
+            ..*self
+        };
+        cache.reserve(KEYS_MULTIPLE)?;
+        Ok(cache)
+    }
+
     /// How many keys are held.
     pub fn keys(&self) -> usize {
         self.dims.keys
@@ -198,6 +218,53 @@ impl LabelledKvCache {
     /// Numbers that are not finite, here or in the labels made of them, show in [`LabelledKvCache::check`]: to refuse them here would
     /// wait for the device. Errors: [`Error::Shape`] for other shapes, types or devices; those of libtorch.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
+        if k.size().get(2) == Some(&0) && v.size().get(2) == Some(&0) {
+            return Ok(());
+        }
+        let labels = self.labels_of_keys(k)?;
+        let probe = self.probe(&labels)?;
+        self.place(k, v, &self.arranged(&labels)?, probe.as_ref())
+    }
+
+    /// The labels of keys [b, hk, c, d] in the storage type on the cache's device, as a pool keeps them: [c, ·], those of all heads side
+    /// by side, and behind them 0, or NaN where one is not finite.
+    ///
+    /// Errors: [`Error::Shape`] for another shape, type or device; those of libtorch.
+    pub fn label_rows(&self, k: &Tensor) -> Result<Tensor> {
+        let labels = self.labels_of_keys(k)?;
+        let probe =
+            labels.f_mul_scalar(0.0)?.f_sum_dim_intlist([0i64, 1, 3].as_slice(), false, Kind::Float)?;
+        let rows = self.arranged(&labels)?.f_transpose(0, 1)?.f_reshape([probe.size()[0], -1])?;
+        let probe = probe.f_unsqueeze(1)?.f_to_kind(rows.kind())?;
+        Ok(Tensor::f_cat(&[rows, probe], 1)?)
+    }
+
+    /// Adds keys and values as [`LabelledKvCache::append`] does, with the labels that [`LabelledKvCache::label_rows`] made of them.
+    /// Errors: as there.
+    pub fn append_labelled(&mut self, k: &Tensor, v: &Tensor, rows: &Tensor) -> Result<()> {
+        let ((heads, width), count) = (self.rows_and_width(), rows.size()[0]);
+        let labels = rows.f_narrow(1, 0, heads * width)?.f_reshape([count, heads, width])?;
+        let probe = rows.f_narrow(1, heads * width, 1)?.f_sum(Kind::Float)?.f_reshape([1])?;
+        self.place(k, v, &labels.f_transpose(0, 1)?, Some(&probe))
+    }
+
+    fn labels_of_keys(&self, k: &Tensor) -> Result<Tensor> {
+        let Dims { batch, kv_heads, head_dim, .. } = self.dims;
+        let (b, hk, d) = (batch as i64, kv_heads as i64, head_dim as i64);
+        let count = k.size().get(2).copied().unwrap_or_default();
+        self.check_tensor("k", k, [b, hk, count, d])?;
+        let (group, [_, bits]) = (self.dims.group_size() as i64, self.selection.bits());
+        self.labels_of(&k.f_unsqueeze(2)?.f_expand([b, hk, group, count, d], false)?, bits)
+    }
+
+    /// 0, or NaN where a label is not finite; `None` where labels are the keys' own numbers.
+    fn probe(&self, labels: &Tensor) -> Result<Option<Tensor>> {
+        let [_, bits] = self.selection.bits();
+        bits.quantises().then(|| zero_if_finite(labels)).transpose()
+    }
+
+    /// Writes keys, values and labels [rows, c, width] behind those that are held.
+    fn place(&mut self, k: &Tensor, v: &Tensor, labels: &Tensor, probe: Option<&Tensor>) -> Result<()> {
         let Dims { batch, kv_heads, keys, head_dim, value_dim, .. } = self.dims;
         let added = k.size().get(2).copied().unwrap_or_default();
         self.check_tensor("k", k, [batch as i64, kv_heads as i64, added, head_dim as i64])?;
@@ -212,13 +279,10 @@ impl LabelledKvCache {
         place.f_narrow(2, 0, d)?.f_copy_(&k.f_reshape([b * hk, added, d])?)?;
         place.f_narrow(2, d, dv)?.f_copy_(&v.f_reshape([b * hk, added, dv])?)?;
         let _ = self.inputs_probe.f_add_(&zero_if_finite(&place)?)?;
-        let group = self.dims.group_size() as i64;
-        let [_, bits] = self.selection.bits();
-        let labels = self.labels_of(&k.f_unsqueeze(2)?.f_expand([b, hk, group, added, d], false)?, bits)?;
-        if bits.quantises() {
-            let _ = self.labels_probe.f_add_(&zero_if_finite(&labels)?)?;
+        if let Some(probe) = probe {
+            let _ = self.labels_probe.f_add_(probe)?;
         }
-        self.labels.f_narrow(1, held, added)?.f_copy_(&self.arranged(&labels)?)?;
+        self.labels.f_narrow(1, held, added)?.f_copy_(labels)?;
         self.dims.keys += added as usize;
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | scores, heads and forced keys by other rules (SPEC §2.12) | `rules` |
 //! | attention over a mask, or over selected keys (SPEC §2.11) | `attention` |
 //! | keys, values and labels kept across decode steps | `cache` |
+//! | those of many requests, in pages (SPEC §2.14) | `pages` |
 //! | where libtorch computes | `device` |
 //! | why there is no answer | `error` |
 
@@ -17,6 +18,7 @@ pub mod device;
 pub mod error;
 pub mod layer;
 pub mod masker;
+pub mod pages;
 pub mod rules;
 
 pub use cache::LabelledKvCache;
@@ -24,3 +26,4 @@ pub use device::{DeviceChoice, DeviceError};
 pub use error::{Error, Result};
 pub use layer::{Layer, to_device, to_host};
 pub use masker::TorchMasker;
+pub use pages::Pages;

@@ -268,13 +268,6 @@ fn the_engine_conforms_in_sessions() {
     );
 }
 
-/// What the kernel says of this process, in MiB.
-fn memory(name: &str) -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib / 1024)
-}
-
 /// One session of many steps, each judged; `ci/soak` asks a million.
 #[test]
 fn the_engine_holds_nothing_that_is_over() {
@@ -306,7 +299,7 @@ fn the_engine_holds_nothing_that_is_over() {
         assert_eq!(engine.held_bytes(), 0);
         asked += judge.verdict.steps;
         rows += judge.verdict.rows;
-        let (now, peak) = (memory("VmRSS"), memory("VmHWM"));
+        let (now, peak) = (crate::support::memory("VmRSS"), crate::support::memory("VmHWM"));
         let rate = asked as f64 / start.elapsed().as_secs_f64();
         println!(
             "{asked} steps, {rows} rows, {rate:.0} steps a second, {now:?} MiB now, {peak:?} at most, {most} bytes held at most"
