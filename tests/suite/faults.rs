@@ -229,22 +229,6 @@ fn public_reports_are_listed() {
     assert!(listed.contains(&format!("  reported: {crowded}\n")), "{listed}");
 }
 
-/// A relation that is a fault of the catalogue is tried once, and told by the name.
-#[test]
-fn what_the_catalogue_names_is_not_told_twice() {
-    let names =
-        ["newest-key-held-out", "every-second-label-missing", "values-by-key-stride", "channel-rows-tiled"];
-    for name in names {
-        let (_, report) = Planted::Fault(fault(name)).check(&options_of(120));
-        let told = report.findings[0].relation.as_ref().unwrap();
-        let relation = told.relation.as_ref().unwrap();
-        assert!(relation.contains(name), "{name}: {report}");
-        let own = fault(name).sentence.trim_end_matches('.').to_lowercase();
-        let again = told.others.iter().filter(|other| other.to_lowercase().starts_with(&own)).count();
-        assert_eq!(again, 0, "{name}: {:?}", told.others);
-    }
-}
-
 fn fault(name: &str) -> &'static Fault {
     CATALOGUE.iter().find(|fault| fault.name == name).unwrap()
 }

@@ -103,7 +103,12 @@ impl OutputChange {
 
     /// A view of the attention with this change as well; `None` where that cannot be computed.
     pub fn apply(self, mut view: AttentionView, prediction: &Prediction) -> Option<AttentionView> {
-        let dims = view.inputs.dims();
+        let (dims, own) = (view.inputs.dims(), prediction.attending.dims());
+        // A softmax over all keys has each row in an entry of its own, and slots that are attended to unwritten are more keys.
+        let same_rows = (dims.batch, dims.heads, dims.queries) == (own.batch, own.heads, own.queries);
+        if !same_rows || (matches!(self, Self::PadsReadLast(_)) && dims.keys != own.keys) {
+            return None;
+        }
         match self {
             Self::Of(axis, map) => {
                 let order = (0..axis.count(&dims)).map(|at| map.of(at, axis.count(&dims), &dims)).collect();
