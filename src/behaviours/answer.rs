@@ -14,7 +14,11 @@ use crate::compute;
 ///
 /// Errors: those of the attention, which a prediction that was made from checked inputs does not have.
 pub fn answer(prediction: &Prediction) -> Result<Answer, Error> {
-    let mask = mask(prediction);
+    answer_with(prediction, mask(prediction))
+}
+
+/// A mask that was selected otherwise, and the output over it. Errors: as of [`answer`].
+pub fn answer_with(prediction: &Prediction, mask: Mask) -> Result<Answer, Error> {
     let view = AttentionView::new(prediction, &mask)?;
     let output = view.output(attention(&view.inputs, &view.mask)?);
     Ok(Answer::new(mask, Some(output)))

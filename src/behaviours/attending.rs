@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::{Array4, Axis, concatenate};
 
 use super::Prediction;
-use crate::algorithm::{Error, InputParts, Inputs, Mask, Row, Storage};
+use crate::algorithm::{Detail, Error, InputParts, Inputs, Mask, Row, Storage};
 
 /// The plain attention that gives a behaviour's output: some behaviours attend with inputs and a mask other than those they
 /// show.
@@ -55,7 +55,11 @@ impl AttentionView {
         if behaviour.softmax_over_all {
             view = view.over_all(true)?;
         }
-        Ok(view)
+        let Some(change) = behaviour.attention else { return Ok(view) };
+        let expected = "an attention that can be computed";
+        change
+            .apply(view, prediction)
+            .ok_or_else(|| Error::Shape(Detail::new("attention", change.words(), expected)))
     }
 
     /// An output [·, ·, ·, dv] of the view, as the behaviour shows it: [b, h, m, dv].
@@ -64,6 +68,9 @@ impl AttentionView {
         let mut output = output.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape));
         for &(b, head, i) in &self.nan {
             output.slice_mut(ndarray::s![b, head, i, ..]).fill(f32::NAN);
+        }
+        for &(b, head, i) in &self.halved {
+            output.slice_mut(ndarray::s![b, head, i, ..]).mapv_inplace(|x| x / 2.0);
         }
         output
     }
@@ -162,7 +169,7 @@ impl AttentionView {
 }
 
 fn shape_error(error: ndarray::ShapeError) -> Error {
-    Error::Shape(crate::algorithm::Detail::new("attention", error, "tensors that can be joined"))
+    Error::Shape(Detail::new("attention", error, "tensors that can be joined"))
 }
 
 fn nan_rows(prediction: &Prediction, mask: &Mask) -> Vec<Row> {

@@ -1,10 +1,13 @@
 //! The named faults, each with the row of SPEC §3 or the section of SPEC §2 it goes against, and the switches of a
-//! [`Behaviour`](super::Behaviour) that it sets. Three of them conform to the SPEC and must not be caught.
+//! [`Behaviour`](super::Behaviour) that it sets. Three of them conform to the SPEC and must not be caught. Tiles, pages and limits
+//! are small, so that calls of a few keys show them; [`changes`](super::changes) has them in all sizes.
 
+use super::changes::{Axis, Bins, Counted, LabelChange, Lost, Map, OutputChange, Pads, RowChange};
 use super::fault::{Asked, Fault, conforming, fault};
 use super::{
-    Causality, ChannelWeights, Channels, Checks, Cosine, Count, Earlier, Factor, ForcedKeys, HeadWeights,
-    Heads, KeyLabels, KvHeads, Order, Quantised, Quantiser, RankSplit, RankingMask, Relu, ShortContext,
+    Causality, ChannelRows, ChannelWeights, Channels, Checks, Cosine, Count, Earlier, Factor, ForcedKeys,
+    HeadWeights, Heads, KeyLabels, KvHeads, Order, Quantised, Quantiser, RankSplit, RankingMask, Relu,
+    Scaling, ShortContext, Side,
 };
 use crate::algorithm::HeadMode;
 
@@ -24,6 +27,10 @@ pub const CATALOGUE: &[Fault] = &[
             b.short_context = ShortContext::Dense;
         },
     ),
+    fault("dense-up-to-twice-h", "§2.2", "The mask is full where there are at most 2 · H keys, whatever is configured.", |b| {
+        b.short_context = ShortContext::DenseUpTo(2);
+    })
+    .seen("sgl-project/sglang#1459"),
     fault(
         "first-layers-channels",
         "D4",
@@ -100,8 +107,18 @@ pub const CATALOGUE: &[Fault] = &[
         "Head i reads KV head i / hk instead of i / g, or the last one where there is none.",
         |b| b.kv_heads = KvHeads::DividedByCount,
     ),
+    fault("first-heads-only", "§2.3", "Only heads below hk are scored, the others rank zeros.", |b| {
+        b.labels = Some(LabelChange::FirstHeadsOnly);
+    })
+    .seen("LMCache/LMCache#3092"),
     fault("short-rows-accepted", "D21", "Channel rows shorter than d / G give shorter labels.", |b| {
         b.accepts_short_rows = true;
+    }),
+    fault("channel-rows-tiled", "§2.4", "Head i uses channel row i modulo the number of rows.", |b| {
+        b.channel_rows = ChannelRows::Modulo;
+    }),
+    fault("channel-rows-of-kv-heads", "§2.4", "Head i uses the channel row with its KV head's number, ⌊i / g⌋, though there is one for each head.", |b| {
+        b.channel_rows = ChannelRows::OfKvHead;
     }),
     fault("next-layers-channels", "§2.4", "The channels of the next layer are used.", |b| {
         b.channels = Channels::NextLayer;
@@ -166,6 +183,13 @@ pub const CATALOGUE: &[Fault] = &[
         "The newest key is scored before its label is written: its cache slot holds zeros.",
         |b| b.label_cache = KeyLabels::NewestMissing,
     ),
+    fault("later-keys-never-selected", "§2.4", "Keys beyond the length of the layer's first call are never selected.", |b| {
+        b.rows = Some(RowChange::Lost(Lost::BeyondFirstOfLayer));
+    }),
+    fault("every-second-label-missing", "§2.4", "Labels of keys at positions 2 · j + 1 are zeros.", |b| {
+        b.labels = Some(LabelChange::ZeroKeys { every: 2, at: 1 });
+    })
+    .seen("microsoft/onnxruntime-genai#2354"),
     fault("not-quantised", "§2.5", "Labels are not quantised.", |b| b.quantiser = Quantiser::Off),
     fault(
         "half-away-from-zero",
@@ -212,6 +236,24 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.quantised = Quantised::Swapped,
     )
     .asked(Asked::Quantised),
+    fault("codes-without-scale", "§2.5", "Labels are code + low, not divided by the scale.", |b| {
+        b.quantiser = Quantiser::WithoutScale;
+    })
+    .seen("vllm-project/vllm#55559, lablup/mlxcel#717"),
+    fault("codes-without-zero-point", "§2.5", "Labels are code / scale, without the low end of the range (the zero point).", |b| {
+        b.quantiser = Quantiser::WithoutLow;
+    })
+    .seen("ModelCloud/GPTQModel#2350"),
+    fault("scale-of-previous-key", "§2.5", "Labels of keys are decoded with the scale of the position before.", |b| {
+        b.quantiser = Quantiser::ScaleOfPrevious;
+        b.quantiser_of = Side::Keys;
+    })
+    .seen("hw-native-sys/pypto-lib#170"),
+    fault("nibbles-swapped", "§2.5", "Labels of keys have the codes of channels 2j and 2j + 1 swapped (nibbles).", |b| {
+        b.quantiser = Quantiser::PairsSwapped;
+        b.quantiser_of = Side::Keys;
+    })
+    .seen("golang-design/accel#22"),
     fault("codes-scored", "§2.5", "Codes are scored in place of the labels that they stand for.", |b| {
         b.quantiser = Quantiser::Codes;
     }),
@@ -324,6 +366,15 @@ pub const CATALOGUE: &[Fault] = &[
             b.causality = Causality::MissesOwn;
         },
     ),
+    fault("causal-from-top-left", "§2.6", "Query i sees keys up to position i, aligned top-left; expected n − m + i.", |b| {
+        b.causality = Causality::TopLeft;
+        b.attended_causality = Causality::TopLeft;
+    })
+    .seen("pytorch/pytorch#108108, ml-explore/mlx#2835"),
+    fault("coarse-scores", "§2.6", "Scores are compared by their highest 12 bits, what agrees in these counts as a tie.", |b| {
+        b.rows = Some(RowChange::Coarse(12));
+    })
+    .seen("sgl-project/sglang#37941"),
     fault("half-accumulation", "§2.6", "Scores are accumulated in f16.", |b| b.half_sums = true),
     conforming("head-mean", "§2.7", "Scores are averaged over heads instead of summed.", |b| {
         b.heads = Heads::Mean;
@@ -377,6 +428,11 @@ pub const CATALOGUE: &[Fault] = &[
         |b| b.heads = Heads::First,
     )
     .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Max, HeadMode::GroupSum])),
+    fault("selection-per-rank", "§2.7", "The heads are summed in 2 parts, each of which keeps a selection of its own.", |b| {
+        b.heads = Heads::InParts(2);
+    })
+    .asked(Asked::Heads(&[HeadMode::SummedScores, HeadMode::Mean, HeadMode::Max]))
+    .seen("sgl-project/sglang#24654, ROCm/aiter#4415"),
     fault(
         "ranks-ignored",
         "§2.12",
@@ -397,6 +453,30 @@ pub const CATALOGUE: &[Fault] = &[
     ),
     fault("one-key-more", "§2.9", "Rows select H + 1 keys.", |b| b.count = Count::OneMore),
     fault("one-key-fewer", "§2.9", "Rows select H − 1 keys.", |b| b.count = Count::OneFewer),
+    fault("exact-fit-empty", "§2.9", "A row with exactly H candidates selects nothing.", |b| {
+        b.rows = Some(RowChange::Count(Counted::ExactFitEmpty));
+    }),
+    fault("identity-at-one-more", "§2.9", "With H + 1 candidates, positions 0 to H − 1 are selected, candidates or not.", |b| {
+        b.rows = Some(RowChange::Count(Counted::IdentityAtOneMore));
+    })
+    .seen("sgl-project/sglang#31123"),
+    fault("newest-key-held-out", "§2.9", "The newest key, at position n − 1, is never selected.", |b| {
+        b.rows = Some(RowChange::Lost(Lost::Newest));
+    }),
+    fault("tile-tail-overwrites", "§2.9", "The first −n mod 4 keys of every query but the first are never selected.", |b| {
+        b.rows = Some(RowChange::Lost(Lost::TailOfRowBefore(4)));
+    }),
+    fault("scores-of-first-query", "§2.9", "Query t ranks its candidates by the scores of query 0.", |b| {
+        b.rows = Some(RowChange::ScoresOf(Axis::Query, Map::First));
+    })
+    .seen("vllm-project/vllm#55314"),
+    fault("crowded-bin-cut", "§2.9", "Of the keys whose scores share the highest 11 bits with the H-th only the first 4 compete.", |b| {
+        b.rows = Some(RowChange::CrowdedBin { bins: Bins::F32(11), room: 4, exact_too: false });
+    })
+    .seen("vllm-project/vllm#51782, sgl-project/sglang#36807"),
+    fault("equal-scores-dropped", "§2.9", "Keys with equal scores count as one: only the lowest position is selected.", |b| {
+        b.rows = Some(RowChange::EqualCollapse);
+    }),
     fault("smallest-scores", "§2.9", "The smallest scores are selected instead of the largest.", |b| {
         b.smallest = true;
     }),
@@ -458,6 +538,26 @@ pub const CATALOGUE: &[Fault] = &[
             b.shifts_weights = true;
         },
     ),
+    fault("scaling-ignored", "§2.11", "The attention is scaled by 1 / √d, whatever is asked.", |b| {
+        b.scaling = Scaling::HeadDim;
+    })
+    .seen("zzhhjjj/gemma-triton-flash-attn#6, bo-ke/llm-internal-medicine#47"),
+    fault("logits-capped", "§2.11", "Logits are capped at 5, by 5 · tanh(w / 5).", |b| {
+        b.attention = Some(OutputChange::Capped(5.0));
+    })
+    .seen("sgl-project/sglang#33915"),
+    fault("values-by-key-stride", "§2.11", "Values are read with rows of d numbers, where they have dv.", |b| {
+        b.attention = Some(OutputChange::ValuesByKeyStride);
+    })
+    .seen("sgl-project/sgl-kernel-xpu#210"),
+    fault("pads-read-last-key", "§2.11", "Each place of H that no key fills attends to the last key in the output.", |b| {
+        b.attention = Some(OutputChange::PadsReadLast(Pads::Kept));
+    })
+    .seen("flashinfer-ai/flashinfer#5042"),
+    fault("first-tile-nan", "§2.11", "The output is NaN where none of the first 4 keys is attended to.", |b| {
+        b.attention = Some(OutputChange::NanWithoutFirstTile { tile: 4, additive: false });
+    })
+    .seen("vllm-project/vllm#4405, ROCm/aiter#2505"),
     fault("nan-in-empty-rows", "D18", "Rows that attend to nothing are NaN instead of zeros.", |b| {
         b.nan_in_empty_rows = true;
     }),

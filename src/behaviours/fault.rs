@@ -21,6 +21,9 @@ pub struct Fault {
     pub conforms: bool,
     /// What shows it.
     pub asked: Asked,
+    /// Public reports of it, or of the like: repositories with the number of an issue or pull request. Empty where the row
+    /// of SPEC §3 has the source, or where there is none.
+    pub seen: &'static str,
     /// Sets its switches.
     pub apply: fn(&mut Behaviour),
 }
@@ -168,7 +171,7 @@ pub(super) const fn fault(
     sentence: &'static str,
     apply: fn(&mut Behaviour),
 ) -> Fault {
-    Fault { name, row, sentence, conforms: false, asked: Asked::Published, apply }
+    Fault { name, row, sentence, conforms: false, asked: Asked::Published, seen: "", apply }
 }
 
 pub(super) const fn conforming(
@@ -177,12 +180,17 @@ pub(super) const fn conforming(
     sentence: &'static str,
     apply: fn(&mut Behaviour),
 ) -> Fault {
-    Fault { name, row, sentence, conforms: true, asked: Asked::Published, apply }
+    Fault { name, row, sentence, conforms: true, asked: Asked::Published, seen: "", apply }
 }
 
 impl Fault {
     /// The same, shown by other questions.
     pub(super) const fn asked(self, asked: Asked) -> Self {
         Self { asked, ..self }
+    }
+
+    /// The same, with public reports.
+    pub(super) const fn seen(self, seen: &'static str) -> Self {
+        Self { seen, ..self }
     }
 }

@@ -2,11 +2,13 @@
 //! implementations differ or might differ; its default is the SPEC. It serves twice: as a deliberately wrong
 //! subject that the suite must catch, and as an explanation that must reproduce a subject's answers. [`catalogue`] names
 //! the faults, [`prediction`] says what a behaviour makes of a call, [`answer`](mod@answer) computes it. Of its parts [`heads`]
-//! says which scores become one, [`scoring`] what a score is, [`forced`] which keys need none, [`labels`] what is scored. [`paging`] is of sessions alone.
+//! says which scores become one, [`scoring`] what a score is, [`forced`] which keys need none, [`labels`] what is scored; [`changes`]
+//! are those of one step that are too many for a switch each. [`paging`] is of sessions alone.
 
 pub mod answer;
 pub mod attending;
 pub mod catalogue;
+pub mod changes;
 pub mod fault;
 pub mod forced;
 pub mod heads;
@@ -15,6 +17,7 @@ pub mod paging;
 pub mod prediction;
 pub mod scoring;
 
+use self::changes::{LabelChange, OutputChange, RowChange};
 pub use catalogue::CATALOGUE;
 pub use fault::{Asked, Fault};
 pub use forced::{ForcedKeys, ForcedRule};
@@ -32,6 +35,8 @@ pub enum ShortContext {
     Configured,
     /// A full mask, whatever is configured (D3).
     Dense,
+    /// A full mask where there are at most so many times H keys, whatever is configured.
+    DenseUpTo(usize),
 }
 
 /// Which rows of the channel file a call uses.
@@ -46,6 +51,35 @@ pub enum Channels {
     NextLayer,
     /// Those of another kind.
     OtherKind,
+}
+
+/// Which channel row a head uses, where there are several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChannelRows {
+    /// Its own, or that of its KV head, as the rows are given.
+    #[default]
+    Own,
+    /// Row i modulo the number of rows.
+    Modulo,
+    /// The row with the number of its KV head, i / g, whatever the rows are given for.
+    OfKvHead,
+    /// Row 0.
+    First,
+    /// Row i, or the last one.
+    OwnNumber,
+}
+
+impl ChannelRows {
+    /// The row of a head, of so many, with heads in groups of a size; `None` where it is its own.
+    pub fn of(self, head: usize, rows: usize, group_size: usize) -> Option<usize> {
+        match self {
+            Self::Own => None,
+            Self::Modulo => Some(head % rows),
+            Self::OfKvHead => Some((head / group_size).min(rows - 1)),
+            Self::First => Some(0),
+            Self::OwnNumber => Some(head.min(rows - 1)),
+        }
+    }
 }
 
 /// In which order a row's channels are taken.
@@ -257,7 +291,7 @@ pub enum Checks {
 }
 
 /// One way to do Double Sparsity. The default is the SPEC's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Behaviour {
     /// SPEC §2.7.
     pub heads: Heads,
@@ -271,6 +305,8 @@ pub struct Behaviour {
     pub full_mask_resets_weights: bool,
     /// SPEC §2.4.
     pub channels: Channels,
+    /// SPEC §2.4.
+    pub channel_rows: ChannelRows,
     /// Breaks on rows that are not one per query head (D6).
     pub only_rows_per_head: bool,
     /// SPEC §4.
@@ -347,4 +383,10 @@ pub struct Behaviour {
     pub nan_in_empty_rows: bool,
     /// In f16, rows that leave a key out are NaN (D17).
     pub nan_in_f16: bool,
+    /// Labels that come from elsewhere (SPEC §2.3 to §2.5).
+    pub labels: Option<LabelChange>,
+    /// Rows that select otherwise (SPEC §2.8, §2.9).
+    pub rows: Option<RowChange>,
+    /// Attention that is another one (SPEC §2.11).
+    pub attention: Option<OutputChange>,
 }

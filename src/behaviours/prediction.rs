@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use ndarray::{Array4, Axis};
 
+use super::changes::{LabelChange, RowChange};
 use super::labels::{bits, cached_labels};
 use super::{
-    Behaviour, Causality, Channels, Checks, Count, Earlier, ForcedKeys, ForcedRule, HeadLabels, KeyLabels,
-    KvHeads, Order, Quantiser, RankingMask, Scaling, Scoring, Sharing, ShortContext,
+    Behaviour, Causality, ChannelRows, Channels, Checks, Count, Earlier, ForcedKeys, ForcedRule, HeadLabels,
+    KeyLabels, KvHeads, Order, Quantiser, RankingMask, Scaling, Scoring, Sharing, ShortContext,
 };
 use crate::algorithm::channels::half_split_to_interleaved;
 use crate::algorithm::scores::check_head_mode;
 use crate::algorithm::{
-    ChannelKind, ChannelOrder, Error, HeavySize, InputParts, Inputs, LabelBits, Mask, Ranks, Rules, Selection,
+    ChannelKind, ChannelOrder, Dims, Error, HeavySize, InputParts, Inputs, LabelBits, Mask, Ranks, Rules,
+    Selection,
 };
 use crate::cases::{Call, Instance, Sequence};
 
@@ -48,6 +50,22 @@ pub struct Prediction {
     pub wanted_keys: usize,
     /// `None` for a full mask.
     pub ranked: Option<Ranked>,
+    /// Inputs whose A is added once, after the head rule, where `ranking` is without it.
+    pub added_after: Option<Arc<Inputs>>,
+    /// The numbers of keys of earlier calls of the layer: of the first with the same batch size and number of queries, of the
+    /// first, and of the last.
+    pub lengths: [Option<usize>; 3],
+}
+
+impl Prediction {
+    /// Adds A after the head rule; `None` where the inputs cannot be without it.
+    pub fn add_mask_after(&mut self) -> Option<()> {
+        let given = self.ranking.clone();
+        let parts = InputParts { attention_mask: None, causal: false, ..given.parts().clone() };
+        let plain = Inputs::new(parts).ok()?.with_head_weights(given.head_weights().cloned()).ok()?;
+        (self.ranking, self.added_after) = (Arc::new(plain), Some(given));
+        Some(())
+    }
 }
 
 /// Labels to be ranked.
@@ -106,8 +124,16 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     };
     let (before, full) = early_out(behaviour, instance, call)?;
     let attending = attending(behaviour, &call.inputs)?;
-    let mut prediction =
-        Prediction { behaviour, ranking: call.inputs.clone(), attending, before, wanted_keys, ranked: None };
+    let mut prediction = Prediction {
+        behaviour,
+        ranking: call.inputs.clone(),
+        attending,
+        before,
+        wanted_keys,
+        ranked: None,
+        added_after: None,
+        lengths: lengths(sequence, index),
+    };
     let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
     if dense || (full && behaviour.checks == Checks::AfterEarlyOuts) {
         return Ok(Outcome::Answered(prediction.into()));
@@ -152,8 +178,21 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
         Err(Error::LabelRange(_)) if behaviour.accepts_label_range => return Ok(Outcome::Anything),
         labels => labels?,
     };
-    let spec_labels = behaviour.quantiser == Quantiser::Spec && behaviour.label_cache == KeyLabels::Fresh;
+    let mut labels = labels;
+    if let Some(change) = behaviour.labels
+        && change.apply(&mut labels, behaviour, sequence, index).is_none()
+    {
+        return Ok(Outcome::Anything);
+    }
+    let spec_labels = behaviour.quantiser == Quantiser::Spec
+        && behaviour.label_cache == KeyLabels::Fresh
+        && behaviour.labels.is_none();
     prediction.ranking = ranking(behaviour, &call.inputs)?;
+    if let Some(RowChange::AdditiveOnce { .. }) = behaviour.rows
+        && prediction.add_mask_after().is_none()
+    {
+        return Ok(Outcome::Anything);
+    }
     prediction.ranked = Some(Ranked {
         labels,
         sharing,
@@ -182,7 +221,9 @@ fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(
         _ => instance.selection.heavy_size.resolve(dims.keys),
     };
     let fallback = instance.selection.dense_fallback || behaviour.short_context == ShortContext::Dense;
-    let short = fallback && dims.keys - dims.queries <= heavy_size;
+    let dense =
+        matches!(behaviour.short_context, ShortContext::DenseUpTo(times) if dims.keys <= times * heavy_size);
+    let short = dense || (fallback && dims.keys - dims.queries <= heavy_size);
     let full = (before.is_full() && !behaviour.misses_full_previous) || short;
     Ok((before, full))
 }
@@ -220,7 +261,9 @@ fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
 /// Whether a call that was answered matters to later ones, given that the calls `kept` do.
 pub fn is_remembered(behaviour: Behaviour, instance: &Instance, kept: &[Call], call: &Call) -> bool {
     let first = behaviour.channels == Channels::FirstLayer && kept.is_empty();
-    let stateless = matches!(behaviour.label_cache, KeyLabels::Fresh | KeyLabels::NewestMissing);
+    let stateless = matches!(behaviour.label_cache, KeyLabels::Fresh | KeyLabels::NewestMissing)
+        && !behaviour.labels.is_some_and(LabelChange::keeps)
+        && !behaviour.rows.is_some_and(RowChange::remembers);
     !stateless || behaviour.answers_by_shape || (first && is_scored(behaviour, instance, call))
 }
 
@@ -253,7 +296,31 @@ pub(super) fn channels_of(
             other.map_or(Ok(own), |other| file.order(other, call.layer))?
         }
     };
-    reordered(behaviour.order, order, call.inputs.dims().head_dim)
+    let order = reordered(behaviour.order, order, call.inputs.dims().head_dim)?;
+    of_other_rows(behaviour.channel_rows, order, &call.inputs.dims())
+}
+
+/// One row for each head, where heads use others than their own.
+fn of_other_rows(which: ChannelRows, order: ChannelOrder, dims: &Dims) -> Result<ChannelOrder, Error> {
+    let (given, count) = (order.rows(), order.rows().len());
+    let rows: Option<Vec<usize>> =
+        (0..dims.heads).map(|head| which.of(head, count, dims.group_size())).collect();
+    let Some(rows) = rows.filter(|_| count > 1) else { return Ok(order) };
+    let changed = ChannelOrder::new(rows.iter().map(|&row| given[row].clone()).collect())?;
+    match order.weights() {
+        None => Ok(changed),
+        Some(weights) => changed.with_weights(rows.iter().map(|&row| weights[row].clone()).collect()),
+    }
+}
+
+/// Of earlier calls of the layer: the first of the same batch size and number of queries, the first, and the last.
+fn lengths(sequence: &Sequence, index: usize) -> [Option<usize>; 3] {
+    let call = &sequence.calls[index];
+    let dims = call.inputs.dims();
+    let earlier = sequence.calls[..index].iter().filter(|other| other.layer == call.layer);
+    let others: Vec<Dims> = earlier.map(|call| call.inputs.dims()).collect();
+    let same = others.iter().find(|other| (other.batch, other.queries) == (dims.batch, dims.queries));
+    [same, others.first(), others.last()].map(|other| other.map(|dims| dims.keys))
 }
 
 fn reordered(order: Order, rows: &ChannelOrder, head_dim: usize) -> Result<ChannelOrder, Error> {

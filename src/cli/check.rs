@@ -72,6 +72,9 @@ pub struct Arguments {
     /// Report findings as they were first seen
     #[arg(long, conflicts_with = "shrink_seconds")]
     no_shrink: bool,
+    /// Look for no causes and no conditions: the verdict is the same, and comes sooner
+    #[arg(long)]
+    no_causes: bool,
     /// Ask nothing more after so many findings
     #[arg(long, value_name = "N")]
     stop_after: Option<NonZeroUsize>,
@@ -132,7 +135,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if arguments.no_shrink {
         shrinking.tries = 0;
     }
-    let options = Options {
+    let mut options = Options {
         cases: arguments.cases.or(arguments.sessions).unwrap_or(usize::MAX),
         seconds: by_time.then(|| arguments.seconds.unwrap_or(DEFAULT_TIME)),
         seed: arguments.seed,
@@ -145,8 +148,12 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         known,
         goldens,
         repeat: arguments.repeat,
+        conditions: !arguments.no_causes,
         ..Options::default()
     };
+    if arguments.no_causes {
+        options.naming = Duration::ZERO;
+    }
     if let Some(folder) = out {
         counterexamples::remove_all(folder).map_err(|error| cannot_write(folder, error))?;
     }

@@ -1,4 +1,4 @@
-//! `doublecheck faults [--cases N] [--seed S] [--only NAME] [--above KEYS] [--sessions] [--json FILE]`
+//! `doublecheck faults [--list] [--cases N] [--seed S] [--only NAME] [--above KEYS] [--sessions] [--json FILE]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Failure, print, write};
 use crate::Options;
-use crate::reports::faults::{render, render_above};
+use crate::reports::faults::{list, render, render_above};
 use crate::runner::faults::{FaultResult, Planted};
 
 #[derive(Args)]
@@ -20,6 +20,9 @@ pub struct Arguments {
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Print what each fault is and where the like was reported, and check nothing
+    #[arg(long)]
+    list: bool,
     /// Names or rows of SPEC §3, separated by commas [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
@@ -40,6 +43,10 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         ([], true) => Planted::of_sessions(),
         (names, _) => only(names)?,
     };
+    if arguments.list {
+        print(&list(&planted))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Small sequences show every planted fault.
     let options =
         Options { cases: arguments.cases, seed: arguments.seed, largest_keys: 0, ..Options::default() };

@@ -8,9 +8,10 @@ use crate::algorithm::attention::attention;
 use crate::algorithm::{Mask, Row};
 use crate::behaviours::answer::full_mask;
 use crate::behaviours::attending::AttentionView;
-use crate::behaviours::{Behaviour, Earlier, ForcedKeys, Outcome, Prediction, Ranked, predict};
+use crate::behaviours::{Behaviour, Earlier, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, Entry, LabelRounding, NoAnswer, Observation, RoundingModel};
-use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, ScoreBounds, certify_row};
+use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, ScoreBounds};
+use crate::verdicts::changed::ChangedRows;
 use crate::verdicts::labels::same_bits;
 use crate::verdicts::lse::judge_lse;
 use crate::verdicts::output::judge_output;
@@ -71,17 +72,14 @@ fn reproduces_entries(
 }
 
 fn answered(prediction: &Prediction, answer: &Answer, model: RoundingModel) -> bool {
-    let dims = prediction.attending.dims();
     if !answer.fits(&call_dims(prediction)) {
         return false;
     }
     let mask = match &prediction.ranked {
         None => answer.mask == full_mask(prediction),
         Some(ranked) => {
-            let scores = ScoreBounds::predicted(prediction, ranked, model);
-            let fits =
-                dims.rows().all(|row| row_fits(prediction, ranked, &scores.row(row), &answer.mask, row));
-            fits && heads_agree(prediction, ranked, &answer.mask)
+            let rows = ChangedRows::within(prediction, ranked, model, []);
+            rows_fit(prediction, ranked, &rows, &answer.mask)
         }
     };
     mask && labels_fit(prediction, answer, model)
@@ -110,34 +108,19 @@ pub(super) fn call_dims(prediction: &Prediction) -> crate::algorithm::Dims {
     prediction.ranking.dims()
 }
 
-/// A selected key has weight 1, any other the weight that it had before.
-fn row_fits(prediction: &Prediction, ranked: &Ranked, row: &[Candidacy], mask: &Mask, at: Row) -> bool {
-    let certificate = certificate_of(prediction, ranked, row, ranked.count);
-    certificate_fits(prediction, &certificate, mask, at)
-}
-
-/// What a row must satisfy where a behaviour selects `count` keys of these, those forced on top apart.
-pub(super) fn certificate_of(
+/// Whether a mask is one that a behaviour may select.
+pub(super) fn rows_fit(
     prediction: &Prediction,
     ranked: &Ranked,
-    row: &[Candidacy],
-    count: usize,
-) -> RowCertificate {
-    let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(prediction, candidacy)).collect();
-    match count + forced_on_top(ranked, &row) {
-        0 => {
-            let none = |candidacy: &Candidacy| match candidacy {
-                Candidacy::Scored(_) => Class::Out,
-                _ => Class::Before,
-            };
-            RowCertificate { classes: row.iter().map(none).collect(), fewest: 0, most: 0 }
-        }
-        count => certify_row(&row, count),
-    }
+    rows: &ChangedRows<'_>,
+    mask: &Mask,
+) -> bool {
+    let fits = |row| certificate_fits(prediction, &rows.certificate(row), mask, row);
+    call_dims(prediction).rows().all(fits) && (rows.separate_heads() || heads_agree(prediction, ranked, mask))
 }
 
-/// Whether a row of a mask is as its certificate says.
-pub(super) fn certificate_fits(
+/// Whether a row of a mask is as its certificate says: a selected key has weight 1, any other the weight that it had before.
+fn certificate_fits(
     prediction: &Prediction,
     certificate: &RowCertificate,
     mask: &Mask,
@@ -172,25 +155,8 @@ pub(super) fn certificate_fits(
     certain <= *most && possible >= *fewest
 }
 
-/// How many keys of a row are forced on top of H.
-fn forced_on_top(ranked: &Ranked, row: &[Candidacy]) -> usize {
-    let forced = |candidacy: &&Candidacy| matches!(candidacy, Candidacy::Forced(_));
-    match ranked.forced.how {
-        ForcedKeys::OnTop => row.iter().filter(forced).count(),
-        _ => 0,
-    }
-}
-
-/// The smallest score first, where the behaviour ranks so.
-fn reversed(prediction: &Prediction, candidacy: Candidacy) -> Candidacy {
-    match candidacy {
-        Candidacy::Scored(score) if prediction.behaviour.smallest => Candidacy::Scored(score.negated()),
-        candidacy => candidacy,
-    }
-}
-
 /// Heads that share a selection must have selected the same keys.
-pub(super) fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
+fn heads_agree(prediction: &Prediction, ranked: &Ranked, mask: &Mask) -> bool {
     let dims = call_dims(prediction);
     dims.rows().all(|(b, head, i)| {
         let heads = ranked.sharing.heads(head, &dims);

@@ -2,7 +2,20 @@
 
 use super::table::{finished, table};
 use crate::runner::check::Size;
-use crate::runner::faults::FaultResult;
+use crate::runner::faults::{FaultResult, Planted};
+
+/// What each fault is, and public reports of it or of the like.
+pub fn list(planted: &[Planted]) -> String {
+    let entry = |planted: &Planted| {
+        let (name, row, sentence) = (planted.name(), planted.row(), planted.sentence());
+        let reports = match planted.seen() {
+            "" => String::new(),
+            seen => format!("  reported: {seen}\n"),
+        };
+        format!("{name} ({row})\n  {sentence}\n{reports}")
+    };
+    planted.iter().map(entry).collect()
+}
 
 /// One line for each fault, and a sentence at the end.
 pub fn render(results: &[FaultResult]) -> String {

@@ -111,6 +111,23 @@ impl Planted {
         }
     }
 
+    /// One sentence that says what such an implementation does.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Fault(fault) => fault.sentence,
+            Self::Breach(breach) => breach.sentence,
+            Self::Cache(fault) => fault.sentence,
+        }
+    }
+
+    /// Public reports of it, or of the like; empty where none is kept.
+    pub fn seen(self) -> &'static str {
+        match self {
+            Self::Fault(fault) => fault.seen,
+            Self::Breach(_) | Self::Cache(_) => "",
+        }
+    }
+
     /// Whether it conforms all the same.
     pub fn conforms(self) -> bool {
         matches!(self, Self::Fault(fault) if fault.conforms)

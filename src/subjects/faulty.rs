@@ -5,10 +5,11 @@ use ndarray::Array4;
 
 use super::{Subject, not_configured};
 use crate::algorithm::Mask;
-use crate::behaviours::answer::answer;
+use crate::behaviours::answer::{answer, answer_with};
 use crate::behaviours::prediction::is_remembered;
 use crate::behaviours::{Behaviour, Fault, Outcome, predict};
 use crate::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel, Sequence};
+use crate::verdicts::changed::ChangedRows;
 
 /// The reference with some faults.
 #[derive(Debug)]
@@ -71,7 +72,15 @@ impl Subject for Faulty {
                     Array4::from_elem((dims.batch, dims.heads, dims.queries, dims.value_dim), f32::NAN);
                 Ok(Answer::new(Mask::full(&dims), Some(output)))
             }
-            Outcome::Answered(prediction) | Outcome::BrokenOr(prediction) => Ok(answer(&prediction)?),
+            Outcome::Answered(prediction) | Outcome::BrokenOr(prediction) => {
+                let answered = match (&prediction.ranked, self.behaviour.rows) {
+                    (Some(ranked), Some(_)) => {
+                        answer_with(&prediction, ChangedRows::selected(&prediction, ranked))
+                    }
+                    _ => answer(&prediction),
+                };
+                Ok(answered?)
+            }
         }
     }
 }

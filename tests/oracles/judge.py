@@ -25,8 +25,8 @@ from table import render
 import subjects
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Probes and random sequences of `doublecheck check`, of up to 512 keys.
-CHECK = ["--cases", "60", "--largest-keys", "512", "--no-goldens", "--no-shrink"]
+# Probes and random sequences of `doublecheck check`, of up to 512 keys; only the verdict counts.
+CHECK = ["--cases", "60", "--largest-keys", "512", "--no-goldens", "--no-shrink", "--no-causes"]
 # So many random inputs are judged first; an implementation that fails there is not asked the others.
 FIRST = 10
 SETS = ("check", "random")
@@ -68,7 +68,7 @@ class Judge:
         path = self.folder / f"check-{dtype}.pickle"
         if self.suite("check", "inputs.py", [f"{dtype} {shlex.quote(str(path))}", *CHECK]):
             raise RuntimeError(f"{dtype}: the plain right implementation does not conform")
-        self.cases = [self.folder / "first", self.folder / "others"]
+        self.cases = [self.folder / f"first-{dtype}", self.folder / f"others-{dtype}"]
         for folder in self.cases:
             folder.mkdir(exist_ok=True)
         for number, question in enumerate(inputs.random_normal(dtype)):
@@ -77,6 +77,7 @@ class Judge:
             "check": expected(inputs.recorded(str(path))),
             "random": expected(inputs.random_normal(dtype)),
         }
+        print(f"prepared {dtype}", file=sys.stderr, flush=True)
 
     def judge(self, task: tuple[str, str, str]) -> Judged:
         name, dtype, questions = task
@@ -133,29 +134,54 @@ def kept(folder: pathlib.Path) -> list[Judged]:
     return [Judged(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def judge_type(doublecheck: str, folder: pathlib.Path, tasks: list[tuple[str, str, str]], answers, cores: int) -> None:
+    """Judges what is left of one storage type, in so many processes."""
+    try:
+        judge = Judge(doublecheck, folder)
+        judge.prepare(tasks[0][1])
+        # Processes are forked: what was prepared is there.
+        with multiprocessing.get_context("fork").Pool(cores) as pool:
+            for judged in pool.imap_unordered(judge.judge, tasks):
+                answers.put(judged)
+    finally:
+        answers.put(None)
+
+
 def judge_all(doublecheck: str, folder: pathlib.Path, tasks: list[tuple[str, str, str]]) -> list[Judged]:
     folder.mkdir(parents=True, exist_ok=True)
     done = kept(folder)
     known = {(one.name, one.dtype, one.inputs) for one in done}
     left = [task for task in tasks if task not in known]
-    for dtype in subjects.DTYPES:
-        of_type = [task for task in left if task[1] == dtype]
-        if not of_type:
-            continue
-        judge = Judge(doublecheck, folder)
-        judge.prepare(dtype)
-        # Processes are forked: what was prepared is there.
-        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool, (folder / JUDGED).open("a") as file:
-            for judged in pool.imap_unordered(judge.judge, of_type):
-                done.append(judged)
-                print(json.dumps(asdict(judged)), file=file, flush=True)
+    of_types = [of for dtype in subjects.DTYPES if (of := [task for task in left if task[1] == dtype])]
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    # Types take turns in being the slow one: together they may have somewhat more processes than there are cores.
+    cores = max(1, (os.cpu_count() or 1) // 2)
+    types = [
+        context.Process(target=judge_type, args=(doublecheck, folder, of_type, answers, cores)) for of_type in of_types
+    ]
+    for process in types:
+        process.start()
+    with (folder / JUDGED).open("a") as file:
+        running = len(types)
+        while running:
+            judged = answers.get()
+            if judged is None:
+                running -= 1
+                continue
+            done.append(judged)
+            print(json.dumps(asdict(judged)), file=file, flush=True)
+    for process in types:
+        process.join()
+    if any(process.exitcode for process in types):
+        raise RuntimeError("not everything was judged; see above")
     return done
 
 
 def tasks_of(names: list[str], dtype: str) -> list[tuple[str, str, str]]:
-    """Faults first."""
-    asked = sorted((name for name in names if subjects.is_asked(name, dtype)), key=subjects.is_right)
-    return [(name, dtype, questions) for name in asked for questions in SETS]
+    """Right ones first, as they are asked everything."""
+    asked = sorted((name for name in names if subjects.is_asked(name, dtype)), key=subjects.is_right, reverse=True)
+    return [(name, dtype, questions) for questions in SETS for name in asked]
 
 
 def main(doublecheck: str, folder: pathlib.Path, options: list[str]) -> None:

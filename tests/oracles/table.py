@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from subjects import DTYPES
+
 if TYPE_CHECKING:
     from judge import Judged
 
@@ -20,7 +22,7 @@ def render(judged: list[Judged], names: list[str], asked: int) -> str:
     for one in judged:
         one.rejected[ALL] = any(one.rejected[oracle] for oracle in oracles[1:])
     oracles.append(ALL)
-    dtypes = list(dict.fromkeys(one.dtype for one in judged))
+    dtypes = [dtype for dtype in DTYPES if any(one.dtype == dtype for one in judged)]
     tables = [counts(judged, oracles, dtypes, questions) for questions in SETS]
     done = (
         f"Judged: {len(judged)} of {asked}, each implementation on two sets of inputs in each type that it is asked in."

@@ -103,12 +103,13 @@ fn the_record_holds_every_fault() {
 fn needed(name: &str) -> (usize, usize, usize) {
     match name {
         // Fewer show nothing.
-        "kv-heads-tiled" | "groups-strided" | "sum-of-maxima" => (4, 1, 1),
+        "kv-heads-tiled" | "channel-rows-tiled" | "groups-strided" | "sum-of-maxima" => (4, 1, 1),
         "first-layers-channels"
         | "label-cache-shared"
         | "labels-written-once"
         | "labels-kept-on-restart"
         | "first-key-of-a-chunk"
+        | "later-keys-never-selected"
         | "answers-by-shape" => (2, 1, 2),
         "batch-slots" => (2, 2, 2),
         "attention-mask-of-first-entry"
@@ -199,6 +200,33 @@ fn names_are_unique_and_rows_of_the_spec_can_be_found() {
     for fault in CATALOGUE {
         assert_ne!(fault.behaviour(), Behaviour::default(), "{}", fault.name);
     }
+}
+
+/// Reports are issues or pull requests of public repositories, and the command lists them.
+#[test]
+fn public_reports_are_listed() {
+    let is_number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    let mut reports = 0;
+    for fault in CATALOGUE.iter().filter(|fault| !fault.seen.is_empty()) {
+        for report in fault.seen.split(", ") {
+            let (repository, number) = report.split_once('#').unwrap_or_default();
+            let is_repository = repository
+                .split_once('/')
+                .is_some_and(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'));
+            assert!(is_repository && is_number(number), "{}: {report}", fault.name);
+            reports += 1;
+        }
+    }
+    assert!(reports > 20, "{reports} reports");
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_doublecheck")).args(["faults", "--list"]).output();
+    let listed = String::from_utf8(output.unwrap().stdout).unwrap();
+    for planted in Planted::all() {
+        let entry = format!("{} ({})\n  {}\n", planted.name(), planted.row(), planted.sentence());
+        assert!(listed.contains(&entry), "{entry}");
+    }
+    let crowded = fault("crowded-bin-cut").seen;
+    assert!(listed.contains(&format!("  reported: {crowded}\n")), "{listed}");
 }
 
 fn fault(name: &str) -> &'static Fault {

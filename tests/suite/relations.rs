@@ -60,12 +60,14 @@ where
     check(&mut subject, &Options { cases: 150, shrinking, ..Options::default() })
 }
 
-/// Panics unless there is one finding, whose relation holds these words.
+/// Panics unless there is one finding, whose relation, or the fault of the catalogue that is one, is told in these words.
 fn tells(report: &Report, words: &str) {
-    let relations: Vec<_> = report.findings.iter().map(|finding| &finding.sentence).collect();
-    assert_eq!(report.findings.len(), 1, "{relations:?}");
-    let relation = report.findings[0].relation.as_ref().and_then(|told| told.relation.as_ref());
-    assert!(relation.is_some_and(|relation| relation.contains(words)), "{relations:?}");
+    let sentences: Vec<_> = report.findings.iter().map(|finding| &finding.sentence).collect();
+    assert_eq!(report.findings.len(), 1, "{sentences:?}");
+    let finding = &report.findings[0];
+    let relation = finding.relation.as_ref().and_then(|told| told.relation.clone());
+    let told = relation.filter(|_| finding.diagnosis.is_empty()).unwrap_or_else(|| finding.sentence.clone());
+    assert!(told.to_lowercase().contains(&words.to_lowercase()), "{sentences:?}");
 }
 
 /// The call with other inputs.
@@ -142,7 +144,8 @@ fn every_query_gets_the_selection_of_the_first() {
         }
         Ok(changed)
     });
-    tells(&report, "query t gets the selection of query 0");
+    // Where there are no earlier masks, its scores give its selection.
+    tells(&report, "query t ranks its candidates by the scores of query 0");
 }
 
 /// A few answers fit several causes; what is asked on top leaves those that nothing tells apart.

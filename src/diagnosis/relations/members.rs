@@ -5,17 +5,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::answers::Item;
-use super::outputs::{OutputChange, Pads};
-use super::places::{Axis, Map};
-use super::rows::{Bins, Counted, Forced, Lost, RowChange};
-use super::sources::{Forgotten, Kept, LabelChange, Renewed};
 use super::{Acts, How, Member};
-use crate::algorithm::{
-    ChannelFile, ChannelOrder, HeadMode, LabelBits, Mask, ScoreFactor, ScoreRule, Selection, Storage,
+use crate::algorithm::{HeadMode, LabelBits, Mask, ScoreFactor, ScoreRule, Selection, Storage};
+use crate::behaviours::changes::{
+    Axis, Bins, Counted, Forced, Forgotten, Kept, LabelChange, Lost, Map, OutputChange, Pads, Renewed,
+    RowChange, Source,
 };
 use crate::behaviours::{
-    Behaviour, CATALOGUE, Causality, Channels, Count, Earlier, Factor, Heads, KvHeads, Order, Quantised,
-    Quantiser, RankingMask, Scaling, Side,
+    Behaviour, CATALOGUE, Causality, ChannelRows, Channels, Count, Earlier, Factor, Heads, KvHeads, Order,
+    Quantised, Quantiser, RankingMask, Scaling, Side,
 };
 use crate::cases::Sequence;
 
@@ -36,18 +34,25 @@ pub(super) fn all(items: &[Item<'_>]) -> Vec<Member> {
     without_repetitions(members)
 }
 
-/// Of switches that set the same only the first stays.
+/// Of changes that are the same only the first stays, which is a fault of the catalogue where there is one.
 fn without_repetitions(members: Vec<Member>) -> Vec<Member> {
-    let mut behaviours = Vec::new();
-    let mut is_new = |member: &Member| match member.how.as_slice() {
-        [How::Switch(switch)] => {
-            let mut behaviour = Behaviour::default();
-            switch(&mut behaviour);
-            let is_new = !behaviours.contains(&behaviour);
-            behaviours.push(behaviour);
-            is_new
+    let mut known: Vec<(Acts, Behaviour)> = Vec::new();
+    let mut is_new = |member: &Member| {
+        let mut behaviour = Behaviour::default();
+        for how in &member.how {
+            match how {
+                How::Switch(switch) => switch(&mut behaviour),
+                How::Labels(change) if behaviour.labels.is_none() => behaviour.labels = Some(*change),
+                How::Row(change) if behaviour.rows.is_none() => behaviour.rows = Some(*change),
+                How::Output(change) if behaviour.attention.is_none() => behaviour.attention = Some(*change),
+                // No behaviour has these.
+                _ => return true,
+            }
         }
-        _ => true,
+        let own = (member.acts, behaviour);
+        let is_new = !known.contains(&own);
+        known.push(own);
+        is_new
     };
     members.into_iter().filter(|member| is_new(member)).collect()
 }
@@ -95,6 +100,11 @@ fn faults(members: &mut Vec<Member>, items: &[Item<'_>]) {
 fn acts_of(behaviour: &Behaviour) -> Acts {
     let spec = Behaviour::default();
     let attention = Behaviour {
+        value_heads: behaviour.value_heads,
+        attention_mask: behaviour.attention_mask,
+        attended_causality: behaviour.attended_causality,
+        scaling: behaviour.scaling,
+        attention: behaviour.attention,
         softmax_over_all: behaviour.softmax_over_all,
         multiplies_weights: behaviour.multiplies_weights,
         ignores_weights: behaviour.ignores_weights,
@@ -153,51 +163,26 @@ fn heads(members: &mut Vec<Member>) {
     }
     label(members, Acts::Selection, LabelChange::FirstHeadsOnly);
     // The same, where head i reads KV head i and channel row i as well.
-    let own = move |sequence: &mut Sequence, index: usize| {
-        channel_rows(sequence, index, |head, rows, _| head.min(rows - 1))
-    };
     members.push(Member {
         words: "only heads below hk are scored, head i by KV head i, the others rank zeros".into(),
         acts: Acts::Selection,
         how: vec![
             How::Labels(LabelChange::FirstHeadsOnly),
-            How::Switch(Arc::new(|behaviour| behaviour.ranked_heads = KvHeads::OwnNumber)),
-            How::Question(Arc::new(own)),
+            How::Switch(Arc::new(|behaviour| {
+                behaviour.ranked_heads = KvHeads::OwnNumber;
+                behaviour.channel_rows = ChannelRows::OwnNumber;
+            })),
         ],
     });
-    let rows: [(&'static str, RowOf); 4] = [
-        ("head i uses channel row i mod the number of rows", |head, rows, _| head % rows),
-        ("head i uses the channel row with its KV head's number, ⌊i / g⌋", |head, rows, group| {
-            (head / group).min(rows - 1)
-        }),
-        ("every head uses channel row 0", |_, _, _| 0),
-        ("head i uses channel row i, or the last one", |head, rows, _| head.min(rows - 1)),
+    let rows = [
+        (ChannelRows::Modulo, "head i uses channel row i mod the number of rows"),
+        (ChannelRows::OfKvHead, "head i uses the channel row with its KV head's number, ⌊i / g⌋"),
+        (ChannelRows::First, "every head uses channel row 0"),
+        (ChannelRows::OwnNumber, "head i uses channel row i, or the last one"),
     ];
-    for (words, of) in rows {
-        let change = move |sequence: &mut Sequence, index: usize| channel_rows(sequence, index, of);
-        push(members, Acts::Selection, words, How::Question(Arc::new(change)));
+    for (channel_rows, words) in rows {
+        switch(members, Acts::Selection, words, move |b| b.channel_rows = channel_rows);
     }
-}
-
-/// The channel row of a head, of so many, with heads in groups of a size.
-type RowOf = fn(usize, usize, usize) -> usize;
-
-fn channel_rows(sequence: &mut Sequence, index: usize, of: RowOf) -> bool {
-    let call = &sequence.calls[index];
-    let (layer, dims) = (call.layer, call.inputs.dims());
-    let instance = &mut sequence.instance;
-    let Ok(order) = instance.channels(layer) else { return false };
-    let rows = order.rows();
-    if rows.len() == 1 {
-        return false;
-    }
-    let changed =
-        (0..dims.heads).map(|head| rows[of(head, rows.len(), dims.group_size()).min(rows.len() - 1)].clone());
-    let Ok(changed) = ChannelOrder::new(changed.collect()) else { return false };
-    let mut file = ChannelFile::clone(&instance.channel_file);
-    file.insert(instance.channel_selection, layer, changed);
-    instance.channel_file = Arc::new(file);
-    true
 }
 
 fn masks(members: &mut Vec<Member>) {
@@ -445,6 +430,16 @@ fn questions(members: &mut Vec<Member>, items: &[Item<'_>]) {
     }
 }
 
+/// Where the labels of all positions of all calls come from.
+fn sources(kept: Kept, items: &[Item<'_>]) -> Vec<Vec<Source>> {
+    items.iter().map(|item| kept.sources(&item.observation.sequence, item.index)).collect()
+}
+
+/// The same where every call has labels of its own.
+fn fresh_sources(items: &[Item<'_>]) -> Vec<Vec<Source>> {
+    items.iter().map(|item| vec![Source::Call(item.index); item.dims().keys]).collect()
+}
+
 fn calls(members: &mut Vec<Member>, items: &[Item<'_>]) {
     let first = "the channels of the first layer that an instance is asked for serve all layers";
     switch(members, Acts::Selection, first, |b| b.channels = Channels::FirstLayer);
@@ -453,13 +448,13 @@ fn calls(members: &mut Vec<Member>, items: &[Item<'_>]) {
     use Forgotten::{Never, OtherBatch, SameBatch, SameLayer, Shorter};
     use Renewed::{BelowCallBefore, BeyondCallBefore, FirstBeyondCallBefore, LastQueries, Unseen};
     // Rules that these calls do not tell apart are one.
-    let mut known = vec![Kept::fresh(items)];
+    let mut known = vec![fresh_sources(items)];
     for renewed in [Unseen, BeyondCallBefore, FirstBeyondCallBefore, LastQueries, BelowCallBefore] {
         for forgotten in [Never, Shorter, SameBatch, OtherBatch, SameLayer] {
             for by_layer in [true, false] {
                 for (dense_too, truncated) in [(true, false), (true, true), (false, false), (false, true)] {
                     let kept = Kept { by_layer, renewed, forgotten, truncated, dense_too };
-                    let sources = kept.of_all(items);
+                    let sources = sources(kept, items);
                     if !known.contains(&sources) {
                         label(members, Acts::Selection, LabelChange::Kept(kept));
                         known.push(sources);

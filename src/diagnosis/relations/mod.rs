@@ -8,21 +8,15 @@
 mod answers;
 mod fits;
 mod members;
-mod outputs;
-mod places;
 mod restriction;
-mod rows;
 mod search;
-mod sources;
 
 use std::sync::Arc;
 
-use self::outputs::OutputChange;
 use self::restriction::Restriction;
-use self::rows::RowChange;
 pub use self::search::{MOST_TIME, MOST_TIME_IF_NAMED, Told, explain};
-use self::sources::LabelChange;
 use crate::behaviours::Behaviour;
+use crate::behaviours::changes::{LabelChange, OutputChange, RowChange};
 use crate::cases::Sequence;
 
 /// What a relation is made of: a change, in one step or more, and the words for it.

@@ -11,9 +11,9 @@ use super::answers::{Item, items};
 use super::fits::{attention_of_relation_fits, selection_fits};
 use super::members;
 use super::restriction::Restriction;
-use super::rows::RowChange;
 use super::{Acts, How, Member, Relation};
 use crate::behaviours::Behaviour;
+use crate::behaviours::changes::RowChange;
 use crate::cases::RoundingModel;
 use crate::diagnosis::Seen;
 

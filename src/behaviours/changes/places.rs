@@ -4,19 +4,27 @@ use crate::algorithm::{Dims, Row};
 
 /// What a place is a place among.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Axis {
+pub enum Axis {
+    /// Batch entries.
     Entry,
+    /// Query heads.
     Head,
+    /// Queries.
     Query,
 }
 
 /// Which place stands in for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Map {
+pub enum Map {
+    /// The first.
     First,
+    /// The last.
     Last,
+    /// The one before; the first for itself.
     Previous,
+    /// The one after; the last for itself.
     Next,
+    /// As many from the end.
     Reversed,
     /// Of a head: the first of its group.
     FirstOfGroup,
@@ -27,7 +35,8 @@ pub(super) enum Map {
 }
 
 impl Map {
-    pub(super) fn of(self, at: usize, count: usize, dims: &Dims) -> usize {
+    /// The place that stands in for one of `count`.
+    pub fn of(self, at: usize, count: usize, dims: &Dims) -> usize {
         match self {
             Self::First => 0,
             Self::Last => count - 1,
@@ -41,7 +50,7 @@ impl Map {
     }
 
     /// The place, in words.
-    pub(super) fn words(self, axis: Axis) -> String {
+    pub fn words(self, axis: Axis) -> String {
         let (name, letter) = match axis {
             Axis::Entry => ("entry", "e"),
             Axis::Head => ("head", "i"),
@@ -62,7 +71,7 @@ impl Map {
 
 impl Axis {
     /// Every place, in words.
-    pub(super) fn each(self) -> &'static str {
+    pub fn each(self) -> &'static str {
         match self {
             Self::Entry => "entry e",
             Self::Head => "head i",
@@ -71,7 +80,7 @@ impl Axis {
     }
 
     /// The maps that mean something here.
-    pub(super) fn maps(self) -> &'static [Map] {
+    pub fn maps(self) -> &'static [Map] {
         use Map::{First, FirstOfGroup, Last, ModuloKvHeads, Next, NumberOfKvHead, Previous, Reversed};
         match self {
             Self::Head => {
@@ -81,7 +90,8 @@ impl Axis {
         }
     }
 
-    pub(super) fn count(self, dims: &Dims) -> usize {
+    /// How many places there are.
+    pub fn count(self, dims: &Dims) -> usize {
         match self {
             Self::Entry => dims.batch,
             Self::Head => dims.heads,
@@ -90,7 +100,7 @@ impl Axis {
     }
 
     /// The row that stands in for one.
-    pub(super) fn moved(self, map: Map, (b, head, i): Row, dims: &Dims) -> Row {
+    pub fn moved(self, map: Map, (b, head, i): Row, dims: &Dims) -> Row {
         let of = |at| map.of(at, self.count(dims), dims);
         match self {
             Self::Entry => (of(b), head, i),

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use ndarray::{Array4, Axis as Dimension, concatenate};
 
+use super::labels::LabelChange;
 use super::places::{Axis, Map};
-use super::sources::LabelChange;
 use crate::algorithm::{Dims, InputParts, Inputs, Mask, Row};
 use crate::behaviours::Prediction;
 use crate::behaviours::attending::AttentionView;
-use crate::cases::Answer;
 
 /// Attention over more numbers than this is not computed anew for rows that stand in for others.
 const MOST_NUMBERS: usize = 1 << 24;
@@ -19,7 +18,7 @@ const FAR: f64 = 60.0;
 
 /// What the attention does otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum OutputChange {
+pub enum OutputChange {
     /// An output row is that of another place.
     Of(Axis, Map),
     /// Entry 0 gets the output of the last entry, the others get zeros.
@@ -39,7 +38,12 @@ pub(super) enum OutputChange {
     /// Attended keys of both halves of n count the same.
     HalvesAveraged,
     /// NaN where the mask holds no key of the first tile; with `additive` none that A leaves, either.
-    NanWithoutFirstTile { tile: usize, additive: bool },
+    NanWithoutFirstTile {
+        /// How many keys.
+        tile: usize,
+        /// Whether keys that A excludes do not count.
+        additive: bool,
+    },
     /// Values are addressed with rows of d numbers.
     ValuesByKeyStride,
     /// The same, where the rows of all KV heads of a token lie together, and what is beyond the end is 0.
@@ -50,7 +54,7 @@ pub(super) enum OutputChange {
 
 /// How places that no key fills read the last key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pads {
+pub enum Pads {
     /// With its A, each with weight 1.
     Kept,
     /// As the last key itself where the mask holds it, otherwise without A.
@@ -60,7 +64,8 @@ pub(super) enum Pads {
 }
 
 impl OutputChange {
-    pub(super) fn words(self) -> String {
+    /// In words: a clause.
+    pub fn words(self) -> String {
         match self {
             Self::Of(axis, map) => format!("{} gets the output of {}", axis.each(), map.words(axis)),
             Self::Folded => "entry 0 gets the output of the last entry, and the others are zeros".into(),
@@ -96,18 +101,14 @@ impl OutputChange {
         }
     }
 
-    /// The attention with this change, on top of what `view` holds of others.
-    pub(super) fn apply(
-        self,
-        view: Option<AttentionView>,
-        prediction: &mut Prediction,
-        answer: &Answer,
-    ) -> Option<AttentionView> {
-        let mut view = match view {
-            Some(view) => view,
-            None => AttentionView::new(prediction, &answer.mask).ok()?,
-        };
-        let dims = view.inputs.dims();
+    /// A view of the attention with this change as well; `None` where that cannot be computed.
+    pub fn apply(self, mut view: AttentionView, prediction: &Prediction) -> Option<AttentionView> {
+        let (dims, own) = (view.inputs.dims(), prediction.attending.dims());
+        // A softmax over all keys has each row in an entry of its own, and slots that are attended to unwritten are more keys.
+        let same_rows = (dims.batch, dims.heads, dims.queries) == (own.batch, own.heads, own.queries);
+        if !same_rows || (matches!(self, Self::PadsReadLast(_)) && dims.keys != own.keys) {
+            return None;
+        }
         match self {
             Self::Of(axis, map) => {
                 let order = (0..axis.count(&dims)).map(|at| map.of(at, axis.count(&dims), &dims)).collect();
@@ -168,13 +169,6 @@ impl OutputChange {
             Self::Capped(cap) => capped(&mut view, cap)?,
         }
         Some(view)
-    }
-}
-
-impl LabelChange {
-    /// The same change in the attention, where it concerns queries.
-    pub(super) fn as_output(self) -> Option<OutputChange> {
-        matches!(self, Self::Queries(..) | Self::QueriesOneApart).then_some(OutputChange::Queries(self))
     }
 }
 

@@ -1,71 +1,211 @@
-//! Rows that select otherwise (SPEC §2.8, §2.9): another row's scores, keys that are lost or forced, another count, another
-//! order of ties. Each change works on the candidates of a row with their bounds, or on what the row must satisfy.
+//! What rows of a behaviour may hold, where they select otherwise than the SPEC: the certificate of SPEC §5 for the candidates
+//! as a [`RowChange`] leaves them. From scores with their bounds it says what an answer must satisfy, from the scores alone what
+//! a subject with that fault answers.
 
-use super::places::{Axis, Map};
-use crate::algorithm::{Dims, Row, Storage};
-use crate::verdicts::bounds::Approximate;
-use crate::verdicts::certificate::{Candidacy, Class, RowCertificate, certify_row};
+use super::bounds::{Approximate, Arithmetic};
+use super::certificate::{Candidacy, Class, RowCertificate, ScoreBounds, certify_row, thresholds};
+use crate::algorithm::{Mask, Row, Storage};
+use crate::behaviours::answer::scores;
+use crate::behaviours::changes::{Bins, Counted, Place, RowChange};
+use crate::behaviours::{Earlier, ForcedKeys, Prediction, Ranked, Sharing};
+use crate::cases::RoundingModel;
 
-/// What rows do otherwise.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum RowChange {
-    /// A row selects what another one should.
-    RowOf(Axis, Map),
-    /// A row ranks by another row's scores.
-    ScoresOf(Axis, Map),
-    /// Another place's P decides which keys are candidates.
-    EarlierOf(Axis, Map),
-    /// P of any head excludes a key.
-    EarlierOfAnyHead,
-    /// P of any of the heads that should share a selection excludes a key, where parts of them share one.
-    EarlierOfAllParts,
-    /// A is added once, after the head rule, that of each head to its own row.
-    AdditiveOnce {
-        /// Whether P of the row's own head alone excludes keys.
-        own_earlier: bool,
-    },
-    /// Keys that cannot be selected.
-    Lost(Lost),
-    /// The same keys are ranked, and left out where they are selected.
-    LeftOut(Lost),
-    /// Keys that are selected whatever they score.
-    Forced(Forced),
-    /// Keys that are selected on top of H.
-    Added(Forced),
-    /// Scores are compared by so many of their highest bits.
-    Coarse(u32),
-    /// Scores are compared as numbers of this type.
-    Rounded(Storage),
-    /// Of candidates with the same score only the first can be selected.
-    EqualCollapse,
-    /// Places up to a multiple, or a power of two where that is `None`, compete with a score of 0.
-    Phantoms(Option<usize>),
-    /// Scores below 0 count as 0.
-    NegativeIsZero,
-    /// Scores of this or less count as −∞.
-    ExcludedBelow(f64),
-    /// Each tile has at most so many of its keys selected.
-    OfEachTile { tile: usize, most: usize },
-    /// Whole pages are selected, by their largest score.
-    Pages(usize),
-    /// Of the keys that share the highest bits of the H-th score only the first few compete; rows of exactly H candidates may be
-    /// ranked as well.
-    CrowdedBin { bins: Bins, room: usize, exact_too: bool },
-    /// Query t selects the keys that rank t · H and on in query 0's order.
-    RunnersUp,
-    /// A row without more candidates than H is cut at the last threshold of a row before it.
-    StaleThreshold,
-    /// How many keys.
-    Count(Counted),
-    /// Selected positions are taken modulo this.
-    Modulo(usize),
+/// The rows of a call as a behaviour ranks them, with changes on top of its own.
+pub struct ChangedRows<'a> {
+    prediction: &'a Prediction,
+    ranked: &'a Ranked,
+    /// `None` for the scores of the reference, without bounds.
+    bounds: Option<(ScoreBounds<'a>, Arithmetic)>,
+    changes: Vec<RowChange>,
 }
 
-/// Bins of scores: the highest bits of an f32, or of the f16 next to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bins {
-    F32(u32),
-    F16(u32),
+impl<'a> ChangedRows<'a> {
+    /// What answers must satisfy under a rounding model.
+    pub fn within(
+        prediction: &'a Prediction,
+        ranked: &'a Ranked,
+        model: RoundingModel,
+        more: impl IntoIterator<Item = RowChange>,
+    ) -> Self {
+        let bounds = ScoreBounds::predicted(prediction, ranked, model);
+        let arithmetic = Arithmetic::new(model, prediction.ranking.storage());
+        let changes = prediction.behaviour.rows.into_iter().chain(more).collect();
+        Self { prediction, ranked, bounds: Some((bounds, arithmetic)), changes }
+    }
+
+    /// What the reference selects with these changes: of keys that tie at the H-th place the lowest ones.
+    pub fn selected(prediction: &'a Prediction, ranked: &'a Ranked) -> Mask {
+        let changes = prediction.behaviour.rows.into_iter().collect();
+        let rows = Self { prediction, ranked, bounds: None, changes };
+        let mut mask = prediction.before.clone();
+        for row in prediction.ranking.dims().rows() {
+            let RowCertificate { classes, most, .. } = rows.certificate(row);
+            let of = |class: Class| classes.iter().enumerate().filter(move |(_, found)| **found == class);
+            let certain: Vec<usize> = of(Class::In).map(|(key, _)| key).collect();
+            let open = of(Class::Open).map(|(key, _)| key).take(most.saturating_sub(certain.len()));
+            mask.add(row, certain.iter().copied().chain(open));
+        }
+        mask
+    }
+
+    /// Whether rows of heads that share a selection may differ.
+    pub fn separate_heads(&self) -> bool {
+        self.changes.iter().any(|change| change.separates_heads())
+    }
+
+    /// What a row must satisfy.
+    pub fn certificate(&self, row @ (b, head, i): Row) -> RowCertificate {
+        let (dims, count) = (self.prediction.ranking.dims(), self.ranked.count);
+        let mut candidates = self.candidates(row);
+        if self.changes.is_empty() {
+            return certificate_of(self.prediction, self.ranked, &candidates, count);
+        }
+        let before = &self.prediction.before;
+        let earlier = (0..dims.keys).filter(|&key| before.attends(b, head, i, key)).count();
+        let place = Place { row, dims: &dims, earlier, lengths: self.prediction.lengths };
+        for change in &self.changes {
+            change.edit(&mut candidates, count, &place);
+            if *change == RowChange::StaleThreshold {
+                self.cut_stale(&mut candidates, row);
+            }
+        }
+        let decides = |change: &RowChange| change.certify(&candidates, count, &place);
+        let decided = self.changes.iter().find_map(decides);
+        decided.unwrap_or_else(|| certificate_of(self.prediction, self.ranked, &candidates, count))
+    }
+
+    /// The score of every key of a row.
+    fn ranked_by(&self, row @ (b, head, i): Row) -> Vec<Approximate> {
+        let exact = |score: f64| {
+            if score == f64::NEG_INFINITY { Approximate::EXCLUDED } else { Approximate::new(score, 0.0) }
+        };
+        let mut found: Vec<Approximate> = match &self.bounds {
+            Some((bounds, _)) => bounds.ranked_by(row),
+            None => scores(self.prediction, self.ranked, row).into_iter().map(exact).collect(),
+        };
+        if let Some(inputs) = &self.prediction.added_after {
+            let additive = inputs.additive(b, head, i);
+            for (key, score) in found.iter_mut().enumerate() {
+                *score = match &self.bounds {
+                    Some((_, arithmetic)) => arithmetic.add_mask(*score, additive.at(key)),
+                    None => exact(score.value + f64::from(additive.at(key))),
+                };
+            }
+        }
+        found
+    }
+
+    /// The candidates of a row, by the scores and the earlier mask of the rows that stand in for it.
+    fn candidates(&self, row: Row) -> Vec<Candidacy> {
+        if let (Some((bounds, _)), true) = (&self.bounds, self.changes.is_empty()) {
+            return bounds.row(row);
+        }
+        let dims = self.prediction.ranking.dims();
+        let (mut scored, mut asked, mut any_head, mut own_earlier) = (row, row, false, false);
+        let mut sharing = self.ranked.sharing;
+        for change in &self.changes {
+            match *change {
+                RowChange::RowOf(axis, map) => {
+                    (scored, asked) = (axis.moved(map, scored, &dims), axis.moved(map, asked, &dims));
+                }
+                RowChange::ScoresOf(axis, map) => scored = axis.moved(map, scored, &dims),
+                RowChange::RunnersUp => (scored, asked) = ((scored.0, scored.1, 0), (asked.0, asked.1, 0)),
+                RowChange::EarlierOf(axis, map) => asked = axis.moved(map, asked, &dims),
+                RowChange::EarlierOfAnyHead => any_head = true,
+                RowChange::EarlierOfAllParts => {
+                    if let Sharing::InParts(mode, _) = sharing {
+                        sharing = Sharing::Mode(mode);
+                    }
+                }
+                RowChange::AdditiveOnce { own_earlier: own } => own_earlier = own,
+                _ => {}
+            }
+        }
+        let before = &self.prediction.before;
+        let competes = self.prediction.behaviour.earlier == Earlier::Candidates;
+        let heads: Vec<usize> = match any_head {
+            true => (0..dims.heads).collect(),
+            false if own_earlier => vec![asked.1],
+            false => sharing.heads(asked.1, &dims),
+        };
+        let excluded =
+            |key: usize| !competes && heads.iter().any(|&head| before.attends(asked.0, head, asked.2, key));
+        let own = |key: usize| before.attends(row.0, row.1, row.2, key);
+        let candidacy = |(key, score): (usize, Approximate)| match score {
+            _ if excluded(key) && own(key) => Candidacy::Before,
+            _ if excluded(key) => Candidacy::Excluded,
+            _ if score == Approximate::EXCLUDED && self.ranked.forced.holds_excluded(key, row.2, &dims) => {
+                Candidacy::Forced(Approximate::new(0.0, 0.0))
+            }
+            _ if score == Approximate::EXCLUDED => Candidacy::Excluded,
+            _ if self.ranked.forced.holds(key, row.2, &dims) => Candidacy::Forced(score),
+            _ => Candidacy::Scored(score),
+        };
+        self.ranked_by(scored).into_iter().enumerate().map(candidacy).collect()
+    }
+
+    /// Cuts a row without more candidates than H at the threshold of the last row before it that had more.
+    fn cut_stale(&self, row: &mut [Candidacy], (b, head, i): Row) {
+        let dims = self.prediction.ranking.dims();
+        let count = self.ranked.count;
+        let more = |row: &[Candidacy]| row.iter().filter(|key| is_candidate(key)).count() > count;
+        if more(row) {
+            return;
+        }
+        let rows: Vec<Row> = dims.rows().take_while(|other| *other != (b, head, i)).collect();
+        let Some(before) =
+            rows.into_iter().rev().map(|other| self.candidates(other)).find(|other| more(other))
+        else {
+            return;
+        };
+        // The H-th score is between the H-th lowest and the H-th highest that it may be.
+        let high = |candidacy: &Candidacy| match candidacy {
+            Candidacy::Scored(score) => Candidacy::Scored(Approximate::new(score.high(), 0.0)),
+            other => *other,
+        };
+        let highest: Vec<Candidacy> = before.iter().map(high).collect();
+        let (lowest, highest) = (thresholds(&before, count).out_below, thresholds(&highest, count).out_below);
+        for candidacy in row {
+            if let Candidacy::Scored(score) = candidacy {
+                if score.high() < lowest {
+                    *candidacy = Candidacy::Excluded;
+                } else if score.low() < highest {
+                    score.may_be_minus_infinity = true;
+                }
+            }
+        }
+    }
+}
+
+/// What a row must satisfy where a behaviour selects `count` keys of these, those forced on top apart.
+fn certificate_of(
+    prediction: &Prediction,
+    ranked: &Ranked,
+    row: &[Candidacy],
+    count: usize,
+) -> RowCertificate {
+    let row: Vec<Candidacy> = row.iter().map(|&candidacy| reversed(prediction, candidacy)).collect();
+    match count + forced_on_top(ranked, &row) {
+        0 => certified(&row, 0),
+        count => certify_row(&row, count),
+    }
+}
+
+/// How many keys of a row are forced on top of H.
+fn forced_on_top(ranked: &Ranked, row: &[Candidacy]) -> usize {
+    let forced = |candidacy: &&Candidacy| matches!(candidacy, Candidacy::Forced(_));
+    match ranked.forced.how {
+        ForcedKeys::OnTop => row.iter().filter(forced).count(),
+        _ => 0,
+    }
+}
+
+/// The smallest score first, where the behaviour ranks so.
+fn reversed(prediction: &Prediction, candidacy: Candidacy) -> Candidacy {
+    match candidacy {
+        Candidacy::Scored(score) if prediction.behaviour.smallest => Candidacy::Scored(score.negated()),
+        candidacy => candidacy,
+    }
 }
 
 impl Bins {
@@ -77,277 +217,11 @@ impl Bins {
             Self::F16(bits) => cut(f64::from(Storage::F16.round(score as f32)), bits + 3),
         }
     }
-
-    fn words(self) -> String {
-        match self {
-            Self::F32(bits) => format!("the highest {bits} bits"),
-            Self::F16(bits) => format!("the highest {bits} bits in float16"),
-        }
-    }
-}
-
-/// Keys that cannot be selected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lost {
-    /// From the last whole tile's end on; where no tile is whole, none.
-    PartialTile(usize),
-    /// From the last whole tile's end on.
-    PartialTileAlways(usize),
-    /// The first −n mod T, in every row of a head but the first.
-    TailOfRowBefore(usize),
-    /// The first −n mod T, in every row but the first of all.
-    TailOfAnyRowBefore(usize),
-    /// The first n mod T.
-    FirstPartial(usize),
-    /// The first tile.
-    FirstTile(usize),
-    /// Position p and above.
-    From(usize),
-    /// Positions below p.
-    Below(usize),
-    /// Position m and above, where there are several queries.
-    FromQueries,
-    /// Position n − 1.
-    Newest,
-    /// The query's own position.
-    Own,
-    /// Position 0.
-    First,
-    /// Positions beyond the first call of this layer, batch size and number of queries.
-    BeyondFirstOfShape,
-    /// Positions beyond the first call of this layer.
-    BeyondFirstOfLayer,
-    /// Positions beyond the call before of this layer.
-    BeyondCallBefore,
-}
-
-/// Keys that are selected whatever they score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Forced {
-    /// The first s.
-    First(usize),
-    /// The last w up to the query's position.
-    Last(usize),
-    /// Position n − 1.
-    Newest,
-}
-
-/// How many keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counted {
-    /// H less the keys of P.
-    LessEarlier,
-    /// None where candidates are exactly H.
-    ExactFitEmpty,
-    /// All candidates where they are at most H + 1.
-    OneMoreFits,
-    /// Those above the H-th alone, where there are more than H.
-    AboveThreshold,
-    /// All that are at least the H-th.
-    AllTies,
-    /// With at most H candidates, as many positions from 0 on.
-    Identity,
-    /// With H + 1 candidates, positions 0 to H − 1.
-    IdentityAtOneMore,
-    /// With fewer candidates than H, excluded keys from the lowest position on.
-    FilledUp,
-}
-
-/// What a change knows of a row.
-pub(super) struct Place<'a> {
-    pub row: Row,
-    pub dims: &'a Dims,
-    /// How many keys P and earlier maskers hold in this row.
-    pub earlier: usize,
-    /// The numbers of keys of earlier calls of the layer: of the first with the same batch size and number of queries, of the
-    /// first, and of the last.
-    pub lengths: [Option<usize>; 3],
-}
-
-impl Lost {
-    fn holds(self, key: usize, place: &Place<'_>) -> bool {
-        let (n, m) = (place.dims.keys, place.dims.queries);
-        let (_, _, query) = place.row;
-        let [of_shape, of_layer, before] = place.lengths;
-        match self {
-            Self::PartialTile(tile) => n >= tile && key >= n / tile * tile,
-            Self::PartialTileAlways(tile) => key >= n / tile * tile,
-            Self::TailOfRowBefore(tile) => query > 0 && key < (tile - n % tile) % tile,
-            Self::TailOfAnyRowBefore(tile) => place.row != (0, 0, 0) && key < (tile - n % tile) % tile,
-            Self::FirstPartial(tile) => key < n % tile,
-            Self::FirstTile(tile) => key < tile,
-            Self::From(position) => key >= position,
-            Self::Below(position) => key < position,
-            Self::FromQueries => m > 1 && key >= m,
-            Self::Newest => key + 1 == n,
-            Self::Own => key == place.dims.position(query),
-            Self::First => key == 0,
-            Self::BeyondFirstOfShape => of_shape.is_some_and(|length| key >= length),
-            Self::BeyondFirstOfLayer => of_layer.is_some_and(|length| key >= length),
-            Self::BeyondCallBefore => before.is_some_and(|length| key >= length),
-        }
-    }
-
-    fn words(self) -> String {
-        match self {
-            Self::PartialTile(tile) => {
-                format!("from n = {tile} on, keys from position {tile} · ⌊n / {tile}⌋ on are never selected")
-            }
-            Self::PartialTileAlways(tile) => {
-                format!("keys from position {tile} · ⌊n / {tile}⌋ on are never selected")
-            }
-            Self::TailOfRowBefore(tile) => {
-                format!("the first −n mod {tile} keys of every query but the first are never selected")
-            }
-            Self::TailOfAnyRowBefore(tile) => {
-                format!("the first −n mod {tile} keys of every row but the first are never selected")
-            }
-            Self::FirstPartial(tile) => format!("the first n mod {tile} keys are never selected"),
-            Self::FirstTile(tile) => format!("the first {tile} keys are never selected"),
-            Self::From(position) => format!("keys from position {position} on are never selected"),
-            Self::Below(position) => format!("keys below position {position} are never selected"),
-            Self::FromQueries => "with several queries, keys from position m on are never selected".into(),
-            Self::Newest => "the newest key, at position n − 1, is never selected".into(),
-            Self::Own => "the key at the query's own position is never selected".into(),
-            Self::First => "the key at position 0 is never selected".into(),
-            Self::BeyondFirstOfShape => {
-                "keys beyond the length of the first call with the same layer, batch size \
-                                         and number of queries are never selected"
-                    .into()
-            }
-            Self::BeyondFirstOfLayer => {
-                "keys beyond the length of the layer's first call are never selected".into()
-            }
-            Self::BeyondCallBefore => {
-                "keys beyond the length of the layer's call before are never selected".into()
-            }
-        }
-    }
-}
-
-impl Forced {
-    fn holds(self, key: usize, place: &Place<'_>) -> bool {
-        let position = place.dims.position(place.row.2);
-        match self {
-            Self::First(count) => key < count,
-            Self::Last(count) => key <= position && key + count > position,
-            Self::Newest => key + 1 == place.dims.keys,
-        }
-    }
-
-    fn words(self) -> String {
-        match self {
-            Self::First(1) => "the key at position 0 is always selected, within H".into(),
-            Self::First(count) => format!("the first {count} keys are always selected, within H"),
-            Self::Last(1) => "the key at the query's own position is always selected, within H".into(),
-            Self::Last(count) => {
-                format!("the last {count} keys up to the query's position are always selected, within H")
-            }
-            Self::Newest => "the newest key is always selected, within H".into(),
-        }
-    }
 }
 
 impl RowChange {
-    pub(super) fn words(self) -> String {
-        match self {
-            Self::RowOf(axis, map) => format!("{} gets the selection of {}", axis.each(), map.words(axis)),
-            Self::ScoresOf(axis, map) => {
-                format!("{} ranks its candidates by the scores of {}", axis.each(), map.words(axis))
-            }
-            Self::EarlierOf(axis, map) => {
-                format!(
-                    "the earlier mask of {} decides which keys are candidates of {}",
-                    map.words(axis),
-                    axis.each()
-                )
-            }
-            Self::EarlierOfAnyHead => {
-                "a key that the earlier mask of any head holds is no candidate in the others".into()
-            }
-            Self::EarlierOfAllParts => "the earlier masks of all of them exclude keys".into(),
-            Self::AdditiveOnce { .. } => "the additive mask is added once, after the head rule".into(),
-            Self::Lost(lost) => lost.words(),
-            Self::LeftOut(lost) => {
-                lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
-            }
-            Self::Forced(forced) => forced.words(),
-            Self::Added(forced) => forced.words().replace("within H", "on top of H"),
-            Self::Coarse(bits) => {
-                format!(
-                    "scores are compared by their highest {bits} bits, what agrees in these counts as a tie"
-                )
-            }
-            Self::Rounded(storage) => {
-                format!("scores are compared in {storage}, and what is equal there ties")
-            }
-            Self::EqualCollapse => {
-                "keys with equal scores count as one: only the lowest position is selected".into()
-            }
-            Self::Phantoms(None) => {
-                "places beyond the last key, up to a power of two, compete with a score of 0".into()
-            }
-            Self::Phantoms(Some(tile)) => {
-                format!("places beyond the last key, up to a multiple of {tile}, compete with a score of 0")
-            }
-            Self::NegativeIsZero => "negative scores count as 0, and tie".into(),
-            Self::ExcludedBelow(score) => format!("keys with scores of {score:.4} or less are no candidates"),
-            Self::OfEachTile { tile, most } => {
-                format!("of each tile of {tile} keys at most {most} are selected")
-            }
-            Self::Pages(page) => format!(
-                "whole pages of {page} keys are selected, by their largest score, max(1, ⌊H / {page}⌋) of them"
-            ),
-            Self::CrowdedBin { bins, room, .. } => format!(
-                "of the keys whose scores share {} with the H-th only the first {room} compete",
-                bins.words()
-            ),
-            Self::RunnersUp => {
-                "query t gets the runners-up of query 0: the keys that rank t · H and on there".into()
-            }
-            Self::StaleThreshold => {
-                "a row with at most H candidates is cut at the threshold of an earlier row of the call".into()
-            }
-            Self::Count(counted) => match counted {
-                Counted::LessEarlier => "the keys of the earlier mask count within H".into(),
-                Counted::ExactFitEmpty => "a row with exactly H candidates selects nothing".into(),
-                Counted::OneMoreFits => "with H + 1 candidates all are selected".into(),
-                Counted::AboveThreshold => {
-                    "only keys that score above the H-th are selected, where there are more than H candidates"
-                        .into()
-                }
-                Counted::AllTies => "all keys that tie with the H-th are selected, beyond H".into(),
-                Counted::Identity => {
-                    "with at most H candidates, as many positions from 0 on are selected, candidates or not"
-                        .into()
-                }
-                Counted::IdentityAtOneMore => {
-                    "with H + 1 candidates, positions 0 to H − 1 are selected, candidates or not".into()
-                }
-                Counted::FilledUp => {
-                    "with fewer candidates than H, excluded keys are selected from the lowest position on"
-                        .into()
-                }
-            },
-            Self::Modulo(modulus) => format!("selected positions are taken modulo {modulus}"),
-        }
-    }
-
-    /// Whether rows of heads that share a selection may differ.
-    pub(super) fn separates_heads(self) -> bool {
-        matches!(
-            self,
-            Self::RowOf(Axis::Head, _)
-                | Self::ScoresOf(Axis::Head, _)
-                | Self::EarlierOf(Axis::Head, _)
-                | Self::StaleThreshold
-                | Self::AdditiveOnce { .. }
-                | Self::Count(Counted::FilledUp)
-        )
-    }
-
     /// Changes the candidates of a row, of which `count` are selected.
-    pub(super) fn edit(self, row: &mut [Candidacy], count: usize, place: &Place<'_>) {
+    fn edit(self, row: &mut [Candidacy], count: usize, place: &Place<'_>) {
         match self {
             Self::Lost(lost) => lose(row, |key| lost.holds(key, place)),
             Self::Forced(forced) => {
@@ -420,12 +294,7 @@ impl RowChange {
     }
 
     /// Another certificate for a row than its candidates and H make, where this change decides it.
-    pub(super) fn certify(
-        self,
-        row: &[Candidacy],
-        count: usize,
-        place: &Place<'_>,
-    ) -> Option<RowCertificate> {
+    fn certify(self, row: &[Candidacy], count: usize, place: &Place<'_>) -> Option<RowCertificate> {
         let candidates = row.iter().filter(|candidacy| is_candidate(candidacy)).count();
         match self {
             Self::Phantoms(to) => {
@@ -572,7 +441,7 @@ fn certified(row: &[Candidacy], count: usize) -> RowCertificate {
     RowCertificate { classes: row.iter().map(class).collect(), fewest: 0, most: 0 }
 }
 
-pub(super) fn is_candidate(candidacy: &Candidacy) -> bool {
+fn is_candidate(candidacy: &Candidacy) -> bool {
     matches!(candidacy, Candidacy::Scored(_) | Candidacy::Forced(_))
 }
 

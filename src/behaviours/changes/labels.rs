@@ -2,15 +2,15 @@
 
 use ndarray::Array2;
 
-use super::answers::Item;
+use super::outputs::OutputChange;
 use super::places::{Axis, Map};
-use crate::algorithm::Row;
+use crate::algorithm::{Dims, Row};
 use crate::behaviours::{Behaviour, HeadLabels, Outcome, predict};
 use crate::cases::{Call, Sequence};
 
 /// What labels are otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum LabelChange {
+pub enum LabelChange {
     /// Labels of queries are those of another place.
     Queries(Axis, Map),
     /// Queries of a batch lie one query apart, not m: entry e reads query t at place e + t.
@@ -20,7 +20,12 @@ pub(super) enum LabelChange {
     /// Labels of keys are kept over calls.
     Kept(Kept),
     /// Of every so many keys, the labels of this one are zeros.
-    ZeroKeys { every: usize, at: usize },
+    ZeroKeys {
+        /// How many.
+        every: usize,
+        /// Which of them, counted from 0.
+        at: usize,
+    },
     /// Labels of queries are zeros in heads from hk on.
     FirstHeadsOnly,
     /// The last channel is not scored where r is odd and above 1.
@@ -31,7 +36,7 @@ pub(super) enum LabelChange {
 
 /// Which labels are kept over the calls of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kept {
+pub struct Kept {
     /// Whether each layer has its own labels.
     pub by_layer: bool,
     /// Which positions get new labels where there are old ones.
@@ -46,7 +51,7 @@ pub(super) struct Kept {
 
 /// Which positions get new labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Renewed {
+pub enum Renewed {
     /// Those never labelled before.
     Unseen,
     /// Those beyond the call before.
@@ -61,7 +66,8 @@ pub(super) enum Renewed {
 
 /// When old labels are forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Forgotten {
+pub enum Forgotten {
+    /// Never.
     Never,
     /// By a call that is shorter than the one before.
     Shorter,
@@ -75,24 +81,16 @@ pub(super) enum Forgotten {
 
 /// Where the label of a position comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub enum Source {
+    /// From the key that this call has there.
     Call(usize),
+    /// It is zeros.
     Zeros,
 }
 
 impl Kept {
-    /// The sources of all positions of all calls.
-    pub(super) fn of_all(self, items: &[Item<'_>]) -> Vec<Vec<Source>> {
-        items.iter().map(|item| self.sources(&item.observation.sequence, item.index)).collect()
-    }
-
-    /// The same where every call has labels of its own.
-    pub(super) fn fresh(items: &[Item<'_>]) -> Vec<Vec<Source>> {
-        items.iter().map(|item| vec![Source::Call(item.index); item.dims().keys]).collect()
-    }
-
     /// The source of each position of call `index`.
-    fn sources(self, sequence: &Sequence, index: usize) -> Vec<Source> {
+    pub fn sources(self, sequence: &Sequence, index: usize) -> Vec<Source> {
         let calls = &sequence.calls;
         let mut slots: Vec<Source> = Vec::new();
         let mut before: Option<&Call> = None;
@@ -148,7 +146,8 @@ impl Kept {
         slots
     }
 
-    pub(super) fn words(self) -> String {
+    /// In words: a clause.
+    pub fn words(self) -> String {
         let of = if self.by_layer { "" } else { ", whichever layer they are of" };
         let kept = match self.renewed {
             Renewed::Unseen => "labels of positions that an earlier call had are never renewed",
@@ -173,7 +172,8 @@ impl Kept {
 }
 
 impl LabelChange {
-    pub(super) fn words(self) -> String {
+    /// In words: a clause.
+    pub fn words(self) -> String {
         match self {
             Self::Queries(axis, map) => {
                 format!("{} reads the queries of {}", axis.each(), map.words(axis))
@@ -195,7 +195,7 @@ impl LabelChange {
     }
 
     /// Changes the labels of call `index`, `None` where they cannot be told.
-    pub(super) fn apply(
+    pub fn apply(
         self,
         labels: &mut [HeadLabels],
         behaviour: Behaviour,
@@ -267,8 +267,18 @@ impl LabelChange {
         Some(())
     }
 
+    /// Whether labels of earlier calls matter.
+    pub fn keeps(self) -> bool {
+        matches!(self, Self::Kept(_))
+    }
+
+    /// The same change in the attention, where it concerns queries.
+    pub fn as_output(self) -> Option<OutputChange> {
+        matches!(self, Self::Queries(..) | Self::QueriesOneApart).then_some(OutputChange::Queries(self))
+    }
+
     /// The row whose query stands in for that of another, where queries are changed.
-    pub(super) fn query(self, row @ (b, head, i): Row, dims: &crate::algorithm::Dims) -> Row {
+    pub fn query(self, row @ (b, head, i): Row, dims: &Dims) -> Row {
         match self {
             Self::Queries(axis, map) => axis.moved(map, row, dims),
             Self::QueriesOneApart => ((b + i) / dims.queries, head, (b + i) % dims.queries),
@@ -301,7 +311,8 @@ fn labels_of(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Option<
             &changed
         }
     };
-    match predict(behaviour, sequence, index) {
+    // What that call kept is told by where its labels come from.
+    match predict(Behaviour { labels: None, ..behaviour }, sequence, index) {
         Outcome::Answered(prediction) => Some(prediction.ranked?.labels),
         _ => None,
     }
