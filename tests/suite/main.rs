@@ -5,6 +5,7 @@ mod running;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_files;
 mod bounds;
 mod certification;
 mod check_command;
@@ -31,6 +32,7 @@ mod ragged;
 mod records;
 mod relations;
 mod rules;
+mod same_bytes;
 mod sequences;
 mod sessions;
 mod simulated;
@@ -39,3 +41,4 @@ mod strategies;
 mod tasks;
 mod verify;
 mod widths;
+mod world;
