@@ -45,7 +45,7 @@ fn main() -> Result<(), Failure> {
         "speed": speed,
         "goldens": goldens(&mut torch)?,
         "repeats": repeats(&mut torch)?,
-        "random_cases": random_cases(&mut torch, VerifyOptions { random_cases: cases, seed: 2 }),
+        "random_cases": random_cases(&mut torch, VerifyOptions::new(cases, 2)),
     });
     std::fs::write(path, format!("{record:#}\n"))?;
     println!("{record:#}");
@@ -54,7 +54,7 @@ fn main() -> Result<(), Failure> {
 
 fn goldens(torch: &mut Torch) -> Result<Value, Failure> {
     let files = bundled::cases()?;
-    let report = verify(&files, torch, VerifyOptions { random_cases: 0, seed: 0 }, &mut |_| {});
+    let report = verify(&files, torch, VerifyOptions::new(0, 0), &mut |_| {});
     Ok(json!({
         "exit_code": report.exit_code(),
         "total": report.total(),

@@ -28,7 +28,7 @@ fn random<S: Subject>(
     new_subject: impl Fn() -> Result<S, Failure> + Sync,
 ) -> Result<(), Failure> {
     let random_cases = if testing() { 50 } else { cases };
-    let report = small_cases(new_subject, VerifyOptions { random_cases, seed: 0 })?;
+    let report = small_cases(new_subject, VerifyOptions::new(random_cases, 0))?;
     if let Some(finding) = report.finding {
         return Err(format!("{name} diverges: {}", finding.join("; ")).into());
     }
@@ -45,7 +45,7 @@ fn sequences() {
 /// As the command does it.
 fn bundled_cases() -> Result<(), Failure> {
     let mut files = bundled::cases()?;
-    let mut options = VerifyOptions { random_cases: 200, seed: 0 };
+    let mut options = VerifyOptions::new(200, 0);
     if testing() {
         files.retain(|file| file.group() == "counterexamples");
         options.random_cases = 1;

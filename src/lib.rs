@@ -84,6 +84,7 @@ pub mod subjects;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod verdicts;
+mod visible;
 
 #[cfg(feature = "cli")]
 pub use cli::{main as command, main_with as command_with};

@@ -101,12 +101,12 @@ fn bundled_cases_but_the_grid(cache: &mut dyn Subject) -> Outcome {
 }
 
 fn judge_bundled(torch: &mut dyn Subject, files: &[bundled::Found]) -> Outcome {
-    let report = verify(files, torch, VerifyOptions { random_cases: 20, seed: 0 }, &mut |_| {});
+    let report = verify(files, torch, VerifyOptions::new(20, 0), &mut |_| {});
     if report.exit_code() == 0 { Ok(()) } else { Err(text::render(&report, false).into()) }
 }
 
 fn random(torch: &mut dyn Subject) -> Outcome {
-    let report = random_cases(torch, VerifyOptions { random_cases: cases(2000), seed: 1 });
+    let report = random_cases(torch, VerifyOptions::new(cases(2000), 1));
     match report.finding {
         None => Ok(()),
         Some(finding) => Err(finding.join("\n").into()),

@@ -59,7 +59,9 @@ impl Dims {
 
     /// About how many multiplications it takes to score every key for every row.
     pub fn operations(&self) -> usize {
-        self.batch * self.heads * self.queries * self.keys * self.head_dim.max(self.value_dim)
+        // Sizes that a file declares are asked for this before they are checked.
+        let sizes = [self.heads, self.queries, self.keys, self.head_dim.max(self.value_dim)];
+        sizes.into_iter().fold(self.batch, usize::saturating_mul)
     }
 
     /// Every (batch, head, query), in row-major order.

@@ -14,6 +14,7 @@ use safetensors::Dtype;
 
 use super::error::{Error, Result};
 use super::file::metadata;
+use super::memory::Memory;
 use super::tensors::{Tensors, floats};
 use crate::algorithm::calibrate::{BlockActivations, Importance};
 use crate::algorithm::channels::ranges;
@@ -26,17 +27,17 @@ pub struct Calibration {
 }
 
 /// Sums the importance over all files. Errors name the file, the field, what was found and what was expected.
-pub fn calibrate(paths: &[PathBuf]) -> Result<Calibration> {
+pub fn calibrate(paths: &[PathBuf], memory: Memory) -> Result<Calibration> {
     let mut calibration = Calibration::default();
     for path in paths {
-        calibration.add_file(path).map_err(|error| error.in_file(path))?;
+        calibration.add_file(path, memory).map_err(|error| error.in_file(path))?;
     }
     Ok(calibration)
 }
 
 impl Calibration {
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
+    fn add_file(&mut self, path: &Path, memory: Memory) -> Result<()> {
+        let bytes = memory.read(path)?;
         let file = Tensors::parse(&bytes)?;
         let layer = file.metadata.get("layer").map_or("nothing", String::as_str);
         let layer: usize = layer.parse().map_err(|_| metadata("layer", layer, "the number of a layer"))?;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
+use super::memory::Memory;
 use crate::algorithm::Detail;
 pub use crate::checksum::sha256;
 
@@ -26,34 +27,39 @@ pub struct Found {
 /// Where a file is found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// Below this folder.
-    Folder(PathBuf),
+    /// Below this folder, there.
+    Folder(PathBuf, PathBuf),
     /// In the library itself.
     #[cfg(feature = "bundled")]
     Library,
 }
 
 impl Found {
-    fn below(folder: &Path, name: String) -> Self {
-        Self { place: Place::Folder(folder.to_owned()), name }
+    /// The name stands for paths that are no UTF-8, too.
+    fn below(folder: &Path, below: &Path) -> Self {
+        let name = name_below(Path::new(""), below);
+        Self { place: Place::Folder(folder.to_owned(), below.to_owned()), name }
     }
 
     /// Where the file is, for messages: of a file in the library its name after `bundled`.
     pub fn path(&self) -> PathBuf {
         match &self.place {
-            Place::Folder(folder) => folder.join(&self.name),
+            Place::Folder(folder, below) => folder.join(below),
             #[cfg(feature = "bundled")]
             Place::Library => Path::new("bundled").join(&self.name),
         }
     }
 
-    /// The content. Errors: [`Error::Access`]; [`Error::Format`] where the library lacks it.
+    /// The content. Errors: those of [`Found::read_within`] and [`Memory::DEFAULT`].
     pub fn read(&self) -> Result<Vec<u8>> {
+        self.read_within(Memory::DEFAULT)
+    }
+
+    /// The content, where it is no longer than allowed. Errors: [`Error::Access`]; [`Error::Memory`]; [`Error::Format`] where the
+    /// library lacks it.
+    pub fn read_within(&self, memory: Memory) -> Result<Vec<u8>> {
         match &self.place {
-            Place::Folder(_) => {
-                let path = self.path();
-                std::fs::read(&path).map_err(|source| Error::Access { path, source })
-            }
+            Place::Folder(..) => memory.read(&self.path()),
             #[cfg(feature = "bundled")]
             Place::Library => archive::read(&self.name).map(<[u8]>::to_vec),
         }
@@ -63,7 +69,7 @@ impl Found {
     pub fn group(&self) -> String {
         match (self.name.rsplit_once('/'), &self.place) {
             (Some((group, _)), _) => group.to_owned(),
-            (None, Place::Folder(folder)) => {
+            (None, Place::Folder(folder, _)) => {
                 folder.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned())
             }
             #[cfg(feature = "bundled")]
@@ -88,8 +94,8 @@ pub fn cases() -> Result<Vec<Found>> {
 /// [`Found::read`].
 #[cfg(feature = "bundled")]
 pub fn read(name: &str) -> Result<Vec<u8>> {
-    let place =
-        std::env::var_os("DOUBLECHECK_GOLDEN").map_or(Place::Library, |folder| Place::Folder(folder.into()));
+    let place = std::env::var_os("DOUBLECHECK_GOLDEN")
+        .map_or(Place::Library, |folder| Place::Folder(folder.into(), name.into()));
     Found { place, name: name.to_owned() }.read()
 }
 
@@ -155,8 +161,7 @@ pub fn find(path: &Path) -> Result<Vec<Found>> {
     let access = |source| Error::Access { path: path.to_owned(), source };
     if !std::fs::metadata(path).map_err(access)?.is_dir() {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(vec![Found::below(folder, name)]);
+        return Ok(vec![Found::below(folder, Path::new(path.file_name().unwrap_or_default()))]);
     }
     let mut found = Vec::new();
     collect(path, path, &mut found)?;
@@ -188,7 +193,7 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Found>) -> Result<()> {
         if entry.file_type().map_err(access)?.is_dir() {
             collect(root, &path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(Found::below(root, name_below(root, &path)));
+            found.push(Found::below(root, path.strip_prefix(root).unwrap_or(&path)));
         }
     }
     Ok(())
@@ -214,7 +219,7 @@ impl Checksums {
     /// group finds it too; for a file in the library the one recorded there. Errors: [`Error::Access`].
     pub fn recorded(&mut self, found: &Found) -> Result<Option<String>> {
         match &found.place {
-            Place::Folder(_) => self.recorded_near(&found.path()),
+            Place::Folder(..) => self.recorded_near(&found.path()),
             #[cfg(feature = "bundled")]
             Place::Library => {
                 if self.library.is_none() {

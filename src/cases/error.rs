@@ -24,6 +24,9 @@ pub enum Error {
     /// Metadata that is missing or cannot be understood.
     #[error("metadata does not fit: {0}")]
     Metadata(Detail),
+    /// Sizes that take more memory than is allowed.
+    #[error("too much memory: {0}")]
+    Memory(Detail),
     /// Values that the algorithm refuses.
     #[error(transparent)]
     Refused(#[from] AlgorithmError),
@@ -42,7 +45,9 @@ impl Error {
     #[cfg(feature = "process")]
     pub(crate) fn sentence(self) -> String {
         match self {
-            Self::Format(detail) | Self::Tensor(detail) | Self::Metadata(detail) => detail.to_string(),
+            Self::Format(detail) | Self::Tensor(detail) | Self::Metadata(detail) | Self::Memory(detail) => {
+                detail.to_string()
+            }
             other => other.to_string(),
         }
     }

@@ -31,13 +31,16 @@ use super::bundled::Found;
 use super::capabilities::Outline;
 use super::case::{CalibrationCase, Case, Expectation, LabelCase};
 use super::error::{Error, Result};
+use super::memory::{self, Memory};
 use super::recipe::Recipe;
 use super::rounding_model::RoundingModel;
 use super::sequence::{Call, EarlierMasker, Instance, InstanceSettings, Sequence};
 use super::session_file::{self, StoredSession};
 use super::stage_file::{self, StoredStage};
-use super::tensors::{FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers};
-use crate::algorithm::calibrate::BlockActivations;
+use super::tensors::{
+    FLOATS, Tensors, Writer, broadcastable, bytes, channels, float_rows, floats, integers, shape4,
+};
+use crate::algorithm::calibrate::{BlockActivations, Importance};
 use crate::algorithm::config::from_json;
 use crate::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, Detail, Dims, InputParts, Inputs, LabelBits, Lengths, Mask,
@@ -152,6 +155,7 @@ struct CalibrationMetadata {
 /// Reads case files, and keeps the inputs of the last recipe because neighbouring cases often share them.
 #[derive(Default)]
 pub struct Reader {
+    memory: Memory,
     last: Option<(RecipeUse, Arc<Inputs>, ChannelOrder)>,
 }
 
@@ -165,25 +169,33 @@ struct RecipeUse {
 }
 
 impl Reader {
+    /// A reader that refuses files that would take more memory than this; the default is [`Memory::DEFAULT`].
+    pub fn within(memory: Memory) -> Self {
+        Self { memory, last: None }
+    }
+
     /// Reads one file; `name` is what reports call it. Errors name the file, the field, what was found and expected.
     pub fn read(&mut self, path: &Path, name: &str) -> Result<CaseFile> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
+        let bytes = self.memory.read(path)?;
         self.parse(&bytes, name).map_err(|error| error.in_file(path))
     }
 
     /// Reads a file that was found.
     pub fn read_found(&mut self, found: &Found) -> Result<CaseFile> {
-        self.parse(&found.read()?, &found.name).map_err(|error| error.in_file(&found.path()))
+        self.parse(&found.read_within(self.memory)?, &found.name)
+            .map_err(|error| error.in_file(&found.path()))
     }
 
-    /// Reads the bytes of one file.
+    /// Reads the bytes of one file. Nothing is made of it that takes more memory than allowed.
     pub fn parse(&mut self, bytes: &[u8], name: &str) -> Result<CaseFile> {
         let file = Tensors::parse(bytes)?;
+        self.memory.check_json("metadata", file.metadata.values().map(String::len).sum())?;
         if let Some(settings) = file.metadata.get("case") {
             return self.attention_case(&file, settings, name).map(|case| CaseFile::Attention(case.into()));
         }
         if let Some(json) = file.metadata.get("sequence") {
-            return stored_sequence(&file, json, name).map(|stored| CaseFile::Sequence(stored.into()));
+            return stored_sequence(&file, json, name, self.memory)
+                .map(|stored| CaseFile::Sequence(stored.into()));
         }
         if let Some(json) = file.metadata.get("quantisation") {
             return quantisation_cases(&file, json, name).map(CaseFile::Quantisation);
@@ -191,10 +203,10 @@ impl Reader {
         if let Some(json) = file.metadata.get("calibration") {
             return calibration_case(&file, json, name).map(CaseFile::Calibration);
         }
-        if let Some(stored) = stage_file::parse(&file, name)? {
+        if let Some(stored) = stage_file::parse(&file, name, self.memory)? {
             return Ok(CaseFile::Stage(stored.into()));
         }
-        if let Some(stored) = session_file::parse(&file, name)? {
+        if let Some(stored) = session_file::parse(&file, name, self.memory)? {
             return Ok(CaseFile::Session(stored.into()));
         }
         let found = match file.metadata.keys().map(String::as_str).collect::<Vec<_>>() {
@@ -218,6 +230,15 @@ impl Reader {
             Some(json) => Some(from_json::<Recipe>("recipe", json)?),
             None => None,
         };
+        let (dims, channel_rows) = match &recipe {
+            Some(recipe) => (recipe.dims()?, recipe.channel_rows()),
+            // Channels that the file holds as tensors take as much as these.
+            None => (layer_dims(file, "")?, 0),
+        };
+        let bytes = memory::of_call(&dims, &settings.selection)
+            .saturating_add(memory::of_channels(channel_rows, dims.head_dim));
+        let field = if recipe.is_some() { "recipe" } else { "case" };
+        self.memory.check(field, sizes(&dims), bytes)?;
         let (inputs, channels) = match &recipe {
             Some(recipe) if attention_mask.is_none() => self.made_by(recipe, &settings)?,
             Some(recipe) => {
@@ -271,6 +292,21 @@ impl Reader {
         self.last = Some((wanted, inputs.clone(), made.channels.clone()));
         Ok((inputs, made.channels))
     }
+}
+
+/// The sizes of a layer whose tensors have names that begin with a prefix; shapes that do not fit one another are found later.
+/// Errors: a tensor that is missing, or has other than four dimensions.
+pub(super) fn layer_dims(file: &Tensors, prefix: &str) -> Result<Dims> {
+    let shape = |name: &str| -> Result<[usize; 4]> { shape4(&file.required(&format!("{prefix}{name}"))?) };
+    let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _], [_, _, _, value_dim]) =
+        (shape("q")?, shape("k")?, shape("v")?);
+    Ok(Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim })
+}
+
+/// Sizes for a message.
+pub(super) fn sizes(dims: &Dims) -> String {
+    let Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim } = dims;
+    format!("[b, h, hk, m, n, d, dv] {:?}", [batch, heads, kv_heads, queries, keys, head_dim, value_dim])
 }
 
 /// The inputs with the head weights of a tensor, where there is one.
@@ -403,15 +439,16 @@ fn check_expectation(expectation: &Expectation, inputs: &Inputs) -> Result<()> {
     Ok(())
 }
 
-fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSequence> {
+fn stored_sequence(file: &Tensors, json: &str, name: &str, memory: Memory) -> Result<StoredSequence> {
     let own = from_json::<SequenceMetadata>("sequence", json)?;
     let text = file.metadata.get("channel_file");
     let text = text.ok_or_else(|| metadata("channel_file", "nothing", "the JSON text of a channel file"))?;
-    let sequence = sequence_of(file, own, text, name, "")?;
     let earlier = match file.metadata.get("before") {
         None => Vec::new(),
         Some(json) => from_json::<Vec<EarlierMetadata>>("before", json)?,
     };
+    check_memory(file, &own, &earlier, memory)?;
+    let sequence = sequence_of(file, own, text, name, "")?;
     let of_earlier = |(index, earlier): (usize, EarlierMetadata)| {
         let name = format!("{name}, asked before ({})", index + 1);
         sequence_of(file, earlier.sequence, &earlier.channel_file, &name, &format!("before_{index}."))
@@ -419,6 +456,25 @@ fn stored_sequence(file: &Tensors, json: &str, name: &str) -> Result<StoredSeque
     let before = earlier.into_iter().enumerate().map(of_earlier).collect::<Result<Vec<_>>>()?;
     let source = file.metadata.get("source").cloned().unwrap_or_default();
     Ok(StoredSequence { sequence, before, source })
+}
+
+/// Errors: [`Error::Memory`] where the calls of all sequences of a file take more than is allowed.
+fn check_memory(
+    file: &Tensors,
+    own: &SequenceMetadata,
+    earlier: &[EarlierMetadata],
+    memory: Memory,
+) -> Result<()> {
+    let earlier = (0..).zip(earlier).map(|(index, earlier)| (format!("before_{index}."), &earlier.sequence));
+    let mut bytes: u64 = 0;
+    for (prefix, sequence) in std::iter::once((String::new(), own)).chain(earlier) {
+        for index in 0..sequence.calls.len() {
+            let dims = layer_dims(file, &format!("{prefix}call_{index}."))?;
+            bytes = bytes.saturating_add(memory::of_call(&dims, &sequence.instance.settings.selection));
+            memory.check(&format!("{prefix}call_{index}"), sizes(&dims), bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// A sequence from its metadata, the text of its channel file, and tensors whose names begin with a prefix.
@@ -585,6 +641,7 @@ fn calibration_case(file: &Tensors, json: &str, name: &str) -> Result<Calibratio
             }
         });
     }
+    check_blocks(kind, &blocks)?;
     Ok(CalibrationCase {
         name: name.to_owned(),
         kind,
@@ -593,6 +650,22 @@ fn calibration_case(file: &Tensors, json: &str, name: &str) -> Result<Calibratio
         source: file.metadata.get("source").cloned().unwrap_or_default(),
         known_divergence: file.metadata.get("known_divergence").cloned(),
     })
+}
+
+/// Checks that an order can be derived from the blocks, so that an implementation that cannot is not blamed for the file. Errors:
+/// those of [`Importance::add`], by block.
+fn check_blocks(kind: ChannelKind, blocks: &[BlockActivations]) -> Result<()> {
+    if blocks.is_empty() {
+        let expected = format!("at least one, with the tensors that {} needs", kind.name());
+        return Err(Error::Tensor(Detail::new("block_0", "no block", expected)));
+    }
+    let mut importance = Importance::new(kind);
+    for (index, block) in blocks.iter().enumerate() {
+        importance.add(block).map_err(|error| {
+            Error::Tensor(Detail::new(format!("block_{index}"), error, "activations of tokens"))
+        })?;
+    }
+    Ok(())
 }
 
 /// The bytes of an attention case's file. The same case gives the same bytes.

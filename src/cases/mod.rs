@@ -10,8 +10,12 @@ pub mod domain;
 pub mod error;
 #[cfg(feature = "files")]
 pub mod file;
+#[cfg(any(feature = "torch", feature = "internals"))]
+pub mod gguf_header;
 pub mod history;
 pub mod large_plan;
+#[cfg(feature = "files")]
+pub mod memory;
 pub mod observation;
 pub mod profiles;
 pub mod promise;
@@ -42,6 +46,8 @@ pub use domain::{Constraint, Domain, Quantity};
 pub use error::Error;
 #[cfg(feature = "files")]
 pub use file::{CaseFile, Reader, StoredSequence};
+#[cfg(feature = "files")]
+pub use memory::Memory;
 pub use observation::Observation;
 pub use promise::Promise;
 pub use ragged::Entry;

@@ -161,16 +161,24 @@ impl Recipe {
         if sizes.contains(&0) {
             return wrong("sizes", format!("{sizes:?}"), "no size of 0");
         }
+        self.length(self.heads, self.queries)?;
+        self.length(self.kv_heads, self.keys)?;
         Ok(())
     }
 
-    fn tensor(&self, t: u64, heads: usize, positions: usize) -> Result<Array4<f32>> {
+    /// How many numbers a tensor has. Errors: more than 2^30.
+    fn length(&self, heads: usize, positions: usize) -> Result<usize> {
         let shape = [self.batch, heads, positions, self.head_dim];
         let length = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        let Some(length) = length.filter(|&length| length <= LARGEST_TENSOR) else {
+        length.filter(|&length| length <= LARGEST_TENSOR).ok_or_else(|| {
             let expected = "at most 2^30 numbers in one tensor";
-            return Err(Error::Metadata(Detail::new("recipe", format!("{shape:?}"), expected)));
-        };
+            Error::Metadata(Detail::new("recipe", format!("{shape:?}"), expected))
+        })
+    }
+
+    fn tensor(&self, t: u64, heads: usize, positions: usize) -> Result<Array4<f32>> {
+        let length = self.length(heads, positions)?;
+        let shape = [self.batch, heads, positions, self.head_dim];
         let words = Words::new(self.seed, t);
         let values = (0..length as u64).into_par_iter().map(|i| words.value(i)).collect();
         Array4::from_shape_vec(shape, values)

@@ -1,14 +1,17 @@
 //! Case files of sessions (SPEC §6), under the metadata key `session`. `check` writes them for its counterexamples.
 
+use std::collections::BTreeMap;
+
 use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::memory::{self, Memory};
 use super::sequence::{Instance, InstanceSettings};
 use super::session::{Opening, Part, Session, Step};
 use super::tensors::{FLOATS, Tensors, Writer, floats3};
 use crate::algorithm::config::from_json;
-use crate::algorithm::{ChannelFile, Detail};
+use crate::algorithm::{ChannelFile, Detail, Dims, Selection};
 
 /// A session that was written to a file.
 #[derive(Debug)]
@@ -79,13 +82,14 @@ pub fn to_bytes(session: &Session, source: &str) -> Vec<u8> {
 }
 
 /// The session of a file; `None` where it holds no such metadata. Errors: by field, found and expected.
-pub(super) fn parse(file: &Tensors, name: &str) -> Result<Option<StoredSession>> {
+pub(super) fn parse(file: &Tensors, name: &str, memory: Memory) -> Result<Option<StoredSession>> {
     let Some(json) = file.metadata.get("session") else { return Ok(None) };
     let Metadata { instance, open, steps } = from_json("session", json)?;
     let missing = || Detail::new("channel_file", "nothing", "the JSON text of a channel file");
     let channels = file.metadata.get("channel_file").ok_or_else(|| Error::Tensor(missing()))?;
     let instance = Instance::from_settings(instance, ChannelFile::from_json(channels)?);
     check_opening(&open)?;
+    check_memory(file, &instance.selection, &open, &steps, memory)?;
     let step = |(index, step): (usize, StepMetadata)| -> Result<Step> {
         let tensor = |name: &str| -> Result<Array3<f32>> {
             let name = format!("step_{index}.{name}");
@@ -120,6 +124,72 @@ pub(super) fn parse(file: &Tensors, name: &str) -> Result<Option<StoredSession>>
     }
     let source = file.metadata.get("source").cloned().unwrap_or_default();
     Ok(Some(StoredSession { session, source }))
+}
+
+/// Errors: [`Error::Memory`] where the room, the tokens that are held and the calls that attend take more than is allowed. Lengths
+/// are followed as they are where no step is refused.
+fn check_memory(
+    file: &Tensors,
+    selection: &Selection,
+    open: &Opening,
+    steps: &[StepMetadata],
+    memory: Memory,
+) -> Result<()> {
+    let &Opening { capacity, heads, kv_heads, head_dim, value_dim, .. } = open;
+    let layers = open.layers.len();
+    let mut bytes = memory::of_room(capacity, layers);
+    memory.check("session.open", format!("capacity {capacity} in {layers} layers"), bytes)?;
+    // By request, the most of all layers.
+    let mut lengths = BTreeMap::<usize, usize>::new();
+    for (index, step) in steps.iter().enumerate() {
+        // Rows that the parts do not fill are refused.
+        let rows = |name: &str| -> Result<usize> {
+            let view = file.required(&format!("step_{index}.{name}"))?;
+            Ok(view.view.shape().first().copied().unwrap_or(0))
+        };
+        let fill = |parts: &[Part], rows: usize| {
+            parts.iter().map(|&(_, count)| count as u128).sum::<u128>() == rows as u128
+        };
+        match step {
+            StepMetadata::Append { requests, .. } => {
+                let rows = rows("k")?;
+                if fill(requests, rows) {
+                    for &(request, count) in requests {
+                        *lengths.entry(request).or_default() += count;
+                    }
+                    bytes = bytes.saturating_add(memory::of_tokens(rows, kv_heads, head_dim, value_dim));
+                }
+            }
+            StepMetadata::Attend { requests, .. } => {
+                if fill(requests, rows("q")?) {
+                    for (request, queries) in requests {
+                        let keys = lengths.get(request).copied().unwrap_or(0);
+                        let queries = *queries;
+                        let dims = Dims { batch: 1, heads, kv_heads, queries, keys, head_dim, value_dim };
+                        bytes = bytes.saturating_add(memory::of_call(&dims, selection));
+                    }
+                }
+            }
+            StepMetadata::Fork { from, to, length } => {
+                let held = lengths.get(from).copied().unwrap_or(0).min(*length);
+                bytes = bytes.saturating_add(memory::of_room(held, layers));
+                lengths.insert(*to, held);
+            }
+            StepMetadata::Truncate { request, length } => {
+                lengths.entry(*request).and_modify(|held| *held = (*held).min(*length));
+            }
+            StepMetadata::Free { request } => {
+                lengths.remove(request);
+            }
+        }
+        let longest = lengths.values().max().copied().unwrap_or(0);
+        memory.check(
+            &format!("session.steps[{index}]"),
+            format!("requests of up to {longest} keys"),
+            bytes,
+        )?;
+    }
+    Ok(())
 }
 
 fn check_opening(open: &Opening) -> Result<()> {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::file::{layer_dims, sizes};
+use super::memory::{self, Memory};
 use super::stages::{ScoresCall, SelectionCall, StageCall};
-use super::tensors::{FLOATS, Tensors, Writer, floats, integers};
+use super::tensors::{FLOATS, Tensors, Writer, floats, integers, shape4};
 use crate::algorithm::config::from_json;
 use crate::algorithm::{Detail, InputParts, Inputs, Lengths, Mask, Storage};
 
@@ -70,13 +72,18 @@ pub fn to_bytes(call: &StageCall, source: &str) -> Vec<u8> {
 }
 
 /// The question of a file; `None` where it holds no such metadata. Errors: by field, found and expected.
-pub(super) fn parse(file: &Tensors, name: &str) -> Result<Option<StoredStage>> {
+pub(super) fn parse(file: &Tensors, name: &str, memory: Memory) -> Result<Option<StoredStage>> {
     let (call, ragged) = if let Some(json) = file.metadata.get("scores_case") {
         let ScoresMetadata { heavy_size, dtype, ragged } = from_json("scores_case", json)?;
-        let scores = floats(&file.required("scores")?, FLOATS)?;
+        let scores = file.required("scores")?;
+        let shape = shape4(&scores)?;
+        memory.check("scores_case", format!("[b, h, m, n] {shape:?}"), memory::of_scores(shape))?;
+        let scores = floats(&scores, FLOATS)?;
         (StageCall::Scores(ScoresCall::new(scores, dtype, heavy_size)?), ragged)
     } else if let Some(json) = file.metadata.get("selection_case") {
         let SelectionMetadata { dtype, scaling, ragged } = from_json("selection_case", json)?;
+        let dims = layer_dims(file, "")?;
+        memory.check("selection_case", sizes(&dims), memory::of_attention(&dims))?;
         let numbers = |name: &str| floats(&file.required(name)?, FLOATS);
         let inputs = Inputs::new(InputParts {
             q: numbers("q")?,

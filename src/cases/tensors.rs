@@ -69,6 +69,16 @@ impl NamedView<'_> {
         Err(Error::Tensor(Detail::new(self.name.clone(), found, expected)))
     }
 
+    /// Errors: an empty dimension. Without numbers there may be any number of rows.
+    fn check_rows(&self) -> Result<()> {
+        let shape = self.view.shape();
+        if !shape.contains(&0) {
+            return Ok(());
+        }
+        let found = format!("{:?} {shape:?}", self.view.dtype());
+        Err(Error::Tensor(Detail::new(self.name.clone(), found, "no empty dimension")))
+    }
+
     pub(crate) fn elements<const N: usize, T>(&self, read: impl Fn([u8; N]) -> T) -> Vec<T> {
         let (chunks, _) = self.view.data().as_chunks::<N>();
         chunks.iter().map(|&bytes| read(bytes)).collect()
@@ -100,6 +110,14 @@ pub(crate) fn floats(view: &NamedView, dtypes: &[Dtype]) -> Result<Array4<f32>> 
     view.array4(view.float_elements())
 }
 
+/// The shape of a tensor of four dimensions.
+pub(crate) fn shape4(view: &NamedView) -> Result<[usize; 4]> {
+    <[usize; 4]>::try_from(view.view.shape()).map_err(|_| {
+        let found = format!("shape {:?}", view.view.shape());
+        Error::Tensor(Detail::new(view.name.clone(), found, "4 dimensions"))
+    })
+}
+
 /// Packed rows.
 pub(crate) fn floats3(view: &NamedView, dtypes: &[Dtype]) -> Result<Array3<f32>> {
     view.check(dtypes, 3)?;
@@ -120,6 +138,7 @@ pub(crate) fn broadcastable(view: &NamedView) -> Result<Array4<f32>> {
 
 pub(crate) fn float_rows(view: &NamedView, storage: Storage) -> Result<Array2<f32>> {
     view.check(&[dtype(storage)], 2)?;
+    view.check_rows()?;
     view.array2(view.float_elements())
 }
 
@@ -135,6 +154,7 @@ pub(crate) fn bytes(view: &NamedView) -> Result<Array4<u8>> {
 
 pub(crate) fn channels(view: &NamedView) -> Result<ChannelOrder> {
     view.check(&[Dtype::I64], 2)?;
+    view.check_rows()?;
     let rows = view.array2(view.elements(i64::from_le_bytes))?;
     let row = |(index, row): (usize, ndarray::ArrayView1<i64>)| {
         let channel = |(position, &channel): (usize, &i64)| {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::limit::Limit;
 use super::{Failure, print, write};
 use crate::algorithm::ChannelFile;
 use crate::cases::activations;
@@ -43,12 +44,14 @@ pub struct Arguments {
     /// Where the model computes: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: String,
+    #[command(flatten)]
+    limit: Limit,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let (file, summary) = match &arguments.model {
         None => {
-            let calibration = activations::calibrate(&arguments.activations)?;
+            let calibration = activations::calibrate(&arguments.activations, arguments.limit.memory)?;
             (calibration.channel_file(arguments.shared)?, calibration.summary())
         }
         Some(model) => of_model(model, arguments)?,
@@ -72,7 +75,11 @@ fn of_model(path: &std::path::Path, arguments: &Arguments) -> Result<(ChannelFil
     let model = Model::read(path, device::open(arguments.device.parse()?)?, tch::Kind::Float)?;
     let config = model.llama.config();
     let channels = GroupFactor::new(arguments.group_factor)?.label_channels(config.head_dim)?;
-    let other = arguments.compare.as_deref().map(ChannelFile::read).transpose()?;
+    let other = arguments
+        .compare
+        .as_deref()
+        .map(|path| super::channel_file(path, arguments.limit.memory))
+        .transpose()?;
     let (blocks, length) = (arguments.blocks, arguments.block_tokens);
     let bar = indicatif::ProgressBar::new(blocks as u64);
     let calibrator = Calibrator::of_texts(&model, &arguments.text, [blocks, length], &mut || bar.inc(1))?;

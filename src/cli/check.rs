@@ -1,5 +1,6 @@
 //! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,D6] [--out DIR] [--html FILE] [--probe]`
 
+use std::fs::{File, TryLockError};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,8 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::limit::Limit;
 use super::watching::Watching;
-use super::{Failure, check_writable, interrupts, print, seconds, subject, write};
+use super::{Delivery, Failure, check_writable, interrupts, seconds, subject};
 use crate::Options;
 use crate::algorithm::Rules;
 use crate::cases::{Capabilities, Takes, bundled, profiles, rule_names};
@@ -25,6 +27,8 @@ const DEFAULT_TIME: Duration = Duration::from_secs(60);
 pub struct Arguments {
     #[command(flatten)]
     subject: subject::Choice,
+    #[command(flatten)]
+    limit: Limit,
     /// Seconds to ask for: small sequences first, then larger ones and goldens, in stages of growing size. Shrinking comes on top
     /// [default: 60 without --cases]
     #[arg(long, value_name = "S", value_parser = seconds)]
@@ -90,7 +94,7 @@ pub struct Arguments {
     /// Measure the wires of the subject and print the table of what it does; nothing else is asked
     #[arg(long, conflicts_with = "out")]
     probe: bool,
-    /// Leave times out of the text, so that it is the same for each run
+    /// Leave times out of text, JSON and HTML, so that they are the same for each run
     #[arg(long)]
     no_times: bool,
 }
@@ -116,6 +120,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if let Some(folder) = out {
         counterexamples::prepare(folder).map_err(|error| cannot_write(folder, error))?;
     }
+    // Held until the end.
+    let _lock = out.map(|folder| own(folder)).transpose()?;
     let mut subject = arguments.subject.open()?;
     let of_count = arguments.cases.or(arguments.sessions).is_some();
     let by_time = !of_count || arguments.seconds.is_some();
@@ -147,15 +153,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         profile,
         known,
         goldens,
+        memory: arguments.limit.memory,
         repeat: arguments.repeat,
         conditions: !arguments.no_causes,
         ..Options::default()
     };
     if arguments.no_causes {
         options.naming = Duration::ZERO;
-    }
-    if let Some(folder) = out {
-        counterexamples::remove_all(folder).map_err(|error| cannot_write(folder, error))?;
     }
     let mut watching = Watching::new(out, subject.name())?;
     let mut report = if arguments.probe {
@@ -166,23 +170,40 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         check_with(subject.as_mut(), &options, &mut |event| watching.event(event))
     };
     watching.end();
-    if let Some(folder) = out {
-        counterexamples::write(&mut report, folder).map_err(|error| cannot_write(folder, error))?;
+    let mut delivery = Delivery::default();
+    if let Some(folder) = out
+        && let Err(error) = counterexamples::write(&mut report, folder)
+    {
+        delivery.problems.push(cannot_write(folder, error));
     }
-    if let Some(path) = &arguments.json {
-        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    if arguments.no_times {
+        report.leave_out_times();
     }
-    if let Some(path) = &arguments.html {
-        write(path, &html::check(&report, &arguments.subject.again()))?;
-    }
-    match report.probes.as_ref().filter(|_| arguments.probe) {
+    let text = match report.probes.as_ref().filter(|_| arguments.probe) {
         Some(probed) => {
             let header = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
-            print(&(header + &probes::table(probed, !arguments.no_times)))?;
+            header + &probes::table(probed, !arguments.no_times)
         }
-        None => print(&render(&report, !arguments.no_times))?,
-    }
+        None => render(&report, !arguments.no_times),
+    };
+    let delivery = delivery.json(arguments.json.as_deref(), &report);
+    let page = || html::check(&report, &arguments.subject.again());
+    delivery.html(arguments.html.as_deref(), page).with(&text)?;
     Ok(ExitCode::from(report.exit_code()))
+}
+
+/// Keeps other runs out of a folder of counterexamples, until the result is dropped. Errors: another one is there.
+fn own(folder: &Path) -> Result<File, Failure> {
+    let opened = File::open(folder).and_then(|opened| Ok((opened.try_lock(), opened)));
+    match opened {
+        Ok((Err(TryLockError::WouldBlock), _)) => {
+            let found = folder.display();
+            Err(format!("--out: found {found} in use by another run, expected a folder of its own").into())
+        }
+        // Some file systems have no locks.
+        Ok((_, opened)) => Ok(opened),
+        Err(error) => Err(format!("cannot write to {}: {error}", folder.display()).into()),
+    }
 }
 
 fn rules(name: &str) -> Result<Rules, Failure> {

@@ -230,7 +230,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     let found = evaluate(&model, &workload, setup, &mut contenders, &mut progress, &mut tick)?;
     bar.finish_and_clear();
-    let command = std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
+    let command =
+        std::env::args_os().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
     common.tell(&Evaluation { command, ..found })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::{Failure, print, write};
+use super::{Delivery, Failure, check_writable, interrupts};
 use crate::Options;
 use crate::reports::faults::{list, render, render_above};
 use crate::runner::faults::{FaultResult, Planted};
@@ -38,6 +39,8 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    arguments.json.as_deref().map(check_writable).transpose()?;
+    let interrupted = interrupts::end_cleanly()?;
     let planted = match (arguments.only.as_slice(), arguments.sessions) {
         ([], false) => Planted::all(),
         ([], true) => Planted::of_sessions(),
@@ -48,8 +51,13 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     // Small sequences show every planted fault.
-    let options =
-        Options { cases: arguments.cases, seed: arguments.seed, largest_keys: 0, ..Options::default() };
+    let options = Options {
+        cases: arguments.cases,
+        seed: arguments.seed,
+        largest_keys: 0,
+        interrupted: Some(interrupted),
+        ..Options::default()
+    };
     let runs: Vec<(Planted, Option<usize>)> = match arguments.above.as_slice() {
         [] => planted.into_iter().map(|planted| (planted, None)).collect(),
         above => above.iter().flat_map(|&keys| planted.iter().map(move |&one| (one, Some(keys)))).collect(),
@@ -63,15 +71,17 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
             Some(keys) => planted.check_above(&options, keys).0,
         };
         bar.inc(1);
-        result
+        // What was cut short says nothing.
+        (!interrupted.load(Ordering::Relaxed)).then_some(result)
     };
     // One at a time for each core: they differ in how long they take.
-    let results: Vec<FaultResult> = runs.par_iter().with_max_len(1).map(check).collect();
+    let results: Vec<FaultResult> = runs.par_iter().with_max_len(1).filter_map(check).collect();
     bar.finish_and_clear();
-    if let Some(path) = &arguments.json {
-        write(path, &(serde_json::to_string_pretty(&results)? + "\n"))?;
+    let mut text = if arguments.above.is_empty() { render(&results) } else { render_above(&results) };
+    if results.len() < runs.len() {
+        text += &format!("\ninterrupted: {} of {} were tried until then\n", results.len(), runs.len());
     }
-    print(&if arguments.above.is_empty() { render(&results) } else { render_above(&results) })?;
+    Delivery::default().json(arguments.json.as_deref(), &results).with(&text)?;
     Ok(if results.iter().all(|result| result.right()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::Failure;
+use super::{Failure, complain};
 use crate::subjects::process::end_all;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -25,8 +25,8 @@ pub fn end_with_this_process() -> Result<(), Failure> {
                     end_all();
                     std::process::exit(128 + signal);
                 }
-                eprintln!(
-                    "doublecheck: interrupted; it ends after the answer it waits for. Again: it ends at once"
+                complain(
+                    "doublecheck: interrupted; it ends after the answer it waits for. Again: it ends at once",
                 );
             }
         });

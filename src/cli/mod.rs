@@ -7,6 +7,7 @@ mod eval;
 mod faults;
 mod inspect;
 mod interrupts;
+mod limit;
 mod replay;
 mod run;
 mod subject;
@@ -14,12 +15,17 @@ mod verify;
 mod watching;
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::algorithm::ChannelFile;
+use crate::cases::Memory;
 use crate::reports::files;
+use crate::visible;
 
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
@@ -85,19 +91,63 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Eval { arguments } => Err(format!("eval {}: {WITHOUT_TORCH}", arguments.join(" ")).into()),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("doublecheck: {error}");
+        complain(&format!("doublecheck: {error}"));
         ExitCode::from(2)
     })
 }
 
-/// Writes a text file.
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
+/// Reads a channel file. Errors: those of its content, with the path.
+fn channel_file(path: &Path, memory: Memory) -> Result<ChannelFile, Failure> {
+    let text = memory.read_json(path)?;
+    ChannelFile::from_json(&text).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+/// Writes a text file. Errors: with the path.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
     files::write(path, text.as_bytes())
         .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
+/// A report, as it is delivered.
+#[derive(Default)]
+struct Delivery<'a> {
+    files: Vec<(&'a Path, String)>,
+    /// What could not be written so far.
+    problems: Vec<String>,
+}
+
+impl<'a> Delivery<'a> {
+    /// Writes a report as JSON, where it is asked for.
+    fn json(mut self, path: Option<&'a Path>, report: &impl serde::Serialize) -> Self {
+        match (path, serde_json::to_string_pretty(report)) {
+            (None, _) => {}
+            (Some(path), Ok(text)) => self.files.push((path, visible::json(&text).into_owned() + "\n")),
+            (Some(path), Err(error)) => {
+                self.problems.push(format!("cannot write {}: {error}", path.display()))
+            }
+        }
+        self
+    }
+
+    /// Writes a page, where it is asked for.
+    fn html(mut self, path: Option<&'a Path>, page: impl FnOnce() -> String) -> Self {
+        self.files.extend(path.map(|path| (path, page())));
+        self
+    }
+
+    /// Writes the files and prints the text, each whether or not the others could be: what was found is not lost. Errors: what
+    /// could not be written.
+    fn with(mut self, text: &str) -> Result<(), Failure> {
+        for (path, content) in &self.files {
+            self.problems.extend(write(path, content).err().map(|error| error.to_string()));
+        }
+        self.problems.extend(print(text).err().map(|error| format!("cannot print the report: {error}")));
+        if self.problems.is_empty() { Ok(()) } else { Err(self.problems.join("\ndoublecheck: ").into()) }
+    }
+}
+
 /// Errors where a file cannot be written, before anything is asked.
-fn check_writable(path: &std::path::Path) -> Result<(), Failure> {
+fn check_writable(path: &Path) -> Result<(), Failure> {
     files::check_writable(path).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
@@ -109,10 +159,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("found {text:?}, expected seconds above 0"))
 }
 
+/// Prints a line on standard error. There is nobody to tell where that cannot be written.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", visible::lines(text));
+}
+
 /// Prints text; a reader that went away, as in `doublecheck verify | head`, is no error.
 fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(visible::lines(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }

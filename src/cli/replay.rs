@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::limit::Limit;
 use super::watching::Watching;
 use super::{Failure, check_writable, interrupts, print, seconds, subject};
 use crate::Options;
@@ -27,6 +28,8 @@ pub struct Arguments {
     file: PathBuf,
     #[command(flatten)]
     subject: subject::Choice,
+    #[command(flatten)]
+    limit: Limit,
     /// Go on shrinking it, and write what is found to --out
     #[arg(long, requires = "out")]
     shrink: bool,
@@ -40,7 +43,7 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.file.display().to_string();
-    let (sequence, before) = match Reader::default().read(&arguments.file, &name)? {
+    let (sequence, before) = match Reader::within(arguments.limit.memory).read(&arguments.file, &name)? {
         CaseFile::Sequence(stored) => (stored.sequence, stored.before),
         CaseFile::Attention(case) => (case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => return stage(&name, &stored.call, arguments),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Failure;
+use super::limit::Limit;
 use crate::cases::{CaseFile, Expectation, Reader, RoundingModel, file};
 use crate::subjects::{Reference, Subject};
 
@@ -16,11 +17,15 @@ pub struct Arguments {
     /// Where the case with the reference's answer goes
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    limit: Limit,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let name = arguments.file.display().to_string();
-    let CaseFile::Attention(mut case) = Reader::default().read(&arguments.file, &name)? else {
+    let CaseFile::Attention(mut case) =
+        Reader::within(arguments.limit.memory).read(&arguments.file, &name)?
+    else {
         return Err(
             format!("{name}: found no metadata key \"case\", expected a case of an attention layer").into()
         );

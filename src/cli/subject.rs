@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Failure, interrupts};
+use super::{Failure, interrupts, seconds};
 use crate::behaviours::{CATALOGUE, CacheFault, Fault};
 use crate::cases::Precision;
 use crate::diagnosis::independent;
 use crate::reports::quoted;
 use crate::subjects::{Engine, Faulty, PagedEngine, Process, Reference, Subject};
+
+/// How long a command may take for one answer by default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 pub struct Choice {
@@ -22,9 +25,9 @@ pub struct Choice {
     /// A command that answers the process protocol (docs/PROTOCOL.md); run by sh
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["subject", "fault"])]
     command: Option<String>,
-    /// How long the command may take for one answer, in seconds
-    #[arg(long, value_name = "S", default_value_t = 30.0, requires = "command")]
-    timeout: f64,
+    /// How long the command may take for one answer, in seconds [default: 30]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    timeout: Option<Duration>,
     /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas; or one fault of what sessions hold
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "subject")]
     fault: Vec<String>,
@@ -65,12 +68,15 @@ impl Choice {
     /// The subject, ready to be asked.
     pub fn open(&self) -> Result<Box<dyn Subject>, Failure> {
         if let Some(command) = &self.command {
-            let timeout = Duration::try_from_secs_f64(self.timeout)
-                .ok()
-                .filter(|timeout| !timeout.is_zero())
-                .ok_or_else(|| format!("--timeout: found {}, expected seconds above 0", self.timeout))?;
+            let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
             interrupts::end_with_this_process()?;
             return Ok(Box::new(Process::start(command, timeout)?));
+        }
+        if let Some(timeout) = self.timeout {
+            let found = timeout.as_secs_f64();
+            return Err(
+                format!("--timeout: found {found} without --command, expected both or neither").into()
+            );
         }
         if let [name] = &self.fault[..]
             && let Some(fault) = CacheFault::find(name)
@@ -111,7 +117,8 @@ fn torch(device: &str, cache: Option<Precision>) -> Result<Box<dyn Subject>, Fai
     use crate::torch::device;
     let choice = device.parse()?;
     let torch = Torch::new(choice)?;
-    eprintln!("torch on {}; {}", device::describe(torch.device()), device::arithmetic(torch.device()));
+    let found = torch.device();
+    super::complain(&format!("torch on {}; {}", device::describe(found), device::arithmetic(found)));
     Ok(match cache {
         None => Box::new(torch),
         Some(kept) => Box::new(TorchCache::new(choice, kept)?),

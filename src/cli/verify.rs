@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, print, subject, write};
+use super::limit::Limit;
+use super::{Delivery, Failure, check_writable, interrupts, subject};
 use crate::cases::bundled;
 use crate::reports::{html, verify as text};
 use crate::runner::verify::{VerifyOptions, verify};
 use crate::verdicts::invariants::INVARIANTS;
+use crate::visible;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -18,6 +20,8 @@ pub struct Arguments {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     subject: subject::Choice,
+    #[command(flatten)]
+    limit: Limit,
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -30,12 +34,15 @@ pub struct Arguments {
     /// Seed of the random cases
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Leave times out of the text, so that it is the same for each run
+    /// Leave times out of text, JSON and HTML, so that they are the same for each run
     #[arg(long)]
     no_times: bool,
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    for path in arguments.json.iter().chain(&arguments.html) {
+        check_writable(path)?;
+    }
     let mut subject = arguments.subject.open()?;
     let mut files = Vec::new();
     if arguments.paths.is_empty() {
@@ -48,17 +55,20 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {wide_msg}")?);
     let mut progress = |step: &str| {
         bar.inc(1);
-        bar.set_message(step.to_owned());
+        bar.set_message(visible::one_line(step).into_owned());
     };
-    let options = VerifyOptions { random_cases: arguments.random_cases, seed: arguments.seed };
-    let report = verify(&files, subject.as_mut(), options, &mut progress);
+    let options = VerifyOptions {
+        memory: arguments.limit.memory,
+        interrupted: Some(interrupts::end_cleanly()?),
+        ..VerifyOptions::new(arguments.random_cases, arguments.seed)
+    };
+    let mut report = verify(&files, subject.as_mut(), options, &mut progress);
     bar.finish_and_clear();
-    if let Some(path) = &arguments.json {
-        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    if arguments.no_times {
+        report.leave_out_times();
     }
-    if let Some(path) = &arguments.html {
-        write(path, &html::verify(&report))?;
-    }
-    print(&text::render(&report, !arguments.no_times))?;
+    let delivery = Delivery::default().json(arguments.json.as_deref(), &report);
+    let delivery = delivery.html(arguments.html.as_deref(), || html::verify(&report));
+    delivery.with(&text::render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))
 }

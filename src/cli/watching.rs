@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Failure;
+use super::{Failure, complain};
 use crate::reports::{check, counterexamples};
 use crate::runner::check::{Event, Finding, Progress};
 
@@ -81,7 +81,7 @@ impl<'a> Watching<'a> {
     fn tell(&mut self, words: &str) {
         self.told = Instant::now();
         let seconds = self.start.elapsed().as_secs();
-        self.bar.suspend(|| eprintln!("doublecheck: {seconds} s: {words}"));
+        self.bar.suspend(|| complain(&format!("doublecheck: {seconds} s: {words}")));
     }
 
     fn write(

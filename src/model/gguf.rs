@@ -9,6 +9,7 @@ use tch::{Device, Tensor};
 
 use super::{Error, Result};
 use crate::algorithm::Detail;
+use crate::cases::gguf_header;
 use crate::checksum::sha256;
 
 /// An open file.
@@ -30,11 +31,8 @@ impl Gguf {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Access { path: path.to_owned(), source })?;
         let name = path.display().to_string();
-        // Checked here, because the reader would take the bytes of any other file for huge counts.
-        if bytes.get(..4) != Some(b"GGUF".as_slice()) {
-            let found = format!("a file that begins with {:?}", bytes.get(..4).unwrap_or(&bytes));
-            return Err(wrong(&name, found, "a GGUF file, which begins with \"GGUF\""));
-        }
+        // The reader allocates by what the header says.
+        gguf_header::check(&bytes).map_err(|detail| wrong(&name, detail, "a whole GGUF file"))?;
         let content = Content::read(&mut Cursor::new(&bytes))
             .map_err(|error| wrong(&name, error, "a whole GGUF file of version 1 to 3"))?;
         let sha256 = sha256(&bytes);

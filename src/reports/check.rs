@@ -9,6 +9,7 @@ use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes
 use crate::runner::check::{Finding, Like, Report, Sessions};
 use crate::verdicts::rows::ComparedRow;
 use crate::verdicts::{StageVerdict, Verdict};
+use crate::visible;
 
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
@@ -63,7 +64,7 @@ pub fn render(report: &Report, with_times: bool) -> String {
         text += &self::finding(index, finding);
     }
     for error in &report.bad_inputs {
-        let _ = writeln!(text, "\nbad input: {error}");
+        let _ = writeln!(text, "\nbad input: {}", visible::one_line(error));
     }
     if let Some(why) = &report.stopped {
         let _ = writeln!(text, "\nstopped early: {why}");
@@ -72,7 +73,8 @@ pub fn render(report: &Report, with_times: bool) -> String {
         text += "\ninterrupted: this is what was found until then\n";
     }
     text += &by_size(report);
-    text + &summary(report, with_times)
+    text += &summary(report, with_times);
+    visible::lines(&text).into_owned()
 }
 
 /// How many large sequences were asked, where any were.
@@ -120,7 +122,8 @@ impl std::fmt::Display for Report {
 
 /// One finding with its counterexample.
 pub fn finding(index: usize, finding: &Finding) -> String {
-    headline(index, finding) + &counterexample(finding)
+    let text = headline(index, finding) + &counterexample(finding);
+    visible::lines(&text).into_owned()
 }
 
 /// One sequence asked again: everything that was asked, found and wrong.

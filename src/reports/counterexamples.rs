@@ -1,5 +1,6 @@
 //! Counterexamples as files: each as a case file and as text.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{check, files};
@@ -17,24 +18,28 @@ pub fn prepare(folder: &Path) -> std::io::Result<()> {
 
 /// Writes each counterexample, in place of those of an earlier run, and notes the files in the report. Errors: those of writing.
 pub fn write(report: &mut Report, folder: &Path) -> std::io::Result<()> {
-    remove_all(folder)?;
+    let mut written = BTreeSet::new();
     for (index, finding) in report.findings.iter_mut().enumerate() {
         let path = folder.join(format!("finding-{}.safetensors", index + 1));
         write_finding(index + 1, finding, &report.subject, &path)?;
+        written.extend([path.with_extension("txt"), path.clone()]);
         finding.file = Some(path);
     }
-    Ok(())
+    remove_others(folder, &written)
 }
 
-/// Removes the counterexamples of an earlier run. Errors: those of removing.
-pub fn remove_all(folder: &Path) -> std::io::Result<()> {
+/// Removes the counterexamples of an earlier run, once those of this one are there. Errors: those of removing.
+fn remove_others(folder: &Path, written: &BTreeSet<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let stem =
             path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("finding-"));
         let number = stem.map(|stem| stem.strip_suffix(UNSHRUNK).unwrap_or(stem));
         let ours = number.is_some_and(|number| number.parse::<usize>().is_ok());
-        if ours && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt") {
+        if ours
+            && !written.contains(&path)
+            && path.extension().is_some_and(|kind| kind == "safetensors" || kind == "txt")
+        {
             std::fs::remove_file(path)?;
         }
     }

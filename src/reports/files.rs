@@ -1,5 +1,6 @@
 //! Writing files so that a reader never sees half of one: beside the place, then renamed.
 
+use std::ffi::OsString;
 use std::fs::{File, metadata, remove_file, rename};
 use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Whether a file can be written, told by writing an empty one beside it. Errors: those of writing.
 pub fn check_writable(path: &Path) -> Result<()> {
-    if metadata(path).is_ok_and(|found| found.is_dir()) {
+    let names_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.file_name().is_none();
+    if names_folder || metadata(path).is_ok_and(|found| found.is_dir()) {
         return Err(std::io::ErrorKind::IsADirectory.into());
     }
     if is_special(path) {
@@ -35,6 +37,8 @@ fn is_special(path: &Path) -> bool {
 }
 
 fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
 }

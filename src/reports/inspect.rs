@@ -6,6 +6,7 @@ use super::tensors::mask;
 use crate::algorithm::channels::ranges;
 use crate::algorithm::{ChannelFile, ChannelOrder};
 use crate::cases::{CalibrationCase, Case, CaseFile, LabelCase, StoredStage};
+use crate::visible;
 
 /// Kinds, layers, heads, head dimension, and how far rows share their leading channels.
 pub fn channel_file(file: &ChannelFile) -> String {
@@ -70,14 +71,17 @@ pub fn case_file(file: &CaseFile) -> String {
 fn stage(stored: &StoredStage) -> String {
     let source = if stored.source.is_empty() { "nothing" } else { &stored.source };
     let takes = stored.call.takes().name();
-    format!("case {}\n  for what takes {takes}; source: {source}\n", stored.name)
-        + &super::stages::render(&stored.call, &[])
+    format!(
+        "case {}\n  for what takes {takes}; source: {}\n",
+        visible::one_line(&stored.name),
+        visible::one_line(source)
+    ) + &super::stages::render(&stored.call, &[])
 }
 
 fn attention_case(case: &Case) -> String {
     let dims = case.call.inputs.dims();
     let settings = &case.instance.selection;
-    let mut text = format!("case {}\n", case.name);
+    let mut text = format!("case {}\n", visible::one_line(&case.name));
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<15}{value}");
     };
@@ -119,10 +123,10 @@ fn attention_case(case: &Case) -> String {
         line("expectation", "none".into());
         return text;
     };
-    line("source", expectation.source.clone());
+    line("source", visible::one_line(&expectation.source).into_owned());
     line("model", expectation.model.unwrap_or_default().to_string());
     if let Some(row) = &expectation.known_divergence {
-        line("diverges by", row.clone());
+        line("diverges by", visible::one_line(row).into_owned());
     }
     if let Some(output) = &expectation.output {
         line("output", format!("{:?}", output.shape()));
@@ -150,7 +154,7 @@ fn label_cases(cases: &[LabelCase]) -> String {
         );
     }
     if let Some(case) = cases.first() {
-        let _ = writeln!(text, "  source {}", case.source);
+        let _ = writeln!(text, "  source {}", visible::one_line(&case.source));
     }
     text
 }
@@ -159,9 +163,9 @@ fn calibration_case(case: &CalibrationCase) -> String {
     let mut text = format!("calibration of {}\n", case.kind.name());
     let _ = writeln!(text, "  blocks         {}", case.blocks.len());
     let _ = writeln!(text, "  channels       [{}, {}]", case.channels.rows().len(), case.channels.width());
-    let _ = writeln!(text, "  source         {}", case.source);
+    let _ = writeln!(text, "  source         {}", visible::one_line(&case.source));
     if let Some(row) = &case.known_divergence {
-        let _ = writeln!(text, "  diverges by    {row}");
+        let _ = writeln!(text, "  diverges by    {}", visible::one_line(row));
     }
     text
 }

@@ -7,6 +7,7 @@ use ndarray::Axis;
 use super::tensors::{Keys, mask, numbers, numbers_of};
 use crate::algorithm::channels::ranges;
 use crate::cases::{Answer, Call, Instance, NoAnswer, Sequence};
+use crate::visible;
 
 /// Channel rows and channels of each that are printed.
 const MOST_ROWS: usize = 8;
@@ -19,9 +20,9 @@ pub fn render(sequence: &Sequence, source: &str) -> String {
 
 /// The same; of large tensors the rows of some keys are shown.
 pub fn render_with(sequence: &Sequence, source: &str, matter: &[usize]) -> String {
-    let mut text = format!("sequence {}\n", sequence.name);
+    let mut text = format!("sequence {}\n", visible::one_line(&sequence.name));
     if !source.is_empty() {
-        let _ = writeln!(text, "  source           {source}");
+        let _ = writeln!(text, "  source           {}", visible::one_line(source));
     }
     text += &settings(&sequence.instance);
     for (index, call) in sequence.calls.iter().enumerate() {

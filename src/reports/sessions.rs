@@ -9,15 +9,16 @@ use super::tensors::numbers;
 use crate::cases::{Held, Opening, Outcome, Session, SessionObservation, Step};
 use crate::runner::check::SessionExample;
 use crate::verdicts::SessionVerdict;
+use crate::visible;
 
 /// Steps of more packed rows than this are told without their numbers.
 const MOST_ROWS: usize = 16;
 
 /// Everything that is asked.
 pub fn render(session: &Session, source: &str) -> String {
-    let mut text = format!("session {}\n", session.name);
+    let mut text = format!("session {}\n", visible::one_line(&session.name));
     if !source.is_empty() {
-        let _ = writeln!(text, "  source           {source}");
+        let _ = writeln!(text, "  source           {}", visible::one_line(source));
     }
     text + &story(session, None)
 }

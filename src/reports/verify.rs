@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::table::{finished, table};
 use crate::runner::verify::{Group, VerifyReport};
 use crate::verdicts::Sharpness;
+use crate::visible;
 
 const FINDINGS_SHOWN: usize = 8;
 
@@ -27,17 +28,20 @@ pub fn render(report: &VerifyReport, with_times: bool) -> String {
         text += &invariants(report);
     }
     for note in &report.notes {
-        let _ = write!(text, "\nnote: {note}");
+        let _ = write!(text, "\nnote: {}", visible::one_line(note));
     }
     if !report.notes.is_empty() {
         text += "\n";
     }
     text += &findings(report);
     for error in &report.bad_inputs {
-        let _ = writeln!(text, "\nbad input: {error}");
+        let _ = writeln!(text, "\nbad input: {}", visible::one_line(error));
+    }
+    if report.interrupted {
+        text += "\ninterrupted: this is what was judged until then\n";
     }
     text += &summary(report, with_times);
-    text
+    visible::lines(&text).into_owned()
 }
 
 fn left_out(report: &VerifyReport) -> String {
@@ -81,7 +85,7 @@ fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String 
 fn group_row(group: &Group, not_offered: bool, with_times: bool) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let mut row = vec![
-        group.name.clone(),
+        visible::one_line(&group.name).into_owned(),
         group.cases.to_string(),
         group.bit_exact.to_string(),
         group.conforming.to_string(),
@@ -118,7 +122,12 @@ fn invariants(report: &VerifyReport) -> String {
 fn findings(report: &VerifyReport) -> String {
     let mut text = String::new();
     for finding in report.findings.iter().take(FINDINGS_SHOWN) {
-        let _ = writeln!(text, "\nDIVERGED {}: {} falls outside the SPEC", finding.case, finding.who);
+        let _ = writeln!(
+            text,
+            "\nDIVERGED {}: {} falls outside the SPEC",
+            visible::one_line(&finding.case),
+            finding.who
+        );
         for line in &finding.explanations {
             let _ = writeln!(text, "  {line}");
         }

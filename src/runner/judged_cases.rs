@@ -64,7 +64,8 @@ pub fn small_cases<S: Subject, E: Send>(
     let cores = u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX);
     let share = |core: u32| -> Result<RandomReport, E> {
         let random_cases = options.random_cases / cores + u32::from(core < options.random_cases % cores);
-        let options = VerifyOptions { random_cases, seed: mix(options.seed.wrapping_add(u64::from(core))) };
+        let seed = mix(options.seed.wrapping_add(u64::from(core)));
+        let options = VerifyOptions { random_cases, seed, ..options };
         Ok(random_cases_of(small_plans(), &mut new_subject()?, options, |case, subject| {
             judged(case, subject).map(|(_, report)| report)
         }))

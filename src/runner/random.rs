@@ -1,22 +1,39 @@
 //! Random cases, each asked and judged on its own. The same seed makes the same cases.
 
 use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestError};
 
 use crate::cases::seed::test_runner_with;
 use crate::cases::strategies::Plan;
-use crate::cases::{Answer, Capabilities, Case, NoAnswer};
+use crate::cases::{Answer, Capabilities, Case, Memory, NoAnswer};
 use crate::subjects::{Subject, ask};
 
-/// How many random cases, and which.
+/// How many random cases, and which; what files may take.
 #[derive(Debug, Clone, Copy)]
 pub struct VerifyOptions {
     /// How many random cases each invariant gets; 0 leaves the invariants out.
     pub random_cases: u32,
     /// Seed of the random cases.
     pub seed: u64,
+    /// The most memory that a file may take.
+    pub memory: Memory,
+    /// Ends the run once this is true: what was judged so far is reported.
+    pub interrupted: Option<&'static AtomicBool>,
+}
+
+impl VerifyOptions {
+    /// So many random cases with this seed, and files within [`Memory::DEFAULT`].
+    pub const fn new(random_cases: u32, seed: u64) -> Self {
+        Self { random_cases, seed, memory: Memory::DEFAULT, interrupted: None }
+    }
+
+    /// Whether the run was ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.interrupted.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
 }
 
 /// The subject's answer to one case; `None` where it does not offer what the case asks for.
@@ -59,6 +76,10 @@ pub(super) fn for_each_case<T>(
     };
     let (asked, count) = (RefCell::new(Asked { cases: 0, failure: None }), RefCell::new(&mut count));
     let outcome = runner.run(&plans, |plan| {
+        // What is left then passes, uncounted.
+        if options.is_over() {
+            return Ok(());
+        }
         let plan = plan.restricted(capabilities);
         let case = plan.case().map_err(|error| reject(error.to_string()))?;
         // What a plan asks for shows only in its case.

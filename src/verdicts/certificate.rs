@@ -812,6 +812,10 @@ fn nth_largest(values: &[f64], n: usize) -> f64 {
 pub fn certify_row(row: &[Candidacy], heavy_size: usize) -> RowCertificate {
     let Thresholds { in_above, out_below } = thresholds(row, heavy_size);
     let (mut certain, mut possible) = (0, 0);
+    // What may be +∞ is not below a threshold of +∞, and out all the same where forced keys leave no room.
+    let forced =
+        |key: &&Candidacy| matches!(key, Candidacy::Forced(score) if score.low() > f64::NEG_INFINITY);
+    let no_room = row.iter().filter(forced).count() >= heavy_size;
     let class = |candidacy: &Candidacy| match candidacy {
         Candidacy::Before => Class::Before,
         Candidacy::Excluded => Class::Excluded,
@@ -826,7 +830,7 @@ pub fn certify_row(row: &[Candidacy], heavy_size: usize) -> RowCertificate {
             certain += usize::from(score.low() > f64::NEG_INFINITY);
             if score.low() > in_above {
                 Class::In
-            } else if score.high() < out_below {
+            } else if no_room || score.high() < out_below {
                 Class::Out
             } else {
                 Class::Open

@@ -20,7 +20,7 @@ fn stops() -> Vec<Vec<String>> {
     // The branch joins the main line at the reports, and nothing between imports it.
     let reports = stops.iter().position(|stop| stop.contains(&"reports".to_owned())).expect("reports");
     stops.splice(reports..reports, branch);
-    stops.insert(0, vec!["compute".into(), "checksum".into()]);
+    stops.insert(0, vec!["compute".into(), "checksum".into(), "visible".into()]);
     stops
 }
 

@@ -120,7 +120,7 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         (&["check", "--no-shrink", "--shrink-seconds", "3"], "cannot be used with"),
         (&["replay", not_a_case, "--shrink"], "--out <FILE>"),
         (&["check", "--command", "exit 3"], "did not say hello"),
-        (&["check", "--command", "cat", "--timeout", "0"], "--timeout: found 0, expected seconds above 0"),
+        (&["check", "--command", "cat", "--timeout", "0"], "found \"0\", expected seconds above 0"),
         (&["check", "--command", "cat", "--subject", "reference"], "cannot be used with"),
         (&["check", "--goldens", "no/such/folder"], "cannot access no/such/folder"),
         (&["check", "--cases", "5", "--goldens", not_a_case], "not a case file"),

@@ -99,7 +99,7 @@ fn bad_input_exits_with_2_and_says_what_to_do() {
         (&["verify", "no/such/folder"], "cannot access no/such/folder"),
         (&["verify", text(folder.path()), "--random-cases", "0"], "not a case file"),
         (&["inspect", text(&file)], "not a case file"),
-        (&["inspect", "nothing.json"], "nothing.json: not readable"),
+        (&["inspect", "nothing.json"], "cannot access nothing.json"),
         (&["run", text(&file), "-o", "out.safetensors"], "not a case file"),
         (&["calibrate", text(&file), "-o", "out.json"], "not a case file"),
         (&["no-such-command"], "unrecognized subcommand 'no-such-command'"),

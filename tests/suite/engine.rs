@@ -380,7 +380,7 @@ fn bundled_cases_conform() {
     use doublecheck::runner::verify::{VerifyOptions, verify};
     let mut files = bundled::cases().unwrap();
     files.retain(|file| file.group() != "grid");
-    let options = VerifyOptions { random_cases: 50, seed: 3 };
+    let options = VerifyOptions::new(50, 3);
     let report = verify(&files, &mut subjects::Engine::default(), options, &mut |_| {});
     assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
 }

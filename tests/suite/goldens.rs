@@ -9,7 +9,7 @@ use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::ask;
 use doublecheck::subjects::{Reference, Subject};
 
-const NO_RANDOM_CASES: VerifyOptions = VerifyOptions { random_cases: 0, seed: 0 };
+const NO_RANDOM_CASES: VerifyOptions = VerifyOptions::new(0, 0);
 
 /// All but the 81 cases of the grid: those `doublecheck verify` judges in `ci/test`, here they are pinned by
 /// [`what_the_reference_computes`], and in `tests/suite/engine.rs` the stored masks are found once more.

@@ -154,7 +154,7 @@ fn what_a_subject_says_is_escaped() {
 fn a_verification_has_its_tables_and_findings() {
     let files = doublecheck::cases::bundled::cases().expect("bundled cases");
     let files: Vec<_> = files.into_iter().filter(|file| file.group() == "small").collect();
-    let options = verify::VerifyOptions { random_cases: 10, seed: 0 };
+    let options = verify::VerifyOptions::new(10, 0);
     let mut report = verify::verify(&files, &mut faulty(&["smallest-scores"]), options, &mut |_| {});
     report.notes.push(MARKUP.into());
     report.bad_inputs.push(MARKUP.into());

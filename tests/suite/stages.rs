@@ -523,7 +523,7 @@ fn what_a_stage_lacks_is_not_asked() {
 fn verify_counts_what_a_stage_cannot_be_asked() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/small");
     let files = bundled::find(&folder).unwrap();
-    let options = VerifyOptions { random_cases: 20, seed: 0 };
+    let options = VerifyOptions::new(20, 0);
     let report = verify(&files, &mut TopK(right), options, &mut |_| {});
     let cases = report.total().cases;
     assert!(cases > 40 && report.total().not_offered == cases, "{cases}");

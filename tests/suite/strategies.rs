@@ -164,7 +164,7 @@ fn small_cases_are_small() {
 
 #[test]
 fn small_cases_pass_the_reference_and_catch_a_fault() {
-    let options = VerifyOptions { random_cases: 501, seed: 1 };
+    let options = VerifyOptions::new(501, 1);
     let report = small_cases(|| Ok::<_, Infallible>(Reference::default()), options).unwrap();
     assert_eq!((report.cases, report.finding.is_none()), (501, true), "{report:#?}");
     assert!(report.refused > 0 && report.sharpness.rows > 501, "{report:#?}");

@@ -67,7 +67,7 @@ fn verified(folder: &str, subject: &mut dyn Subject, random_cases: u32) -> Verif
     let mut files = bundled::cases().unwrap();
     files.retain(|file| file.group() == folder);
     assert!(!files.is_empty(), "{folder}");
-    verify(&files, subject, VerifyOptions { random_cases, seed: 0 }, &mut |_| {})
+    verify(&files, subject, VerifyOptions::new(random_cases, 0), &mut |_| {})
 }
 
 #[test]

@@ -92,7 +92,9 @@ fn summary(report: &Report) -> Markup {
         lines.push(("Explained", explained(report)));
     }
     lines.push(("Sharpness", sharpness(&report.sharpness)));
-    lines.push(("Time", time(report)));
+    if report.seconds > 0.0 {
+        lines.push(("Time", time(report)));
+    }
     html! {
         section #summary {
             h2 { "Summary" }
@@ -149,7 +151,7 @@ fn probes(probed: &Probed) -> Markup {
     html! {
         section #probes {
             h2 { "What it does" }
-            p { (asked(probed, true)) }
+            p { (asked(probed, probed.seconds > 0.0)) }
             @if let Some(cause) = &probed.cause { p { "Cause, which reproduces every answer: " (cause) } }
             (scroll(&wires))
         }

@@ -87,8 +87,8 @@ fn diagnosis(finding: &Finding) -> Markup {
 
 fn seen(finding: &Finding) -> Markup {
     let shrunk = html! {
-        (finding.size) " (" (counted(finding.tries, "try", "tries")) ", "
-        (format!("{:.1} s", finding.shrinking_seconds))
+        (finding.size) " (" (counted(finding.tries, "try", "tries"))
+        @if finding.shrinking_seconds > 0.0 { ", " (format!("{:.1} s", finding.shrinking_seconds)) }
         @if finding.inside_domain { ", inside the subject’s domain" }
         @if !finding.shrunk { ", stopped at the shrinking limit" }
         ")"

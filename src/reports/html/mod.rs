@@ -19,6 +19,8 @@ pub use check::check;
 pub use evaluation::evaluation;
 pub use verify::verify;
 
+use crate::visible;
+
 const STYLE: &str = include_str!("style.css");
 
 /// What a page says at its top.
@@ -70,7 +72,8 @@ fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Mar
             }
         }
     };
-    page.into_string()
+    // The templates escape what HTML gives a meaning; a terminal may show the file, too.
+    visible::lines(&page.into_string()).into_owned()
 }
 
 /// Names and what there is to say of each.

@@ -53,7 +53,12 @@ fn summary(report: &VerifyReport) -> Markup {
             html! { (cases) " distinct random cases, " (checks) " checks, " (failed) " failed" },
         ));
     }
-    lines.push(("Time", html! { (format!("{:.1} s", report.seconds)) }));
+    if report.interrupted {
+        lines.push(("Interrupted", html! { "this is what was judged until then" }));
+    }
+    if report.seconds > 0.0 {
+        lines.push(("Time", html! { (format!("{:.1} s", report.seconds)) }));
+    }
     html! { section #summary { h2 { "Summary" } (facts(&lines)) } }
 }
 
@@ -93,6 +98,7 @@ fn both(group: &Group, figure: impl Fn(&Sharpness) -> Option<String>) -> String 
 }
 
 fn groups(report: &VerifyReport) -> Markup {
+    let times = report.seconds > 0.0;
     let header = [
         "cases",
         "bit-exact",
@@ -112,17 +118,17 @@ fn groups(report: &VerifyReport) -> Markup {
             (scroll(&html! {
                 table.numbers.wide {
                     thead {
-                        tr { th scope="col" { "group" } @for name in header { th scope="col" { (name) } } }
+                        tr { th scope="col" { "group" } @for name in header.iter().filter(|name| times || **name != "seconds") { th scope="col" { (name) } } }
                     }
-                    tbody { @for group in &report.groups { (group_row(group)) } }
-                    tfoot { (group_row(&total)) }
+                    tbody { @for group in &report.groups { (group_row(group, times)) } }
+                    tfoot { (group_row(&total, times)) }
                 }
             }))
         }
     }
 }
 
-fn group_row(group: &Group) -> Markup {
+fn group_row(group: &Group, times: bool) -> Markup {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     html! {
         tr {
@@ -133,7 +139,7 @@ fn group_row(group: &Group) -> Markup {
             td { (both(group, |sharpness| sharpness.open_per_row().map(|open| format!("{open:.3}")))) }
             td { (both(group, |sharpness| sharpness.worst_output_error.map(percent))) }
             td { (both(group, |sharpness| sharpness.widest_output_bound.map(|bound| format!("{bound:.0e}")))) }
-            td { (format!("{:.2}", group.seconds)) }
+            @if times { td { (format!("{:.2}", group.seconds)) } }
         }
     }
 }

@@ -46,6 +46,9 @@ const DRAWN: usize = 24;
 /// The most keys of these.
 const LARGE_KEYS: usize = 2048;
 
+/// How many sequences that conform are kept, by the features of their calls: about 1 KB each.
+const MOST_CONFORMING: usize = 1 << 15;
+
 /// Random sequences have at most so many keys.
 const SMALL_KEYS: usize = 40;
 
@@ -56,9 +59,25 @@ const EXPECTED_FAILURES: f64 = 7.0;
 /// Changed sequences resemble one another: they count for at most so many of these.
 const MOST_OF_CHANGED: usize = 6;
 
-/// The features of every call that was asked, and what came of it.
-#[derive(Default)]
-pub(super) struct AskedCalls(Vec<AskedSequence>);
+/// The features of calls that were asked, and what came of them. Of sequences that conform every one is kept, then every second,
+/// every fourth and so on, and never more than [`MOST_CONFORMING`]: as many are enough to refute a rule.
+pub(super) struct AskedCalls {
+    asked: Vec<AskedSequence>,
+    /// How many of them conform.
+    conforming: usize,
+    /// Of so many that conform one is kept.
+    stride: usize,
+    /// How many that conform were left out since the last that was kept.
+    left_out: usize,
+    /// Whether the last one that was asked is among them.
+    has_last: bool,
+}
+
+impl Default for AskedCalls {
+    fn default() -> Self {
+        Self { asked: Vec::new(), conforming: 0, stride: 1, left_out: 0, has_last: false }
+    }
+}
 
 struct AskedSequence {
     calls: Vec<(Features, Option<&'static str>)>,
@@ -69,13 +88,37 @@ struct AskedSequence {
 impl AskedCalls {
     pub(super) fn add(&mut self, sequence: &Sequence, verdicts: &[Verdict]) {
         let calls = verdicts.iter().enumerate();
+        let conforms = verdicts.iter().all(|verdict| verdict.kind().is_none());
+        self.has_last = !conforms || self.left_out + 1 >= self.stride;
+        if !self.has_last {
+            self.left_out += 1;
+            return;
+        }
         let calls = calls.map(|(index, verdict)| (Features::of(sequence, index), verdict.kind())).collect();
-        self.0.push(AskedSequence { calls, kept: None });
+        self.asked.push(AskedSequence { calls, kept: None });
+        if conforms {
+            (self.conforming, self.left_out) = (self.conforming + 1, 0);
+            if self.conforming > MOST_CONFORMING {
+                self.thin();
+            }
+        }
+    }
+
+    /// Leaves out every second one that conforms; never the last.
+    fn thin(&mut self) {
+        let mut of_pair = self.conforming % 2;
+        self.asked.retain(|asked| {
+            let conforms = asked.calls.iter().all(|(_, kind)| kind.is_none());
+            of_pair += usize::from(conforms);
+            !conforms || of_pair.is_multiple_of(2)
+        });
+        self.conforming = self.conforming.div_ceil(2);
+        self.stride *= 2;
     }
 
     /// Notes where the last sequence was kept.
     pub(super) fn note_kept(&mut self, kept: usize) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.asked.last_mut().filter(|_| self.has_last) {
             last.kept = Some(kept);
         }
     }
@@ -94,7 +137,7 @@ impl AskedCalls {
             };
             asked.calls.iter().filter_map(example).collect::<Vec<_>>()
         };
-        self.0.par_iter().flat_map_iter(of_sequence).collect()
+        self.asked.par_iter().flat_map_iter(of_sequence).collect()
     }
 
     /// Failing observations of this cause, by their numbers among those kept.
@@ -102,7 +145,7 @@ impl AskedCalls {
         let fails = |asked: &&AskedSequence| {
             asked.calls.iter().any(|(_, kind)| kind.is_some_and(|kind| cause.is_of(kind)))
         };
-        let kept = self.0.iter().filter(fails).filter_map(|asked| asked.kept);
+        let kept = self.asked.iter().filter(fails).filter_map(|asked| asked.kept);
         kept.map(|kept| suspects.observation(kept)).collect()
     }
 }

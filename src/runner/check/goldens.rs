@@ -32,8 +32,9 @@ impl Goldens {
     pub(super) fn new(run: &mut Run, options: &Options) -> Self {
         let mut waiting = VecDeque::new();
         for found in &options.goldens {
-            let outline =
-                found.read().and_then(|bytes| peek(&bytes).map_err(|error| error.in_file(&found.path())));
+            let outline = found
+                .read_within(options.memory)
+                .and_then(|bytes| peek(&bytes).map_err(|error| error.in_file(&found.path())));
             let outline = match outline {
                 Ok(outline) => outline,
                 Err(error) => {
@@ -53,7 +54,7 @@ impl Goldens {
             waiting.push_back(Golden { found: found.clone(), keys, operations });
         }
         let shapes = run.capabilities.shapes.map(|most| shapes_of_goldens(most.get()));
-        Self { reader: Reader::default(), waiting, asked: 0, shapes }
+        Self { reader: Reader::within(options.memory), waiting, asked: 0, shapes }
     }
 
     /// The smallest first.
@@ -139,7 +140,7 @@ pub(super) fn of_stage(
     options: &Options,
     report: &mut Report,
 ) -> Vec<(String, StageCall)> {
-    let mut reader = Reader::default();
+    let mut reader = Reader::within(options.memory);
     let mut questions = Vec::new();
     for found in &options.goldens {
         let missing = match reader.read_found(found) {

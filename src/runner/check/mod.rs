@@ -47,9 +47,9 @@ pub use self::sessions::Sessions;
 pub use self::sessions::check_sessions;
 pub use self::state::Needs;
 use super::shrink::Limits;
-#[cfg(feature = "files")]
-use crate::cases::bundled::Found;
 use crate::cases::{Capabilities, Sequence, Session, StageCall, Takes};
+#[cfg(feature = "files")]
+use crate::cases::{Memory, bundled::Found};
 use crate::diagnosis::Faults;
 use crate::subjects::Subject;
 
@@ -76,6 +76,9 @@ pub struct Options {
     /// Case files that are asked as well, where they apply; with `seconds`, as many as fit, the smallest first.
     #[cfg(feature = "files")]
     pub goldens: Vec<Found>,
+    /// The most memory that one of them may take.
+    #[cfg(feature = "files")]
+    pub memory: Memory,
     /// When to stop shrinking one finding.
     pub shrinking: Limits,
     /// How long all findings together are shrunk, in place of the time of one in `shrinking`; each gets at most half of what is
@@ -110,6 +113,8 @@ impl Default for Options {
             known: Vec::new(),
             #[cfg(feature = "files")]
             goldens: Vec::new(),
+            #[cfg(feature = "files")]
+            memory: Memory::DEFAULT,
             shrinking: Limits::default(),
             shrinking_in_all: None,
             naming: Duration::from_secs(60),

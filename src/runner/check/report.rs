@@ -109,7 +109,7 @@ pub struct Report {
     pub repeats: Repeats,
     /// How often each property that may be promised held, by its name in `docs/PROTOCOL.md`.
     pub promises: BTreeMap<&'static str, Kept>,
-    /// Wall-clock time of all of it.
+    /// Wall-clock time of all of it; 0 where times are left out.
     pub seconds: f64,
     /// Sequences per second, goldens included, without the time for shrinking and diagnosis.
     pub sequences_per_second: f64,
@@ -450,6 +450,15 @@ impl std::fmt::Display for Size {
 }
 
 impl Report {
+    /// Sets all times to 0, so that the same run gives the same bytes.
+    pub fn leave_out_times(&mut self) {
+        (self.seconds, self.sequences_per_second) = (0.0, 0.0);
+        self.findings.iter_mut().for_each(|finding| finding.shrinking_seconds = 0.0);
+        if let Some(probed) = &mut self.probes {
+            (probed.seconds, probed.subject_seconds) = (0.0, 0.0);
+        }
+    }
+
     /// Nothing asked yet.
     pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {

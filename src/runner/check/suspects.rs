@@ -15,8 +15,11 @@ use crate::diagnosis::reproduction::reproduces;
 use crate::diagnosis::{self, Faults, Patience, Seen};
 use crate::verdicts::judge::{first_failure, judge_observation};
 
-/// Observations kept for diagnosis, at most, in bytes.
+/// Failing observations kept for diagnosis, at most, in bytes.
 const MOST_KEPT: usize = 512 << 20;
+
+/// The same of those that conform. A subject without a fault makes no others, and is asked for as long as one likes.
+const MOST_CONFORMING: usize = 48 << 20;
 
 /// Answers that conform rule out what does not reproduce them. Every candidate computes each of them again: large ones take far
 /// longer than they tell.
@@ -39,7 +42,8 @@ pub(super) struct Suspects {
     /// Faults named so far: together with `shown` they reproduce everything seen that they can.
     named: Faults,
     seen: Vec<Seen>,
-    seen_bytes: usize,
+    /// Of failing observations, and of those that conform.
+    seen_bytes: [usize; 2],
     resolved: usize,
     /// How long faults may still be looked for.
     naming_left: Duration,
@@ -56,7 +60,7 @@ impl Suspects {
             shown: options.known.clone(),
             named: Vec::new(),
             seen: Vec::new(),
-            seen_bytes: 0,
+            seen_bytes: [0; 2],
             resolved: 0,
             naming_left: options.naming,
             interrupted: options.interrupted,
@@ -167,12 +171,15 @@ impl Suspects {
     /// Keeps an observation for diagnosis. `None` where there is no room, otherwise whether it contradicts the named
     /// faults, which should be named anew then.
     pub(super) fn keep(&mut self, observation: Observation, conforms: bool, after: usize) -> Option<bool> {
-        let bytes: usize = observation.sequence.calls.iter().map(|call| call.bytes()).sum();
-        if self.seen_bytes + bytes > MOST_KEPT || (conforms && bytes > LARGEST_CONFORMING) {
+        let tensors: usize = observation.sequence.calls.iter().map(|call| call.bytes()).sum();
+        let bytes = tensors + overhead(&observation.sequence);
+        let kept = &mut self.seen_bytes[usize::from(conforms)];
+        let most = if conforms { MOST_CONFORMING } else { MOST_KEPT };
+        if *kept + bytes > most || (conforms && tensors > LARGEST_CONFORMING) {
             return None;
         }
+        *kept += bytes;
         let contradicted = self.any_named() && !self.reproduce(&observation);
-        self.seen_bytes += bytes;
         self.seen.push(Seen { observation, conforms, after, asked: true });
         let again = contradicted && self.resolved < MOST_RESOLVED;
         self.resolved += usize::from(again);
@@ -336,4 +343,12 @@ impl Suspects {
         };
         self.seen.iter().filter(shows).count()
     }
+}
+
+/// What a sequence takes beside its tensors, about, in bytes: rows of channels, which are most of a small one, and lists.
+fn overhead(sequence: &Sequence) -> usize {
+    let file = &sequence.instance.channel_file;
+    let orders = file.kinds().flat_map(|kind| file.layers(kind)).map(|(_, order)| order);
+    let rows: usize = orders.map(|order| 256 + order.rows().len() * (48 + 8 * order.width())).sum();
+    1024 + rows + 1024 * sequence.calls.len()
 }

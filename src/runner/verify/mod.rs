@@ -20,7 +20,7 @@ use crate::cases::recipe::mix;
 use crate::cases::strategies::{Plan, plans};
 use crate::cases::{
     Answer, CalibrationCase, Capabilities, Case, CaseFile, Error, Expectation, LabelCase, LabelRounding,
-    NoAnswer, Reader, RoundingModel, Sequence, Session, StageCall, Takes,
+    Memory, NoAnswer, Reader, RoundingModel, Sequence, Session, StageCall, Takes,
 };
 use crate::subjects::{Subject, ask, ask_session, ask_stage};
 use crate::verdicts::calibration::judge_order;
@@ -38,9 +38,12 @@ pub fn verify(
     progress: &mut dyn FnMut(&str),
 ) -> VerifyReport {
     let start = Instant::now();
-    let mut run = Run::new(subject);
-    let mut reader = Reader::default();
+    let mut run = Run::new(subject, options.memory);
+    let mut reader = Reader::within(options.memory);
     for found in files {
+        if options.is_over() {
+            break;
+        }
         progress(&found.name);
         run.file(found, &mut reader);
     }
@@ -53,6 +56,9 @@ pub fn verify(
     }
     if whole && options.random_cases > 0 {
         for (index, invariant) in (1..).zip(INVARIANTS) {
+            if options.is_over() {
+                break;
+            }
             progress(invariant.name);
             // Each has cases of its own.
             let seed = mix(options.seed.wrapping_add(index));
@@ -60,7 +66,7 @@ pub fn verify(
         }
     }
     let checks: usize = invariants.iter().map(InvariantResult::checks).sum();
-    if run.asked == 0 && checks == 0 && run.bad_inputs.is_empty() {
+    if run.asked == 0 && checks == 0 && run.bad_inputs.is_empty() && !options.is_over() {
         let hint = if whole { "" } else { "; `check` asks a subject of one stage random questions" };
         run.bad_inputs
             .push(format!("cases: found none that the subject offers, expected at least one{hint}"));
@@ -76,6 +82,8 @@ pub fn verify(
         findings: run.findings,
         bad_inputs: run.bad_inputs,
         notes: run.notes,
+        seed: options.seed,
+        interrupted: options.is_over(),
         seconds: start.elapsed().as_secs_f64(),
     }
 }
@@ -94,6 +102,7 @@ struct Run<'a> {
     bad_inputs: Vec<String>,
     notes: Vec<String>,
     checksums: Checksums,
+    memory: Memory,
 }
 
 /// How one case went.
@@ -110,7 +119,7 @@ struct Tally {
 }
 
 impl<'a> Run<'a> {
-    fn new(subject: &'a mut dyn Subject) -> Self {
+    fn new(subject: &'a mut dyn Subject, memory: Memory) -> Self {
         Self {
             capabilities: subject.capabilities(),
             subject,
@@ -122,6 +131,7 @@ impl<'a> Run<'a> {
             bad_inputs: Vec::new(),
             notes: Vec::new(),
             checksums: Checksums::default(),
+            memory,
         }
     }
 
@@ -157,7 +167,7 @@ impl<'a> Run<'a> {
 
     /// The content of a file, and a sentence where its checksum is not the one recorded beside it.
     fn read(&mut self, found: &Found, reader: &mut Reader) -> Result<(CaseFile, Option<String>), Error> {
-        let bytes = found.read()?;
+        let bytes = found.read_within(self.memory)?;
         let recorded = self.checksums.recorded(found)?;
         let sum = sha256(&bytes);
         let changed = recorded.filter(|recorded| *recorded != sum).map(|recorded| {
@@ -376,7 +386,7 @@ impl<'a> Run<'a> {
             let who = format!("an answer of {}", self.subject.name());
             let case = format!("invariant \"{}\" ({})", invariant.name, invariant.source);
             self.findings.push(VerifyFinding { case, who, explanations });
-        } else if asked.cases < options.random_cases {
+        } else if asked.cases < options.random_cases && !options.is_over() {
             self.bad_inputs.push(format!(
                 "random cases for \"{}\": found {} that the subject offers, expected {}",
                 invariant.name, asked.cases, options.random_cases

@@ -29,11 +29,21 @@ pub struct VerifyReport {
     pub bad_inputs: Vec<String>,
     /// Remarks that a reader should know.
     pub notes: Vec<String>,
-    /// Wall-clock time of all of it.
+    /// Seed of the random cases.
+    pub seed: u64,
+    /// Whether it was interrupted: the report holds what was judged until then.
+    pub interrupted: bool,
+    /// Wall-clock time of all of it; 0 where times are left out.
     pub seconds: f64,
 }
 
 impl VerifyReport {
+    /// Sets all times to 0, so that the same run gives the same bytes.
+    pub fn leave_out_times(&mut self) {
+        self.seconds = 0.0;
+        self.groups.iter_mut().for_each(|group| group.seconds = 0.0);
+    }
+
     /// 0 where everything conforms, 1 where something diverged, 2 where some input could not be used.
     pub fn exit_code(&self) -> u8 {
         match (self.bad_inputs.is_empty(), self.findings.is_empty()) {

@@ -24,6 +24,7 @@ use crate::cases::{
     Answer, Call, Capabilities, Error as FileError, Feature, Given, Instance, NoAnswer, Promise,
     RoundingModel, Stages, Takes,
 };
+use crate::visible;
 
 /// The first version of the protocol.
 const PROTOCOL: u64 = 1;
@@ -151,7 +152,7 @@ pub(crate) fn largest_answer(call: &Call) -> u64 {
 pub(crate) fn read_hello(bytes: &[u8]) -> Decoded<Hello> {
     let message = Message::parse(bytes)?;
     if message.kind() == Some("failed") {
-        return Err(format!("it failed: {}", message.text("message")));
+        return Err(format!("it failed: {}", visible::message(message.text("message"))));
     }
     message.expect_type(&["hello"])?;
     let protocol = message.json.get("protocol").unwrap_or(&Value::Null);
@@ -255,7 +256,7 @@ impl<'a> Message<'a> {
 
     /// What a `refused` or `failed` message says.
     pub(super) fn no_answer(&self) -> Option<NoAnswer> {
-        let said = self.text("message");
+        let said = &visible::message(self.text("message"));
         match self.kind()? {
             "failed" => Some(NoAnswer::Failed(said.to_owned())),
             "refused" => Some(self.refusal(said)),

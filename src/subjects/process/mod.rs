@@ -25,6 +25,7 @@ use crate::cases::{
     Answer, Attended, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel,
     ScoresCall, SelectionCall, Step, StepAnswer,
 };
+use crate::visible;
 
 /// How long a command may take to say hello: importing torch is slow.
 const STARTUP: Duration = Duration::from_secs(120);
@@ -199,7 +200,8 @@ impl Process {
 
 impl Subject for Process {
     fn name(&self) -> String {
-        self.hello.name.clone().unwrap_or_else(|| self.command.clone())
+        let name = self.hello.name.as_ref().unwrap_or(&self.command);
+        visible::one_line(name).into_owned()
     }
 
     fn rounding_model(&self) -> RoundingModel {
@@ -346,5 +348,6 @@ fn epitaph(mut child: Child, problem: &str) -> String {
     if shown.is_empty() {
         return format!("{problem}{status}; nothing on its standard error");
     }
+    let shown: Vec<_> = shown.iter().map(|line| visible::one_line(line)).collect();
     format!("{problem}{status}; its standard error ended with:\n  {}", shown.join("\n  "))
 }
