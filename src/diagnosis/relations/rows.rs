@@ -28,6 +28,8 @@ pub(super) enum RowChange {
     Lost(Lost),
     /// The same keys are ranked, and left out where they are selected.
     LeftOut(Lost),
+    /// The same keys score −∞ and stay candidates: they are selected where others are fewer than H.
+    RankedLast(Lost),
     /// Keys that are selected whatever they score.
     Forced(Forced),
     /// Keys that are selected on top of H.
@@ -271,6 +273,9 @@ impl RowChange {
             Self::LeftOut(lost) => {
                 lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
             }
+            Self::RankedLast(lost) => lost
+                .words()
+                .replace("never selected", "ranked behind all others, as if their scores were −∞"),
             Self::Forced(forced) => forced.words(),
             Self::Added(forced) => forced.words().replace("within H", "on top of H"),
             Self::Coarse(bits) => {
@@ -350,6 +355,13 @@ impl RowChange {
     pub(super) fn edit(self, row: &mut [Candidacy], count: usize, place: &Place<'_>) {
         match self {
             Self::Lost(lost) => lose(row, |key| lost.holds(key, place)),
+            Self::RankedLast(lost) => {
+                for (key, candidacy) in row.iter_mut().enumerate() {
+                    if matches!(candidacy, Candidacy::Scored(_)) && lost.holds(key, place) {
+                        *candidacy = Candidacy::Scored(Approximate::new(f64::MIN, 0.0));
+                    }
+                }
+            }
             Self::Forced(forced) => {
                 for (key, candidacy) in row.iter_mut().enumerate() {
                     if let Candidacy::Scored(score) = *candidacy
