@@ -202,7 +202,7 @@ def serve(arguments):
         heads=["per-head"],
         rules=[{"factor": 1}],
         domain=sizes | json.loads(arguments.domain),
-        largest_keys=None if foreign.ON_CUDA else 256,
+        largest_keys=16384 if foreign.ON_CUDA else 256,
         lacks=[
             "attention_mask",
             "masks_per_head",
