@@ -1,17 +1,17 @@
 """The fast path of Double Sparsity's author: a static cache and Triton kernels, served by `author.py --fast`.
 
-What runs is models/model.py out of a checkout of andy-yang-1/DoubleSparse: its Transformer sets up caches and masks, its
-Attention writes keys and labels and decodes. Stand-ins for projections and rotary embedding hand it q, k and v. Needs
-torch, triton and numpy; without CUDA kernels run in Triton's interpreter, which wants numpy 2.2.
+What runs is models/model.py out of a checkout of andy-yang-1/DoubleSparse: its Transformer sets up caches and masks,
+its Attention writes keys and labels and decodes. Stand-ins for projections and rotary embedding hand it q, k and v.
+Needs torch, triton and numpy; without CUDA kernels run in Triton's interpreter, which wants numpy 2.2.
 """
 
-import importlib
 import json
 import pathlib
 import sys
 import types
 
 import foreign
+
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ class Cache:
 
     def prompt(self, layer, start, k, v):
         """Keys of a prompt or of a chunk of it, [b, t, hk, d]."""
-        (b, t, hk, d), h = k.shape, self.attentions[0].n_head
+        (b, t, _, d), h = k.shape, self.attentions[0].n_head
         self.run(layer, start, torch.zeros(b, t, h, d, dtype=k.dtype, device=k.device), k, v, decode=False)
 
     def decode(self, layer, n, q, k, v):
@@ -88,9 +88,9 @@ class Fast:
         foreign.patch_once()
         foreign.Package("models", checkout, REAL, {})
         for kernel in ("channel", "sparse"):
-            sys.modules[f"triton_kernels.{kernel}"] = importlib.import_module(f"models.triton_kernels.{kernel}")
+            sys.modules[f"triton_kernels.{kernel}"] = foreign.module(f"models.triton_kernels.{kernel}")
         foreign.Package("triton_kernels", checkout, [], {})
-        self.module = importlib.import_module("models.model")
+        self.module = foreign.module("models.model")
         self.module.apply_rotary_emb = lambda x, _: x
         self.module.torch = self.torch = foreign.Torch()
         self.torch.topk = self.topk
@@ -191,7 +191,13 @@ class Request:
 
 def serve(arguments):
     powers = [1 << i for i in range(12)]
-    sizes = {"queries": [1], "head_dim": [16, 32, 64, 128], "value_dim": "d", "heavy_size": powers, "label_channels": powers}
+    sizes = {
+        "queries": [1],
+        "head_dim": [16, 32, 64, 128],
+        "value_dim": "d",
+        "heavy_size": powers,
+        "label_channels": powers,
+    }
     fast = Fast(arguments.checkout, arguments.room)
     doublecheck.serve(
         types.SimpleNamespace(configure=fast.configure, mask=fast.mask) if arguments.calls_only else fast,

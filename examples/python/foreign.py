@@ -7,6 +7,7 @@ allocates without writing to it holds numbers on purpose, and so does a margin b
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -17,6 +18,7 @@ import types
 from typing import Any
 
 import numpy as np
+
 import torch
 
 ON_CUDA = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
@@ -72,12 +74,14 @@ class Package(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class Torch:
     """torch as the code of a package sees it: "cuda" is the device at hand, and memory is never fresh.
 
-    What `empty` and `empty_like` give is filled with `unwritten`: "nan", "large", "zero" or "random", the default, numbers
-    of the size of scores.
+    What `empty` and `empty_like` give is filled with `unwritten`: "nan", "large", "zero" or "random", the default,
+    numbers of the size of scores.
     """
 
     def __init__(self, unwritten: str = "random"):
-        self.unwritten, self.made = unwritten, []
+        self.unwritten = unwritten
+        self.made: list[Any] = []  # buffer, how many numbers of it are used, and what its margin held
+        self.topk: Any = torch.topk
         self.numbers = torch.Generator().manual_seed(0)
 
     def __getattr__(self, name):
@@ -115,6 +119,11 @@ def same(x, y):
     return (x == y) | (x.isnan() & y.isnan())
 
 
+def module(name: str) -> Any:
+    """A module of a package."""
+    return importlib.import_module(name)
+
+
 def schedule(order: str, seed: int = 0) -> None:
     """In which order the interpreter runs the blocks of a grid: "forward" as ever, "backward" or "random".
 
@@ -145,7 +154,7 @@ def schedule(order: str, seed: int = 0) -> None:
 
 
 def patch_once() -> None:
-    """The interpreter exchanges the functions of triton.language anew for every function that a kernel calls; here once."""
+    """The interpreter exchanges functions of triton.language anew for every function that a kernel calls; here once."""
     if ON_CUDA:
         return
     from triton.runtime import interpreter
@@ -153,7 +162,9 @@ def patch_once() -> None:
     patch, done = interpreter._patch_lang, set()
 
     def patched(function):
-        used = frozenset(id(x) for x in function.__globals__.values() if getattr(x, "__name__", "").startswith("triton"))
+        used = frozenset(
+            id(x) for x in function.__globals__.values() if getattr(x, "__name__", "").startswith("triton")
+        )
         if used not in done:
             done.add(used)
             patch(function)

@@ -3,25 +3,25 @@
     pip install --no-deps --target packages/sglang-0.5.2 sglang==0.5.2
     doublecheck check --command "python examples/python/sglang.py --package packages/sglang-0.5.2"
 
-What runs is the package's own: DoubleSparseAttnBackend, its Triton kernels, the pools of keys and labels, the table from
-requests to slots and the allocator. This file plays the scheduler: which request holds which slots, and what is decoded.
-The prompt's own attention, which is dense, is left out. Needs torch, triton and numpy; without CUDA kernels run in
+What runs is the package's own: DoubleSparseAttnBackend, its Triton kernels, the pools of keys and labels, the table
+from requests to slots and the allocator. This file plays the scheduler: which request holds which slots, and what is
+decoded. The prompt's own attention, which is dense, is left out. Needs torch, triton and numpy; without CUDA kernels run in
 Triton's interpreter, which wants numpy 2.2.
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import sys
 import types
+from typing import Any
 
 import numpy as np
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "python"))
 import doublecheck
-
 import foreign
+
 import torch
 
 REAL = [
@@ -50,7 +50,7 @@ class SGLang:
             "debug_timing": lambda function: function,
             **dict.fromkeys(("is_hip", "is_npu", "is_cpu"), lambda: False),
         }
-        given = {
+        given: dict[str, dict[str, Any]] = {
             "sglang.srt.utils": utils,
             "sglang.srt.managers.schedule_batch": {"global_server_args_dict": vars(server)},
             "sglang.srt.server_args": {"get_global_server_args": lambda: server},
@@ -58,11 +58,11 @@ class SGLang:
         foreign.Package("sglang", arguments.package, REAL, given)
         sys.modules.setdefault("psutil", types.ModuleType("psutil"))
         attention, pools = "sglang.srt.layers.attention", "sglang.srt.mem_cache"
-        self.backends = importlib.import_module(f"{attention}.double_sparsity_backend")
-        self.kernels = importlib.import_module(f"{attention}.triton_ops.double_sparsity_attention")
-        self.pools = importlib.import_module(f"{pools}.memory_pool")
+        self.backends = foreign.module(f"{attention}.double_sparsity_backend")
+        self.kernels = foreign.module(f"{attention}.triton_ops.double_sparsity_attention")
+        self.pools = foreign.module(f"{pools}.memory_pool")
         # In older versions the allocator is in the file of the pools.
-        allocators = importlib.import_module(f"{pools}.allocator")
+        allocators = foreign.module(f"{pools}.allocator")
         self.allocator = vars(self.pools).get(ALLOCATOR) or vars(allocators)[ALLOCATOR]
         self.torch = foreign.Torch(arguments.unwritten)
         self.backends.torch = self.kernels.torch = self.torch
@@ -96,7 +96,9 @@ class Batch:
         setattr(self.slots, name, getattr(self.slots, name)[torch.from_numpy(order.permutation(capacity))])
         order.shuffle(self.table.free_slots)
 
-        model = types.SimpleNamespace(num_attention_heads=self.h, hidden_size=self.h * self.d // arguments.head_dim_over)
+        model = types.SimpleNamespace(
+            num_attention_heads=self.h, hidden_size=self.h * self.d // arguments.head_dim_over
+        )
         server = types.SimpleNamespace(
             ds_heavy_token_num=instance.heavy_size, ds_sparse_decode_threshold=arguments.threshold
         )
@@ -137,7 +139,12 @@ class Batch:
         """Keys of a prompt, or of a chunk of it: k and v [t, hk, d], those of the first row first."""
         ends = [start + count for start, count in zip(starts, counts)]
         batch = self.forward(
-            "extend", rows, ends, extend_prefix_lens=starts, extend_seq_lens=counts, extend_start_loc=np.cumsum(counts) - counts
+            "extend",
+            rows,
+            ends,
+            extend_prefix_lens=starts,
+            extend_seq_lens=counts,
+            extend_start_loc=np.cumsum(counts) - counts,
         )
         batch.out_cache_loc = self.slots_of(rows, starts, ends)
         self.backend.init_forward_metadata(batch)
@@ -181,7 +188,10 @@ class Adapter:
         lengths = [n] * b if call.lengths is None else call.lengths.tolist()
         batch = self.batch([call.layer], sum(lengths), b, (h, hk, d), call.dtype)
         rows = batch.table.alloc(b)
-        k, v = ([foreign.tensor(x[e, :, : lengths[e]], call.dtype).transpose(0, 1) for e in range(b)] for x in (call.k, call.v))
+        k, v = (
+            [foreign.tensor(x[e, :, : lengths[e]], call.dtype).transpose(0, 1) for e in range(b)]
+            for x in (call.k, call.v)
+        )
         for row, length in zip(rows, lengths):
             batch.table.req_to_token[row, :length] = batch.slots.alloc(length).to(torch.int32)
         if some := [e for e in range(b) if lengths[e] > 1]:
@@ -210,14 +220,18 @@ class Adapter:
 
     def append(self, layer, requests, k, v):
         """All but the newest key of each request are a chunk of its prompt; the newest waits for its decode step."""
-        for request, keys, values in doublecheck.parts(requests, *(foreign.tensor(x, self.opening.dtype).cpu() for x in (k, v))):
+        for request, keys, values in doublecheck.parts(
+            requests, *(foreign.tensor(x, self.opening.dtype).cpu() for x in (k, v))
+        ):
             if request not in self.requests:
                 self.requests[request] = Request(self.held.table.alloc(1)[0], self.opening.layers)
             known = self.requests[request]
             start = known.lengths[layer]
             known.lengths[layer] += len(keys)
             self.place(known, max(known.lengths.values()))
-            keys, values = (torch.cat([*old, torch.as_tensor(new)]) for old, new in zip(known.take(layer), (keys, values)))
+            keys, values = (
+                torch.cat([*old, torch.as_tensor(new)]) for old, new in zip(known.take(layer), (keys, values))
+            )
             start -= len(keys) - (known.lengths[layer] - start)
             if len(keys) > 1:
                 self.extend(layer, known, start, keys[:-1], values[:-1])
@@ -251,7 +265,7 @@ class Adapter:
         rows, lengths = [one.row for one in known], [one.lengths[layer] for one in known]
         q = foreign.tensor(q, self.opening.dtype)
         answer = self.held.decode(layer, rows, lengths, q, k, v, self.opening.scaling)
-        # Places beyond a request's own keys have none in an answer: what it selects there shows as keys that are missing.
+        # Places beyond a request's own keys have none in an answer: what it selects there shows as missing keys.
         own = torch.arange(max(lengths), device=foreign.DEVICE) < torch.tensor(lengths, device=foreign.DEVICE)[:, None]
         return {"mask": answer["mask"] & own[:, None], "output": answer["output"]}
 

@@ -1,4 +1,4 @@
-"""Attention of torch over a given selection, checked alone (SPEC 2.11): scaled_dot_product_attention or flex_attention."""
+"""Attention of torch over a selection, checked alone (SPEC 2.11): scaled_dot_product_attention or flex_attention."""
 
 import argparse
 import pathlib
@@ -6,8 +6,9 @@ import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "python"))
 import doublecheck
-import torch
 from torch.nn.attention.flex_attention import flex_attention
+
+import torch
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -6,6 +6,7 @@ import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "python"))
 import doublecheck
+
 import torch
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

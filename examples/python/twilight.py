@@ -1,11 +1,10 @@
 """Serves the Double Sparsity selector of Twilight to `doublecheck check`.
 
-It runs twilight/pyimpl/double_sparse.py out of a checkout of tsinghua-ideal/Twilight, with its Triton kernel for labels. Needs torch,
-triton and numpy; without CUDA the kernel runs in Triton's interpreter, which wants numpy 2.2.
+It runs twilight/pyimpl/double_sparse.py out of a checkout of tsinghua-ideal/Twilight, with its Triton kernel
+for labels. Needs torch, triton and numpy; without CUDA the kernel runs in Triton's interpreter, which wants numpy 2.2.
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import sys
@@ -15,24 +14,22 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "python"))
 import doublecheck
 import foreign
+
 import torch
 
-REAL = [f"twilight.{name}" for name in ("kernel.triton.channel", "pyimpl.double_sparse", "pyimpl.quantize", "pyimpl.top_k")]
+REAL = [
+    f"twilight.{name}" for name in ("kernel.triton.channel", "pyimpl.double_sparse", "pyimpl.quantize", "pyimpl.top_k")
+]
 
 
 class Twilight:
     def __init__(self, checkout):
         foreign.patch_once()
         foreign.Package("transformers", checkout, [], {})
-        given = {"twilight.kernel": {"get_label_tensor": lambda *arguments: self.kernels.get_label_tensor(*arguments)}}
-        foreign.Package("twilight", checkout, REAL, given)
-        self.kernels = importlib.import_module("twilight.kernel.triton.channel")
-        self.module = importlib.import_module("twilight.pyimpl.double_sparse")
-        self.quantise = self.module.min_max_per_token_quant_kv
-
-    def seen(self, x, bits):
-        self.labels = self.quantise(x, bits)
-        return self.labels
+        foreign.Package("twilight", checkout, REAL, {})
+        labels = foreign.module("twilight.kernel.triton.channel")
+        foreign.module("twilight.kernel").get_label_tensor = labels.get_label_tensor
+        self.module = foreign.module("twilight.pyimpl.double_sparse")
 
     @torch.no_grad()
     def mask(self, call):
@@ -42,7 +39,6 @@ class Twilight:
         size = settings.heavy_size
         budget = {"sparsity_rate": size} if isinstance(size, float) else {"token_budget": size}
         bits = settings.label_bits if settings.label_bits < 16 else 32
-        self.module.min_max_per_token_quant_kv = self.seen
         channels = torch.from_numpy(rows.copy()).to(foreign.DEVICE)
         return self.module.double_sparse_selector(q, k, channels, rows.shape[1], bits, **budget)
 
