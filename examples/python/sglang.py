@@ -5,8 +5,8 @@
 
 What runs is the package's own: DoubleSparseAttnBackend, its Triton kernels, the pools of keys and labels, the table
 from requests to slots and the allocator. This file plays the scheduler: which request holds which slots, and what is
-decoded. The prompt's own attention, which is dense, is left out. Needs torch, triton and numpy; without CUDA kernels run in
-Triton's interpreter, which wants numpy 2.2.
+decoded. The prompt's own attention, which is dense, is left out. Needs torch, triton and numpy; without CUDA kernels
+run in Triton's interpreter, which wants numpy 2.2.
 """
 
 import argparse
