@@ -197,8 +197,9 @@ fn more_is_asked_where_several_causes_fit() {
                 Array4::from_shape_fn(dims.mask_shape(), |(_, head, i, key)| mask.weight(0, head, i, key));
             Mask::from_weights(weights, &dims).map_err(NoAnswer::from)
         };
+        let heads = HeadMode::ALL.to_vec();
         let mut subject =
-            Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask };
+            Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask, heads };
         let shrinking = Limits { tries, ..Limits::default() };
         let options = Options { cases: 12, shrinking, probes: false, largest_keys: 0, ..Options::default() };
         let report = check(&mut subject, &options);

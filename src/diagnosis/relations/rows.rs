@@ -273,9 +273,9 @@ impl RowChange {
             Self::LeftOut(lost) => {
                 lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
             }
-            Self::RankedLast(lost) => lost
-                .words()
-                .replace("never selected", "ranked behind all others, as if their scores were −∞"),
+            Self::RankedLast(lost) => {
+                lost.words().replace("never selected", "ranked behind all others, as if their scores were −∞")
+            }
             Self::Forced(forced) => forced.words(),
             Self::Added(forced) => forced.words().replace("within H", "on top of H"),
             Self::Coarse(bits) => {
