@@ -3,6 +3,7 @@
 It runs LlamaAttention_heavy_hitter of evaluation/modify_llama.py out of a checkout of andy-yang-1/DoubleSparse.
 Stand-ins for projections, rotary embedding and cache hand it q, k and v; the mask is read where it drops keys.
 Needs torch and transformers as golden/export.py does. Any exception counts as a refusal: it is loud.
+With --fast it serves the fast path instead, of which author_fast.py says more.
 """
 
 import argparse
@@ -91,13 +92,23 @@ class Author:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkout", required=True, help="a checkout of andy-yang-1/DoubleSparse")
-    checkout = parser.parse_args().checkout
+    parser.add_argument("--fast", action="store_true", help="the fast path: static cache and Triton kernels")
+    parser.add_argument("--room", type=int, default=0, help="fast: slots of the cache beyond those that are needed")
+    parser.add_argument("--calls-only", action="store_true", help="fast: do not offer sessions")
+    parser.add_argument("--lacks", default="", help="fast: more that is not asked, separated by commas")
+    parser.add_argument("--dtypes", help="fast: default all, without CUDA those that Triton's interpreter has")
+    parser.add_argument("--domain", default="{}", help="fast: narrower than its own, as JSON")
+    arguments = parser.parse_args()
+    if arguments.fast:
+        import author_fast
+
+        return author_fast.serve(arguments)
     torch.set_num_threads(1)
     # Its channel files hold one row per query head: a shared row would reach the first head, the others stay dense.
     doublecheck.serve(
-        Author(checkout),
+        Author(arguments.checkout),
         name="andy-yang-1/DoubleSparse",
-        version=export.commit_of(checkout),
+        version=export.commit_of(arguments.checkout),
         heads=["per-head"],
         lacks=[
             "previous",

@@ -148,6 +148,8 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
             (divided, _) => divided?,
         }
     };
+    // Whoever accepts short rows divides by √(d / G) all the same, as both systems of D21 do.
+    let divided = label_channels;
     let label_channels =
         if behaviour.accepts_short_rows { label_channels.min(channels.width()) } else { label_channels };
     if label_channels == 0 {
@@ -198,7 +200,7 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
         sharing,
         ranks,
         count: count(behaviour, instance.selection.heavy_size, dims.keys),
-        scoring: Scoring::of(behaviour, &instance.selection.rules, label_channels, dims.head_dim),
+        scoring: Scoring::of(behaviour, &instance.selection.rules, divided, dims.head_dim),
         forced: ForcedRule { configured: instance.selection.rules.forced, how: behaviour.forced },
         bits: spec_labels.then_some(bits(behaviour, &instance.selection)),
     });

@@ -47,7 +47,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         (names, _) => only(names)?,
     };
     if arguments.list {
-        print(&list(&planted))?;
+        super::print(&list(&planted))?;
         return Ok(ExitCode::SUCCESS);
     }
     // Small sequences show every planted fault.

@@ -17,6 +17,9 @@ struct Table {
     length: usize,
 }
 
+/// A page to copy, and where to.
+type Copied = Option<(usize, usize)>;
+
 /// Who holds which pages of one layer.
 #[derive(Debug, Clone)]
 struct Holders {
@@ -198,11 +201,7 @@ impl Holders {
     }
 
     /// Room for so many more keys of a request: their slots, and pages to copy, from and to. Errors: [`Error::Capacity`].
-    fn extend(
-        &mut self,
-        request: usize,
-        count: usize,
-    ) -> std::result::Result<(Vec<usize>, Option<(usize, usize)>), Error> {
+    fn extend(&mut self, request: usize, count: usize) -> std::result::Result<(Vec<usize>, Copied), Error> {
         let mut table = self.requests.remove(&request).unwrap_or_default();
         let start = table.length;
         let mut copied = None;

@@ -224,6 +224,13 @@ impl RowChange {
     fn edit(self, row: &mut [Candidacy], count: usize, place: &Place<'_>) {
         match self {
             Self::Lost(lost) => lose(row, |key| lost.holds(key, place)),
+            Self::RankedLast(lost) => {
+                for (key, candidacy) in row.iter_mut().enumerate() {
+                    if matches!(candidacy, Candidacy::Scored(_)) && lost.holds(key, place) {
+                        *candidacy = Candidacy::Scored(Approximate::new(f64::MIN, 0.0));
+                    }
+                }
+            }
             Self::Forced(forced) => {
                 for (key, candidacy) in row.iter_mut().enumerate() {
                     if let Candidacy::Scored(score) = *candidacy

@@ -86,7 +86,7 @@ fn a_selection_with_forced_keys_is_what_its_definition_says() {
         for word in words(letters.len(), length) {
             let scores: Vec<f64> = word.iter().map(|&letter| letters[letter]).collect();
             for (before, forced) in
-                (0..1usize << 2 * length).map(|sets| (sets >> length, sets % (1 << length)))
+                (0..1usize << (2 * length)).map(|sets| (sets >> length, sets % (1 << length)))
             {
                 for heavy_size in forced.count_ones() as usize..=length {
                     let found =

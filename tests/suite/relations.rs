@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use doublecheck::algorithm::attention::attention;
-use doublecheck::algorithm::{HeavySize, InputParts, Inputs, Mask};
+use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask};
 use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer, RoundingModel};
 use doublecheck::subjects::Reference;
 use doublecheck::{Limits, Options, Report, Subject, check};
@@ -17,6 +17,7 @@ struct Otherwise<F> {
     instance: Option<Instance>,
     /// The mask of a call, from the reference, the instance and earlier calls.
     mask: F,
+    heads: Vec<HeadMode>,
 }
 
 impl<F> Subject for Otherwise<F>
@@ -33,7 +34,7 @@ where
 
     fn capabilities(&self) -> Capabilities {
         let lacks = [Feature::Refusals, Feature::EarlierMaskers, Feature::Previous].into_iter().collect();
-        Capabilities { lacks, ..Capabilities::default() }
+        Capabilities { lacks, heads: self.heads.clone(), ..Capabilities::default() }
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
@@ -55,7 +56,15 @@ fn checked<F>(mask: F) -> Report
 where
     F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
 {
-    let mut subject = Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask };
+    checked_in(Capabilities::default().heads, mask)
+}
+
+fn checked_in<F>(heads: Vec<HeadMode>, mask: F) -> Report
+where
+    F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
+{
+    let mut subject =
+        Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask, heads };
     let shrinking = Limits { tries: 200, ..Limits::default() };
     check(&mut subject, &Options { cases: 150, shrinking, ..Options::default() })
 }
@@ -99,6 +108,38 @@ fn is_dense(instance: &Instance, call: &Call) -> bool {
     let (selection, dims) = (&instance.selection, call.inputs.dims());
     let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
     instance.dense_layers.contains(&call.layer) || (selection.dense_fallback && short)
+}
+
+/// What a kernel does that stores a tile's tail unmasked: −∞ lands on the first keys of the row behind, and top-k takes some of
+/// these keys where too few others are left.
+#[test]
+fn keys_below_a_tail_are_ranked_last() {
+    let report = checked_in(vec![HeadMode::PerHead], |reference, instance, _, call| {
+        let dims = call.inputs.dims();
+        let mut mask = reference.call(call)?.mask;
+        if is_dense(instance, call) {
+            return Ok(mask);
+        }
+        let lost = (4 - dims.keys % 4) % 4;
+        let low = with(call, |parts| {
+            parts.attention_mask = Some(Array4::from_shape_fn(dims.mask_shape(), |(b, head, i, key)| {
+                let own = call.inputs.additive(b, head, i).at(key);
+                if key < lost { f32::NEG_INFINITY } else { own }
+            }));
+        });
+        let others = reference.call(&low)?.mask;
+        for row @ (b, head, i) in dims.rows().filter(|row| *row != (0, 0, 0)) {
+            let wanted = mask.row(row).count();
+            (0..dims.keys).for_each(|key| mask.remove(row, key));
+            let chosen = (0..dims.keys).filter(|key| others.attends(b, head, i, *key));
+            let behind = (0..lost.min(dims.keys)).rev();
+            let open = behind.filter(|key| call.inputs.additive(b, head, i).at(*key) > f32::NEG_INFINITY);
+            let kept: Vec<usize> = chosen.chain(open).take(wanted).collect();
+            mask.add(row, kept);
+        }
+        Ok(mask)
+    });
+    tells(&report, "the first −n mod 4 keys of every row but the first are ranked behind all others");
 }
 
 #[test]
@@ -159,8 +200,9 @@ fn more_is_asked_where_several_causes_fit() {
                 Array4::from_shape_fn(dims.mask_shape(), |(_, head, i, key)| mask.weight(0, head, i, key));
             Mask::from_weights(weights, &dims).map_err(NoAnswer::from)
         };
+        let heads = HeadMode::ALL.to_vec();
         let mut subject =
-            Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask };
+            Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask, heads };
         let shrinking = Limits { tries, ..Limits::default() };
         let options = Options { cases: 12, shrinking, probes: false, largest_keys: 0, ..Options::default() };
         let report = check(&mut subject, &options);

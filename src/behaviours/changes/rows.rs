@@ -26,6 +26,8 @@ pub enum RowChange {
     Lost(Lost),
     /// The same keys are ranked, and left out where they are selected.
     LeftOut(Lost),
+    /// The same keys score −∞ and stay candidates: they are selected where others are fewer than H.
+    RankedLast(Lost),
     /// Keys that are selected whatever they score.
     Forced(Forced),
     /// Keys that are selected on top of H.
@@ -279,6 +281,9 @@ impl RowChange {
             Self::LeftOut(lost) => {
                 lost.words().replace("never selected", "left out of what is selected, and rows hold fewer")
             }
+            Self::RankedLast(lost) => {
+                lost.words().replace("never selected", "ranked behind all others, as if their scores were −∞")
+            }
             Self::Forced(forced) => forced.words(),
             Self::Added(forced) => forced.words().replace("within H", "on top of H"),
             Self::Coarse(bits) => {
@@ -345,7 +350,7 @@ impl RowChange {
     pub fn remembers(self) -> bool {
         use Lost::{BeyondCallBefore, BeyondFirstOfLayer, BeyondFirstOfShape};
         let beyond = |lost| matches!(lost, BeyondFirstOfShape | BeyondFirstOfLayer | BeyondCallBefore);
-        matches!(self, Self::Lost(lost) | Self::LeftOut(lost) if beyond(lost))
+        matches!(self, Self::Lost(lost) | Self::LeftOut(lost) | Self::RankedLast(lost) if beyond(lost))
     }
 
     /// Whether rows of heads that share a selection may differ.

@@ -473,9 +473,10 @@ fn powers(items: &[Item<'_>], from: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Keys that are no candidates, and the same ones that are, but are not shown.
+/// Keys that are no candidates, the same ones ranked last, and the same ones that are candidates, but are not shown.
 fn lose(members: &mut Vec<Member>, lost: Lost) {
     row(members, RowChange::Lost(lost));
+    row(members, RowChange::RankedLast(lost));
     row(members, RowChange::LeftOut(lost));
 }
 
