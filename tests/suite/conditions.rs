@@ -202,7 +202,7 @@ fn what_fails_at_random_has_no_condition() {
 fn a_condition_in_which_some_calls_conform_is_told_as_necessary() {
     let mut subject = Where::new(|asked| asked.call.inputs.dims().batch > 1 && hash(asked).is_multiple_of(2));
     let report = check(&mut subject, &options(400));
-    let condition = report.findings[0].condition.as_ref().unwrap();
+    let condition = report.findings[0].condition.as_ref().unwrap_or_else(|| panic!("{report}"));
     assert!(!condition.exact && condition.sentence.starts_with("Fails only with"), "{condition:?}");
     assert!(
         condition.failing < condition.inside && condition.clauses.contains(&"b > 1".into()),

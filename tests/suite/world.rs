@@ -432,8 +432,9 @@ fn peak(sequences: &str) -> f64 {
 /// Answers that conform are kept for the diagnosis, within bounds: three times as many sequences take no more memory.
 #[test]
 fn memory_does_not_grow_with_what_is_asked() {
-    let (some, more) = (peak("4000"), peak("12000"));
-    println!("{some:.0} MiB, then {more:.0} MiB");
+    // Libraries that it is linked with take some themselves.
+    let (one, some, more) = (peak("1"), peak("4000"), peak("12000"));
+    println!("{one:.0} MiB, {some:.0} MiB, then {more:.0} MiB");
     assert!(more < some + 40.0, "4,000 sequences took {some:.0} MiB, 12,000 took {more:.0} MiB");
-    assert!(more < 160.0, "{more:.0} MiB");
+    assert!(more < one + 140.0, "{more:.0} MiB, {one:.0} MiB for one");
 }
