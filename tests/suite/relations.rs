@@ -2,6 +2,7 @@
 //! diagnosis. Each is told by one finding; where nothing fits, nothing is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use doublecheck::algorithm::attention::attention;
 use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask};
@@ -66,7 +67,9 @@ where
     let mut subject =
         Otherwise { reference: Reference::default(), calls: Vec::new(), instance: None, mask, heads };
     let shrinking = Limits { tries: 200, ..Limits::default() };
-    check(&mut subject, &Options { cases: 150, shrinking, ..Options::default() })
+    // However long that takes.
+    let naming = Duration::from_secs(600);
+    check(&mut subject, &Options { cases: 150, shrinking, naming, ..Options::default() })
 }
 
 /// Panics unless there is one finding, whose relation, or the fault of the catalogue that is one, is told in these words.
