@@ -118,7 +118,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         counterexamples::prepare(folder).map_err(|error| cannot_write(folder, error))?;
     }
     // Held until the end.
-    let _lock = out.map(|folder| own(folder)).transpose()?;
+    let _lock = out.map(own).transpose()?;
     let mut subject = arguments.subject.open()?;
     let of_count = arguments.cases.or(arguments.sessions).is_some();
     let by_time = !of_count || arguments.seconds.is_some();
@@ -187,7 +187,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 /// Keeps other runs out of a folder of counterexamples, until the result is dropped. Errors: another one is there.
 fn own(folder: &Path) -> Result<File, Failure> {
-    let opened = File::open(folder).and_then(|opened| Ok((opened.try_lock(), opened)));
+    let opened = File::open(folder).map(|opened| (opened.try_lock(), opened));
     match opened {
         Ok((Err(TryLockError::WouldBlock), _)) => {
             let found = folder.display();
