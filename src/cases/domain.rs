@@ -12,8 +12,11 @@ use serde_json::Value;
 use super::sequence::{Call, Instance};
 use crate::algorithm::{Detail, Dims, HeavySize, Selection, Storage};
 
-/// Sizes beyond this are not searched for in a constraint without an upper end.
+/// Sizes beyond this are allowed, and asked for in no random case. A constraint that allows no smaller one leaves nothing to ask.
 const LARGEST: usize = 1 << 20;
+
+/// The most numbers that a tensor or a mask of the smallest call of a domain may have.
+const MOST_NUMBERS: usize = 1 << 28;
 
 /// Where a wanted value is not allowed, one of this many smallest allowed values is drawn instead.
 const DRAWN: usize = 8;
@@ -83,13 +86,14 @@ pub struct Constraint {
 }
 
 impl Constraint {
-    /// Only these values. Errors: an empty list, or 0 among them.
+    /// Only these values. Errors: an empty list, 0 among them, or none up to 2^20.
     pub fn list(values: &[usize]) -> Result<Self, Detail> {
         let mut list = values.to_vec();
         list.sort_unstable();
         list.dedup();
-        if list.first().is_none_or(|&least| least == 0) {
-            return Err(Detail::new("list", format!("{values:?}"), "at least one number, all of at least 1"));
+        if list.first().is_none_or(|&least| least == 0 || least > LARGEST) {
+            let expected = format!("at least one number up to {LARGEST}, all of at least 1");
+            return Err(Detail::new("list", format!("{values:?}"), expected));
         }
         Ok(Self { from: 1, to: None, multiple_of: 1, list: Some(list) })
     }
@@ -104,7 +108,7 @@ impl Constraint {
             "from {from} to {}, multiple_of {multiple_of}",
             to.map_or("any".into(), |to| to.to_string())
         );
-        Err(Detail::new("range", found, "a range that holds a multiple"))
+        Err(Detail::new("range", found, format!("a range that holds a multiple up to {LARGEST}")))
     }
 
     /// Whether a value is allowed.
@@ -119,15 +123,17 @@ impl Constraint {
         }
     }
 
-    /// The allowed values, ascending.
+    /// The allowed values up to 2^20, ascending.
     pub fn values(&self) -> Box<dyn Iterator<Item = usize> + '_> {
         match &self.list {
-            Some(list) => Box::new(list.iter().copied()),
-            None => {
-                let first = self.from.next_multiple_of(self.multiple_of);
-                let last = self.to.unwrap_or(first.max(LARGEST));
-                Box::new((first..=last).step_by(self.multiple_of))
-            }
+            Some(list) => Box::new(list.iter().copied().take_while(|&value| value <= LARGEST)),
+            None => match self.from.checked_next_multiple_of(self.multiple_of) {
+                None => Box::new(std::iter::empty()),
+                Some(first) => {
+                    let last = self.to.unwrap_or(LARGEST).min(LARGEST);
+                    Box::new((first..=last).step_by(self.multiple_of))
+                }
+            },
         }
     }
 
@@ -157,7 +163,9 @@ impl TryFrom<Value> for Constraint {
 
     fn try_from(json: Value) -> Result<Self, Detail> {
         let wrong = || {
-            let expected = "a list of numbers, or an object with from, to and multiple_of, all of at least 1";
+            let expected = format!(
+                "a list of numbers, or an object with from, to and multiple_of, all of at least 1, and one that fits up to {LARGEST}"
+            );
             Detail::new("constraint", &json, expected)
         };
         let number =
@@ -175,7 +183,8 @@ impl TryFrom<Value> for Constraint {
                 let field = |name: &str| fields.get(name).map(number).transpose();
                 let (from, to) = (field("from")?.unwrap_or(1), field("to")?);
                 Self::range(from, to, field("multiple_of")?.unwrap_or(1)).map_err(|detail| {
-                    Detail::new("constraint", detail.found, "a range that holds at least one such number")
+                    let expected = format!("a range that holds at least one such number up to {LARGEST}");
+                    Detail::new("constraint", detail.found, expected)
                 })
             }
             _ => Err(wrong()),
@@ -324,6 +333,7 @@ impl Domain {
             let expected = "some head dimension that is label_channels times group_factor";
             return Err(Detail::new("domain.head_dim", found(&quantities), expected));
         }
+        self.check_smallest()?;
         if let Some(bits) = self.sizes.get(&Quantity::LabelBits)
             && !(1..=16).any(|value| bits.allows(value))
         {
@@ -346,6 +356,30 @@ impl Domain {
             return Err(Detail::new("domain.value_dim", "d and a constraint", "one of the two"));
         }
         Ok(())
+    }
+
+    /// Checks that the smallest call can be made. Errors: its sizes.
+    fn check_smallest(&self) -> Result<(), Detail> {
+        let least = |quantity: Quantity| {
+            self.sizes.get(&quantity).and_then(|constraint| constraint.values().next()).unwrap_or(1)
+        };
+        let product = |(a, b): (usize, usize)| a.saturating_mul(b);
+        let heads = self.head_choices().first().copied().map_or(1, product);
+        let head_dim = self.channel_choices().first().copied().map_or(1, product);
+        let (batch, queries) = (least(Quantity::Batch), least(Quantity::Queries));
+        let keys = least(Quantity::Keys).max(queries);
+        let width = head_dim.max(least(Quantity::ValueDim)).max(keys);
+        let largest = [heads, queries.max(least(Quantity::HeavySize)), width];
+        let numbers = largest.into_iter().fold(batch, usize::saturating_mul);
+        if numbers <= MOST_NUMBERS {
+            return Ok(());
+        }
+        let found = format!(
+            "no call smaller than b = {batch}, h = {heads}, m = {queries}, n = {keys}, d = {head_dim}, H = {}",
+            least(Quantity::HeavySize)
+        );
+        let expected = "some call whose tensors and mask have at most 2^28 numbers";
+        Err(Detail::new("domain", found, expected))
     }
 
     /// (hk, g) that fit, the smallest first.

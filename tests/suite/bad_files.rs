@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use doublecheck::cases::{Memory, Reader, bundled};
@@ -347,16 +348,20 @@ fn what_is_allowed_takes_no_more_than_was_estimated() {
     assert!(near >= 3, "{near} of 6 took a sixteenth of what was estimated");
 }
 
-fn small_goldens() -> Vec<PathBuf> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
-    let mut files: Vec<PathBuf> = ["small", "counterexamples", "quantisation", "calibration", "grid", "hub"]
-        .iter()
-        .flat_map(|group| bundled::find(&golden.join(group)).unwrap())
-        .map(|found| found.path())
-        .filter(|path| std::fs::metadata(path).unwrap().len() < 20_000)
-        .collect();
-    files.sort();
-    files
+fn small_goldens() -> &'static [Vec<u8>] {
+    static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+        let groups = ["small", "counterexamples", "quantisation", "calibration", "grid", "hub"];
+        let mut files: Vec<PathBuf> = groups
+            .iter()
+            .flat_map(|group| bundled::find(&golden.join(group)).unwrap())
+            .map(|found| found.path())
+            .filter(|path| std::fs::metadata(path).unwrap().len() < 20_000)
+            .collect();
+        files.sort();
+        files.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    })
 }
 
 /// What stands in place of a number or a text of a header.
@@ -410,7 +415,7 @@ proptest! {
     ) {
         let files = small_goldens();
         prop_assert!(files.len() > 20, "{} small goldens", files.len());
-        let mut bytes = std::fs::read(&files[file.index(files.len())]).unwrap();
+        let mut bytes = files[file.index(files.len())].clone();
         for (word, replacement) in changes {
             bytes = with_word(&bytes, word, replacement);
         }

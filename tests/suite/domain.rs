@@ -10,7 +10,7 @@ use doublecheck::cases::bundled::{self, Found};
 use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::file::peek;
 use doublecheck::cases::{
-    Answer, Call, Capabilities, CaseFile, Feature, Instance, NoAnswer, Reader, RoundingModel,
+    Answer, Call, Capabilities, CaseFile, Domain, Feature, Instance, NoAnswer, Reader, RoundingModel,
 };
 use doublecheck::subjects::Faulty;
 use doublecheck::{Options, Report, Subject, check};
@@ -175,4 +175,79 @@ fn a_golden_outside_the_domain_is_not_made() {
     // Where it applies it is made, and cannot be.
     let report = check(&mut Faulty::new(&[]), &Options { cases: 1, goldens: huge, ..Options::default() });
     assert!(report.bad_inputs[0].contains("2^30"), "{report}");
+}
+
+/// A kernel of any domain.
+struct Declared(Faulty, Vec<Domain>);
+
+impl Subject for Declared {
+    fn name(&self) -> String {
+        "declared".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        self.0.rounding_model()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { domains: self.1.clone(), lacks: [Feature::Refusals].into(), ..Capabilities::default() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.0.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        self.0.call(call)
+    }
+}
+
+/// Sizes that no call can have, or none that can be asked: an error, or a domain that is asked within what is small.
+#[test]
+fn domains_of_extreme_sizes_are_refused_or_asked() {
+    const MOST: u64 = u64::MAX;
+    let (mut refused, mut asked) = (0, 0);
+    for quantity in [
+        "batch",
+        "heads",
+        "kv_heads",
+        "group",
+        "queries",
+        "keys",
+        "head_dim",
+        "value_dim",
+        "group_factor",
+        "label_channels",
+        "heavy_size",
+        "label_bits",
+    ] {
+        for constraint in [
+            json!({"from": 1, "to": MOST}),
+            json!({"from": 1u64 << 30, "to": 1u64 << 31}),
+            json!({"multiple_of": 1u64 << 63}),
+            json!({"from": (1u64 << 63) + 1, "multiple_of": 1u64 << 63}),
+            json!([1u64 << 40]),
+            json!([MOST]),
+            json!([2, 1u64 << 40, MOST]),
+        ] {
+            let domain = json!({quantity: constraint});
+            match domains_from_json(&domain) {
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(error.starts_with("domain") && error.contains("expected"), "{domain}: {error}");
+                    refused += 1;
+                }
+                Ok(domains) => {
+                    let mut subject = Declared(Faulty::new(&[]), domains);
+                    let report = check(&mut subject, &Options { cases: 4, ..Options::default() });
+                    assert!(report.conforms(), "{domain}: {report}");
+                    asked += 1;
+                }
+            }
+        }
+    }
+    let together = json!({"batch": [1u64 << 20], "heads": [1u64 << 20]});
+    let error = domains_from_json(&together).unwrap_err().to_string();
+    assert!(error.contains("no call smaller than b = 1048576, h = 1048576"), "{error}");
+    assert!(refused >= 55 && asked >= 20, "{refused} refused, {asked} asked");
 }
