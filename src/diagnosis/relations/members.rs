@@ -473,11 +473,19 @@ fn powers(items: &[Item<'_>], from: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Keys that are no candidates, the same ones ranked last, and the same ones that are candidates, but are not shown.
+/// Keys that are no candidates, and the same ones that are, but are not shown.
 fn lose(members: &mut Vec<Member>, lost: Lost) {
     row(members, RowChange::Lost(lost));
-    row(members, RowChange::RankedLast(lost));
     row(members, RowChange::LeftOut(lost));
+}
+
+/// Whether keys below the tail of a tile are some of the keys and not all in most of the selections that fail. Where all are ranked
+/// last any selection fits, which would prove nothing.
+fn tail_decides(items: &[Item<'_>], tile: usize) -> bool {
+    let failing = items.iter().filter(|item| !item.selection).map(|item| item.dims().keys);
+    let (some, all): (Vec<usize>, Vec<usize>) =
+        failing.partition(|keys| (1..*keys).contains(&((tile - keys % tile) % tile)));
+    some.len() > all.len()
 }
 
 fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
@@ -501,6 +509,10 @@ fn lost(members: &mut Vec<Member>, items: &[Item<'_>]) {
             Below,
         ] {
             lose(members, lost(tile));
+        }
+        if tail_decides(items, tile) {
+            row(members, RowChange::RankedLast(TailOfRowBefore(tile)));
+            row(members, RowChange::RankedLast(TailOfAnyRowBefore(tile)));
         }
         for at in [tile - 1, 0] {
             label(members, Acts::Selection, LabelChange::ZeroKeys { every: tile, at });
