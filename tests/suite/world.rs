@@ -284,8 +284,13 @@ fn two_runs_do_not_share_a_folder() {
         .spawn()
         .unwrap();
     let start = Instant::now();
+    // The first makes the folder, and then takes it for itself.
+    while !out.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && first.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(500));
     let refused = loop {
-        // Where the second comes first it ends soon, and the folder is free again.
         let output = with(&["check", "--cases", "1", "--no-goldens", "--out"], &[out.as_os_str()]);
         if output.status.code() == Some(2) || start.elapsed() > Duration::from_secs(30) {
             break output;

@@ -10,6 +10,9 @@ use crate::diagnosis::condition::features::{Features, Number, Trait};
 /// A fault of the catalogue that explains fewer failures than this, while others stay unexplained, explains them by chance.
 const FEWEST_EXPLAINED: usize = 3;
 
+/// Named faults are guesses where more than one in so many failing answers stays unexplained.
+const MOST_UNEXPLAINED: usize = 100;
+
 impl Run<'_> {
     /// Takes back causes that explain hardly anything while other failures have none.
     pub(super) fn doubt_rare_causes(&mut self) {
@@ -41,9 +44,16 @@ impl Run<'_> {
         }
     }
 
-    /// Puts findings of unknown cause together.
+    /// Puts findings of unknown cause together. Named faults that leave more than a hundredth of the failing answers unexplained are
+    /// guesses, and keep nothing apart.
     pub(super) fn group(&mut self) {
-        let findings = std::mem::take(&mut self.report.findings);
+        let mut findings = std::mem::take(&mut self.report.findings);
+        let unexplained = self.suspects.kept().saturating_sub(self.report.reproduced);
+        if MOST_UNEXPLAINED * unexplained > self.suspects.failing().count() {
+            let unproved =
+                |finding: &&mut Finding| finding.diagnosis.is_empty() && finding.relation.is_none();
+            findings.iter_mut().filter(unproved).for_each(|finding| finding.faults.clear());
+        }
         let rules: Vec<Rule> = findings.iter().map(|finding| self.suggested(finding)).collect();
         let mut groups: Vec<(Finding, Vec<Rule>)> = Vec::new();
         for (finding, rule) in findings.into_iter().zip(rules) {
@@ -56,6 +66,8 @@ impl Run<'_> {
                 Some((group, rules)) => {
                     rules.push(rule);
                     join(group, finding);
+                    // What was counted for several faults that were dropped is one failure now.
+                    group.sequences = group.sequences.min(self.report.diverged);
                 }
                 None => groups.push((finding, vec![rule])),
             }

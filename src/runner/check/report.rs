@@ -455,7 +455,7 @@ impl Report {
         (self.seconds, self.sequences_per_second) = (0.0, 0.0);
         self.findings.iter_mut().for_each(|finding| finding.shrinking_seconds = 0.0);
         if let Some(probed) = &mut self.probes {
-            (probed.seconds, probed.subject_seconds) = (0.0, 0.0);
+            probed.leave_out_times();
         }
     }
 
