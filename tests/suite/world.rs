@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::running::{run, stderr, stdout};
-use crate::support::small_case;
+use crate::support::{is_long, small_case};
 
 fn suite() -> Command {
     Command::new(env!("CARGO_BIN_EXE_doublecheck"))
@@ -349,8 +349,11 @@ fn times_are_numbers_above_0_and_belong_to_a_command() {
     }
 }
 
-/// The moments at which a run is interrupted, in milliseconds.
-const MOMENTS: [u64; 6] = [0, 5, 30, 120, 400, 1200];
+/// The moments at which a run is interrupted, in milliseconds: a third of them, unless tests run in full.
+fn moments() -> Vec<u64> {
+    let step = if is_long() { 1 } else { 3 };
+    [0, 5, 30, 120, 400, 1200].into_iter().step_by(step).collect()
+}
 
 /// Interrupts a run after it began to answer for signals.
 fn interrupted(arguments: &[&str], json: &PathBuf, milliseconds: u64) -> Output {
@@ -386,7 +389,7 @@ fn interrupted(arguments: &[&str], json: &PathBuf, milliseconds: u64) -> Output 
 fn an_interrupt_at_any_moment_gives_a_report() {
     let folder = tempfile::tempdir().unwrap();
     let mut cut_short = 0;
-    for milliseconds in MOMENTS {
+    for milliseconds in moments() {
         for arguments in [
             &["verify", "--random-cases", "20000"][..],
             &["check", "--seconds", "100", "--no-goldens"],
@@ -407,7 +410,7 @@ fn an_interrupt_at_any_moment_gives_a_report() {
             cut_short += 1;
         }
     }
-    assert_eq!(cut_short, 4 * MOMENTS.len());
+    assert_eq!(cut_short, 4 * moments().len());
 }
 
 /// The most memory of a check of so many sequences, in MiB.

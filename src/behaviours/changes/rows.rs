@@ -346,14 +346,6 @@ impl RowChange {
         }
     }
 
-    /// Whether the last row of a call ranks every key behind all others: any of them may then be selected.
-    pub fn leaves_all_open(self, dims: &Dims) -> bool {
-        let Self::RankedLast(lost) = self else { return false };
-        let row = (dims.batch - 1, dims.heads - 1, dims.queries - 1);
-        let place = Place { row, dims, earlier: 0, lengths: [None; 3] };
-        (0..dims.keys).all(|key| lost.holds(key, &place))
-    }
-
     /// Whether the lengths of earlier calls matter.
     pub fn remembers(self) -> bool {
         use Lost::{BeyondCallBefore, BeyondFirstOfLayer, BeyondFirstOfShape};

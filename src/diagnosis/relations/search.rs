@@ -238,22 +238,10 @@ impl<'a> Search<'a> {
             .iter()
             .flat_map(|&part| self.failing(part).into_iter().map(move |item| (part, item)))
             .collect();
-        // What allows any selection in most of these calls explains none.
-        let says_something = |relation: &Relation| {
-            let changes = relation.members.iter().flat_map(|member| &member.how);
-            changes.into_iter().all(|how| match how {
-                How::Row(change) => {
-                    let open = failing.iter().filter(|(_, item)| change.leaves_all_open(&item.dims()));
-                    2 * open.count() <= failing.len()
-                }
-                _ => true,
-            })
-        };
         let reproduces = |relation: &Relation| {
-            says_something(relation)
-                && failing
-                    .iter()
-                    .all(|(part, item)| Instant::now() < self.deadline && self.fits(relation, item, *part))
+            failing
+                .iter()
+                .all(|(part, item)| Instant::now() < self.deadline && self.fits(relation, item, *part))
         };
         let fitting: Vec<Relation> = relations.into_par_iter().filter(reproduces).collect();
         let (mut everywhere, mut somewhere) = (Vec::new(), Vec::new());

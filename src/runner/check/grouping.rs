@@ -50,8 +50,10 @@ impl Run<'_> {
         let mut findings = std::mem::take(&mut self.report.findings);
         let unexplained = self.suspects.kept().saturating_sub(self.report.reproduced);
         if MOST_UNEXPLAINED * unexplained > self.suspects.failing().count() {
-            let unproved =
-                |finding: &&mut Finding| finding.diagnosis.is_empty() && finding.relation.is_none();
+            let unproved = |finding: &&mut Finding| {
+                let told = finding.relation.as_ref().is_some_and(|told| told.relation.is_some());
+                finding.diagnosis.is_empty() && !told
+            };
             findings.iter_mut().filter(unproved).for_each(|finding| finding.faults.clear());
         }
         let rules: Vec<Rule> = findings.iter().map(|finding| self.suggested(finding)).collect();
