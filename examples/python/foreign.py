@@ -31,6 +31,22 @@ torch.set_num_threads(1)
 MARGIN = 256  # numbers behind each allocation
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
+# What decode kernels of serving engines do not offer, by the names of docs/PROTOCOL.md.
+LACKS = [
+    "attention_mask",
+    "masks_per_head",
+    "not_causal",
+    "previous",
+    "weights",
+    "earlier_maskers",
+    "dense_fallback",
+    "dense_layers",
+    "many_queries",
+    "empty_rows",
+    "channels_shared",
+    "refusals",
+]
+
 
 class Anything:
     """A name that a stand-in has: it can be imported, inherited from and called, and does nothing."""
