@@ -90,7 +90,7 @@ fn total(parts: &[(u64, u64)]) -> u64 {
 
 /// What a call of these sizes takes, in bytes: its inputs, masks, outputs, labels and certificates.
 pub(crate) fn of_call(dims: &Dims, selection: &Selection) -> u64 {
-    let Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim } = *dims;
+    let Dims { batch, heads, kv_heads, queries, keys, head_dim, .. } = *dims;
     let label_channels = selection.group_factor.label_channels(head_dim).unwrap_or(0);
     // Where heads select alone, labels of a KV head are held at a time, by each thread.
     let all = batch.saturating_mul(heads);
@@ -98,16 +98,8 @@ pub(crate) fn of_call(dims: &Dims, selection: &Selection) -> u64 {
         HeadMode::PerHead => all.min((heads / kv_heads.max(1)).saturating_mul(THREADS)),
         _ => all,
     };
-    let positions = keys.saturating_add(queries);
-    total(&[
-        (product(&[batch, heads, queries, head_dim]), INPUT),
-        (product(&[batch, kv_heads, keys, head_dim]), INPUT),
-        (product(&[batch, kv_heads, keys, value_dim]), INPUT),
-        (product(&[batch, heads, queries, keys]), KEY_OF_ROW),
-        (product(&[batch, heads, queries]), ROW),
-        (product(&[batch, heads, queries, value_dim]), OUTPUT),
-        (product(&[labelled, positions, label_channels]), LABEL),
-    ])
+    let labels = product(&[labelled, keys.saturating_add(queries), label_channels]);
+    of_attention(dims).saturating_add(total(&[(labels, LABEL)]))
 }
 
 /// What the attention of given keys takes.
