@@ -4,10 +4,12 @@
 use std::fmt::Write;
 
 use doublecheck::cases::bundled::{self, sha256};
-use doublecheck::cases::{Answer, Case, CaseFile, NoAnswer, Reader, Sequence};
+use doublecheck::cases::{Answer, Case, CaseFile, NoAnswer, Reader, RoundingModel, Sequence};
 use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::ask;
 use doublecheck::subjects::{Reference, Subject};
+use doublecheck::verdicts::Certificate;
+use doublecheck::verdicts::judge::{judge, judge_both};
 
 const NO_RANDOM_CASES: VerifyOptions = VerifyOptions::new(0, 0);
 
@@ -19,6 +21,37 @@ fn every_bundled_case_conforms() {
     files.retain(|file| file.group() != "grid");
     let report = verify(&files, &mut Reference::default(), NO_RANDOM_CASES, &mut |_| {});
     assert_eq!(report.exit_code(), 0, "{}", doublecheck::reports::verify::render(&report, false));
+}
+
+/// Two answers with the same mask and outputs of their own, right and wrong, under two models: judged at once each gets the verdict
+/// that it gets alone.
+#[test]
+fn answers_that_are_judged_at_once_get_their_own_verdicts() {
+    let mut reader = Reader::default();
+    let (mut judged, mut wrong) = (0, 0);
+    for found in bundled::cases().unwrap() {
+        let is_asked = ["small", "real"].contains(&found.group().as_str())
+            || found.path().ends_with("n8193-g8-b4-h128.safetensors");
+        let Some(CaseFile::Attention(case)) = is_asked.then(|| reader.read_found(&found).unwrap()) else {
+            continue;
+        };
+        let answer = Reference::default().answer(&case);
+        let mut moved = answer.clone();
+        if let Ok(Answer { output: Some(output), .. }) = &mut moved {
+            output.mapv_inplace(|x| 1.01 * x + 0.01);
+        }
+        let models = [RoundingModel::REFERENCE, RoundingModel::default()];
+        let certificates = models.map(|model| Certificate::derive(&case.instance, &case.call, model));
+        let answers = [(&answer, models[0], &certificates[0]), (&moved, models[1], &certificates[1])];
+        let both = judge_both(&case.instance, &case.call, answers);
+        for (found, (answer, model, certificate)) in both.iter().zip(answers) {
+            let alone = judge(&case.instance, &case.call, answer, model, certificate);
+            assert_eq!(format!("{found:?}"), format!("{alone:?}"), "{}", case.name);
+        }
+        judged += 1;
+        wrong += usize::from(both[0].conforms() && !both[1].conforms());
+    }
+    assert!(judged > 50 && wrong > 30, "{judged} cases, {wrong} with a wrong answer beside a right one");
 }
 
 /// Attended keys, a hash of the mask, and the first outputs to 6 digits.
