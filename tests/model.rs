@@ -44,18 +44,16 @@ fn model_file() -> Option<PathBuf> {
 }
 
 fn main() {
-    let mut arguments = Arguments::from_args();
+    let arguments = Arguments::from_args();
     // Threads of libtorch wait by spinning for each of many small operations, and take cores from each other and from other programs.
     tch::set_num_threads(1);
-    // Subjects keep all cores busy by themselves.
-    arguments.test_threads = arguments.test_threads.or(Some(1));
     let file = model_file();
     if file.is_none() {
         eprintln!(
             "ignored: every test of a real model: found none in the cache, expected DOUBLECHECK_MODEL, or ci/model run once"
         );
     }
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 13] = [
         ("tokens_are_those_of_llama_cpp", tokens),
         ("logits_are_those_of_transformers", logits),
         ("greedy_continuations_are_those_of_transformers", greedy),
@@ -64,7 +62,10 @@ fn main() {
         ("two_layers_of_a_prompt_are_told_apart", two_layers),
         ("perplexity_after_256_tokens_shows_what_a_fault_costs", perplexity),
         ("an_evaluation_goes_on_where_it_was_stopped", resuming),
-        ("questions_are_answered_in_both_set_ups", questions),
+        ("questions_are_answered_in_a_chat_after_a_dense_context", questions_in_a_chat),
+        ("questions_are_answered_after_a_dense_prompt", questions_in_the_prompt),
+        ("questions_that_are_too_long_are_cut", questions_cut),
+        ("settings_of_an_evaluation_that_do_not_fit_are_refused", settings_that_do_not_fit),
         ("retrieval_at_a_length_that_dense_attention_masters", retrieval),
     ];
     let trials = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(file.is_none()));
@@ -490,32 +491,43 @@ fn resuming() -> Outcome {
     Ok(())
 }
 
-/// Both set-ups answer questions of the sample, in a chat or not; in A the question is read densely, so that fewer queries are sparse.
-fn questions() -> Outcome {
-    for extra in [&["--setup", "prompt"][..], &["--setup", "context", "--chat"], &["--limit", "150"]] {
-        let task = [
-            "qa",
-            "--data",
-            "tests/data/longbench-sample.jsonl",
-            "--items",
-            "2",
-            "--heavy-size",
-            "16",
-            "--heads",
-            "per-head",
-            "--fault",
-            "none",
-        ];
-        let found = eval(&[&task[..], extra].concat(), None)?;
-        let text = String::from_utf8(found.stdout)?;
-        assert!(found.status.success(), "{extra:?}: {}", String::from_utf8_lossy(&found.stderr));
-        let cut = text.contains("2 of 2 prompts were too long and had their middle left out");
-        assert_eq!(cut, extra[0] == "--limit", "{extra:?}: {text}");
-        assert!(
-            ["dense", "oracle", "random keys", "per-head"].iter().all(|row| text.contains(row)),
-            "{text}"
-        );
-    }
+/// The question is read densely as well, so that fewer queries are sparse.
+fn questions_in_the_prompt() -> Outcome {
+    questions(&["--setup", "prompt"], false)
+}
+
+fn questions_in_a_chat() -> Outcome {
+    questions(&["--setup", "context", "--chat"], false)
+}
+
+fn questions_cut() -> Outcome {
+    questions(&["--limit", "150"], true)
+}
+
+/// Every contender answers questions of the sample.
+fn questions(extra: &[&str], cut: bool) -> Outcome {
+    let task = [
+        "qa",
+        "--data",
+        "tests/data/longbench-sample.jsonl",
+        "--items",
+        "2",
+        "--heavy-size",
+        "16",
+        "--heads",
+        "per-head",
+        "--fault",
+        "none",
+    ];
+    let found = eval(&[&task[..], extra].concat(), None)?;
+    let text = String::from_utf8(found.stdout)?;
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    assert_eq!(text.contains("2 of 2 prompts were too long and had their middle left out"), cut, "{text}");
+    assert!(["dense", "oracle", "random keys", "per-head"].iter().all(|row| text.contains(row)), "{text}");
+    Ok(())
+}
+
+fn settings_that_do_not_fit() -> Outcome {
     for (task, problem) in [
         (&["passkey", "--sentences", "2000", "--items", "1"][..], "expected shorter ones"),
         (&["passkey", "--items", "0"], "found nothing"),
