@@ -3,13 +3,14 @@
 //! keys and values are attended to, as two calls. So it serves twice, like a [`Behaviour`](super::Behaviour): as a wrong subject,
 //! and as an explanation that must reproduce a subject's answers.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ndarray::{Array2, Array4, Axis, s};
 
 use crate::algorithm::attention::attention;
-use crate::algorithm::{Detail, Error, InputParts, Inputs, Mask};
+use crate::algorithm::{Detail, Error, HeavySize, InputParts, Inputs, Mask};
 use crate::cases::session::{Part, Token};
 use crate::cases::{Answer, Call, Held, Instance, Opening, Outcome, Step};
 
@@ -63,6 +64,8 @@ pub enum CacheFaultKind {
     LengthOfLastLayer,
     /// Every request has as many keys as the shortest of the batch.
     ShortestOfBatch,
+    /// One request with fewer keys than H makes the whole batch dense.
+    DenseWithShort,
     /// The requests of a batch are those of the batch before, if that was as large.
     BatchOfSameSize,
     /// A batch that grows has old requests in its new places.
@@ -188,6 +191,11 @@ pub const CACHE_FAULTS: &[CacheFault] = &[
         "Every request of a batch has as many keys as the shortest.",
     ),
     fault(
+        "dense-with-short",
+        Kind::DenseWithShort,
+        "A batch is attended to densely where its shortest request has fewer keys than H.",
+    ),
+    fault(
         "batch-of-same-size",
         Kind::BatchOfSameSize,
         "A batch as large as the one before is taken to hold the same requests.",
@@ -263,11 +271,26 @@ pub struct Read {
     pub attending: Call,
     /// How many keys the request has: at least as many as those calls.
     pub keys: usize,
+    /// The keys of the batch's shortest request, where nothing is ranked if they are fewer than H.
+    shortest: Option<usize>,
 }
 
 impl Read {
+    /// The instance of what is read: one that selects all keys where nothing is ranked.
+    pub fn instance<'a>(&self, instance: &'a Instance) -> Cow<'a, Instance> {
+        match (instance.selection.heavy_size, HeavySize::count(self.keys)) {
+            (HeavySize::Count(count), Ok(all)) if self.shortest.is_some_and(|keys| keys < count.get()) => {
+                let mut dense = instance.clone();
+                dense.selection.heavy_size = all;
+                Cow::Owned(dense)
+            }
+            _ => Cow::Borrowed(instance),
+        }
+    }
+
     /// What is answered. Errors: those of the algorithm.
     pub fn answer(&self, instance: &Instance) -> Result<Answer, Error> {
+        let instance = self.instance(instance);
         let mask = instance.attention().mask(&self.ranking.inputs, self.ranking.layer)?;
         let output = attention(&self.attending.inputs, &mask)?;
         let (b, h, m, n) = mask.weights().dim();
@@ -725,6 +748,7 @@ impl Paged {
             let inputs = Inputs::new(InputParts { k, v, causal, ..parts.clone() })?;
             Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
         };
-        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys })
+        let shortest = self.is(Kind::DenseWithShort).then_some(shortest);
+        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys, shortest })
     }
 }

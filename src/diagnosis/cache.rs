@@ -48,6 +48,7 @@ pub fn reproduces_session(
 /// Whether an answer is right for what was read, as strictly as the SPEC's own verdict.
 fn is_read(instance: &Instance, read: &Read, answer: &Answer, model: RoundingModel) -> bool {
     let dims = read.ranking.inputs.dims();
+    let instance = &*read.instance(instance);
     if !answer.fits(&Dims { keys: read.keys, ..dims }) {
         return false;
     }

@@ -9,8 +9,8 @@ use doublecheck::behaviours::CacheFault;
 use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::session_plan::{Stream, session};
 use doublecheck::cases::{
-    Answer, Capabilities, CaseFile, Feature, Held, Instance, NoAnswer, Opening, Outcome, Promise, Reader,
-    RoundingModel, Session, Step, StepAnswer, session_file,
+    Answer, Call, Capabilities, CaseFile, Feature, Held, Instance, NoAnswer, Opening, Outcome, Promise,
+    Reader, RoundingModel, Session, Step, StepAnswer, session_file,
 };
 use doublecheck::reports::counterexamples::write_finding;
 use doublecheck::reports::html;
@@ -447,6 +447,57 @@ fn promises_hold_in_sessions() {
     let finding = &broken.findings[0];
     assert_eq!((broken.findings.len(), finding.kind), (1, "broken promise"), "{broken}");
     assert!(finding.size.calls <= 2 && finding.size.requests == Some(2), "{broken}");
+}
+
+/// What no named fault explains: whether companions or earlier steps decide is told all the same.
+#[test]
+fn what_decides_is_told_of_unknown_faults() {
+    struct Halving {
+        engine: Engine,
+        by_batch: bool,
+        attends: usize,
+    }
+    impl Subject for Halving {
+        fn name(&self) -> String {
+            "halving".into()
+        }
+        fn rounding_model(&self) -> RoundingModel {
+            self.engine.rounding_model()
+        }
+        fn capabilities(&self) -> Capabilities {
+            self.engine.capabilities()
+        }
+        fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+            self.engine.configure(instance)
+        }
+        fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+            self.engine.call(call)
+        }
+        fn open(&mut self, opening: &Opening) -> Result<(), NoAnswer> {
+            self.attends = 0;
+            self.engine.open(opening)
+        }
+        fn step(&mut self, step: &Step) -> StepAnswer {
+            let mut answers = self.engine.step(step)?;
+            self.attends += usize::from(!answers.is_empty());
+            let halves = if self.by_batch { answers.len() > 1 } else { self.attends.is_multiple_of(2) };
+            if halves {
+                let outputs = answers.iter_mut().filter_map(|answer| answer.output.as_mut());
+                outputs.for_each(|output| output.mapv_inplace(|x| x / 2.0));
+            }
+            Ok(answers)
+        }
+    }
+    for (by_batch, told, calls) in
+        [(true, "companions of a step decide", 2), (false, "earlier steps decide", 4)]
+    {
+        let mut subject = Halving { engine: Engine::default(), by_batch, attends: 0 };
+        let options = Options { cases: 60, ..Options::default() };
+        let report = check_sessions(&mut subject, &options, &mut |_| {});
+        let finding = &report.findings[0];
+        assert_eq!(report.findings.len(), 1, "{report}");
+        assert!(finding.sentence.contains(told) && finding.size.calls <= calls, "{report}");
+    }
 }
 
 /// Faults that answer what must be refused: what they do then is not asked, so that these two are told together.

@@ -73,10 +73,12 @@ impl Run<'_> {
 
 /// The session that must get the same answers.
 fn changed(promise: Promise, session: &Session) -> Session {
+    if promise == Promise::BatchInvariant { each_alone(session) } else { session.clone() }
+}
+
+/// The session with each request of an attend asked alone, the last first.
+pub(super) fn each_alone(session: &Session) -> Session {
     let mut changed = session.clone();
-    if promise != Promise::BatchInvariant {
-        return changed;
-    }
     let alone = |step: Step| match step {
         Step::Attend { layer, parts, q } => {
             let mut row = 0;

@@ -11,6 +11,7 @@ use super::pace::Pace;
 use super::promises::BROKEN_PROMISE;
 use super::report::{Finding, Like, Report, SessionExample};
 use super::run::Run;
+use super::session_promises::each_alone;
 use crate::behaviours::CacheFault;
 use crate::cases::recipe::mix;
 use crate::cases::session_plan::session;
@@ -32,6 +33,12 @@ const MOST_KEPT: usize = 128;
 
 /// The section that a fault of what is held goes against.
 const ROW: &str = "§2.14";
+
+/// What is told where no fault is named: nothing but earlier steps is left.
+const STEPS: &str = "Unknown: asked as a call it conforms, so earlier steps decide, but no named fault reproduces every answer.";
+
+/// Nothing but the requests of the same step is left.
+const COMPANIONS: &str = "Unknown: with each request asked alone it conforms, so companions of a step decide, but no named fault reproduces every answer.";
 
 /// What was asked in sessions.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -260,6 +267,10 @@ impl Run<'_> {
             observation_of_it = observation;
         }
         let mut finding = self.session_finding(&name, observation_of_it);
+        let alone = each_alone(&shrunk.session);
+        if alone != shrunk.session && judge_session(&ask_session(self.subject, &alone), model).conforms() {
+            finding.sentence = COMPANIONS.into();
+        }
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
             (shrunk.tries, shrunk.seconds, shrunk.finished);
         (self.watch)(Event::Shrunk(number, &finding));
@@ -278,7 +289,7 @@ impl Run<'_> {
         finding.kind = verdict.kind().unwrap_or("conforms when asked again");
         finding.explanations =
             verdict.failure.iter().flat_map(|failure| failure.verdict.explanations()).collect();
-        finding.sentence = "Unknown: asked as a call it conforms, so what is held is wrong, but no named fault reproduces every answer.".into();
+        finding.sentence = STEPS.into();
         let session = &observation.session;
         finding.size = super::Size::of_session(session);
         finding.session = Some(SessionExample { observation, failure: verdict.failure, reference });
