@@ -91,7 +91,8 @@ pub use cli::{main as command, main_with as command_with};
 #[cfg(feature = "probes")]
 pub use runner::check::probe_only;
 pub use runner::check::{
-    Event, Finding, Options, Progress, Report, Size, check, check_sequence, check_stage_call, check_with,
+    Event, Finding, Options, Progress, Report, Shard, Size, check, check_sequence, check_stage_call,
+    check_with,
 };
 pub use runner::shrink::Limits;
 pub use subjects::Subject;

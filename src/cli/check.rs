@@ -17,7 +17,7 @@ use crate::cases::{Capabilities, Takes, bundled, profiles, rule_names};
 use crate::reports::check::render;
 use crate::reports::counterexamples;
 use crate::reports::{html, probes};
-use crate::runner::check::{check_sessions, check_with, probe_only};
+use crate::runner::check::{Shard, check_sessions, check_with, probe_only};
 use crate::runner::shrink::Limits;
 
 /// How long a subject is asked by default.
@@ -42,6 +42,10 @@ pub struct Arguments {
     /// Seed of the random sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Ask one of several shares of the questions, 3/16 for the third of 16: all of them ask what one check would, each once.
+    /// See `merge`
+    #[arg(long, value_name = "K/N", conflicts_with = "probe", default_value_t = Shard::WHOLE, hide_default_value = true)]
+    shard: Shard,
     /// The most keys of random calls; 0 asks no large ones. With --cases there is one large call for every 16 random sequences
     /// [default: 131072, 1048576 for a subject that takes scores, or 16384 with --cases alone]
     #[arg(long, value_name = "N")]
@@ -145,6 +149,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         cases: arguments.cases.or(arguments.sessions).unwrap_or(usize::MAX),
         seconds: by_time.then(|| arguments.seconds.unwrap_or(DEFAULT_TIME)),
         seed: arguments.seed,
+        shard: arguments.shard,
         largest_keys: arguments.largest_keys.unwrap_or(default_keys),
         shrinking,
         shrinking_in_all: Some(arguments.shrink_seconds),

@@ -8,6 +8,7 @@ mod faults;
 mod inspect;
 mod interrupts;
 mod limit;
+mod merge;
 mod replay;
 mod run;
 mod subject;
@@ -40,6 +41,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Check an implementation: random sequences, shrinking, diagnosis
     Check(check::Arguments),
+    /// Put reports of shares of a check together
+    Merge(merge::Arguments),
     /// Ask one counterexample again
     Replay(replay::Arguments),
     /// Compute a case file with the reference and write the answer
@@ -80,6 +83,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match Arguments::parse_from(arguments).command {
         Command::Verify(arguments) => verify::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
+        Command::Merge(arguments) => merge::main(&arguments),
         Command::Replay(arguments) => replay::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),

@@ -16,9 +16,10 @@ pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
     let _ = writeln!(
         text,
-        "asked: {} random sequences (seed {}){} and {} of {} goldens, {} calls{}",
+        "asked: {} random sequences (seed {}{}){} and {} of {} goldens, {} calls{}",
         report.sequences,
         report.seed,
+        report.shard.map_or(String::new(), |shard| format!(", share {shard}")),
         large(report),
         report.goldens,
         report.coverage.goldens,

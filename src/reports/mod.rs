@@ -13,6 +13,8 @@ pub mod files;
 pub mod html;
 #[cfg(feature = "files")]
 pub mod inspect;
+#[cfg(feature = "cli")]
+pub mod merge;
 #[cfg(feature = "probes")]
 pub mod probes;
 mod rows;

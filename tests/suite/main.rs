@@ -35,6 +35,7 @@ mod rules;
 mod same_bytes;
 mod sequences;
 mod sessions;
+mod shards;
 mod simulated;
 mod stages;
 mod strategies;

@@ -30,7 +30,7 @@ pub fn check(report: &Report, replay: &str) -> String {
 
 fn summary(report: &Report) -> Markup {
     let asked = html! {
-        (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) ")" (large(report)) " and "
+        (counted(report.sequences, "random sequence", "random sequences")) " (seed " (report.seed) @if let Some(shard) = report.shard { ", share " (shard) } ")" (large(report)) " and "
         (report.goldens) " of " (counted(report.coverage.goldens, "golden", "goldens")) ", " (counted(report.calls, "call", "calls")) (planned(report))
     };
     let counts = html! {

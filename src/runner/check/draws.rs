@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use proptest::strategy::{BoxedStrategy, Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
-use super::Options;
+use super::{Options, Shard};
 use crate::cases::history::after_history;
 use crate::cases::large_plan::{Large, large_sequence};
 use crate::cases::recipe::mix;
@@ -33,6 +33,7 @@ pub(super) struct Draws {
     plans: BoxedStrategy<SequencePlan>,
     runner: TestRunner,
     seed: u64,
+    shard: Shard,
     /// Keys before those of each small sequence.
     history: usize,
     /// Small sequences drawn, and draws that were not offered.
@@ -76,6 +77,7 @@ impl Draws {
             plans: sequence_plans(capabilities).boxed(),
             runner: test_runner(options.seed),
             seed: options.seed,
+            shard: options.shard,
             history: options.history,
             drawn: 0,
             rejected: 0,
@@ -160,7 +162,9 @@ impl Draws {
             match sequence {
                 Some(sequence) => {
                     self.drawn += 1;
-                    return Some(sequence);
+                    if self.shard.holds(self.drawn - 1) {
+                        return Some(sequence);
+                    }
                 }
                 None => self.rejected += 1,
             }
@@ -180,7 +184,7 @@ impl Draws {
 
     /// The sequence of the next number, if there is one.
     pub(super) fn try_large(&self, draws: &mut LargeDraws) -> Option<Sequence> {
-        let number = draws.next;
+        let number = self.shard.index(draws.next);
         draws.next += 1;
         let large = Large { seed: self.seed, number, least: draws.least, most: draws.most, shape: number };
         let drawn = |large: Large| large_sequence(&self.capabilities, large).map(|(sequence, _)| sequence);

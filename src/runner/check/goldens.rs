@@ -31,7 +31,7 @@ impl Goldens {
     /// Those that apply, as far as their metadata says; the others are counted, and so are files that cannot be used.
     pub(super) fn new(run: &mut Run, options: &Options) -> Self {
         let mut waiting = VecDeque::new();
-        for found in &options.goldens {
+        for found in options.goldens_of_shard() {
             let outline = found
                 .read_within(options.memory)
                 .and_then(|bytes| peek(&bytes).map_err(|error| error.in_file(&found.path())));
@@ -142,7 +142,7 @@ pub(super) fn of_stage(
 ) -> Vec<(String, StageCall)> {
     let mut reader = Reader::within(options.memory);
     let mut questions = Vec::new();
-    for found in &options.goldens {
+    for found in options.goldens_of_shard() {
         let missing = match reader.read_found(found) {
             Ok(CaseFile::Stage(stored)) if capabilities.offers_stage(&stored.call) => {
                 questions.push((stored.name, stored.call));

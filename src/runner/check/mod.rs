@@ -22,6 +22,7 @@ mod report;
 mod run;
 mod session_promises;
 mod sessions;
+mod shard;
 mod sharpening;
 mod stage_promises;
 mod stages;
@@ -45,6 +46,7 @@ use self::run::Run;
 pub use self::sessions::Sessions;
 #[cfg(feature = "cli")]
 pub use self::sessions::check_sessions;
+pub use self::shard::Shard;
 pub use self::state::Needs;
 use super::shrink::Limits;
 use crate::cases::{Capabilities, Sequence, Session, StageCall, Takes};
@@ -64,6 +66,8 @@ pub struct Options {
     pub seconds: Option<Duration>,
     /// Seed of the random sequences; default 0.
     pub seed: u64,
+    /// Which share of the questions is asked: `cases` and `goldens` are those of all shares. Default: all.
+    pub shard: Shard,
     /// The most keys of random calls. Without `seconds` one large call is asked for every 16 random sequences, which are small. 40
     /// or less ask no large one. Default 1024.
     pub largest_keys: usize,
@@ -95,10 +99,20 @@ pub struct Options {
     pub repeat: usize,
     /// Ends the check once this is true: what was found so far is reported.
     pub interrupted: Option<&'static AtomicBool>,
-    /// Whether the wires of the subject are measured first (feature `probes`), unless it wants few shapes; default true.
+    /// Whether the wires of the subject are measured first (feature `probes`), by the first share, unless it wants few shapes; default
+    /// true.
     pub probes: bool,
     /// Whether the condition of each finding is looked for, and what it needs of what was asked before; default true.
     pub conditions: bool,
+}
+
+#[cfg(feature = "files")]
+impl Options {
+    /// The case files of the shard.
+    fn goldens_of_shard(&self) -> impl Iterator<Item = &Found> {
+        let indexed = self.goldens.iter().enumerate();
+        indexed.filter(|(index, _)| self.shard.holds(*index)).map(|(_, found)| found)
+    }
 }
 
 impl Default for Options {
@@ -107,6 +121,7 @@ impl Default for Options {
             cases: 1000,
             seconds: None,
             seed: 0,
+            shard: Shard::WHOLE,
             largest_keys: 1024,
             history: 0,
             profile: Capabilities::default(),

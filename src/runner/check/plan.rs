@@ -48,17 +48,19 @@ impl Run<'_> {
         sessions: &mut SessionDraws,
         goldens: &mut Goldens,
     ) {
-        let large = options.cases / SMALL_PER_LARGE;
-        let of_sessions = if self.has_sessions() { options.cases / SEQUENCES_PER_SESSION } else { 0 };
-        let total = options.cases + large + of_sessions + goldens.len();
+        let shard = options.shard;
+        let (cases, large) = (shard.share(options.cases), shard.share(options.cases / SMALL_PER_LARGE));
+        let of_sessions = shard.share(options.cases / SEQUENCES_PER_SESSION);
+        let of_sessions = if self.has_sessions() { of_sessions } else { 0 };
+        let total = cases + large + of_sessions + goldens.len();
         let done = |run: &Run| run.asked as f64 / total.max(1) as f64;
-        while self.report.sequences < options.cases && !self.is_over() {
+        while self.report.sequences < cases && !self.is_over() {
             let Some(sequence) = draws.small() else { break };
             self.report.sequences += 1;
             self.sequence(&sequence, done(self));
         }
-        if self.report.sequences < options.cases && !self.is_over() {
-            self.few_found(&options.cases.to_string());
+        if self.report.sequences < cases && !self.is_over() {
+            self.few_found(&cases.to_string());
         }
         self.ask_sessions(of_sessions, sessions, total);
         let of_size = Large::new(options.seed, 0, options.largest_keys);
@@ -110,7 +112,8 @@ impl Run<'_> {
             }
             if self.has_sessions() {
                 pace.begin(self.asking(), of_sessions / (shares - SMALL_SHARE));
-                self.ask_sessions_for(options.cases.div_ceil(SEQUENCES_PER_SESSION), sessions, &mut pace);
+                let most = options.shard.share(options.cases.div_ceil(SEQUENCES_PER_SESSION));
+                self.ask_sessions_for(most, sessions, &mut pace);
             }
             let mut left = stages.len();
             for stage in &mut stages {
@@ -150,7 +153,8 @@ impl Run<'_> {
     }
 
     fn ask_small(&mut self, options: &Options, draws: &mut Draws, pace: &mut Pace) {
-        while self.report.sequences < options.cases && !self.is_over() && pace.may_ask_usual(self.asking()) {
+        let most = options.shard.share(options.cases);
+        while self.report.sequences < most && !self.is_over() && pace.may_ask_usual(self.asking()) {
             let Some(sequence) = draws.small() else { break };
             self.report.sequences += 1;
             self.paced(&sequence, pace);
@@ -158,7 +162,7 @@ impl Run<'_> {
     }
 
     fn ask_large(&mut self, options: &Options, stage: &mut LargeDraws, draws: &mut Draws, pace: &mut Pace) {
-        let most = options.cases.div_ceil(SMALL_PER_LARGE);
+        let most = options.shard.share(options.cases.div_ceil(SMALL_PER_LARGE));
         let mut skipped = 0;
         // Making a sequence takes time, too.
         while stage.asked < most && !self.is_over() && pace.may_ask(self.asking(), stage.least) {

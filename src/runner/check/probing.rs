@@ -50,7 +50,7 @@ fn time_for_probes(options: &Options) -> Duration {
 
 /// Whether the wires are measured: each question may have a shape of its own.
 fn is_probed(options: &Options, capabilities: &Capabilities) -> bool {
-    options.probes && capabilities.shapes.is_none()
+    options.probes && options.shard.holds(0) && capabilities.shapes.is_none()
 }
 
 impl stages::Run<'_> {

@@ -12,6 +12,7 @@ use super::coverage::Coverage;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
 use super::sessions::Sessions;
+use super::shard::Shard;
 use super::state::Needs;
 use crate::algorithm::Lengths;
 use crate::cases::{
@@ -41,6 +42,9 @@ pub struct Report {
     pub model: RoundingModel,
     /// Seed of the random sequences.
     pub seed: u64,
+    /// Which share of the questions it was asked, where not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
     /// For how long it was to be asked, in seconds, where that bounds it.
     pub planned_seconds: Option<f64>,
     /// Random sequences that were asked.
@@ -467,6 +471,7 @@ impl Report {
             rounding_model: model.to_string(),
             model,
             seed,
+            shard: None,
             planned_seconds: None,
             sequences: 0,
             large: 0,

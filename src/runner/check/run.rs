@@ -76,6 +76,7 @@ impl<'a> Run<'a> {
         let capabilities = subject.capabilities().and(&options.profile);
         let model = subject.rounding_model();
         let mut report = Report::new(subject.name(), model, options.seed, Coverage::new(&capabilities));
+        report.shard = (!options.shard.is_whole()).then_some(options.shard);
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
         if capabilities.sessions && capabilities.shapes.is_some() {

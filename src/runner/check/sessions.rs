@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::Options;
 use super::events::{Event, Progress};
 use super::pace::Pace;
 use super::promises::BROKEN_PROMISE;
 use super::report::{Finding, Like, Report, SessionExample};
 use super::run::Run;
 use super::session_promises::each_alone;
+use super::{Options, Shard};
 use crate::behaviours::CacheFault;
 use crate::cases::recipe::mix;
 use crate::cases::session_plan::session;
@@ -60,13 +60,14 @@ pub struct Sessions {
 /// Random sessions in the order of a seed.
 pub(super) struct SessionDraws {
     seed: u64,
+    shard: Shard,
     tried: usize,
     drawn: usize,
 }
 
 impl SessionDraws {
     pub(super) fn new(options: &Options) -> Self {
-        Self { seed: options.seed, tried: 0, drawn: 0 }
+        Self { seed: options.seed, shard: options.shard, tried: 0, drawn: 0 }
     }
 
     /// The next one that may be asked; `None` where there are hardly any.
@@ -76,6 +77,9 @@ impl SessionDraws {
             self.tried += 1;
             if let Some(session) = session(capabilities, seed) {
                 self.drawn += 1;
+                if !self.shard.holds(self.drawn - 1) {
+                    continue;
+                }
                 let name = format!("random session {} of seed {}", self.tried, self.seed);
                 return Some(Session { name, ..session });
             }
@@ -92,7 +96,8 @@ pub fn check_sessions(
 ) -> Report {
     let mut run = Run::new(subject, options, watch);
     run.report.sessions = Some(Sessions::default());
-    run.ask_sessions(options.cases, &mut SessionDraws::new(options), options.cases);
+    let count = options.shard.share(options.cases);
+    run.ask_sessions(count, &mut SessionDraws::new(options), count);
     run.finish()
 }
 

@@ -113,6 +113,7 @@ impl<'a> Run<'a> {
         let capabilities = subject.capabilities().and(&options.profile);
         let coverage = Coverage::of_stage(&capabilities);
         let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
+        report.shard = (!options.shard.is_whole()).then_some(options.shard);
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
         report.left_out.insert(Takes::Inputs.name().into(), 0);
@@ -135,7 +136,7 @@ impl<'a> Run<'a> {
     }
 
     fn ask_so_many(&mut self, goldens: Vec<(String, StageCall)>) {
-        let cases = self.options.cases;
+        let cases = self.options.shard.share(self.options.cases);
         let total = (cases + goldens.len()).max(1);
         let mut small = self.questions(0, None, self.capabilities.shapes.map(usize::from));
         while self.report.sequences < cases && !self.is_over() {
@@ -201,6 +202,7 @@ impl<'a> Run<'a> {
             None => self.options.cases,
             Some(_) => self.options.cases.div_ceil(16),
         };
+        let most = self.options.shard.share(most);
         let least = stage.keys.map_or(0, |(least, _)| least);
         while stage.asked < most && !self.is_over() && pace.may_ask(self.asking(), least) {
             let Some((name, call)) = self.next(stage) else { break };
@@ -245,6 +247,9 @@ impl<'a> Run<'a> {
             }
             let Some(call) = call else { continue };
             questions.offered += 1;
+            if !self.options.shard.holds(questions.offered - 1) {
+                continue;
+            }
             let name = match large {
                 None => format!("random question {} of seed {seed}", number + 1),
                 Some(large) => {
