@@ -20,6 +20,10 @@ pub struct AttentionView {
     pub nan: Vec<Row>,
     /// Rows whose output is half of what the view computes.
     pub halved: Vec<Row>,
+    /// How many numbers of an output row are those that the view computes, where others may be anything.
+    pub written: Option<usize>,
+    /// What the natural log-sum-exp is multiplied by.
+    pub lse_factor: f64,
 }
 
 impl AttentionView {
@@ -34,6 +38,8 @@ impl AttentionView {
             shape: dims.output_shape(),
             nan: nan_rows(prediction, mask),
             halved: Vec::new(),
+            written: None,
+            lse_factor: 1.0,
         };
         if behaviour.multiplies_weights {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });

@@ -23,7 +23,7 @@ pub use fault::{Asked, Fault};
 pub use forced::{ForcedKeys, ForcedRule};
 pub use heads::{Heads, RankSplit, Sharing, Together};
 pub use labels::HeadLabels;
-pub use paging::{CACHE_FAULTS, CacheFault, CacheFaultKind, Paged};
+pub use paging::{CACHE_FAULTS, CACHE_RELATIONS, CacheFault, CacheFaultKind, Paged};
 pub use prediction::{Outcome, Prediction, Ranked, predict};
 pub use scoring::{ChannelWeights, Cosine, Factor, HeadWeights, Relu, Scoring};
 

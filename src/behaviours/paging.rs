@@ -94,6 +94,17 @@ pub enum CacheFaultKind {
     NumberRemembers,
     /// The queries of a chunk see all of its keys.
     ChunkNotCausal,
+    /// Each request has a slot, the lowest that is free; one that begins in a slot keeps the labels that lie there.
+    SlotKept {
+        /// Whether a first chunk that is shorter than what lies there clears it.
+        unless_shorter: bool,
+    },
+    /// Of the chunks of a request after its first one the first key alone has labels.
+    FirstOfLaterChunk,
+    /// A batch of another size than the one before finds the labels of that batch's slots in the places of both.
+    BatchOfAnotherSize,
+    /// Labels of a batch end where its shortest request does.
+    LabelsOfShortest,
 }
 
 use CacheFaultKind as Kind;
@@ -255,6 +266,35 @@ pub const CACHE_FAULTS: &[CacheFault] = &[
     fault("chunk-not-causal", Kind::ChunkNotCausal, "The queries of a chunk see the keys after them."),
 ];
 
+/// Others, which no engine is known for by a name: they explain only what no named one does.
+pub const CACHE_RELATIONS: &[CacheFault] = &[
+    fault(
+        "",
+        Kind::SlotKept { unless_shorter: true },
+        "A request that begins in a slot of an earlier one keeps that one's labels, unless its first chunk is shorter.",
+    ),
+    fault(
+        "",
+        Kind::SlotKept { unless_shorter: false },
+        "A request that begins in a slot of an earlier one keeps that one's labels.",
+    ),
+    fault(
+        "",
+        Kind::FirstOfLaterChunk,
+        "Of the chunks that a request appends after its first one only the first key gets labels; those of the others are zeros.",
+    ),
+    fault(
+        "",
+        Kind::BatchOfAnotherSize,
+        "A batch of another size than the one before ranks by that batch's labels in the places that both have.",
+    ),
+    fault(
+        "",
+        Kind::LabelsOfShortest,
+        "Every request of a batch is ranked by labels up to the length of the shortest; those of later keys are zeros.",
+    ),
+];
+
 impl CacheFault {
     /// The fault of a name.
     pub fn find(name: &str) -> Option<&'static Self> {
@@ -341,6 +381,10 @@ pub struct Paged {
     attended: BTreeMap<(usize, usize), usize>,
     by_length: BTreeMap<(usize, usize, usize), Array4<f32>>,
     by_number: BTreeMap<(usize, usize, usize), Array2<f32>>,
+    /// Of faults of slots: the slot of each request, the labels of each slot and layer, the slots of the last batch.
+    slots: BTreeMap<usize, usize>,
+    by_slot: BTreeMap<(usize, usize), Vec<Array2<f32>>>,
+    last_slots: Vec<usize>,
 }
 
 impl Paged {
@@ -363,6 +407,9 @@ impl Paged {
             attended: BTreeMap::new(),
             by_length: BTreeMap::new(),
             by_number: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            by_slot: BTreeMap::new(),
+            last_slots: Vec::new(),
         }
     }
 
@@ -444,6 +491,10 @@ impl Paged {
         let (count, begun) = (self.opening.layers.len(), self.begun);
         let mut row = 0;
         for &(request, new) in parts {
+            self.take_slot(request);
+            let start = self.requests.get(&request).map_or(0, |request| request.lengths[layer]);
+            let chunk = k.slice(s![row..row + new, .., ..]);
+            self.write_slot(request, layer, start, chunk.outer_iter().map(|key| key.to_owned()).collect());
             self.begun += usize::from(!self.requests.contains_key(&request));
             self.requests.entry(request).or_insert_with(|| Request {
                 pages: Vec::new(),
@@ -482,6 +533,7 @@ impl Paged {
             }
             Some(Kind::NumberRemembers) => remembered.unwrap_or(own),
             Some(Kind::FirstOfChunkOnly) if index > 0 => zeros(),
+            Some(Kind::FirstOfLaterChunk) if index > 0 && position > index => zeros(),
             Some(Kind::LastOfChunkOnly) if index + 1 < new => zeros(),
             _ => own,
         };
@@ -527,6 +579,32 @@ impl Paged {
         Ok(page)
     }
 
+    /// Gives a request that begins the lowest slot that is free.
+    fn take_slot(&mut self, request: usize) {
+        let taken: BTreeSet<usize> = self.slots.values().copied().collect();
+        let free = (0..=taken.len()).find(|slot| !taken.contains(slot)).unwrap_or(0);
+        self.slots.entry(request).or_insert(free);
+    }
+
+    /// Writes the labels of a chunk that begins at a position of a request's slot; what lies behind stays.
+    fn write_slot(&mut self, request: usize, layer: usize, start: usize, chunk: Vec<Array2<f32>>) {
+        let held = self.by_slot.entry((self.slots[&request], layer)).or_default();
+        if let Some(Kind::SlotKept { unless_shorter }) = self.fault {
+            if unless_shorter && start == 0 && chunk.len() < held.len() {
+                held.clear();
+            }
+            let kept = held.len().saturating_sub(start);
+            held.extend(chunk.into_iter().skip(kept));
+            return;
+        }
+        for (index, label) in chunk.into_iter().enumerate() {
+            match held.get_mut(start + index) {
+                Some(place) => *place = label,
+                None => held.push(label),
+            }
+        }
+    }
+
     fn take_page(&mut self) -> Result<usize, Error> {
         let none = || Error::Capacity(Detail::new("append", "no page that is free", "one"));
         let page = self.free.pop().ok_or_else(none)?;
@@ -557,6 +635,18 @@ impl Paged {
             child.pages.push(page);
         }
         self.begun += 1;
+        self.take_slot(to);
+        for layer in 0..self.opening.layers.len() {
+            let labels = self.slots.get(&from).and_then(|slot| self.by_slot.get(&(*slot, layer)));
+            let shared = labels.map(|labels| labels[..child.lengths[layer].min(labels.len())].to_vec());
+            let held = self.by_slot.entry((self.slots[&to], layer)).or_default();
+            for (position, label) in shared.into_iter().flatten().enumerate() {
+                match held.get_mut(position) {
+                    Some(place) => *place = label,
+                    None => held.push(label),
+                }
+            }
+        }
         self.requests.insert(to, child);
     }
 
@@ -583,6 +673,12 @@ impl Paged {
             }
             *held = first;
         }
+        if let Some(Kind::SlotKept { .. }) = self.fault
+            && let Some(&slot) = self.slots.get(&request)
+        {
+            let layers = 0..self.opening.layers.len();
+            layers.for_each(|layer| self.by_slot.entry((slot, layer)).or_default().truncate(length));
+        }
         let most = own.lengths.iter().copied().max().unwrap_or(0);
         for page in own.pages.drain(most.div_ceil(size).min(own.pages.len())..) {
             self.release(page);
@@ -593,6 +689,7 @@ impl Paged {
     fn give_back(&mut self, request: usize) {
         let size = self.opening.page_size;
         let Some(own) = self.requests.remove(&request) else { return };
+        self.slots.remove(&request);
         if self.is(Kind::NumberRemembers) {
             for (layer, &held) in own.lengths.iter().enumerate() {
                 for position in 0..held {
@@ -638,9 +735,21 @@ impl Paged {
         let asked = self.asked(&own);
         let shortest = own.iter().map(|&request| self.held.tokens(request, layer).len()).min().unwrap_or(0);
         let place = self.place(layer);
+        let of_batch: Vec<usize> = own.iter().map(|request| self.slots[request]).collect();
+        let before = std::mem::replace(&mut self.last_slots, of_batch.clone());
+        let other_size = self.is(Kind::BatchOfAnotherSize) && before.len() != own.len();
+        let slots = of_batch.iter().enumerate().map(|(place, &slot)| match before.get(place) {
+            Some(&before) if other_size => before,
+            _ => slot,
+        });
+        let slots: Vec<usize> = slots.collect();
         let mut reads = Vec::new();
-        for ((call, &request), &own) in calls.iter().zip(&asked).zip(&own) {
-            reads.push(self.read(call, request, own, place, shortest)?);
+        for (((call, &request), &own), slot) in calls.iter().zip(&asked).zip(&own).zip(slots) {
+            let mut read = self.read(call, request, own, place, shortest)?;
+            if matches!(self.fault, Some(Kind::SlotKept { .. } | Kind::BatchOfAnotherSize)) {
+                read.ranking = self.ranked_by_slot(&read.attending, (slot, place))?;
+            }
+            reads.push(read);
         }
         if self.is(Kind::AnswersSorted) {
             let mut sorted: Vec<usize> = (0..own.len()).collect();
@@ -651,6 +760,17 @@ impl Paged {
             }
         }
         Ok(reads)
+    }
+
+    /// The call with the labels that lie in a slot of a layer; zeros where there are none.
+    fn ranked_by_slot(&self, call: &Call, place: (usize, usize)) -> Result<Call, Error> {
+        let parts = call.inputs.parts();
+        let labels = self.by_slot.get(&place);
+        let k = Array4::from_shape_fn(parts.k.dim(), |(_, head, position, c)| {
+            labels.and_then(|labels| labels.get(position)).map_or(0.0, |label| label[[head, c]])
+        });
+        let inputs = Inputs::new(InputParts { k, ..parts.clone() })?;
+        Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
     }
 
     /// The requests that are read for those that are asked.
@@ -725,6 +845,7 @@ impl Paged {
                     Some(next.map_or(&own.label, |next| &next.label))
                 }
                 Some(Kind::PartialPageUnlabelled) if (position / size + 1) * size > lengths[layer] => None,
+                Some(Kind::LabelsOfShortest) if position >= shortest => None,
                 Some(Kind::LabelOneStepLate) if position + 1 == lengths[layer] => None,
                 _ => Some(&own.label),
             }

@@ -158,6 +158,8 @@ pub enum Products {
     Exact,
     /// Each rounded or cut to the 11 significant bits of tf32.
     Tf32,
+    /// The numbers as they are, each product rounded to the type of q, k and v.
+    Storage,
 }
 
 /// Where a factor is multiplied.
@@ -210,6 +212,13 @@ const CHANGES: [&[(&str, Change)]; 10] = [
         ("products of the attention in tf32", |model| model.attention_products = Products::Tf32),
         ("products in tf32", |model| {
             (model.score_products, model.attention_products) = (Products::Tf32, Products::Tf32);
+        }),
+        ("products of scores rounded to storage", |model| model.score_products = Products::Storage),
+        ("products of the attention rounded to storage", |model| {
+            model.attention_products = Products::Storage;
+        }),
+        ("products rounded to storage", |model| {
+            (model.score_products, model.attention_products) = (Products::Storage, Products::Storage);
         }),
     ],
     &[("the factor before the sum", |model| model.factor = FactorOrder::Before)],
@@ -302,11 +311,17 @@ impl std::fmt::Display for RoundingModel {
             Accumulation::F64 => "f64",
         };
         write!(f, "{labels}, {kept}, {accumulation}")?;
-        match (self.score_products, self.attention_products) {
-            (Products::Exact, Products::Exact) => {}
-            (Products::Tf32, Products::Tf32) => f.write_str(", products in tf32")?,
-            (Products::Tf32, Products::Exact) => f.write_str(", products of scores in tf32")?,
-            (Products::Exact, Products::Tf32) => f.write_str(", products of the attention in tf32")?,
+        let of = |products: Products| match products {
+            Products::Exact => None,
+            Products::Tf32 => Some("in tf32"),
+            Products::Storage => Some("rounded to storage"),
+        };
+        match (of(self.score_products), of(self.attention_products)) {
+            (Some(scores), Some(attention)) if scores == attention => write!(f, ", products {scores}")?,
+            (scores, attention) => {
+                scores.map_or(Ok(()), |scores| write!(f, ", products of scores {scores}"))?;
+                attention.map_or(Ok(()), |attention| write!(f, ", products of the attention {attention}"))?;
+            }
         }
         match self.factor {
             FactorOrder::After => {}

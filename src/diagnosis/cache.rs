@@ -1,23 +1,26 @@
 //! Why a session diverges: a fault of what is held ([`CACHE_FAULTS`]) is named only if a plain cache with it reproduces every answer
-//! that was kept, those that conform too, up to the first that does not in each session.
+//! that was kept, those that conform too, up to the first that does not in each session. What none of them reproduces may be one of
+//! [`CACHE_RELATIONS`], which is proved in the same way.
 
 use rayon::prelude::*;
 
 use crate::algorithm::{Dims, Mask};
 use crate::behaviours::paging::Read;
-use crate::behaviours::{CACHE_FAULTS, CacheFault, CacheFaultKind, Paged};
+use crate::behaviours::{CACHE_FAULTS, CACHE_RELATIONS, CacheFault, CacheFaultKind, Paged};
 use crate::cases::{Answer, Instance, NoAnswer, RoundingModel, SessionObservation};
 use crate::verdicts::Certificate;
 use crate::verdicts::judge::judge_mask;
 use crate::verdicts::output::judge_output;
 
-/// The faults of which each alone reproduces all of these observations.
+/// The faults of which each alone reproduces all of these observations, those with a name where there are some.
 pub fn explaining(observations: &[SessionObservation], model: RoundingModel) -> Vec<&'static CacheFault> {
     let reproduces_all = |fault: &&'static CacheFault| {
         // Those that fail come last, and rule out most.
         observations.iter().rev().all(|observation| reproduces_session(Some(fault.kind), observation, model))
     };
-    CACHE_FAULTS.par_iter().filter(reproduces_all).collect()
+    let of = |faults: &'static [CacheFault]| faults.par_iter().filter(reproduces_all).collect::<Vec<_>>();
+    let named = of(CACHE_FAULTS);
+    if named.is_empty() { of(CACHE_RELATIONS) } else { named }
 }
 
 /// Whether a cache with a fault, or without one, gives the answers of an observation.

@@ -193,14 +193,28 @@ pub(super) fn attention_fits(prediction: &Prediction, answer: &Answer, model: Ro
 /// Whether output and log-sum-exp are those of some attention.
 pub(super) fn view_fits(view: &AttentionView, answer: &Answer, model: RoundingModel) -> bool {
     let (inputs, mask) = (&view.inputs, &view.mask);
+    let conforms = |output: &Array4<f32>| judge_output(inputs, mask, output, model).divergences.is_empty();
     let output_fits = |output| {
-        shown(view, output)
-            .is_some_and(|output| judge_output(inputs, mask, &output, model).divergences.is_empty())
+        let shown = shown(view, output);
+        match view.written.filter(|written| *written < inputs.dims().value_dim) {
+            None => shown.is_some_and(|output| conforms(&output)),
+            Some(written) => {
+                let computed = attention(inputs, mask).ok();
+                shown.zip(computed).is_some_and(|(mut output, computed)| {
+                    let rest = ndarray::s![.., .., .., written..];
+                    // What conforms was written; zeros may have been there.
+                    let is_written = computed.slice(rest).iter().any(|&x| x != 0.0) && conforms(&output);
+                    output.slice_mut(rest).assign(&computed.slice(rest));
+                    !is_written && conforms(&output)
+                })
+            }
+        }
     };
     let lse_fits = |lse: &ndarray::Array3<f32>| {
         let dims = inputs.dims();
+        let natural = |lse: &f32| (f64::from(*lse) / view.lse_factor) as f32;
         lse.dim() == (dims.batch, dims.heads, dims.queries)
-            && judge_lse(inputs, mask, lse, model).divergences.is_empty()
+            && judge_lse(inputs, mask, &lse.map(natural), model).divergences.is_empty()
     };
     answer.output.as_ref().is_none_or(output_fits) && answer.lse.as_ref().is_none_or(lse_fits)
 }

@@ -13,6 +13,8 @@
 //!   to the kept type, the addition, rounding. Where A is 0 nothing is added.
 //! * **tf32**: an operand rounded or cut to 11 significant bits is off by 2^-10 relatively, a product by 2·2^-10 + 2^-20, which the sum
 //!   carries. Operands of f16 and bf16 are not changed. (Nothing is said of operands that are subnormal in f32.)
+//! * **products rounded to storage**: u of that type for each, which the sum carries, with its underflow; one that may leave the type may be
+//!   an infinity. In the attention products of exponentials and values are rounded, too.
 //! * **factor before the sum**: each number of q is multiplied by the factor as a score is, γ_3 of f32 and a rounding to the kept type,
 //!   and carries that into the products as a label's radius; the sum is not multiplied again and overflows by what it then is.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
@@ -175,25 +177,44 @@ fn is_wide(model: RoundingModel, storage: Storage) -> bool {
 }
 
 /// How far a product is off relatively where each operand is rounded or cut to 11 significant bits: (1 + 2^-10)² − 1. Numbers of
-/// f16 and bf16 have no more.
-pub(super) fn product_error(products: Products, wide: bool) -> f64 {
+/// f16 and bf16 have no more. A product that is rounded itself is off by u of the storage type.
+pub(super) fn product_error(products: Products, wide: bool, storage: Storage) -> f64 {
     const CUT: f64 = 1.0 / 1024.0;
     match products {
         Products::Tf32 if wide => 2.0 * CUT + CUT * CUT,
         Products::Tf32 | Products::Exact => 0.0,
+        Products::Storage => storage.unit_roundoff(),
+    }
+}
+
+/// The largest partial sum that does not overflow, and the error that an underflow adds to a sum for each of its products: both of a
+/// product as well where that is rounded. Magnitudes of all products together bound each.
+fn sum_range(model: RoundingModel, products: Products, storage: Storage) -> (f64, f64) {
+    let largest = match model.accumulation {
+        Accumulation::F32 => Storage::F32.largest(),
+        Accumulation::F64 => f64::INFINITY,
+    };
+    let of_sums = (largest, Storage::F32.smallest_normal());
+    match products {
+        Products::Exact | Products::Tf32 => of_sums,
+        Products::Storage => (of_sums.0.min(storage.largest()), of_sums.1 + underflow(storage)),
     }
 }
 
 impl Arithmetic {
     /// The arithmetic of the attention that a model allows for a storage type.
     pub fn of_attention(model: RoundingModel, storage: Storage) -> Self {
-        let scores = Self::new(model, storage);
-        Self { product: product_error(model.attention_products, is_wide(model, storage)), ..scores }
+        let (products, scores) = (model.attention_products, Self::new(model, storage));
+        Self {
+            product: product_error(products, is_wide(model, storage), storage),
+            sum_range: sum_range(model, products, storage),
+            ..scores
+        }
     }
 
     /// The same for scores of labels that are wider than the storage type: summed, or weighted.
-    pub fn with_wide_labels(self, model: RoundingModel) -> Self {
-        Self { product: product_error(model.score_products, true), ..self }
+    pub fn with_wide_labels(self, model: RoundingModel, storage: Storage) -> Self {
+        Self { product: product_error(model.score_products, true, storage), ..self }
     }
 
     /// The arithmetic of scores that a model allows for a storage type.
@@ -203,15 +224,11 @@ impl Arithmetic {
             Accumulation::F64 => U64,
         };
         let kept = model.scores_kept.of(storage);
-        let largest = match model.accumulation {
-            Accumulation::F32 => Storage::F32.largest(),
-            Accumulation::F64 => f64::INFINITY,
-        };
         Self {
             accumulation,
-            sum_range: (largest, Storage::F32.smallest_normal()),
+            sum_range: sum_range(model, model.score_products, storage),
             kept,
-            product: product_error(model.score_products, is_wide(model, storage)),
+            product: product_error(model.score_products, is_wide(model, storage), storage),
             factor_first: model.factor == FactorOrder::Before,
         }
     }

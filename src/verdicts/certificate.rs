@@ -304,7 +304,7 @@ impl<'a> ScoreBounds<'a> {
             ranks: settings.rules.ranks,
             channel_weights: settings.rules.channel_weights,
             before_ranked: false,
-            arithmetic: if wide { arithmetic.with_wide_labels(model) } else { arithmetic },
+            arithmetic: if wide { arithmetic.with_wide_labels(model, inputs.storage()) } else { arithmetic },
             label_channels,
             labels: Vec::new(),
             first: 0,
@@ -379,7 +379,7 @@ impl<'a> ScoreBounds<'a> {
         };
         let is_weighted = ranked.labels.iter().any(|head| head.channel_weights.is_some());
         if is_weighted || ranked.sharing == Sharing::Mode(HeadMode::SummedLabels) {
-            arithmetic = arithmetic.with_wide_labels(model);
+            arithmetic = arithmetic.with_wide_labels(model, inputs.storage());
         }
         let head = |head: &HeadLabels| {
             let [of_queries, of_keys] = ranked.bits.map_or([None; 2], |bits| bits.map(Some));

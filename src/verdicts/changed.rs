@@ -33,6 +33,16 @@ impl<'a> ChangedRows<'a> {
         Self { prediction, ranked, bounds: Some((bounds, arithmetic)), changes }
     }
 
+    /// The same where scores are given as the additive mask of zeros, so that nothing is rounded.
+    pub fn exactly(
+        prediction: &'a Prediction,
+        ranked: &'a Ranked,
+        more: impl IntoIterator<Item = RowChange>,
+    ) -> Self {
+        let changes = prediction.behaviour.rows.into_iter().chain(more).collect();
+        Self { prediction, ranked, bounds: None, changes }
+    }
+
     /// What the reference selects with these changes: of keys that tie at the H-th place the lowest ones.
     pub fn selected(prediction: &'a Prediction, ranked: &'a Ranked) -> Mask {
         let changes = prediction.behaviour.rows.into_iter().collect();
@@ -252,6 +262,7 @@ impl RowChange {
                 }
                 if low == high { Approximate::new(low, 0.0) } else { Approximate::hull(low, high) }
             }),
+            Self::ByBits { signed } => each_score(row, |score| by_bits(score, signed)),
             Self::EqualCollapse => collapse(row),
             Self::NegativeIsZero => each_score(row, |score| match score {
                 Approximate::EXCLUDED => score,
@@ -319,6 +330,18 @@ impl RowChange {
             }
             Self::Pages(page) => Some(pages(row, page, count)),
             Self::Count(Counted::LessEarlier) => Some(certified(row, count.saturating_sub(place.earlier))),
+            Self::Count(Counted::All) => Some(certified(row, row.len())),
+            Self::Count(Counted::PadsSelectLast) => (candidates < count).then(|| {
+                let mut certificate = certified(row, count);
+                if let Some(last) = certificate.classes.last_mut()
+                    && !matches!(last, Class::In | Class::Before)
+                {
+                    certificate.fewest += usize::from(*last != Class::Open);
+                    certificate.most += usize::from(*last != Class::Open);
+                    *last = Class::In;
+                }
+                certificate
+            }),
             Self::Count(Counted::ExactFitEmpty) => (candidates == count).then(|| certified(row, 0)),
             Self::Count(Counted::OneMoreFits) => (candidates == count + 1).then(|| certified(row, count + 1)),
             Self::Count(Counted::AllTies) => {
@@ -490,6 +513,24 @@ fn cut(x: f64, bits: u32) -> f64 {
     let kept = if own >> 31 == 1 { own | dropped } else { own & !dropped };
     let value = f64::from(f32::from_bits(kept));
     if value.is_nan() { f64::NEG_INFINITY } else { value }
+}
+
+/// A score as the number that its bits are, with a sign or without one.
+fn by_bits(score: Approximate, signed: bool) -> Approximate {
+    if !(score.low().is_finite() && score.high().is_finite()) {
+        return score;
+    }
+    let number = |x: f64| {
+        let bits = (x as f32 + 0.0).to_bits();
+        if signed { f64::from(bits.cast_signed()) } else { f64::from(bits) }
+    };
+    let (low, high) = (number(score.low()), number(score.high()));
+    match low == high {
+        true => Approximate::new(low, 0.0),
+        // Between two signs there is everything.
+        false if score.low() < 0.0 && score.high() >= 0.0 => Approximate::UNDETERMINED,
+        false => Approximate::hull(low.min(high), low.max(high)),
+    }
 }
 
 fn coarse(score: Approximate, bits: u32) -> Approximate {

@@ -42,7 +42,7 @@ use super::bounds::{Approximate, Arithmetic, U32, U64, gamma, product_error, rec
 use super::certificate::scaled_number;
 use super::peaks::{Peaks, peaks};
 use crate::algorithm::{Inputs, Mask, Row, Storage};
-use crate::cases::{Exponent, Precision, RoundingModel};
+use crate::cases::{Exponent, Precision, Products, RoundingModel};
 use crate::compute;
 use crate::compute::vectorised;
 
@@ -393,12 +393,17 @@ fn expected_with(
     let n = attended.len();
     let moved_sum: f64 = moved.iter().sum();
     let own = recomputed_mean(n);
-    let operands = product_error(model.attention_products, true);
+    let operands = product_error(model.attention_products, true, inputs.storage());
+    // Products with values that are rounded themselves may underflow, and overflow, in that type.
+    let rounded_products = model.attention_products == Products::Storage;
+    let vanished = if rounded_products { n as f64 * underflow(inputs.storage()) } else { 0.0 };
     let sums =
         gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own + operands;
     // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.
     let shifted = total * (1.0 + moved_sum) * widest.exp();
-    let largest_sum = weights.largest() / ((1.0 + rho) * (1.0 + sums));
+    let largest =
+        if rounded_products { weights.largest().min(inputs.storage().largest()) } else { weights.largest() };
+    let largest_sum = largest / ((1.0 + rho) * (1.0 + sums));
     let overflows = |size: f64, most: &dyn Fn() -> f64| shifted * size > largest_sum && most() > largest_sum;
     if overflows(1.0, &|| (0..n).map(|j| 1.0 / weight(j)).sum()) {
         return unbounded();
@@ -442,7 +447,10 @@ fn expected_with(
         if overflows(size, &|| (0..n).map(|j| f64::from(v(j)[dim].abs()) / weight(j)).sum()) {
             return None;
         }
-        let rounded = sums * size + eta * of.plain + scale * (1.0 + value.abs() + shift) / least;
+        let rounded = sums * size
+            + eta * of.plain
+            + scale * (1.0 + value.abs() + shift) / least
+            + 2.0 * vanished * (1.0 + 1.0 / total);
         let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
         Some(shift + rounded + last)
     };

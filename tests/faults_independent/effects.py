@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 
@@ -70,14 +71,45 @@ class Source:
 def departs(faulty: Plain, sequences: int = 400) -> int | None:
     """After how many sequences the answer is another one than the base's; None where it never is."""
     random.seed(1)  # for faults that show now and then
-    source, base = Source(1, faulty.dtypes[0]), Plain()
+    base = type(faulty).__mro__[1]() if hasattr(faulty, "offers") else Plain()
+    source = Source(1, faulty.dtypes[0])
     for number in range(1, sequences + 1):
         instance = source.instance()
         for subject in (faulty, base):
             subject.configure(instance)
         for length in source.lengths():
             call = source.call(instance, length)
+            if hasattr(faulty, "offers"):
+                call.attention_mask = call.previous = None
+                call.lengths = source.random.integers(0, length + 1, len(call.q))
             found, expected = faulty.mask(call), base.mask(call)
             if not all(np.allclose(found[name], expected[name], 1e-4, 1e-5) for name in ("mask", "output")):
                 return number
+    return None
+
+
+def stage_departs(faulty: Any, questions: int = 400) -> int | None:
+    """The same for an implementation of one stage."""
+    source = np.random.default_rng(1)
+    base = type(faulty).__mro__[1]()
+    for number in range(1, questions + 1):
+        b, hk, g, m = (int(source.integers(1, 4)) for _ in range(4))
+        n, d, dv = int(source.choice([1, 3, 9, 17, 40, 300])), int(source.integers(1, 5)), int(source.integers(1, 5))
+        heavy_size = int(source.integers(1, n + 1))
+        scores = source.normal(size=(b, hk * g, m, n)).astype(np.float32)
+        scores[source.random(scores.shape) < source.choice([0, 0.3])] = -np.inf
+        if faulty.takes == "scores":
+            tensors = {"scores": scores}
+            call = doublecheck.ScoresCall(None, {"heavy_size": heavy_size, "dtype": "f32"}, tensors)
+            found, expected = ([subject.select(call)] for subject in (faulty, base))
+        else:
+            order = np.sort(np.argsort(-scores, axis=3)[..., :heavy_size], axis=3).astype(np.int32)
+            kept = source.integers(0, heavy_size + 1, order.shape[:3])[..., None]
+            shapes = {"q": (b, hk * g, m, d), "k": (b, hk, n, d), "v": (b, hk, n, dv)}
+            tensors = {name: source.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+            tensors["selected"] = np.where(np.arange(heavy_size) < kept, order, -1)
+            call = doublecheck.SelectionCall(None, {"dtype": "f32", "scaling": d**-0.5}, tensors)
+            found, expected = (subject.attend(call) for subject in (faulty, base))
+        if not all(np.allclose(*pair, 1e-4, 1e-5) for pair in zip(found, expected)):
+            return number
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from plain import Array, Plain
@@ -117,3 +119,13 @@ class ChannelsOfFirstLayer(Plain):
 class ScoresOverRootOfHeadDim(Plain):
     def factor(self) -> np.float32:
         return np.float32(np.sqrt(self.d))
+
+
+class LabelProductsInHalf(Plain):
+    """In float16 each product of two labels is rounded to float16 before the products are summed."""
+
+    dtypes = ("f16",)
+    model: ClassVar = {"labels": "exact", "kept": "f32", "accumulation": "f32"}
+
+    def dots(self, keys: Array, query: Array) -> Array:
+        return self.keep(keys * query).sum(1, dtype=np.float32)

@@ -124,3 +124,33 @@ class PaddingInSoftmax(Plain):
             return output
         total = (np.exp(logits - logits.max()) / weights[weights != 0]).sum()
         return output * total / (total + padding * np.exp(-logits.max()))
+
+
+class HalfRowUnwritten(Plain):
+    """The second half of each output row is never written: it holds what the buffer held before."""
+
+    def answer(self, weights: Array, outputs: Array) -> dict[str, Array]:
+        held = np.random.default_rng(outputs.size).normal(size=outputs.shape).astype(np.float32)
+        written = (self.dv + 1) // 2
+        held[..., :written] = outputs[..., :written]
+        return super().answer(weights, held)
+
+
+class RowsOfHeadDimWritten(Plain):
+    """As many numbers of an output row are written as q has channels, where values have more."""
+
+    def answer(self, weights: Array, outputs: Array) -> dict[str, Array]:
+        held = np.full_like(outputs, np.nan)
+        held[..., : self.d] = outputs[..., : self.d]
+        return super().answer(weights, held)
+
+
+class ProductsInHalf(Plain):
+    """In float16 each product of q and k is rounded to float16 before the products are summed, in the attention."""
+
+    dtypes = ("f16",)
+    model: ClassVar = {"labels": "exact", "kept": "f32", "accumulation": "f32"}
+
+    def products(self, entry: int, head: int, query: int) -> Array:
+        products = self.keep(self.key_vectors(entry, head) * self.query_vector(entry, head, query))
+        return products.sum(1, dtype=np.float64) * self.scaling()

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use doublecheck::algorithm::{InputParts, Inputs, Lengths, Mask, Padding, Storage};
+use doublecheck::algorithm::attention::attention;
+use doublecheck::algorithm::{HeavySize, InputParts, Inputs, Lengths, Mask, Padding, Storage};
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::ragged::by_entry;
 use doublecheck::cases::sequence_plan::{SequencePlan, sequence_plans};
@@ -15,7 +17,7 @@ use doublecheck::cases::{
 };
 use doublecheck::subjects::{Engine, Faulty, LengthFault, RaggedKernel, Reference, Subject, ask};
 use doublecheck::verdicts::judge::judge_observation;
-use doublecheck::{Options, Report, check};
+use doublecheck::{Limits, Options, Report, check};
 use ndarray::{Array4, s};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -293,7 +295,7 @@ fn the_reference_and_the_engine_conform() {
 fn checked(wrong: Option<LengthFault>, cases: usize) -> Report {
     let options = Options {
         cases,
-        naming: std::time::Duration::ZERO,
+        naming: Duration::ZERO,
         conditions: false,
         probes: false,
         stop_after: std::num::NonZeroUsize::new(1),
@@ -393,7 +395,7 @@ fn what_a_buffer_changes_breaks_a_promise() {
         let mut kernel = RaggedKernel::new(wrong).promising(promises);
         let report = check(
             &mut kernel,
-            &Options { cases: 400, naming: std::time::Duration::ZERO, ..Options::default() },
+            &Options { cases: 400, naming: Duration::ZERO, ..Options::default() },
         );
         let kept = report.promises["capacity-invariant"];
         assert!(kept.promised && kept.of > 20, "{report}");
@@ -465,7 +467,7 @@ impl Subject for Stage {
 #[test]
 fn a_stage_may_offer_lengths_too() {
     for (takes, kind) in [(Takes::Scores, "selected padding"), (Takes::Selection, "output out of bounds")] {
-        let options = Options { cases: 1000, ..Options::default() };
+        let options = Options { cases: 1000, naming: Duration::ZERO, ..Options::default() };
         let report = check(&mut Stage { takes, wrong: false }, &options);
         assert!(report.conforms() && report.coverage.parts["ragged"] > 150, "{report}");
         let report = check(&mut Stage { takes, wrong: true }, &options);
@@ -542,5 +544,113 @@ fn a_named_bug_is_named_in_ragged_batches_too() {
         let finding = report.findings.first().unwrap_or_else(|| panic!("nothing found: {name}"));
         assert!(finding.diagnosis.contains(&name), "{name}: {report}");
         assert!(report.explained, "{name}: {report}");
+    }
+}
+
+/// The reference, entry by entry, with another mask; the output is that of the mask. It is told the lengths of the batch, the entry and
+/// H as it is configured, 0 for a share.
+struct Changed {
+    reference: Reference,
+    heavy_size: usize,
+    mask: fn(&mut Reference, &Call, (&[usize], usize, usize)) -> Result<Mask, NoAnswer>,
+}
+
+impl Subject for Changed {
+    fn name(&self) -> String {
+        "changed".into()
+    }
+
+    fn rounding_model(&self) -> RoundingModel {
+        RoundingModel::REFERENCE
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let lacks = [
+            Feature::Refusals,
+            Feature::EarlierMaskers,
+            Feature::Previous,
+            Feature::DenseFallback,
+            Feature::DenseLayers,
+        ];
+        Capabilities { lacks: lacks.into(), ..ragged() }
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.heavy_size = match instance.selection.heavy_size {
+            HeavySize::Count(count) => count.get(),
+            HeavySize::Fraction(_) => 0,
+        };
+        self.reference.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        let dims = call.inputs.dims();
+        let lengths = lengths_of(call).map_or(vec![dims.keys; dims.batch], <[usize]>::to_vec);
+        let own: Vec<usize> = match lengths_of(call) {
+            None => vec![0],
+            Some(_) => (0..dims.batch).filter(|&entry| lengths[entry] > 0).collect(),
+        };
+        let mut entries = own.into_iter();
+        by_entry(call, |alone| {
+            let entry = entries.next().unwrap_or(0);
+            let mask = (self.mask)(&mut self.reference, alone, (&lengths, entry, self.heavy_size))?;
+            let output = attention(&alone.inputs, &mask)?;
+            Ok(Answer::new(mask, Some(output)))
+        })
+    }
+}
+
+/// What the catalogue lacks is told of entries as of whole calls, and what an entry takes from its batch: each is held against it
+/// alone.
+#[test]
+fn a_relation_is_told_of_ragged_batches() {
+    type Masked = fn(&mut Reference, &Call, (&[usize], usize, usize)) -> Result<Mask, NoAnswer>;
+    let first_on_top: Masked = |reference, call, _| {
+        let (mut mask, dims) = (reference.call(call)?.mask, call.inputs.dims());
+        dims.rows().for_each(|row| mask.add(row, [0]));
+        Ok(mask)
+    };
+    // Keys from the length of the entry before on are lost.
+    let of_previous: Masked = |reference, call, (lengths, entry, _)| {
+        let dims = call.inputs.dims();
+        let length = lengths[entry.saturating_sub(1)];
+        let (mut parts, shape) = (call.inputs.parts().clone(), dims.mask_shape());
+        parts.causal = false;
+        let additive = Array4::from_shape_fn(shape, |(b, head, i, key)| match key < length {
+            true => call.inputs.additive(b, head, i).at(key),
+            false => f32::NEG_INFINITY,
+        });
+        parts.attention_mask = Some(additive.slice(s![.., ..1, .., ..]).to_owned());
+        if call.inputs.parts().attention_mask.is_some() {
+            parts.attention_mask = Some(additive);
+        }
+        let inputs = Arc::new(Inputs::new(parts)?);
+        reference.call(&Call { inputs, ..call.clone() }).map(|answer| answer.mask)
+    };
+    // A batch is dense where its shortest entry has fewer keys than H.
+    let companion: Masked = |reference, call, (lengths, _, heavy_size)| {
+        let (mut mask, dims) = (reference.call(call)?.mask, call.inputs.dims());
+        if lengths.iter().any(|&length| length < heavy_size) {
+            for row @ (b, head, i) in dims.rows() {
+                let sees = |key: &usize| call.inputs.additive(b, head, i).at(*key) > f32::NEG_INFINITY;
+                mask.add(row, (0..dims.keys).filter(sees));
+            }
+        }
+        Ok(mask)
+    };
+    for (mask, words) in [
+        (first_on_top, "the key at position 0 is always selected, on top of H"),
+        (of_previous, "keys of entry e from the length of entry e − 1 on are never selected"),
+        (companion, "all candidates are selected, whatever H is, where the shortest entry of the batch has fewer keys than H"),
+    ] {
+        let mut subject = Changed { reference: Reference::default(), heavy_size: 0, mask };
+        let shrinking = Limits { tries: 200, ..Limits::default() };
+        // However long that takes.
+        let naming = Duration::from_secs(600);
+        let report = check(&mut subject, &Options { cases: 100, shrinking, naming, ..Options::default() });
+        assert!(report.coverage.parts["ragged"] > 15, "{words}: {report}");
+        let told = report.findings.first().and_then(|finding| finding.relation.as_ref());
+        let relation = told.and_then(|told| told.relation.as_ref());
+        assert!(relation.is_some_and(|relation| relation.contains(words)), "{words}: {report}");
     }
 }

@@ -61,16 +61,16 @@ struct Simulated {
 /// What no model allows that does not declare it.
 #[derive(Debug, Clone, Copy)]
 struct Unusual {
-    tf32_scores: bool,
-    tf32_attention: bool,
+    score_products: Products,
+    attention_products: Products,
     factor_first: bool,
     exp: Exponent,
     exp_ulps: u16,
 }
 
 const USUAL: Unusual = Unusual {
-    tf32_scores: false,
-    tf32_attention: false,
+    score_products: Products::Exact,
+    attention_products: Products::Exact,
     factor_first: false,
     exp: Exponent::Natural,
     exp_ulps: 2,
@@ -107,8 +107,8 @@ impl Simulated {
             scores_kept: self.scores_kept,
             weights_kept: self.weights_kept,
             accumulation: Accumulation::F32,
-            score_products: if self.unusual.tf32_scores { Products::Tf32 } else { Products::Exact },
-            attention_products: if self.unusual.tf32_attention { Products::Tf32 } else { Products::Exact },
+            score_products: self.unusual.score_products,
+            attention_products: self.unusual.attention_products,
             factor: if self.unusual.factor_first { FactorOrder::Before } else { FactorOrder::After },
             exp: self.unusual.exp,
             exp_ulps: self.unusual.exp_ulps,
@@ -266,12 +266,15 @@ impl Simulated {
         let q: Vec<f32> = q.into_iter().map(|x| if first { scaled(x) } else { x }).collect();
         let scaled = |x: f32| if first { x } else { scaled(x) };
         let (q, k) = (q.as_slice(), k.view());
-        let cut = self.unusual.tf32_scores;
-        let product = kept.round(dot_of(q, k, cut));
+        let (products, storage) = (self.unusual.score_products, case.call.inputs.storage());
+        let product = kept.round(dot_of(q, k, products, storage));
         let score = match rules.score {
             ScoreRule::Dot => scaled(product),
             ScoreRule::Cosine => {
-                let norm = |x: ArrayView1<f32>| kept.round(kept.round(dot(&x.to_vec(), x)).sqrt());
+                let rounded = if products == Products::Storage { products } else { Products::Exact };
+                let norm = |x: ArrayView1<f32>| {
+                    kept.round(kept.round(dot_of(&x.to_vec(), x, rounded, storage)).sqrt())
+                };
                 let norms = kept.round(norm(ArrayView1::from(q)) * norm(k));
                 let divisor = kept.round(norms + kept.round(rules.epsilon.get() as f32));
                 scaled(kept.round(product / divisor))
@@ -299,7 +302,7 @@ impl Simulated {
             let scaling = inputs.scaling() as f32 * unusual.unit();
             let first = |x: &f32| if unusual.factor_first { kept.round(x * scaling) } else { *x };
             let q: Vec<f32> = q.row(i).iter().map(first).collect();
-            let dot = kept.round(dot_of(&q, k.row(key), unusual.tf32_attention));
+            let dot = kept.round(dot_of(&q, k.row(key), unusual.attention_products, inputs.storage()));
             let scaled = if unusual.factor_first { dot } else { kept.round(dot * scaling) };
             add_mask(scaled, additive.at(key) * unusual.unit(), kept)
         };
@@ -325,11 +328,14 @@ impl Simulated {
         let total = before_product.round(e.iter().sum());
         let e: Vec<f32> = e.into_iter().map(|e| weights.round(e)).collect();
         let weights = before_product;
-        let cut = |x: f32| if self.unusual.tf32_attention { tf32(x) } else { x };
+        let products = self.unusual.attention_products;
         (0..v.ncols())
             .map(|dim| {
-                let sum: f32 =
-                    e.iter().zip(&attended).map(|(&e, &(key, _))| cut(e) * cut(v[[key, dim]])).sum();
+                let sum: f32 = e
+                    .iter()
+                    .zip(&attended)
+                    .map(|(&e, &(key, _))| product(e, v[[key, dim]], products, inputs.storage()))
+                    .sum();
                 let output = weights.round(weights.round(sum) / total);
                 if self.output_in_storage { inputs.storage().round(output) } else { output }
             })
@@ -337,15 +343,16 @@ impl Simulated {
     }
 }
 
-fn dot_of(q: &[f32], k: ArrayView1<f32>, cut: bool) -> f32 {
-    if !cut {
-        return dot(q, k);
+fn product(x: f32, y: f32, products: Products, storage: Storage) -> f32 {
+    match products {
+        Products::Exact => x * y,
+        Products::Tf32 => tf32(x) * tf32(y),
+        Products::Storage => storage.round(x * y),
     }
-    dot(&q.iter().map(|&x| tf32(x)).collect::<Vec<_>>(), k.mapv(tf32).view())
 }
 
-fn dot(q: &[f32], k: ArrayView1<f32>) -> f32 {
-    q.iter().zip(k).map(|(q, k)| q * k).sum()
+fn dot_of(q: &[f32], k: ArrayView1<f32>, products: Products, storage: Storage) -> f32 {
+    q.iter().zip(k).map(|(&q, &k)| product(q, k, products, storage)).sum()
 }
 
 fn add_mask(score: f32, additive: f32, kept: Storage) -> f32 {
@@ -383,10 +390,11 @@ fn unusual() -> impl Strategy<Value = Simulated> {
     let kept = || select(vec![Precision::F32, Precision::F16, Precision::F16, Precision::Storage]);
     let exp = select(vec![Exponent::Natural, Exponent::Prescaled, Exponent::Fast]);
     let ulps = select(vec![2, 2, 16, 4096]);
-    (simulated(), kept(), kept(), any::<[bool; 3]>(), exp, ulps).prop_map(
-        |(simulated, scores_kept, weights_kept, switches, exp, exp_ulps)| {
-            let [tf32_scores, tf32_attention, factor_first] = switches;
-            let unusual = Unusual { tf32_scores, tf32_attention, factor_first, exp, exp_ulps };
+    let products = || select(vec![Products::Exact, Products::Tf32, Products::Storage]);
+    (simulated(), kept(), kept(), (products(), products(), any::<bool>()), exp, ulps).prop_map(
+        |(simulated, scores_kept, weights_kept, products, exp, exp_ulps)| {
+            let (score_products, attention_products, factor_first) = products;
+            let unusual = Unusual { score_products, attention_products, factor_first, exp, exp_ulps };
             Simulated { scores_kept, weights_kept, unusual, ..simulated }
         },
     )
@@ -581,7 +589,11 @@ fn a_finding_names_the_narrowest_wider_model() {
     for (simulated, expected) in [
         (flash, "weights kept in storage"),
         (pytorch, "weights kept in storage and scores kept in storage"),
-        (with(Unusual { tf32_attention: true, ..USUAL }), "products of the attention in tf32"),
+        (with(Unusual { attention_products: Products::Tf32, ..USUAL }), "products of the attention in tf32"),
+        (
+            with(Unusual { attention_products: Products::Storage, ..USUAL }),
+            "products of the attention rounded to storage",
+        ),
         (with(Unusual { exp_ulps: 200, ..USUAL }), "exp within 256 units in the last place"),
         (Simulated { weights_kept: Precision::F16, ..exact }, "weights kept in f16"),
     ] {

@@ -248,6 +248,8 @@ enum Fault {
     LseToBaseTwo,
     LseWithoutMaximum,
     NanInEmptyRows,
+    HalfRowUnwritten,
+    HalvesAveraged,
 }
 
 impl Subject for Attention {
@@ -288,6 +290,21 @@ impl Subject for Attention {
                     lse[[b, head, i]] -= logits(&inputs, row, keys).into_iter().fold(0.0, f64::max) as f32;
                 }
             }
+            Fault::HalfRowUnwritten => {
+                let written = inputs.dims().value_dim.div_ceil(2);
+                output.slice_mut(ndarray::s![.., .., .., written..]).fill(7.25);
+            }
+            Fault::HalvesAveraged => {
+                let mut halves = [Mask::empty(&inputs.dims()), Mask::empty(&inputs.dims())];
+                for row in inputs.dims().rows() {
+                    let keys: Vec<usize> = mask.row(row).map(|(key, _)| key).collect();
+                    let (first, second) = keys.split_at(keys.len().div_ceil(2));
+                    let second = if second.is_empty() { first } else { second };
+                    halves[0].add(row, first.iter().copied());
+                    halves[1].add(row, second.iter().copied());
+                }
+                output = (attention(&inputs, &halves[0])? + attention(&inputs, &halves[1])?) / 2.0;
+            }
             Fault::NanInEmptyRows => {
                 for row @ (b, head, i) in inputs.dims().rows().filter(|row| mask.row(*row).next().is_none()) {
                     assert_eq!(row, (b, head, i));
@@ -317,6 +334,86 @@ fn a_right_attention_conforms_and_wrong_ones_are_caught_with_the_stage() {
         let size = report.findings[0].size;
         assert!(size.keys <= 2 && size.head_dim <= 2 && size.heads <= 2, "{report}");
     }
+}
+
+/// Checks a stage, and looks for the cause.
+fn told_of(subject: &mut dyn Subject) -> Report {
+    let shrinking = doublecheck::Limits { tries: 200, ..Default::default() };
+    check(subject, &Options { cases: 150, shrinking, ..Options::default() })
+}
+
+fn tells(report: &Report, words: &str) {
+    let sentences: Vec<_> = report.findings.iter().map(|finding| &finding.sentence).collect();
+    assert!(sentences.len() == 1 && report.explained, "{words}: {sentences:?}");
+    let relation = report.findings[0].relation.as_ref().and_then(|told| told.relation.as_ref());
+    assert!(relation.is_some_and(|relation| relation.contains(words)), "{words}: {sentences:?}");
+}
+
+/// What is wrong with a top-k is told as it is of whole layers, by a relation that gives every answer.
+#[test]
+fn a_relation_is_told_of_a_top_k() {
+    let tile = |scores: &[f32], heavy_size: usize| {
+        let whole = if scores.len() < 8 { scores.len() } else { scores.len() / 8 * 8 };
+        right(&scores[..whole], heavy_size)
+    };
+    let wrapped = |scores: &[f32], heavy_size: usize| {
+        right(scores, heavy_size).into_iter().map(|key| key % 64).collect()
+    };
+    let pads = |scores: &[f32], heavy_size: usize| {
+        let mut chosen = right(scores, heavy_size);
+        if chosen.len() < heavy_size.min(scores.len()) {
+            chosen.push(scores.len() - 1);
+        }
+        chosen
+    };
+    let unsigned = |scores: &[f32], heavy_size: usize| by(scores, heavy_size, |score| (score + 0.0).to_bits());
+    let signed =
+        |scores: &[f32], heavy_size: usize| by(scores, heavy_size, |score| (score + 0.0).to_bits().cast_signed());
+    let cases: [(fn(&[f32], usize) -> Vec<usize>, &str); 5] = [
+        (tile, "keys from position 8 · ⌊n / 8⌋ on are never selected"),
+        (wrapped, "selected positions are taken modulo 64"),
+        (pads, "selects the last key as well"),
+        (unsigned, "negative ones rank above all others"),
+        (signed, "of negative scores the lowest ranks first"),
+    ];
+    for (subject, words) in cases {
+        tells(&told_of(&mut TopK(subject)), words);
+    }
+    // One row in three loses its last key, by a hash of its scores.
+    let at_random = |scores: &[f32], heavy_size: usize| {
+        let mut chosen = right(scores, heavy_size);
+        let hash = scores.iter().fold(0u32, |hash, score| hash.rotate_left(5) ^ score.to_bits());
+        if hash.wrapping_mul(0x9E37_79B9) >> 16 & 3 == 0 {
+            chosen.pop();
+        }
+        chosen
+    };
+    let report = told_of(&mut TopK(at_random));
+    for finding in &report.findings {
+        assert!(finding.sentence.starts_with("The selection itself is wrong"), "{report}");
+        assert!(finding.sentence.contains("Unknown: none of "), "{report}");
+        assert!(finding.relation.as_ref().is_some_and(|told| told.relation.is_none() && told.tried > 100));
+    }
+    assert!(!report.findings.is_empty() && !report.explained, "{report}");
+}
+
+#[test]
+fn a_relation_is_told_of_an_attention() {
+    for (fault, words) in [
+        (Fault::IgnoresScaling, "the attention is not scaled"),
+        (Fault::PaddingIsLastKey, "a row that −1 fills up attends to the last key as well"),
+        (Fault::LseToBaseTwo, "the log-sum-exp is to base 2"),
+        (Fault::NanInEmptyRows, "attend to nothing"),
+        (Fault::HalfRowUnwritten, "of each output row only the first ⌈dv / 2⌉ numbers are those of the attention"),
+        (Fault::HalvesAveraged, "the second half of the attended keys of a row are averaged"),
+    ] {
+        let report = told_of(&mut Attention(fault));
+        tells(&report, words);
+        assert_eq!(report.findings[0].stage, Some("attention"));
+    }
+    let report = told_of(&mut Attention(Fault::LseWithoutMaximum));
+    assert!(report.findings.iter().all(|finding| finding.sentence.contains("Unknown: none of ")), "{report}");
+    assert!(!report.findings.is_empty());
 }
 
 /// What was asked must have been asked often enough to mean something.

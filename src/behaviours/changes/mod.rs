@@ -7,6 +7,6 @@ pub mod places;
 pub mod rows;
 
 pub use labels::{Forgotten, Kept, LabelChange, Renewed, Source};
-pub use outputs::{OutputChange, Pads};
+pub use outputs::{OutputChange, Pads, Split, Written};
 pub use places::{Axis, Map};
 pub use rows::{Bins, Counted, Forced, Lost, Place, RowChange};

@@ -35,8 +35,14 @@ pub enum OutputChange {
     LastTileOnly(usize),
     /// Only attended keys of the first tile count, where there is more than one.
     FirstTileOnly(usize),
-    /// Attended keys of both halves of n count the same.
-    HalvesAveraged,
+    /// Only the first so many attended keys of a row count.
+    FirstAttendedOnly(usize),
+    /// Attended keys of both halves count the same.
+    HalvesAveraged(Split),
+    /// The log-sum-exp is one to base 2.
+    LseBaseTwo,
+    /// Of each output row only the first numbers are written; the others may be anything.
+    Unwritten(Written),
     /// NaN where the mask holds no key of the first tile; with `additive` none that A leaves, either.
     NanWithoutFirstTile {
         /// How many keys.
@@ -52,9 +58,55 @@ pub enum OutputChange {
     Capped(f64),
 }
 
+/// What is split in two halves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// All keys: the first ⌊n / 2⌋ and the others.
+    Keys,
+    /// The attended keys of a row: the first ⌈count / 2⌉ and the others.
+    Attended,
+}
+
+/// Which numbers of an output row are written, those that hold more first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Written {
+    /// The first ⌈dv / 2⌉.
+    HalfRoundedUp,
+    /// The first ⌊dv / 2⌋.
+    Half,
+    /// The first d.
+    HeadDim,
+    /// The first so many.
+    Numbers(usize),
+}
+
+impl Written {
+    /// How many.
+    pub fn of(self, dims: &Dims) -> usize {
+        match self {
+            Self::HalfRoundedUp => dims.value_dim.div_ceil(2),
+            Self::Half => dims.value_dim / 2,
+            Self::HeadDim => dims.head_dim,
+            Self::Numbers(count) => count,
+        }
+        .min(dims.value_dim)
+    }
+
+    fn words(self) -> String {
+        match self {
+            Self::HalfRoundedUp => "⌈dv / 2⌉".into(),
+            Self::Half => "⌊dv / 2⌋".into(),
+            Self::HeadDim => "d".into(),
+            Self::Numbers(count) => count.to_string(),
+        }
+    }
+}
+
 /// How places that no key fills read the last key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pads {
+    /// Together as the last key itself, once.
+    Once,
     /// With its A, each with weight 1.
     Kept,
     /// As the last key itself where the mask holds it, otherwise without A.
@@ -70,6 +122,17 @@ impl OutputChange {
             Self::Of(axis, map) => format!("{} gets the output of {}", axis.each(), map.words(axis)),
             Self::Folded => "entry 0 gets the output of the last entry, and the others are zeros".into(),
             Self::Queries(change) => format!("in the attention {}", change.words()),
+            Self::FirstAttendedOnly(count) => {
+                format!("of the attended keys of a row the output holds the first {count} alone")
+            }
+            Self::LseBaseTwo => "the log-sum-exp is to base 2; expected a natural logarithm".into(),
+            Self::Unwritten(written) => format!(
+                "of each output row only the first {} numbers are those of the attention; the others hold something else",
+                written.words()
+            ),
+            Self::PadsReadLast(Pads::Once) => {
+                "a row with places of H that no key fills attends to the last key as well".into()
+            }
             Self::PadsReadLast(pads) => {
                 let additive = if pads == Pads::Kept { "" } else { ", without the additive mask" };
                 format!("each place of H that no key fills attends to the last key in the output{additive}")
@@ -87,9 +150,9 @@ impl OutputChange {
             Self::FirstTileOnly(tile) => {
                 format!("where n > {tile}, the output attends to keys of the first {tile} alone")
             }
-            Self::HalvesAveraged => {
-                "outputs of the first and the second half of the keys are averaged without their weights"
-                    .into()
+            Self::HalvesAveraged(split) => {
+                let of = if split == Split::Keys { "the keys" } else { "the attended keys of a row" };
+                format!("outputs of the first and the second half of {of} are averaged without their weights")
             }
             Self::NanWithoutFirstTile { tile, .. } => {
                 format!("the output is NaN where none of the first {tile} keys is attended to")
@@ -135,7 +198,18 @@ impl OutputChange {
             Self::FirstTileOnly(tile) => {
                 reweigh(&mut view, |_, _, key, weight| if key < tile { weight } else { 0.0 })?;
             }
-            Self::HalvesAveraged => halves_averaged(&mut view)?,
+            Self::FirstAttendedOnly(count) => {
+                let mut weights = view.mask.weights().clone();
+                for row @ (b, head, i) in dims.rows() {
+                    for (key, _) in view.mask.row(row).skip(count) {
+                        weights[[b, head, i, key]] = 0.0;
+                    }
+                }
+                view.mask = Mask::from_weights(weights, &dims).ok()?;
+            }
+            Self::LseBaseTwo => view.lse_factor = std::f64::consts::LOG2_E,
+            Self::Unwritten(written) => view.written = Some(written.of(&dims)),
+            Self::HalvesAveraged(split) => halves_averaged(&mut view, split)?,
             Self::SoftmaxOverAll => view = view.over_all(false).ok()?,
             Self::NanWithoutFirstTile { tile, additive } => {
                 let attends = |view: &AttentionView, (b, head, i): Row| {
@@ -248,6 +322,8 @@ fn pads_read_last(view: &mut AttentionView, prediction: &Prediction, pads: Pads)
         let missing = missing as f32;
         let (own, additive) = (weights[[b, head, i, last]], mask[[b, head, i, last]]);
         let (weight, additive) = match pads {
+            Pads::Once if own != 0.0 => (own, additive),
+            Pads::Once => (1.0, additive),
             Pads::Kept if own == 0.0 => (1.0 / missing, additive),
             Pads::Kept => (1.0 / (1.0 / own + missing), additive),
             Pads::Gathered if own != 0.0 => (own / (1.0 + missing), additive),
@@ -316,15 +392,22 @@ fn products(inputs: &Inputs, (b, head, i): Row) -> Vec<f64> {
 }
 
 /// Weights with which the sums over the two halves of the keys are the same.
-fn halves_averaged(view: &mut AttentionView) -> Option<()> {
+fn halves_averaged(view: &mut AttentionView, split: Split) -> Option<()> {
     let dims = view.inputs.dims();
-    let half = dims.keys / 2;
     let mut weights = view.mask.weights().clone();
     let mut halved = Vec::new();
     let (mut mask, mut raises) = (explicit(&view.inputs, &dims), false);
     for row @ (b, head, i) in dims.rows() {
         let (products, additive) = (products(&view.inputs, row), view.inputs.additive(b, head, i));
         let logit = |key: usize| products[key] + f64::from(additive.at(key));
+        // The first key of the second half.
+        let half = match split {
+            Split::Keys => dims.keys / 2,
+            Split::Attended => {
+                let first = view.mask.row(row).count().div_ceil(2);
+                view.mask.row(row).nth(first).map_or(dims.keys, |(key, _)| key)
+            }
+        };
         let mut peaks = [f64::NEG_INFINITY; 2];
         for (key, _) in view.mask.row(row) {
             let peak = &mut peaks[usize::from(key >= half)];

@@ -36,6 +36,11 @@ pub enum RowChange {
     Coarse(u32),
     /// Scores are compared as numbers of this type.
     Rounded(Storage),
+    /// Scores are compared by their bits as whole numbers, so that negative ones rank the other way round.
+    ByBits {
+        /// Whether the highest bit is a sign: without one, negative scores are above all others.
+        signed: bool,
+    },
     /// Of candidates with the same score only the first can be selected.
     EqualCollapse,
     /// Places up to a multiple, or a power of two where that is `None`, compete with a score of 0.
@@ -142,6 +147,10 @@ pub enum Forced {
 pub enum Counted {
     /// H less the keys of P.
     LessEarlier,
+    /// All candidates.
+    All,
+    /// With fewer candidates than H the last key as well, candidate or not.
+    PadsSelectLast,
     /// None where candidates are exactly H.
     ExactFitEmpty,
     /// All candidates where they are at most H + 1.
@@ -294,6 +303,13 @@ impl RowChange {
             Self::Rounded(storage) => {
                 format!("scores are compared in {storage}, and what is equal there ties")
             }
+            Self::ByBits { signed: true } => {
+                "scores are compared by their bits, so that of negative scores the lowest ranks first".into()
+            }
+            Self::ByBits { signed: false } => {
+                "scores are compared by their bits without a sign: negative ones rank above all others, the lowest first"
+                    .into()
+            }
             Self::EqualCollapse => {
                 "keys with equal scores count as one: only the lowest position is selected".into()
             }
@@ -323,6 +339,11 @@ impl RowChange {
             }
             Self::Count(counted) => match counted {
                 Counted::LessEarlier => "the keys of the earlier mask count within H".into(),
+                Counted::All => "all candidates are selected, whatever H is".into(),
+                Counted::PadsSelectLast => {
+                    "a row with fewer candidates than H selects the last key as well: −1 is taken for its position"
+                        .into()
+                }
                 Counted::ExactFitEmpty => "a row with exactly H candidates selects nothing".into(),
                 Counted::OneMoreFits => "with H + 1 candidates all are selected".into(),
                 Counted::AboveThreshold => {

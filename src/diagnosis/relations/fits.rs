@@ -1,39 +1,41 @@
 //! Whether a relation gives an answer: the selection as it should be for the changed question, and the attention, by the mask
 //! that was answered, as it should be for its own. The bounds are those of the verdicts (SPEC §5).
 
+use std::borrow::Cow;
+
+use super::answers::Item;
 use super::{Acts, How, Relation};
 use crate::behaviours::answer::full_mask;
 use crate::behaviours::attending::AttentionView;
 use crate::behaviours::changes::{OutputChange, RowChange};
 use crate::behaviours::{Behaviour, Outcome, Prediction, predict};
-use crate::cases::{Answer, NoAnswer, Observation, RoundingModel, Sequence};
+use crate::cases::{Answer, NoAnswer, RoundingModel, Sequence};
 use crate::diagnosis::reproduction::{attention_fits, labels_fit, rows_fit, scores_fit, view_fits};
 use crate::verdicts::changed::ChangedRows;
 
-/// Whether the selection that was answered to call `index` is that of a relation.
-pub(super) fn selection_fits(
-    relation: &Relation,
-    observation: &Observation,
-    index: usize,
-    model: RoundingModel,
-) -> bool {
-    selects(relation, observation, index, model).unwrap_or(false)
+/// Whether the selection that was answered is that of a relation.
+pub(super) fn selection_fits(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> bool {
+    selects(relation, item, model).unwrap_or(false)
 }
 
-fn selects(
-    relation: &Relation,
-    observation: &Observation,
-    index: usize,
-    model: RoundingModel,
-) -> Option<bool> {
-    let Ok(answer) = &observation.answers[index] else { return Some(false) };
-    let mut asked = None;
-    for how in relation.hows() {
-        if let How::Question(change) = how {
-            change(asked.get_or_insert_with(|| observation.sequence.clone()), index);
+/// The sequence as a relation asks it, by those of its changes that act there.
+fn asked<'a>(relation: &Relation, item: &'a Item<'_>, acts: Acts) -> Cow<'a, Sequence> {
+    let mut asked = Cow::Borrowed(&item.observation.sequence);
+    for member in relation.members.iter().filter(|member| member.acts == acts || member.acts == Acts::Both) {
+        for how in &member.how {
+            if let How::Question(change) = how {
+                change(asked.to_mut(), item.index, item.place.as_ref());
+            }
         }
     }
-    let sequence = asked.as_ref().unwrap_or(&observation.sequence);
+    asked
+}
+
+fn selects(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> Option<bool> {
+    let index = item.index;
+    let Ok(answer) = &item.observation.answers[index] else { return Some(false) };
+    let asked = asked(relation, item, Acts::Selection);
+    let sequence = asked.as_ref();
     let behaviour = relation.behaviour();
     let mut prediction = predicted(behaviour, sequence, index)?;
     let Some(mut ranked) = prediction.ranked.take() else {
@@ -52,7 +54,10 @@ fn selects(
         prediction.add_mask_after()?;
     }
     let ranked = prediction.ranked.as_ref()?;
-    let rows = ChangedRows::within(&prediction, ranked, model, changes);
+    let rows = match item.exact {
+        true => ChangedRows::exactly(&prediction, ranked, changes),
+        false => ChangedRows::within(&prediction, ranked, model, changes),
+    };
     Some(
         labels_fit(&prediction, answer, model)
             && scores_fit(&prediction, answer, model)
@@ -60,15 +65,11 @@ fn selects(
     )
 }
 
-/// Whether the attention that was answered to call `index` is that of a relation.
-pub(super) fn attention_of_relation_fits(
-    relation: &Relation,
-    observation: &Observation,
-    index: usize,
-    model: RoundingModel,
-) -> bool {
-    let Ok(answer) = &observation.answers[index] else { return false };
-    let Some(prediction) = predicted(relation.behaviour(), &observation.sequence, index) else {
+/// Whether the attention that was answered is that of a relation.
+pub(super) fn attention_of_relation_fits(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> bool {
+    let Ok(answer) = &item.observation.answers[item.index] else { return false };
+    let asked = asked(relation, item, Acts::Attention);
+    let Some(prediction) = predicted(relation.behaviour(), &asked, item.index) else {
         return false;
     };
     let changes: Vec<OutputChange> = relation

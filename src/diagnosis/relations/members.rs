@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::answers::Item;
-use super::{Acts, How, Member};
+use super::answers::{Item, Place};
+use super::{Acts, How, Member, of_lengths};
 use crate::algorithm::{HeadMode, LabelBits, Mask, ScoreFactor, ScoreRule, Selection, Storage};
 use crate::behaviours::changes::{
     Axis, Bins, Counted, Forced, Forgotten, Kept, LabelChange, Lost, Map, OutputChange, Pads, Renewed,
-    RowChange, Source,
+    RowChange, Source, Split, Written,
 };
 use crate::behaviours::{
     Behaviour, CATALOGUE, Causality, ChannelRows, Channels, Count, Earlier, Factor, Heads, KvHeads, Order,
@@ -29,6 +29,9 @@ pub(super) fn all(items: &[Item<'_>]) -> Vec<Member> {
     questions(&mut members, items);
     calls(&mut members, items);
     lost(&mut members, items);
+    if items.iter().any(|item| item.place.is_some()) {
+        of_lengths::all(&mut members);
+    }
     ranking(&mut members, items);
     attention(&mut members, items);
     without_repetitions(members)
@@ -57,7 +60,7 @@ fn without_repetitions(members: Vec<Member>) -> Vec<Member> {
     members.into_iter().filter(|member| is_new(member)).collect()
 }
 
-fn push(members: &mut Vec<Member>, acts: Acts, words: impl Into<String>, how: How) {
+pub(super) fn push(members: &mut Vec<Member>, acts: Acts, words: impl Into<String>, how: How) {
     members.push(Member { words: words.into(), acts, how: vec![how] });
 }
 
@@ -97,7 +100,7 @@ fn faults(members: &mut Vec<Member>, items: &[Item<'_>]) {
 }
 
 /// Where the switches of a behaviour act.
-fn acts_of(behaviour: &Behaviour) -> Acts {
+pub(super) fn acts_of(behaviour: &Behaviour) -> Acts {
     let spec = Behaviour::default();
     let attention = Behaviour {
         value_heads: behaviour.value_heads,
@@ -228,7 +231,7 @@ fn masks(members: &mut Vec<Member>) {
         switch(members, Acts::Selection, words, move |b| b.earlier = earlier);
     }
     row(members, RowChange::EarlierOfAnyHead);
-    let ones = |sequence: &mut Sequence, index: usize| {
+    let ones = |sequence: &mut Sequence, index: usize, _: Option<&Place>| {
         let call = &mut sequence.calls[index];
         let Some(previous) = &call.previous else { return false };
         let ones = previous.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 });
@@ -270,11 +273,13 @@ fn counts(members: &mut Vec<Member>, items: &[Item<'_>]) {
         switch(members, Acts::Selection, words, move |b| b.count = count);
     }
     use Counted::{
-        AboveThreshold, AllTies, ExactFitEmpty, FilledUp, Identity, IdentityAtOneMore, LessEarlier,
-        OneMoreFits,
+        AboveThreshold, All, AllTies, ExactFitEmpty, FilledUp, Identity, IdentityAtOneMore, LessEarlier,
+        OneMoreFits, PadsSelectLast,
     };
     for counted in [
         LessEarlier,
+        All,
+        PadsSelectLast,
         ExactFitEmpty,
         OneMoreFits,
         AboveThreshold,
@@ -371,7 +376,7 @@ fn setting(
     words: impl Into<String>,
     set: impl Fn(&mut Selection) + Send + Sync + 'static,
 ) {
-    let change = move |sequence: &mut Sequence, _: usize| {
+    let change = move |sequence: &mut Sequence, _: usize, _: Option<&Place>| {
         set(&mut sequence.instance.selection);
         true
     };
@@ -387,7 +392,7 @@ fn questions(members: &mut Vec<Member>, items: &[Item<'_>]) {
         switch(members, Acts::Selection, words, move |b| b.factor = factor);
     }
     let by_r = "scores are divided by r; expected √r";
-    let divided = move |sequence: &mut Sequence, index: usize| {
+    let divided = move |sequence: &mut Sequence, index: usize, _: Option<&Place>| {
         let dims = sequence.calls[index].inputs.dims();
         let selection = &mut sequence.instance.selection;
         let Ok(r) = selection.group_factor.label_channels(dims.head_dim) else { return false };
@@ -547,6 +552,8 @@ fn ranking(members: &mut Vec<Member>, items: &[Item<'_>]) {
         }
     }
     row(members, RowChange::NegativeIsZero);
+    row(members, RowChange::ByBits { signed: true });
+    row(members, RowChange::ByBits { signed: false });
     for bits in [24, 20, 19, 16, 15, 14, 13, 12, 11, 10, 9, 8] {
         row(members, RowChange::Coarse(bits));
     }
@@ -598,14 +605,25 @@ fn attention(members: &mut Vec<Member>, items: &[Item<'_>]) {
     switch(members, Acts::Attention, all, |b| b.softmax_over_all = true);
     let nan = "rows that attend to nothing give NaN";
     switch(members, Acts::Attention, nan, |b| b.nan_in_empty_rows = true);
-    for pads in [Pads::Kept, Pads::Gathered, Pads::Raw] {
+    for pads in [Pads::Kept, Pads::Gathered, Pads::Raw, Pads::Once] {
         output(members, OutputChange::PadsReadLast(pads));
     }
     output(members, OutputChange::ValuesByKeyStrideOfTokens);
     output(members, OutputChange::SoftmaxOverAll);
-    output(members, OutputChange::HalvesAveraged);
+    for split in [Split::Keys, Split::Attended] {
+        output(members, OutputChange::HalvesAveraged(split));
+    }
+    output(members, OutputChange::LseBaseTwo);
     output(members, OutputChange::ValuesByKeyStride);
+    for written in [Written::HalfRoundedUp, Written::Half, Written::HeadDim] {
+        output(members, OutputChange::Unwritten(written));
+    }
+    let widest = items.iter().map(|item| item.dims().value_dim).max().unwrap_or(1);
+    for count in (0..12).map(|power| 1 << power).take_while(|count| *count < widest) {
+        output(members, OutputChange::Unwritten(Written::Numbers(count)));
+    }
     for tile in powers(items, 2) {
+        output(members, OutputChange::FirstAttendedOnly(tile));
         output(members, OutputChange::ZerosUpTo(tile));
         output(members, OutputChange::LastTileOnly(tile));
         output(members, OutputChange::FirstTileOnly(tile));

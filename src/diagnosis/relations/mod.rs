@@ -8,13 +8,17 @@
 mod answers;
 mod fits;
 mod members;
+mod of_lengths;
 mod restriction;
 mod search;
+mod stages;
 
 use std::sync::Arc;
 
+use self::answers::Place;
 use self::restriction::Restriction;
 pub use self::search::{MOST_TIME, MOST_TIME_IF_NAMED, Told, explain};
+pub use self::stages::{SeenStage, explain_stages, features as features_of_stage};
 use crate::behaviours::Behaviour;
 use crate::behaviours::changes::{LabelChange, OutputChange, RowChange};
 use crate::cases::Sequence;
@@ -37,15 +41,16 @@ enum Acts {
 
 type Switch = Arc<dyn Fn(&mut Behaviour) + Send + Sync>;
 
-/// Changes call `index` of a sequence or what is configured; false where there is nothing to change.
-type Question = Arc<dyn Fn(&mut Sequence, usize) -> bool + Send + Sync>;
+/// Changes call `index` of a sequence or what is configured, where an entry's place in its batch may decide how; false where there is
+/// nothing to change.
+type Question = Arc<dyn Fn(&mut Sequence, usize, Option<&Place>) -> bool + Send + Sync>;
 
 /// A change.
 #[derive(Clone)]
 enum How {
     /// A switch of a behaviour.
     Switch(Switch),
-    /// The selection is right for another question.
+    /// The answer is right for another question.
     Question(Question),
     /// Labels come from elsewhere.
     Labels(LabelChange),

@@ -80,6 +80,20 @@ const FEATURES: &[Feature] = &[
     truth("where there is an earlier mask", "where there is no earlier mask", |item| {
         usize::from(item.call().previous.is_some())
     }),
+    truth(
+        "where the shortest entry of the batch has fewer keys than H",
+        "where every entry of the batch has as many keys as H",
+        |item| usize::from(item.shortest() < item.configured()),
+    ),
+    truth(
+        "where the shortest entry of the batch has at most H keys",
+        "where every entry of the batch has more keys than H",
+        |item| usize::from(item.shortest() <= item.configured()),
+    ),
+    number("the shortest length of the batch", |item| item.shortest()),
+    truth("where entries have unequal lengths", "where no lengths are given", |item| {
+        usize::from(item.place.is_some())
+    }),
     truth("in float16", "in other types than float16", |item| {
         usize::from(item.call().inputs.storage() == crate::algorithm::Storage::F16)
     }),
@@ -150,6 +164,19 @@ impl Item<'_> {
 
     pub(super) fn dims(&self) -> crate::algorithm::Dims {
         self.call().inputs.dims()
+    }
+
+    /// The keys of the shortest entry of the batch.
+    fn shortest(&self) -> usize {
+        self.place.as_ref().map_or(self.dims().keys, super::answers::Place::shortest)
+    }
+
+    /// H as configured, which may be more than there are keys.
+    fn configured(&self) -> usize {
+        match self.selection().heavy_size {
+            crate::algorithm::HeavySize::Count(count) => count.get(),
+            share @ crate::algorithm::HeavySize::Fraction(_) => share.resolve(self.dims().keys),
+        }
     }
 
     fn selection(&self) -> crate::algorithm::Selection {

@@ -13,7 +13,7 @@ use super::members;
 use super::restriction::Restriction;
 use super::{Acts, How, Member, Relation};
 use crate::behaviours::Behaviour;
-use crate::behaviours::changes::RowChange;
+use crate::behaviours::changes::{OutputChange, RowChange};
 use crate::cases::RoundingModel;
 use crate::diagnosis::Seen;
 
@@ -98,10 +98,21 @@ pub fn explain(
     (time, pairs): (Duration, bool),
 ) -> Option<Told> {
     let items = items(seen, model)?;
+    let members = members::all(&items);
+    explain_items(&items, members, base, model, (time, pairs))
+}
+
+/// The same of answers that are items already, by these members.
+pub(super) fn explain_items(
+    items: &[Item<'_>],
+    members: Vec<Member>,
+    base: Behaviour,
+    model: RoundingModel,
+    (time, pairs): (Duration, bool),
+) -> Option<Told> {
     let deadline = Instant::now() + time;
     let (proof_deadline, near) = (deadline + time, AtomicBool::new(false));
-    let search = Search { items: &items, base, model, deadline, proof_deadline, near };
-    let members = members::all(&items);
+    let search = Search { items, base, model, deadline, proof_deadline, near };
     let fails = |acts: Acts| items.iter().filter(|item| !item.conforms(acts)).count();
     let (selection, attention) = (fails(Acts::Selection), fails(Acts::Attention));
     let (stage, parts): (_, &[Acts]) = match (selection, attention) {
@@ -161,11 +172,24 @@ pub fn explain(
     })
 }
 
-/// In words; of relations that differ in how coarse scores are, all of which reproduce everything, the least coarse is told.
+/// In words; of relations that differ in how coarse scores are, all of which reproduce everything, the least coarse is told. That a
+/// part of an output is anything is told where nothing says what it is, and of the largest part that is right.
 fn without_implied(found: &[Relation]) -> Vec<String> {
+    let unwritten = |relation: &Relation| {
+        relation.hows().find_map(|how| match how {
+            How::Output(OutputChange::Unwritten(written)) => Some(*written),
+            _ => None,
+        })
+    };
+    let says_what = found.iter().any(|relation| unwritten(relation).is_none());
+    let most = found.iter().filter_map(unwritten).min();
+    let told = |relation: &&Relation| match unwritten(relation) {
+        None => true,
+        Some(written) => !says_what && Some(written) == most,
+    };
     let mut coarse = false;
     let mut words: Vec<String> = Vec::new();
-    for relation in found {
+    for relation in found.iter().filter(told) {
         if relation.hows().any(|how| matches!(how, How::Row(RowChange::Coarse(_)))) {
             if coarse {
                 continue;
@@ -217,7 +241,7 @@ impl<'a> Search<'a> {
             Acts::Selection => selection_fits,
             _ => attention_of_relation_fits,
         };
-        of(relation, item.observation, item.index, self.model)
+        of(relation, item, self.model)
     }
 
     fn failing(&self, part: Acts) -> Vec<&Item<'a>> {

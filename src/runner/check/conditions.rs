@@ -404,6 +404,15 @@ fn spread<T>(list: Vec<T>, most: usize) -> Vec<T> {
     list.into_iter().step_by(step).collect()
 }
 
+/// The rule that what was asked supports, without new questions.
+pub(super) fn supported(examples: &[Example]) -> Rule {
+    let rule = Rule::shortest(examples, &[]);
+    let stands = |clause: &Clause| {
+        *clause == Clause::SELECTS || expected_failures(&rule, *clause, examples) >= EXPECTED_FAILURES
+    };
+    Rule { clauses: rule.clauses.iter().copied().filter(stands).collect() }
+}
+
 /// How many failures one would expect among calls for which all other clauses hold, and not this one, if it did not matter.
 fn expected_failures(rule: &Rule, clause: Clause, examples: &[Example]) -> f64 {
     let counts = rule.counts(examples);

@@ -206,7 +206,10 @@ impl Run<'_> {
             return;
         }
         let explaining = explaining(&seen, self.report.model);
-        let words = |fault: &CacheFault| format!("{} ({}, {ROW})", fault.sentence, fault.name);
+        let words = |fault: &CacheFault| match fault.name {
+            "" => format!("{} ({ROW})", fault.sentence),
+            name => format!("{} ({name}, {ROW})", fault.sentence),
+        };
         let Some((&first, rest)) = explaining.split_first() else {
             self.apart.append(&mut found);
             return;
@@ -220,7 +223,10 @@ impl Run<'_> {
         let Some(mut smallest) = found.next() else { return };
         smallest.sentence = words(first);
         match rest {
-            [] => (smallest.diagnosis, smallest.rows) = (vec![first.name], vec![ROW]),
+            [] => {
+                smallest.diagnosis = Some(first.name).filter(|name| !name.is_empty()).into_iter().collect();
+                smallest.rows = vec![ROW];
+            }
             rest => {
                 let others: Vec<String> = rest.iter().map(|fault| words(fault)).collect();
                 smallest.sentence = format!(

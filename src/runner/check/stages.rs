@@ -1,5 +1,6 @@
 //! Checks an implementation of one stage: random questions to it, each answer judged, the first failure of each kind shrunk.
-//! Bundled cases are of whole layers and are not asked. A cause is not looked for, as what the stage started from was given.
+//! Bundled cases are of whole layers and are not asked. What the stage started from was given, so that it is at fault; how is told by a
+//! relation that reproduces every answer kept, or by the rounding model or the condition of what fails.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -7,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::by_size::SIZES;
+use super::conditions::supported;
 use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::goldens::of_stage;
+use super::grouping::count_with;
 use super::pace::Pace;
-use super::promises::nothing_counted;
+use super::promises::{BROKEN_PROMISE, nothing_counted};
 use super::report::{Finding, Report, ReportedStages, StageExample};
 use super::run::{self, MOST_UNUSABLE, left_out};
 use super::stage_promises::of_stages;
@@ -19,6 +22,9 @@ use crate::cases::large_plan::Large;
 use crate::cases::recipe::mix;
 use crate::cases::stage_plan::{LargeStage, ScoreShape, stage_call_of};
 use crate::cases::{Capabilities, NoAnswer, Shape, StageAnswer, StageCall, Takes};
+use crate::diagnosis::condition::features::Features;
+use crate::diagnosis::condition::{Condition, Example, Origin};
+use crate::diagnosis::relations::{MOST_TIME, SeenStage, explain_stages, features_of_stage};
 use crate::runner::shrink::Limits;
 use crate::runner::shrink::edge::edges;
 use crate::runner::shrink::stages::shrink_stage;
@@ -27,6 +33,12 @@ use crate::verdicts::judge_stage;
 
 /// Questions that the domain leaves out, for each one that it leaves in, before the search for more is given up.
 const MOST_REJECTED: usize = 100;
+
+/// The largest question that is kept for the search for causes, in numbers, how many are kept of those that fail and of those that
+/// conform, and of how many questions the features are.
+const LARGEST_KEPT: usize = 1 << 21;
+const MOST_KEPT: usize = 1 << 24;
+const MOST_EXAMPLES: usize = 1 << 15;
 
 /// The share of the time that small questions get, where each stage of large ones gets 1.
 const SMALL_SHARE: f64 = 2.0;
@@ -61,6 +73,11 @@ pub(super) struct Run<'a> {
     shapes: BTreeSet<Shape>,
     /// Time spent on questions of a new shape, where shapes are few, and how many they were.
     compiling: (Duration, usize),
+    /// What was answered, and how many numbers are kept of what conforms.
+    seen: Vec<SeenStage>,
+    seen_numbers: [usize; 2],
+    /// The features of each question, with the kind of its failure.
+    examples: Vec<(Features, Option<&'static str>)>,
 }
 
 /// Checks a subject that takes scores or a selection.
@@ -132,6 +149,9 @@ impl<'a> Run<'a> {
             unusable: (Duration::ZERO, 0),
             shapes: BTreeSet::new(),
             compiling: (Duration::ZERO, 0),
+            seen: Vec::new(),
+            seen_numbers: [0; 2],
+            examples: Vec::new(),
         }
     }
 
@@ -301,6 +321,7 @@ impl<'a> Run<'a> {
         self.count(&call, asking.elapsed());
         self.report.by_size.add_stage(&call, &verdict);
         count(&mut self.report, &answer);
+        self.keep(&name, &call, &answer, verdict.kind);
         let Some(kind) = verdict.kind else {
             self.report.conforming += 1;
             self.report.sharpness.add(&verdict.sharpness);
@@ -322,6 +343,26 @@ impl<'a> Run<'a> {
             self.find(name, call, answer, kind);
             self.thinking += shrinking.elapsed();
         }
+    }
+
+    /// Keeps what was asked and answered, as far as there is room.
+    fn keep(
+        &mut self,
+        name: &str,
+        call: &StageCall,
+        answer: &Result<StageAnswer, NoAnswer>,
+        kind: Option<&'static str>,
+    ) {
+        let numbers = numbers(call);
+        if !self.options.naming.is_zero() && self.examples.len() < MOST_EXAMPLES && numbers <= LARGEST_KEPT {
+            self.examples.extend(features_of_stage(name, call).map(|features| (features, kind)));
+        }
+        let kept = &mut self.seen_numbers[usize::from(kind.is_none())];
+        if self.options.naming.is_zero() || *kept + numbers > MOST_KEPT || numbers > LARGEST_KEPT {
+            return;
+        }
+        *kept += numbers;
+        self.seen.push(SeenStage { call: call.clone(), answer: answer.clone(), conforms: kind.is_none() });
     }
 
     /// Counts a shape and how long its first question took, where shapes are few.
@@ -368,6 +409,8 @@ impl<'a> Run<'a> {
             !judge_stage(call, &ask_stage(self.subject, call), model).conforms()
         });
         let answer = ask_stage(self.subject, &shrunk.call);
+        let conforms = judge_stage(&shrunk.call, &answer, model).conforms();
+        self.seen.push(SeenStage { call: shrunk.call.clone(), answer: answer.clone(), conforms });
         let mut finding = self.finding(&first_seen, shrunk.call, answer, kind);
         finding.edges = edges;
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
@@ -406,10 +449,90 @@ impl<'a> Run<'a> {
 
     fn finish(mut self) -> Report {
         self.is_over();
-        self.report.explained = self.report.findings.is_empty();
+        self.explain();
         self.report.seconds = self.start.elapsed().as_secs_f64();
         self.report.sequences_per_second = self.per_second();
         self.report
+    }
+}
+
+impl Run<'_> {
+    /// Says of what was found why: one relation for all of it, or else for each kind the rounding model that explains it, and which
+    /// questions fail.
+    fn explain(&mut self) {
+        self.report.explained = self.report.findings.is_empty();
+        self.report.reproduced = self.seen.iter().filter(|seen| seen.conforms).count();
+        let is_answer = |finding: &Finding| finding.stage.is_some() && finding.kind != BROKEN_PROMISE;
+        if self.options.naming.is_zero() || !self.report.findings.iter().any(is_answer) {
+            return;
+        }
+        (self.watch)(Event::Naming(self.report.findings.len()));
+        let told = explain_stages(&self.seen, self.report.model, MOST_TIME.min(self.options.naming));
+        let Some(told) = told else { return };
+        let (mut found, others): (Vec<Finding>, Vec<Finding>) =
+            std::mem::take(&mut self.report.findings).into_iter().partition(is_answer);
+        if told.relation.is_some() {
+            self.report.reproduced = self.seen.len();
+            self.report.explained = others.is_empty();
+            let size = |finding: &Finding| (finding.size.numbers(), finding.size.batch * finding.size.keys);
+            found.sort_by_key(size);
+            let mut one = found.remove(0);
+            found.into_iter().for_each(|other| count_with(&mut one, other));
+            (one.sentence, one.relation) = (told.sentence(), Some(told));
+            found = vec![one];
+        } else {
+            for finding in &mut found {
+                finding.wider_model = self.wider_model(finding.kind);
+                finding.condition = self.condition(finding.kind);
+                finding.sentence = match &finding.wider_model {
+                    Some(wider) => format!("Rounding: every failure of this kind conforms with {wider}."),
+                    None => format!("{} {}", finding.sentence, told.sentence()),
+                };
+                finding.relation = Some(told.clone());
+            }
+        }
+        found.extend(others);
+        self.report.findings = found;
+    }
+
+    /// The narrowest wider model under which every failure of a kind conforms, in words.
+    fn wider_model(&self, kind: &str) -> Option<String> {
+        let model = self.report.model;
+        let is_of = |seen: &&SeenStage| judge_stage(&seen.call, &seen.answer, model).kind == Some(kind);
+        let failing: Vec<&SeenStage> = self.seen.iter().filter(|seen| !seen.conforms).filter(is_of).collect();
+        let conforms = |seen: &&SeenStage, model| judge_stage(&seen.call, &seen.answer, model).conforms();
+        let explains = |model| !failing.is_empty() && failing.iter().all(|seen| conforms(seen, model));
+        let wider = if self.model_matters() { model.wider() } else { Vec::new() };
+        wider.into_iter().find(|&(model, _)| explains(model)).map(|(_, words)| words)
+    }
+
+    /// Nothing is rounded in a top-k.
+    fn model_matters(&self) -> bool {
+        self.capabilities.stages.takes == Takes::Selection
+    }
+
+    /// Which questions fail in this way, as far as those that were asked say so.
+    fn condition(&self, kind: &str) -> Option<Condition> {
+        let known = self.examples.iter().filter(|(_, found)| found.is_none_or(|found| found == kind));
+        let example = |(features, found): &(Features, Option<&str>)| Example {
+            features: features.clone(),
+            fails: found.is_some(),
+            origin: Origin::Run,
+        };
+        let examples: Vec<Example> = known.map(example).collect();
+        Condition::of(&supported(&examples), &examples)
+    }
+}
+
+/// How many numbers a question holds.
+fn numbers(call: &StageCall) -> usize {
+    let dims = call.dims();
+    let rows = dims.batch * dims.heads * dims.queries * dims.keys;
+    match call {
+        StageCall::Scores(_) => rows,
+        StageCall::Selection(_) => {
+            rows + dims.batch * dims.kv_heads * dims.keys * (dims.head_dim + dims.value_dim)
+        }
     }
 }
 
