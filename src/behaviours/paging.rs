@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ndarray::{Array2, Array4, Axis, s};
 
 use crate::algorithm::attention::attention;
-use crate::algorithm::{Detail, Error, HeavySize, InputParts, Inputs, Mask};
+use crate::algorithm::{Detail, Error, HeadMode, HeavySize, InputParts, Inputs, Mask};
 use crate::cases::session::{Part, Token};
 use crate::cases::{Answer, Call, Held, Instance, Opening, Outcome, Step};
 
@@ -105,6 +105,14 @@ pub enum CacheFaultKind {
     BatchOfAnotherSize,
     /// Labels of a batch end where its shortest request does.
     LabelsOfShortest,
+    /// Scores of all heads and requests of a batch lie one row behind the other; a row is written up to the end of its last tile,
+    /// with −∞, and so are the first keys of rows behind. Keys with −∞ are ranked last.
+    TailOverNext {
+        /// Keys of a tile.
+        tile: usize,
+        /// Whether one request with fewer keys than H makes the whole batch dense as well.
+        dense_with_short: bool,
+    },
 }
 
 use CacheFaultKind as Kind;
@@ -293,7 +301,41 @@ pub const CACHE_RELATIONS: &[CacheFault] = &[
         Kind::LabelsOfShortest,
         "Every request of a batch is ranked by labels up to the length of the shortest; those of later keys are zeros.",
     ),
+    tail(
+        16,
+        false,
+        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞.",
+    ),
+    tail(
+        32,
+        false,
+        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞.",
+    ),
+    tail(
+        64,
+        false,
+        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞.",
+    ),
+    tail(
+        16,
+        true,
+        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+    ),
+    tail(
+        32,
+        true,
+        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+    ),
+    tail(
+        64,
+        true,
+        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+    ),
 ];
+
+const fn tail(tile: usize, dense_with_short: bool, sentence: &'static str) -> CacheFault {
+    fault("", Kind::TailOverNext { tile, dense_with_short }, sentence)
+}
 
 impl CacheFault {
     /// The fault of a name.
@@ -313,13 +355,34 @@ pub struct Read {
     pub keys: usize,
     /// The keys of the batch's shortest request, where nothing is ranked if they are fewer than H.
     shortest: Option<usize>,
+    /// Tails of tiles that overwrite scores.
+    tails: Option<Tails>,
+}
+
+/// Rows of scores that are written up to the end of their last tile.
+#[derive(Debug, Clone)]
+struct Tails {
+    /// Keys of each request of the batch.
+    lengths: Vec<usize>,
+    /// Which of them.
+    place: usize,
+    /// Keys of a tile.
+    tile: usize,
 }
 
 impl Read {
+    /// Whether nothing is ranked.
+    fn is_dense(&self, instance: &Instance) -> bool {
+        match instance.selection.heavy_size {
+            HeavySize::Count(count) => self.shortest.is_some_and(|keys| keys < count.get()),
+            HeavySize::Fraction(_) => false,
+        }
+    }
+
     /// The instance of what is read: one that selects all keys where nothing is ranked.
     pub fn instance<'a>(&self, instance: &'a Instance) -> Cow<'a, Instance> {
-        match (instance.selection.heavy_size, HeavySize::count(self.keys)) {
-            (HeavySize::Count(count), Ok(all)) if self.shortest.is_some_and(|keys| keys < count.get()) => {
+        match HeavySize::count(self.keys) {
+            Ok(all) if self.is_dense(instance) => {
                 let mut dense = instance.clone();
                 dense.selection.heavy_size = all;
                 Cow::Owned(dense)
@@ -328,10 +391,64 @@ impl Read {
         }
     }
 
+    /// Keys that score −∞, by head: they are ranked last, and selected only where others are too few.
+    pub fn last(&self, instance: &Instance) -> Vec<(usize, usize)> {
+        let dims = self.ranking.inputs.dims();
+        let selection = &instance.selection;
+        let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
+        let ranks = !self.is_dense(instance)
+            && !instance.dense_layers.contains(&self.ranking.layer)
+            && !(selection.dense_fallback && short);
+        // With several queries the rows of an engine are others.
+        let Some(tails) = self.tails.as_ref().filter(|_| dims.queries == 1 && ranks) else {
+            return Vec::new();
+        };
+        let of = |heads: usize| lost_to_tails(&tails.lengths, heads, tails.tile).swap_remove(tails.place);
+        let lost: Vec<(usize, usize)> = match selection.heads {
+            HeadMode::PerHead => of(dims.heads),
+            // Heads that share a selection have one row of scores.
+            _ => of(1).iter().flat_map(|&(_, key)| (0..dims.heads).map(move |head| (head, key))).collect(),
+        };
+        // What an earlier masker selects is not ranked.
+        let Ok(before) = instance.before(&self.ranking) else { return Vec::new() };
+        lost.into_iter().filter(|&(head, key)| !before.attends(0, head, 0, key)).collect()
+    }
+
+    /// The call that decides what is selected, without keys that are ranked last. Errors: those of its inputs.
+    pub fn ranked(&self, instance: &Instance) -> Result<Cow<'_, Call>, Error> {
+        let last = self.last(instance);
+        if last.is_empty() {
+            return Ok(Cow::Borrowed(&self.ranking));
+        }
+        let inputs = &self.ranking.inputs;
+        let attention_mask = Array4::from_shape_fn(inputs.dims().mask_shape(), |(b, head, i, key)| {
+            let own = inputs.additive(b, head, i).at(key);
+            if last.contains(&(head, key)) { f32::NEG_INFINITY } else { own }
+        });
+        let parts = InputParts { attention_mask: Some(attention_mask), ..inputs.parts().clone() };
+        Ok(Cow::Owned(Call { inputs: Arc::new(Inputs::new(parts)?), ..self.ranking.clone() }))
+    }
+
+    /// How many keys the row of a head attends to, with one query: those of an earlier masker, and H others where there are so many.
+    pub fn row_size(&self, instance: &Instance) -> impl Fn(usize) -> usize {
+        let (before, keys) = (instance.before(&self.ranking).ok(), self.ranking.inputs.dims().keys);
+        let heavy = self.instance(instance).selection.heavy_size.resolve(keys);
+        move |head| {
+            let held = before.as_ref().map_or(0, |before| before.row((0, head, 0)).count());
+            held + heavy.min(keys - held)
+        }
+    }
+
     /// What is answered. Errors: those of the algorithm.
     pub fn answer(&self, instance: &Instance) -> Result<Answer, Error> {
+        let (last, ranked, size) = (self.last(instance), self.ranked(instance)?, self.row_size(instance));
         let instance = self.instance(instance);
-        let mask = instance.attention().mask(&self.ranking.inputs, self.ranking.layer)?;
+        let mut mask = instance.attention().mask(&ranked.inputs, ranked.layer)?;
+        for head in last.iter().map(|(head, _)| *head).collect::<BTreeSet<_>>() {
+            let lost = last.iter().filter(|(of, _)| *of == head).map(|(_, key)| *key);
+            let missing = size(head).saturating_sub(mask.row((0, head, 0)).count());
+            mask.add((0, head, 0), lost.take(missing));
+        }
         let output = attention(&self.attending.inputs, &mask)?;
         let (b, h, m, n) = mask.weights().dim();
         let mut weights = Array4::zeros((b, h, m, self.keys));
@@ -751,6 +868,13 @@ impl Paged {
             }
             reads.push(read);
         }
+        if let Some(Kind::TailOverNext { tile, dense_with_short }) = self.fault {
+            let lengths: Vec<usize> = reads.iter().map(|read| read.keys).collect();
+            for (place, read) in reads.iter_mut().enumerate() {
+                read.tails = Some(Tails { lengths: lengths.clone(), place, tile });
+                read.shortest = dense_with_short.then_some(shortest);
+            }
+        }
         if self.is(Kind::AnswersSorted) {
             let mut sorted: Vec<usize> = (0..own.len()).collect();
             sorted.sort_by_key(|&index| own[index]);
@@ -870,6 +994,43 @@ impl Paged {
             Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
         };
         let shortest = self.is(Kind::DenseWithShort).then_some(shortest);
-        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys, shortest })
+        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys, shortest, tails: None })
+    }
+}
+
+/// Where rows of scores, those of a head together, lie one behind the other and are written up to the end of their last tile: the
+/// head and the position of each key that a row before it overwrites, for each request of these lengths.
+fn lost_to_tails(lengths: &[usize], heads: usize, tile: usize) -> Vec<Vec<(usize, usize)>> {
+    let (batch, width) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0).max(1));
+    let mut lost = vec![BTreeSet::new(); batch];
+    for row in 0..heads * batch {
+        let length = lengths[row % batch];
+        for place in row * width + length..row * width + length.next_multiple_of(tile) {
+            let (hit, key) = (place / width, place % width);
+            if hit > row && hit < heads * batch && key < lengths[hit % batch] {
+                lost[hit % batch].insert((hit / batch, key));
+            }
+        }
+    }
+    lost.into_iter().map(|lost| lost.into_iter().collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lost_to_tails;
+
+    /// By hand: rows of 5 scores; `*` is written with −∞ by a row before, `-` behind the end of a request.
+    #[test]
+    fn tails_reach_the_rows_behind() {
+        // Lengths 5 and 3, one head, tiles of 4: row 0 writes places 5 to 7, which are the row of the second request.
+        assert_eq!(lost_to_tails(&[5, 3], 1, 4), [vec![], vec![(0, 0), (0, 1), (0, 2)]]);
+        // Tiles of 2: place 5 alone.
+        assert_eq!(lost_to_tails(&[5, 3], 1, 2), [vec![], vec![(0, 0)]]);
+        // The tail of the shorter one ends within its own row; with a second head row 1 reaches nothing either.
+        assert_eq!(lost_to_tails(&[3, 5], 2, 4), [vec![(1, 0), (1, 1), (1, 2)], vec![]]);
+        // A tail that spans several rows.
+        assert_eq!(lost_to_tails(&[1, 2, 2], 1, 8), [vec![], vec![(0, 0), (0, 1)], vec![(0, 0), (0, 1)]]);
+        assert_eq!(lost_to_tails(&[4, 4], 2, 4), [vec![], vec![]]);
+        assert_eq!(lost_to_tails(&[], 2, 4), Vec::<Vec<_>>::new());
     }
 }

@@ -51,15 +51,24 @@ pub fn reproduces_session(
 /// Whether an answer is right for what was read, as strictly as the SPEC's own verdict.
 fn is_read(instance: &Instance, read: &Read, answer: &Answer, model: RoundingModel) -> bool {
     let dims = read.ranking.inputs.dims();
-    let instance = &*read.instance(instance);
     if !answer.fits(&Dims { keys: read.keys, ..dims }) {
         return false;
     }
-    let Ok(certificate) = Certificate::derive(instance, &read.ranking, model) else { return false };
+    let (last, row_size, Ok(ranked)) = (read.last(instance), read.row_size(instance), read.ranked(instance))
+    else {
+        return false;
+    };
+    let instance = &*read.instance(instance);
+    let Ok(certificate) = Certificate::derive(instance, &ranked, model) else { return false };
     let (own, beyond) = answer.mask.weights().view().split_at(ndarray::Axis(3), dims.keys);
     let Ok(mask) = Mask::from_weights(own.to_owned(), &dims) else { return false };
+    // Those that are ranked last have places that are left, whichever of them.
+    let mut first = mask.clone();
+    last.iter().for_each(|&(head, key)| first.remove((0, head, 0), key));
+    let filled = |&(head, _): &(usize, usize)| mask.row((0, head, 0)).count() == row_size(head);
     let output = |output| judge_output(&read.attending.inputs, &mask, output, model).divergences.is_empty();
     beyond.iter().all(|&weight| weight == 0.0)
-        && judge_mask(instance, &read.ranking, &certificate, &mask, model).wrong_rows == 0
+        && judge_mask(instance, &ranked, &certificate, &first, model).wrong_rows == 0
+        && last.iter().all(filled)
         && answer.output.as_ref().is_none_or(output)
 }

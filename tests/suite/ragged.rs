@@ -393,10 +393,8 @@ fn what_a_buffer_changes_breaks_a_promise() {
     for (wrong, broken) in [(None, false), (Some(LengthFault::DependsOnTheBuffer), true)] {
         let promises = [Promise::CapacityInvariant, Promise::BatchInvariant];
         let mut kernel = RaggedKernel::new(wrong).promising(promises);
-        let report = check(
-            &mut kernel,
-            &Options { cases: 400, naming: Duration::ZERO, ..Options::default() },
-        );
+        let report =
+            check(&mut kernel, &Options { cases: 400, naming: Duration::ZERO, ..Options::default() });
         let kept = report.promises["capacity-invariant"];
         assert!(kept.promised && kept.of > 20, "{report}");
         assert_eq!(kept.held < kept.of, broken, "{report}");
@@ -641,7 +639,10 @@ fn a_relation_is_told_of_ragged_batches() {
     for (mask, words) in [
         (first_on_top, "the key at position 0 is always selected, on top of H"),
         (of_previous, "keys of entry e from the length of entry e − 1 on are never selected"),
-        (companion, "all candidates are selected, whatever H is, where the shortest entry of the batch has fewer keys than H"),
+        (
+            companion,
+            "all candidates are selected, whatever H is, where the shortest entry of the batch has fewer keys than H",
+        ),
     ] {
         let mut subject = Changed { reference: Reference::default(), heavy_size: 0, mask };
         let shrinking = Limits { tries: 200, ..Limits::default() };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use doublecheck::algorithm::Storage;
-use doublecheck::behaviours::CacheFault;
+use doublecheck::behaviours::{CACHE_RELATIONS, CacheFault, CacheFaultKind};
 use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::session_plan::{Stream, session};
 use doublecheck::cases::{
@@ -498,6 +498,25 @@ fn what_decides_is_told_of_unknown_faults() {
         assert_eq!(report.findings.len(), 1, "{report}");
         assert!(finding.sentence.contains(told) && finding.size.calls <= calls, "{report}");
     }
+}
+
+/// Relations have no names, and are planted like those that have one: each is told, and reproduces every session.
+#[test]
+fn relations_of_batches_are_told() {
+    let mut told = 0;
+    for fault in
+        CACHE_RELATIONS.iter().filter(|fault| matches!(fault.kind, CacheFaultKind::TailOverNext { .. }))
+    {
+        let options = Options { cases: 60, ..Options::default() };
+        let report = check_sessions(&mut PagedEngine::new(Some(fault)), &options, &mut |_| {});
+        let finding = &report.findings[0];
+        assert_eq!(report.findings.len(), 1, "{report}");
+        // Rows here are short: where no tile ends in a row, tiles of several sizes do the same.
+        assert!(finding.sentence.contains(fault.sentence), "{}: {report}", fault.sentence);
+        assert!(finding.size.calls <= 2 && finding.size.requests == Some(2), "{report}");
+        told += usize::from(finding.sentence.starts_with(fault.sentence));
+    }
+    assert!(told >= 2, "{told}");
 }
 
 /// Faults that answer what must be refused: what they do then is not asked, so that these two are told together.
