@@ -106,7 +106,7 @@ pub enum CacheFaultKind {
     /// Labels of a batch end where its shortest request does.
     LabelsOfShortest,
     /// Scores of all heads and requests of a batch lie one row behind the other; a row is written up to the end of its last tile,
-    /// with −∞, and so are the first keys of rows behind. Keys with −∞ are ranked last.
+    /// with −∞, and so are the first keys of rows behind, unless these are written later. Keys with −∞ are ranked last.
     TailOverNext {
         /// Keys of a tile.
         tile: usize,
@@ -304,32 +304,32 @@ pub const CACHE_RELATIONS: &[CacheFault] = &[
     tail(
         16,
         false,
-        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞.",
+        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last.",
     ),
     tail(
         32,
         false,
-        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞.",
+        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last.",
     ),
     tail(
         64,
         false,
-        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞.",
+        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last.",
     ),
     tail(
         16,
         true,
-        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+        "The last tile of 16 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last. A batch is attended to densely where its shortest request has fewer keys than H.",
     ),
     tail(
         32,
         true,
-        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+        "The last tile of 32 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last. A batch is attended to densely where its shortest request has fewer keys than H.",
     ),
     tail(
         64,
         true,
-        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞. A batch is attended to densely where its shortest request has fewer keys than H.",
+        "The last tile of 64 scores of a row is written whole: the first keys of the rows behind score −∞, or their own score, whichever comes last. A batch is attended to densely where its shortest request has fewer keys than H.",
     ),
 ];
 
@@ -415,8 +415,7 @@ impl Read {
     }
 
     /// The call that decides what is selected, without keys that are ranked last. Errors: those of its inputs.
-    pub fn ranked(&self, instance: &Instance) -> Result<Cow<'_, Call>, Error> {
-        let last = self.last(instance);
+    pub fn ranked(&self, last: &[(usize, usize)]) -> Result<Cow<'_, Call>, Error> {
         if last.is_empty() {
             return Ok(Cow::Borrowed(&self.ranking));
         }
@@ -441,7 +440,8 @@ impl Read {
 
     /// What is answered. Errors: those of the algorithm.
     pub fn answer(&self, instance: &Instance) -> Result<Answer, Error> {
-        let (last, ranked, size) = (self.last(instance), self.ranked(instance)?, self.row_size(instance));
+        let (last, size) = (self.last(instance), self.row_size(instance));
+        let ranked = self.ranked(&last)?;
         let instance = self.instance(instance);
         let mut mask = instance.attention().mask(&ranked.inputs, ranked.layer)?;
         for head in last.iter().map(|(head, _)| *head).collect::<BTreeSet<_>>() {

@@ -2,6 +2,8 @@
 //! that was kept, those that conform too, up to the first that does not in each session. What none of them reproduces may be one of
 //! [`CACHE_RELATIONS`], which is proved in the same way.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use crate::algorithm::{Dims, Mask};
@@ -54,21 +56,35 @@ fn is_read(instance: &Instance, read: &Read, answer: &Answer, model: RoundingMod
     if !answer.fits(&Dims { keys: read.keys, ..dims }) {
         return false;
     }
-    let (last, row_size, Ok(ranked)) = (read.last(instance), read.row_size(instance), read.ranked(instance))
-    else {
-        return false;
-    };
-    let instance = &*read.instance(instance);
-    let Ok(certificate) = Certificate::derive(instance, &ranked, model) else { return false };
     let (own, beyond) = answer.mask.weights().view().split_at(ndarray::Axis(3), dims.keys);
     let Ok(mask) = Mask::from_weights(own.to_owned(), &dims) else { return false };
-    // Those that are ranked last have places that are left, whichever of them.
-    let mut first = mask.clone();
-    last.iter().for_each(|&(head, key)| first.remove((0, head, 0), key));
-    let filled = |&(head, _): &(usize, usize)| mask.row((0, head, 0)).count() == row_size(head);
     let output = |output| judge_output(&read.attending.inputs, &mask, output, model).divergences.is_empty();
     beyond.iter().all(|&weight| weight == 0.0)
-        && judge_mask(instance, &ranked, &certificate, &first, model).wrong_rows == 0
-        && last.iter().all(filled)
         && answer.output.as_ref().is_none_or(output)
+        && (is_selected(instance, read, &mask, model) || is_selected_last(instance, read, &mask, model))
+}
+
+/// Whether the mask is that of the keys that are ranked.
+fn is_selected(instance: &Instance, read: &Read, mask: &Mask, model: RoundingModel) -> bool {
+    let instance = &*read.instance(instance);
+    let certificate = Certificate::derive(instance, &read.ranking, model);
+    certificate.is_ok_and(|certificate| {
+        judge_mask(instance, &read.ranking, &certificate, mask, model).wrong_rows == 0
+    })
+}
+
+/// The same where the first of some keys are ranked last: they get the places that others leave, whichever of them.
+fn is_selected_last(instance: &Instance, read: &Read, mask: &Mask, model: RoundingModel) -> bool {
+    let (last, row_size) = (read.last(instance), read.row_size(instance));
+    // A row that is written meanwhile keeps its own scores from some key on.
+    let ends: BTreeSet<usize> = last.iter().map(|(_, key)| key + 1).collect();
+    ends.into_iter().rev().any(|end| {
+        let last: Vec<(usize, usize)> = last.iter().copied().filter(|(_, key)| *key < end).collect();
+        let Ok(ranked) = read.ranked(&last) else { return false };
+        let Ok(certificate) = Certificate::derive(instance, &ranked, model) else { return false };
+        let mut first = mask.clone();
+        last.iter().for_each(|&(head, key)| first.remove((0, head, 0), key));
+        judge_mask(instance, &ranked, &certificate, &first, model).wrong_rows == 0
+            && last.iter().all(|&(head, _)| mask.row((0, head, 0)).count() == row_size(head))
+    })
 }
