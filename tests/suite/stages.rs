@@ -366,9 +366,11 @@ fn a_relation_is_told_of_a_top_k() {
         }
         chosen
     };
-    let unsigned = |scores: &[f32], heavy_size: usize| by(scores, heavy_size, |score| (score + 0.0).to_bits());
-    let signed =
-        |scores: &[f32], heavy_size: usize| by(scores, heavy_size, |score| (score + 0.0).to_bits().cast_signed());
+    let unsigned =
+        |scores: &[f32], heavy_size: usize| by(scores, heavy_size, |score| (score + 0.0).to_bits());
+    let signed = |scores: &[f32], heavy_size: usize| {
+        by(scores, heavy_size, |score| (score + 0.0).to_bits().cast_signed())
+    };
     let cases: [(fn(&[f32], usize) -> Vec<usize>, &str); 5] = [
         (tile, "keys from position 8 · ⌊n / 8⌋ on are never selected"),
         (wrapped, "selected positions are taken modulo 64"),
@@ -404,7 +406,10 @@ fn a_relation_is_told_of_an_attention() {
         (Fault::PaddingIsLastKey, "a row that −1 fills up attends to the last key as well"),
         (Fault::LseToBaseTwo, "the log-sum-exp is to base 2"),
         (Fault::NanInEmptyRows, "attend to nothing"),
-        (Fault::HalfRowUnwritten, "of each output row only the first ⌈dv / 2⌉ numbers are those of the attention"),
+        (
+            Fault::HalfRowUnwritten,
+            "of each output row only the first ⌈dv / 2⌉ numbers are those of the attention",
+        ),
         (Fault::HalvesAveraged, "the second half of the attended keys of a row are averaged"),
     ] {
         let report = told_of(&mut Attention(fault));
