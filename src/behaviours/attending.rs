@@ -24,6 +24,8 @@ pub struct AttentionView {
     pub written: Option<usize>,
     /// What the natural log-sum-exp is multiplied by.
     pub lse_factor: f64,
+    /// Inputs and mask of the log-sum-exp, where these are others than those of the output.
+    pub lse_of: Option<(Arc<Inputs>, Mask)>,
 }
 
 impl AttentionView {
@@ -40,6 +42,7 @@ impl AttentionView {
             halved: Vec::new(),
             written: None,
             lse_factor: 1.0,
+            lse_of: None,
         };
         if behaviour.multiplies_weights {
             let inverse = view.mask.weights().mapv(|weight| if weight == 0.0 { 0.0 } else { 1.0 / weight });

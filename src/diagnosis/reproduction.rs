@@ -212,6 +212,7 @@ pub(super) fn view_fits(view: &AttentionView, answer: &Answer, model: RoundingMo
     };
     let lse_fits = |lse: &ndarray::Array3<f32>| {
         let dims = inputs.dims();
+        let (inputs, mask) = view.lse_of.as_ref().map_or((inputs, mask), |(inputs, mask)| (inputs, mask));
         let natural = |lse: &f32| (f64::from(*lse) / view.lse_factor) as f32;
         lse.dim() == (dims.batch, dims.heads, dims.queries)
             && judge_lse(inputs, mask, &lse.map(natural), model).divergences.is_empty()

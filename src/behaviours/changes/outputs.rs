@@ -394,6 +394,7 @@ fn products(inputs: &Inputs, (b, head, i): Row) -> Vec<f64> {
 /// Weights with which the sums over the two halves of the keys are the same.
 fn halves_averaged(view: &mut AttentionView, split: Split) -> Option<()> {
     let dims = view.inputs.dims();
+    let whole = (view.inputs.clone(), view.mask.clone());
     let mut weights = view.mask.weights().clone();
     let mut halved = Vec::new();
     let (mut mask, mut raises) = (explicit(&view.inputs, &dims), false);
@@ -446,6 +447,8 @@ fn halves_averaged(view: &mut AttentionView, split: Split) -> Option<()> {
             parts.causal = false;
         })?;
     }
+    // The sums of both halves are known to the log-sum-exp.
+    view.lse_of = Some(whole);
     view.mask = Mask::from_weights(weights, &dims).ok()?;
     view.halved = halved;
     Some(())

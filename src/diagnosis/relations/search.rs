@@ -187,14 +187,31 @@ fn without_implied(found: &[Relation]) -> Vec<String> {
         None => true,
         Some(written) => !says_what && Some(written) == most,
     };
-    let mut coarse = false;
+    // Those of the catalogue have bits, too.
+    let coarse = |relation: &Relation| {
+        let of_hows = relation.hows().find_map(|how| match how {
+            How::Row(RowChange::Coarse(bits)) => Some(*bits),
+            _ => None,
+        });
+        of_hows.or(match relation.behaviour().rows {
+            Some(RowChange::Coarse(bits)) => Some(bits),
+            _ => None,
+        })
+    };
+    let finest = found.iter().filter_map(coarse).max();
+    // That negative scores tie allows any order among them.
+    let ties = |relation: &Relation| {
+        let is_tie = |change: &RowChange| matches!(change, RowChange::NegativeIsZero);
+        relation.hows().any(|how| matches!(how, How::Row(change) if is_tie(change)))
+            || relation.behaviour().rows.as_ref().is_some_and(is_tie)
+    };
+    let by_bits = found
+        .iter()
+        .any(|relation| relation.hows().any(|how| matches!(how, How::Row(RowChange::ByBits { .. }))));
     let mut words: Vec<String> = Vec::new();
     for relation in found.iter().filter(told) {
-        if relation.hows().any(|how| matches!(how, How::Row(RowChange::Coarse(_)))) {
-            if coarse {
-                continue;
-            }
-            coarse = true;
+        if (coarse(relation) != finest && coarse(relation).is_some()) || (by_bits && ties(relation)) {
+            continue;
         }
         // Some differ in what the words leave out.
         if !words.contains(&relation.words()) {

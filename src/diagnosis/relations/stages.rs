@@ -12,7 +12,7 @@ use ndarray::{Array4, s};
 use super::answers::{Item, Place};
 use super::members::{self, acts_of, push};
 use super::search::{Told, explain_items};
-use super::{Acts, How, Member};
+use super::{Acts, How, Member, Switch};
 use crate::algorithm::{
     ChannelOrder, GroupFactor, HeadMode, HeavySize, InputParts, Inputs, LabelBits, Mask, Rules, Selection,
     Storage,
@@ -57,7 +57,11 @@ pub fn explain_stages(seen: &[SeenStage], model: RoundingModel, time: Duration) 
 /// The features of a question, by which a rule says which ones fail: H is n for an attention, which knows none.
 pub fn features(name: &str, call: &StageCall) -> Option<Features> {
     let (inputs, heavy_size) = match call {
-        StageCall::Scores(call) => (of_scores(call.scores().clone())?, call.heavy_size().get()),
+        StageCall::Scores(call) => {
+            let (.., queries, keys) = call.scores().dim();
+            let first = call.scores().slice(s![.., .., ..keys.min(queries), ..]).to_owned();
+            (of_scores(first)?, call.heavy_size().get())
+        }
         StageCall::Selection(call) => (Inputs::clone(&call.inputs), call.inputs.dims().keys),
     };
     let lengths = call.lengths().cloned();
@@ -87,11 +91,19 @@ fn members_of(takes: Takes, items: &[Item<'_>]) -> Vec<Member> {
         }
         let words = match member.how.as_slice() {
             [How::Output(OutputChange::PadsReadLast(pads))] => in_words(*pads),
+            // The catalogue says it of places of H, which an attention does not know.
+            [How::Switch(switch)] if reads_pads(switch) => continue,
             _ => member.words,
         };
         fitting.push(Member { words, acts, how: member.how });
     }
     fitting
+}
+
+fn reads_pads(switch: &Switch) -> bool {
+    let mut behaviour = Behaviour::default();
+    switch(&mut behaviour);
+    matches!(behaviour.attention, Some(OutputChange::PadsReadLast(_)))
 }
 
 fn in_words(pads: Pads) -> String {
@@ -137,7 +149,8 @@ fn is_of_scores(change: RowChange) -> bool {
     !other && !change.remembers()
 }
 
-/// A question whose entries, where they have lengths, are questions alone; `None` where the answer is of no use.
+/// A question whose entries, where they have lengths, are questions alone; `None` where the answer is of no use. A call has at most as
+/// many queries as keys: of a question to a top-k with more the first are looked at.
 fn items_of(seen: &SeenStage, model: RoundingModel) -> Option<Vec<Item<'static>>> {
     let SeenStage { call, answer, .. } = seen;
     let answer = answer.as_ref().ok()?;
@@ -161,7 +174,10 @@ fn items_of(seen: &SeenStage, model: RoundingModel) -> Option<Vec<Item<'static>>
                 if !whole && is_beyond(mask, own.clone(), keys) {
                     return None;
                 }
-                item_of_scores(call, of_keys(call.scores()), of_keys(mask.weights()))?
+                let rows = |tensor: &Array4<f32>| {
+                    of_keys(tensor).slice(s![.., .., ..keys.min(dims.queries), ..]).to_owned()
+                };
+                item_of_scores(call, rows(call.scores()), rows(mask.weights()))?
             }
             (StageCall::Selection(call), StageAnswer::Attended(answer)) => {
                 let inputs = match place {
@@ -240,9 +256,15 @@ fn item(
     }
 }
 
-/// Zeros whose additive mask holds the scores; `None` for a score of +∞, which no mask holds.
-fn of_scores(scores: Array4<f32>) -> Option<Inputs> {
+/// Zeros whose additive mask holds the scores. No mask holds +∞, for which the largest number stands; `None` where that is a score, too.
+fn of_scores(mut scores: Array4<f32>) -> Option<Inputs> {
     let (b, h, m, n) = scores.dim();
+    if scores.iter().any(|&score| score == f32::INFINITY) {
+        if scores.iter().any(|&score| score == f32::MAX) {
+            return None;
+        }
+        scores.mapv_inplace(|score| score.min(f32::MAX));
+    }
     let zeros = |length: usize| Array4::zeros((b, h, length, 1));
     Inputs::new(InputParts {
         q: zeros(m),

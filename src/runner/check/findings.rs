@@ -145,6 +145,9 @@ impl Run<'_> {
         for finding in self.report.findings.iter_mut().filter(|_| !explained) {
             finding.wider_model = self.suspects.wider_model(finding.kind, finding.faults.is_empty());
         }
+        if explained {
+            self.prefer_a_rounding();
+        }
         if !explained {
             self.doubt_rare_causes();
         }
@@ -179,6 +182,21 @@ impl Run<'_> {
             finding.sequences = self.suspects.failures_needing(&finding.faults).max(1);
         }
         self.add_what_is_apart();
+    }
+
+    /// Coarse sums reproduce many small errors. Where one wider rounding explains as much, it is told: it allows less.
+    fn prefer_a_rounding(&mut self) {
+        for finding in &mut self.report.findings {
+            let [fault] = finding.faults.as_slice() else { continue };
+            if !fault.behaviour().half_sums {
+                continue;
+            }
+            let wider = self.suspects.wider_model(finding.kind, false);
+            finding.wider_model = wider.filter(|words| !words.contains(" and "));
+            if finding.wider_model.is_some() {
+                finding.faults.clear();
+            }
+        }
     }
 
     /// Names faults, and looks for a relation where they do not explain everything, or are several. Whether they do.
