@@ -27,6 +27,9 @@ pub struct Labels {
 /// Positions gathered and quantised together: their rows of d numbers should fit the second level of cache.
 const TOGETHER: usize = 128;
 
+/// Positions of which one channel is gathered at once: they are written side by side.
+const SIDE_BY_SIDE: usize = 8;
+
 impl Labels {
     /// The query heads.
     pub fn heads(&self) -> Range<usize> {
@@ -136,7 +139,17 @@ pub fn labels_at(
     let mut places: Vec<(usize, usize)> = channels.iter().copied().zip((0..).step_by(positions)).collect();
     places.sort_unstable();
     let rows = source.to_slice().expect("positions are contiguous");
-    for (position, x) in rows.chunks_exact(d).enumerate() {
+    let side_by_side = rows.chunks_exact(SIDE_BY_SIDE * d);
+    let rest = side_by_side.remainder();
+    for (first, rows) in (0..).step_by(SIDE_BY_SIDE).zip(side_by_side) {
+        let x: [&[f32]; SIDE_BY_SIDE] = std::array::from_fn(|index| &rows[index * d..][..d]);
+        for &(channel, start) in &places {
+            if let Some(column) = columns[start + first..].first_chunk_mut() {
+                *column = x.map(|x| x[channel]);
+            }
+        }
+    }
+    for (position, x) in (positions - rest.len() / d..).zip(rest.chunks_exact(d)) {
         for &(channel, start) in &places {
             columns[start + position] = x[channel];
         }

@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, ArrayView2, s};
 
 use super::bounds::{U32, gamma, underflow};
 use super::certificate::{Class, RowCertificate, ScoreBounds, nth_largest_by};
@@ -289,8 +289,12 @@ impl<'a> Heads<'a> {
         let labels = if self.dims.queries > 1 {
             (0..channels.len()).flat_map(kept).collect()
         } else {
-            let source = self.call.inputs.keys(self.batch, self.heads.start + index).select(Axis(0), keys);
-            labels_at(source.view(), channels, self.bits[1], self.call.inputs.storage()).ok()?
+            let all = self.call.inputs.keys(self.batch, self.heads.start + index);
+            let (all, d) = (all.to_slice()?, self.dims.head_dim);
+            let mut rows = Vec::with_capacity(keys.len() * d);
+            keys.iter().for_each(|key| rows.extend_from_slice(&all[key * d..][..d]));
+            let rows = ArrayView2::from_shape((keys.len(), d), &rows).ok()?;
+            labels_at(rows, channels, self.bits[1], self.call.inputs.storage()).ok()?
         };
         Some(AllowedLabels::Exact(
             Array2::from_shape_vec((channels.len(), keys.len()), labels).ok()?.into_shared(),
