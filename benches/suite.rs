@@ -53,6 +53,11 @@ fn bundled_cases() -> Result<(), Failure> {
     let start = Instant::now();
     let report = verify(&files, &mut Reference::default(), options, &mut |_| {});
     figure("verify", start.elapsed().as_secs_f64(), "s");
+    for group in &report.groups {
+        figure(&format!("verify, {}", group.name), group.seconds, "s");
+    }
+    let of_groups: f64 = report.groups.iter().map(|group| group.seconds).sum();
+    figure("verify, invariants on random cases", report.seconds - of_groups, "s");
     if report.exit_code() != 0 {
         return Err("verify finds the reference at fault".into());
     }

@@ -7,19 +7,42 @@ use super::error::{Detail, Error, Result};
 use super::inputs::{Inputs, Row};
 use super::mask::Mask;
 use crate::compute;
+use crate::compute::vectorised;
+
+/// Keys of which logits are summed side by side: one sum need not wait for another.
+const TOGETHER: usize = 4;
 
 /// The exact attention logits q·k·scaling + A of one row at the given keys.
 pub fn logits(inputs: &Inputs, (batch, head, query): Row, keys: impl Iterator<Item = usize>) -> Vec<f64> {
     let q = inputs.queries(batch, head);
     let q: Vec<f64> = q.row(query).iter().map(|&x| f64::from(x)).collect();
-    let k = inputs.keys(batch, head);
+    let k = inputs.keys(batch, head).to_slice().expect("inputs have the standard layout");
+    let k = |key: usize| &k[key * q.len()..][..q.len()];
     let additive = inputs.additive(batch, head, query);
     let scaling = inputs.scaling();
-    keys.map(|key| {
-        let dot: f64 = q.iter().zip(k.row(key)).map(|(&q, &k)| q * f64::from(k)).sum();
-        dot * scaling + f64::from(additive.at(key))
-    })
-    .collect()
+    let keys: Vec<usize> = keys.collect();
+    // Each sum has the order of the channels. It starts from −0, which keeps the sign of a sum of zeros.
+    let mut dots = vec![-0.0; keys.len()];
+    for (dots, keys) in dots.chunks_mut(TOGETHER).zip(keys.chunks(TOGETHER)) {
+        match *keys {
+            [a, b, c, e] => dots.copy_from_slice(&dots_of(&q, [k(a), k(b), k(c), k(e)])),
+            _ => dots.iter_mut().zip(keys).for_each(|(dot, &key)| [*dot] = dots_of(&q, [k(key)])),
+        }
+    }
+    let logit = |(dot, &key): (f64, &usize)| dot * scaling + f64::from(additive.at(key));
+    dots.into_iter().zip(&keys).map(logit).collect()
+}
+
+/// q·k of some keys.
+fn dots_of<const N: usize>(q: &[f64], k: [&[f32]; N]) -> [f64; N] {
+    let mut dots = [-0.0; N];
+    let k = k.map(|k| &k[..q.len()]);
+    for (channel, q) in q.iter().enumerate() {
+        for (dot, k) in dots.iter_mut().zip(k) {
+            *dot += q * f64::from(k[channel]);
+        }
+    }
+    dots
 }
 
 /// Masked attention: [b, h, m, dv]. Errors: [`Error::Shape`] where the mask does not fit the inputs.
@@ -50,13 +73,20 @@ fn attend_row(inputs: &Inputs, mask: &Mask, row: Row) -> Vec<f64> {
     if max == f64::NEG_INFINITY {
         return sum;
     }
-    for ((&key, &weight), &logit) in keys.iter().zip(&weights).zip(&logits) {
-        let e = (logit - max).exp() / f64::from(weight);
-        total += e;
-        for (sum, &v) in sum.iter_mut().zip(values.row(key)) {
-            *sum += e * f64::from(v);
-        }
-    }
+    let e = |(&logit, &weight): (&f64, &f32)| (logit - max).exp() / f64::from(weight);
+    let exponentials: Vec<f64> = logits.iter().zip(&weights).map(e).collect();
+    exponentials.iter().for_each(|e| total += e);
+    let (columns, values) = (values.ncols(), values.to_slice().expect("inputs have the standard layout"));
+    vectorised(
+        #[inline(always)]
+        || {
+            for (&key, e) in keys.iter().zip(&exponentials) {
+                for (sum, &v) in sum.iter_mut().zip(&values[key * columns..][..columns]) {
+                    *sum += e * f64::from(v);
+                }
+            }
+        },
+    );
     sum.iter_mut().for_each(|sum| *sum /= total);
     sum
 }

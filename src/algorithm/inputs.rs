@@ -314,9 +314,14 @@ impl Additive<'_> {
         }
     }
 
+    /// How many of the first keys a causal mask leaves; A is −∞ at all others.
+    pub fn visible(&self, keys: usize) -> usize {
+        self.last_key.saturating_add(1).min(keys)
+    }
+
     /// Adds A to the scores of all keys.
     pub fn add_to(&self, scores: &mut [f64]) {
-        let visible = self.last_key.saturating_add(1).min(scores.len());
+        let visible = self.visible(scores.len());
         let (scores, excluded) = scores.split_at_mut(visible);
         excluded.fill(f64::NEG_INFINITY);
         match &self.row {

@@ -27,6 +27,9 @@ pub struct Labels {
 /// Positions gathered and quantised together: their rows of d numbers should fit the second level of cache.
 const TOGETHER: usize = 128;
 
+/// Positions of which one channel is gathered at once: they are written side by side.
+const SIDE_BY_SIDE: usize = 8;
+
 impl Labels {
     /// The query heads.
     pub fn heads(&self) -> Range<usize> {
@@ -98,9 +101,10 @@ pub fn labels_of(
             for (head, labels) in heads.clone().zip(labels.outer_iter_mut()) {
                 let source = if is_query { inputs.queries(batch, head) } else { inputs.keys(batch, head) };
                 let row = &channels.row(head, &dims)[..label_channels];
-                let made =
-                    gather_and_quantize(source.slice(s![taken.clone(), ..]), row, bits, storage, labels);
-                errors.extend(made.err().map(|(position, error)| (head, first + position, error)));
+                match labels_at(source.slice(s![taken.clone(), ..]), row, bits, storage) {
+                    Ok(made) => assign(labels, &made),
+                    Err((position, error)) => errors.push((head, first + position, error)),
+                }
             }
             errors
         });
@@ -112,23 +116,42 @@ pub fn labels_of(
     Ok(Labels { q: of_tensor("q", dims.queries, true)?, k: of_tensor("k", dims.keys, false)?, heads })
 }
 
-/// Labels [r, positions] of some positions [positions, d] of one head; the error says which position.
-fn gather_and_quantize(
+/// Writes labels [r, positions].
+fn assign(mut labels: ArrayViewMut2<f32>, made: &[f32]) {
+    let positions = labels.ncols();
+    for (mut label, made) in labels.outer_iter_mut().zip(made.chunks_exact(positions)) {
+        label.as_slice_mut().expect("positions are contiguous").copy_from_slice(made);
+    }
+}
+
+/// Labels [r, positions] of some positions [positions, d] of one head, which lie one after the other in memory.
+///
+/// Errors: the first position whose labels leave the storage type.
+pub fn labels_at(
     source: ArrayView2<f32>,
     channels: &[usize],
     bits: LabelBits,
     storage: Storage,
-    mut labels: ArrayViewMut2<f32>,
-) -> std::result::Result<(), (usize, Error)> {
-    let positions = source.nrows();
+) -> std::result::Result<Vec<f32>, (usize, Error)> {
+    let (positions, d) = source.dim();
     let mut columns = vec![0.0; channels.len() * positions];
     // In the order of memory, so that the processor sees what is read next.
-    let mut places: Vec<(usize, usize)> = channels.iter().copied().zip(0..).collect();
+    let mut places: Vec<(usize, usize)> = channels.iter().copied().zip((0..).step_by(positions)).collect();
     places.sort_unstable();
-    for (position, x) in source.outer_iter().enumerate() {
-        let x = x.to_slice().expect("inputs have the standard layout");
-        for &(channel, column) in &places {
-            columns[column * positions + position] = x[channel];
+    let rows = source.to_slice().expect("positions are contiguous");
+    let side_by_side = rows.chunks_exact(SIDE_BY_SIDE * d);
+    let rest = side_by_side.remainder();
+    for (first, rows) in (0..).step_by(SIDE_BY_SIDE).zip(side_by_side) {
+        let x: [&[f32]; SIDE_BY_SIDE] = std::array::from_fn(|index| &rows[index * d..][..d]);
+        for &(channel, start) in &places {
+            if let Some(column) = columns[start + first..].first_chunk_mut() {
+                *column = x.map(|x| x[channel]);
+            }
+        }
+    }
+    for (position, x) in (positions - rest.len() / d..).zip(rest.chunks_exact(d)) {
+        for &(channel, start) in &places {
+            columns[start + position] = x[channel];
         }
     }
     if bits.quantises() && !quantize_columns(&mut columns, positions, bits, storage) {
@@ -137,8 +160,5 @@ fn gather_and_quantize(
             quantize_in_place(&mut row, bits, storage).map_err(|error| (position, error))?;
         }
     }
-    for (mut label, column) in labels.outer_iter_mut().zip(columns.chunks_exact(positions)) {
-        label.as_slice_mut().expect("positions are contiguous").copy_from_slice(column);
-    }
-    Ok(())
+    Ok(columns)
 }

@@ -31,7 +31,7 @@ impl Mask {
     /// A mask from weights [b, h, m, n].
     ///
     /// Errors: [`Error::Shape`]; [`Error::Weight`] for a weight that is negative, NaN or infinite.
-    pub fn from_weights(weights: Array4<f32>, dims: &Dims) -> Result<Self> {
+    pub fn from_weights(mut weights: Array4<f32>, dims: &Dims) -> Result<Self> {
         if weights.dim() != dims.mask_shape() {
             let expected = format!("{:?}", dims.mask_shape());
             let found = format!("{:?}", weights.dim());
@@ -42,6 +42,9 @@ impl Mask {
             let field = format!("mask{index:?}");
             let expected = "a finite weight of at least 0";
             return Err(Error::Weight(Detail::new(field, format!("{x:?}"), expected)));
+        }
+        if !weights.is_standard_layout() {
+            weights = weights.as_standard_layout().into_owned();
         }
         Ok(Self { weights })
     }
@@ -86,7 +89,15 @@ impl Mask {
 
     /// The attended keys of one row, ascending, with their weights.
     pub fn row(&self, row: Row) -> impl Iterator<Item = (usize, f32)> + '_ {
-        self.row_weights(row).into_iter().copied().enumerate().filter(|&(_, weight)| weight != 0.0)
+        /// Keys that are passed over at once where none of them is attended.
+        const TOGETHER: usize = 16;
+        let weights = self.row_weights(row).to_slice().expect("masks have the standard layout");
+        let is_attended = |&(_, weight): &(usize, f32)| weight != 0.0;
+        // Every weight is looked at, which takes one comparison for several of them.
+        let any = |part: &[f32]| part.iter().fold(false, |any, &weight| any | (weight != 0.0));
+        let parts = weights.chunks(TOGETHER).enumerate().filter(move |(_, part)| any(part));
+        parts
+            .flat_map(move |(index, part)| (index * TOGETHER..).zip(part.iter().copied()).filter(is_attended))
     }
 
     /// Attends to keys of one row with weight 1.

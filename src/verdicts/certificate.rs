@@ -14,6 +14,7 @@ use std::ops::Range;
 use ndarray::{Array2, Array4, ArrayView1, ArrayView2, s};
 
 use super::bounds::{Approximate, Arithmetic, underflow};
+use super::estimated;
 use super::labels::{AllowedLabels, head_labels, rounded_rows};
 use super::ragged;
 use crate::algorithm::scores::check_head_mode;
@@ -128,6 +129,9 @@ impl Certificate {
         // A KV head at a time: labels of all heads of a long call take much memory.
         let groups = (0..dims.batch * dims.kv_heads).collect();
         let groups = compute::map(groups, dims.operations(), |group: usize| {
+            if let Some(rows) = estimated::certificates(instance, call, models, &scores, group) {
+                return Ok(rows);
+            }
             let labels = scores[0].labels_of(instance, call, models[0].labels, group..group + 1)?;
             let (batch, kv_head) = (group / dims.kv_heads, group % dims.kv_heads);
             let heads = kv_head * dims.group_size()..(kv_head + 1) * dims.group_size();
@@ -356,10 +360,20 @@ impl<'a> ScoreBounds<'a> {
 
     /// The labels of a head, those of queries multiplied by channel weights where these are used.
     fn weighted(&self, channels: &ChannelOrder, head: usize, (queries, keys): HeadAllowed) -> HeadAllowed {
+        (self.weighted_queries(channels, head, queries), keys)
+    }
+
+    /// The labels of the queries of a head, multiplied by channel weights where these are used.
+    pub(super) fn weighted_queries(
+        &self,
+        channels: &ChannelOrder,
+        head: usize,
+        queries: AllowedLabels,
+    ) -> AllowedLabels {
         let weights = channels.weights_of(head, &self.inputs.dims());
         match weights.filter(|_| self.channel_weights) {
-            None => (queries, keys),
-            Some(weights) => (weighted_labels(&queries, weights, self.arithmetic), keys),
+            None => queries,
+            Some(weights) => weighted_labels(&queries, weights, self.arithmetic),
         }
     }
 
@@ -448,7 +462,7 @@ impl<'a> ScoreBounds<'a> {
     }
 
     /// The labels of one query with their radii, multiplied by the factor where that comes before the sum.
-    fn query(&self, queries: &AllowedLabels, query: usize) -> Vec<(f64, f64)> {
+    pub(super) fn query(&self, queries: &AllowedLabels, query: usize) -> Vec<(f64, f64)> {
         let q = (0..self.label_channels).map(|channel| queries.at(channel, query));
         if self.factor_first() {
             q.map(|x| scaled_number(self.arithmetic, x, self.scoring.factor)).collect()
@@ -470,59 +484,86 @@ impl<'a> ScoreBounds<'a> {
         }
     }
 
-    /// The ends of all scores of a row, where a head ranks alone by dot products and no key is forced: the same numbers as those
-    /// of [`ScoreBounds::row`], in loops over keys.
-    fn ends(&self, (batch, head, query): Row) -> Option<Ends> {
+    /// The keys of a row that were attended before, with their weights.
+    pub(super) fn before_row(&self, row: Row) -> impl Iterator<Item = (usize, f32)> {
+        self.before.row(row)
+    }
+
+    /// Whether a head ranks alone by dot products, and no key is forced.
+    pub(super) fn is_plain(&self) -> bool {
         let alone = self.sharing == Sharing::Mode(HeadMode::PerHead);
         let is_forced = self.forced.configured != Forced::default();
-        if !alone || is_forced || self.before_ranked || self.scoring.rule != ScoreRule::Dot {
+        alone && !is_forced && !self.before_ranked && self.scoring.rule == ScoreRule::Dot
+    }
+
+    /// What a score has of a dot product of labels.
+    pub(super) fn scale(&self) -> f64 {
+        if self.factor_first() { 1.0 } else { self.scoring.factor }
+    }
+
+    /// Makes a score of a dot product of labels, the sum of its products' magnitudes and the error that they carry, before A.
+    pub(super) fn of_dots(&self) -> impl Fn(f64, f64, f64) -> Approximate {
+        // Copies, which the compiler keeps in registers where a loop calls this.
+        let (arithmetic, channels) = (self.arithmetic, self.label_channels);
+        let (first, factor) = (self.factor_first(), self.scoring.factor);
+        #[inline(always)]
+        move |value, magnitude, carried| {
+            let dot = arithmetic.sum_of_products(channels, value, magnitude, or_infinity(carried));
+            if first { dot } else { arithmetic.scale(dot, factor) }
+        }
+    }
+
+    /// The ends of all scores of a row, where it is [plain](Self::is_plain): the same numbers as those of [`ScoreBounds::row`], in
+    /// loops over keys.
+    fn ends(&self, (batch, head, query): Row) -> Option<Ends> {
+        if !self.is_plain() {
             return None;
         }
         let dims = self.inputs.dims();
         let (queries, keys) = &self.labels[batch * dims.heads + head - self.first];
-        let q = self.query(queries, query);
-        let (arithmetic, channels) = (self.arithmetic, self.label_channels);
-        let (first, factor) = (self.factor_first(), self.scoring.factor);
         let additive = self.inputs.additive(batch, head, query);
         let has_mask = self.inputs.parts().attention_mask.is_some();
-        let mut ends = Ends { low: vec![0.0; dims.keys], high: vec![0.0; dims.keys] };
+        let (q, arithmetic) = (self.query(queries, query), self.arithmetic);
+        let mut ends = if has_mask {
+            self.dot_ends(&q, keys, |score, key| arithmetic.add_mask(score, additive.at(key)))
+        } else {
+            self.dot_ends(&q, keys, |score, _| score)
+        };
+        // Without an additive mask only later keys are excluded.
+        let visible = if has_mask { dims.keys } else { additive.visible(dims.keys) };
+        (visible..dims.keys).for_each(|key| ends.exclude(key));
+        Some(ends)
+    }
+
+    /// The ends of the scores of some keys, of which `keys` holds the labels; `add` adds A, and is told the place among these keys.
+    pub(super) fn dot_ends(
+        &self,
+        q: &[(f64, f64)],
+        keys: &AllowedLabels,
+        add: impl Fn(Approximate, usize) -> Approximate,
+    ) -> Ends {
+        let count = keys.dim().1;
+        let mut ends = Ends { low: vec![0.0; count], high: vec![0.0; count] };
+        let score = self.of_dots();
         vectorised(
             #[inline(always)]
             || {
-                let mut products = Products::zeros(TOGETHER.min(dims.keys));
-                for start in (0..dims.keys).step_by(TOGETHER) {
-                    let block = start..dims.keys.min(start + TOGETHER);
-                    products.set(&q, keys, block.clone());
+                let mut products = Products::zeros(TOGETHER.min(count));
+                for start in (0..count).step_by(TOGETHER) {
+                    let block = start..count.min(start + TOGETHER);
+                    products.set(q, keys, block.clone());
                     let (low, high) = (&mut ends.low[block.clone()], &mut ends.high[block.clone()]);
-                    let score = |value: f64, magnitude: f64, carried: f64| {
-                        let dot =
-                            arithmetic.sum_of_products(channels, value, magnitude, or_infinity(carried));
-                        if first { dot } else { arithmetic.scale(dot, factor) }
-                    };
                     let sums = products.value.iter().zip(&products.magnitude).zip(&products.carried);
-                    let places = low.iter_mut().zip(high);
-                    if has_mask {
-                        for ((((&value, &magnitude), &carried), (low, high)), key) in
-                            sums.zip(places).zip(block)
-                        {
-                            let score =
-                                arithmetic.add_mask(score(value, magnitude, carried), additive.at(key));
-                            (*low, *high) = (score.low(), score.high());
-                        }
-                    } else {
-                        for (((&value, &magnitude), &carried), (low, high)) in sums.zip(places) {
-                            let score = score(value, magnitude, carried);
-                            (*low, *high) = (score.low(), score.high());
-                        }
+                    for ((((&value, &magnitude), &carried), (low, high)), key) in
+                        sums.zip(low.iter_mut().zip(high)).zip(block)
+                    {
+                        let score = add(score(value, magnitude, carried), key);
+                        (*low, *high) = (score.low(), score.high());
                     }
                 }
             },
         );
-        // Without an additive mask only later keys are excluded.
-        let later =
-            (0..dims.keys).rev().take_while(|&key| !has_mask && additive.at(key) == f32::NEG_INFINITY);
-        later.for_each(|key| ends.exclude(key));
-        Some(ends)
+        ends
     }
 
     fn scores(&self, labels: usize, (batch, head, query): Row) -> Vec<Approximate> {
@@ -666,7 +707,7 @@ impl Products {
 }
 
 /// The smallest and the largest score that each key of a row may have; both −∞ for one that is excluded.
-struct Ends {
+pub(super) struct Ends {
     low: Vec<f64>,
     high: Vec<f64>,
 }
@@ -687,15 +728,23 @@ impl Ends {
                 (*low, *high) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
             }
         }
+        let of_ends = self.classes(heavy_size);
+        let class = |(of_ends, &before): (Class, &f32)| if before != 0.0 { Class::Before } else { of_ends };
+        let classes = of_ends.zip(before).map(class).collect();
+        let count =
+            |ends: &[f64]| ends.iter().filter(|&&end| end > f64::NEG_INFINITY).count().min(heavy_size);
+        RowCertificate { classes, fewest: count(&self.low), most: count(&self.high) }
+    }
+
+    /// One for each key, none of which was attended before.
+    pub(super) fn classes(&self, heavy_size: usize) -> impl Iterator<Item = Class> {
         let in_above = nth_largest(&self.high, heavy_size);
         let out_below = match heavy_size.checked_sub(1) {
             Some(before) => nth_largest(&self.low, before),
             None => f64::INFINITY,
         };
-        let class = |((&low, &high), &before): ((&f64, &f64), &f32)| {
-            if before != 0.0 {
-                Class::Before
-            } else if high == f64::NEG_INFINITY {
+        let class = move |(&low, &high): (&f64, &f64)| {
+            if high == f64::NEG_INFINITY {
                 Class::Excluded
             } else if low > in_above {
                 Class::In
@@ -705,10 +754,7 @@ impl Ends {
                 Class::Open
             }
         };
-        let classes = self.low.iter().zip(&self.high).zip(before).map(class).collect();
-        let count =
-            |ends: &[f64]| ends.iter().filter(|&&end| end > f64::NEG_INFINITY).count().min(heavy_size);
-        RowCertificate { classes, fewest: count(&self.low), most: count(&self.high) }
+        self.low.iter().zip(&self.high).map(class)
     }
 }
 
@@ -789,18 +835,27 @@ pub fn thresholds(row: &[Candidacy], heavy_size: usize) -> Thresholds {
 
 /// The value with `n` others before it in falling order; −∞ where there is none.
 fn nth_largest(values: &[f64], n: usize) -> f64 {
+    nth_largest_by(values, n, f64::total_cmp).unwrap_or(f64::NEG_INFINITY)
+}
+
+/// The same in any order of any values; `None` where there is none.
+pub(super) fn nth_largest_by<T: Copy + PartialOrd>(
+    values: &[T],
+    n: usize,
+    order: fn(&T, &T) -> std::cmp::Ordering,
+) -> Option<T> {
     /// One of so many values is looked at first.
     const STEP: usize = 64;
     if n >= values.len() {
-        return f64::NEG_INFINITY;
+        return None;
     }
-    let nth = |mut values: Vec<f64>| *values.select_nth_unstable_by(n, |a, b| b.total_cmp(a)).1;
+    let nth = |mut values: Vec<T>| Some(*values.select_nth_unstable_by(n, |a, b| order(b, a)).1);
     // Where few are larger, most of the others are put aside by a value of which the sample says that it is probably smaller.
-    let sample: Vec<f64> = values.iter().copied().step_by(STEP).collect();
+    let sample: Vec<T> = values.iter().copied().step_by(STEP).collect();
     let rank = 2 * (n / STEP + 4);
     if rank < sample.len() / 2 {
-        let probably_smaller = nth_largest(&sample, rank);
-        let larger: Vec<f64> = values.iter().copied().filter(|&value| value >= probably_smaller).collect();
+        let probably_smaller = nth_largest_by(&sample, rank, order)?;
+        let larger: Vec<T> = values.iter().copied().filter(|&value| value >= probably_smaller).collect();
         if n < larger.len() {
             return nth(larger);
         }

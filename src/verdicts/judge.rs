@@ -11,6 +11,7 @@ use super::topk::judge_selection;
 use crate::algorithm::{Error, Mask, Row};
 use crate::cases::{Answer, Call, Instance, LabelRounding, NoAnswer, Observation, RoundingModel};
 use crate::compute;
+use crate::compute::vectorised;
 
 /// The verdict on one answer.
 #[derive(Debug, Clone)]
@@ -543,19 +544,53 @@ fn not_full(before: &Mask, mask: &Mask, (b, head, query): Row) -> Option<MaskFau
 }
 
 /// What is wrong with one row of a mask, by the certificate of the row.
-pub fn row_fault(certificate: &RowCertificate, before: &Mask, mask: &Mask, row: Row) -> Option<MaskFault> {
+pub fn row_fault<'a>(
+    certificate: &RowCertificate,
+    before: &'a Mask,
+    mask: &'a Mask,
+    row: Row,
+) -> Option<MaskFault> {
+    /// Keys that are passed over at once where none of them is at fault.
+    const TOGETHER: usize = 128;
+    let slice = |mask: &'a Mask| mask.row_weights(row).to_slice().expect("masks have the standard layout");
+    let (before, found) = (slice(before), slice(mask));
     let mut selected = 0;
-    let weights = before.row_weights(row).into_iter().zip(mask.row_weights(row));
-    for ((key, class), (&before, &found)) in certificate.classes.iter().enumerate().zip(weights) {
-        let fault = key_fault(*class, key, before, found);
-        if fault.is_some() {
-            return fault;
+    let parts = before.chunks(TOGETHER).zip(found.chunks(TOGETHER)).zip(certificate.classes.chunks(TOGETHER));
+    for (part, ((before, found), classes)) in parts.enumerate() {
+        let (conforms, of_part) = vectorised(
+            #[inline(always)]
+            || part_conforms(classes, before, found),
+        );
+        selected += of_part;
+        if !conforms {
+            let mut keys = classes.iter().zip(before.iter().zip(found)).zip(part * TOGETHER..);
+            let fault =
+                keys.find_map(|((class, (&before, &found)), key)| key_fault(*class, key, before, found));
+            if fault.is_some() {
+                return fault;
+            }
         }
-        selected += usize::from(found != 0.0 && *class != Class::Before);
     }
     let RowCertificate { fewest, most, .. } = *certificate;
     let fits = (fewest..=most).contains(&selected);
     (!fits).then_some(MaskFault::Count { found: selected, fewest, most })
+}
+
+/// Whether [`key_fault`] finds nothing in some keys, and how many of them are selected.
+#[inline(always)]
+fn part_conforms(classes: &[Class], before: &[f32], found: &[f32]) -> (bool, usize) {
+    let (mut conforms, mut selected) = (true, 0u32);
+    for ((&class, &before), &found) in classes.iter().zip(before).zip(found) {
+        let (left_out, whole) = (found == 0.0, found == 1.0);
+        let earlier = class == Class::Before;
+        let right = (earlier & (found == before))
+            | ((class == Class::In) & whole)
+            | ((class == Class::Open) & (left_out | whole))
+            | (((class == Class::Out) | (class == Class::Excluded)) & left_out);
+        conforms &= right;
+        selected += u32::from(!left_out & !earlier);
+    }
+    (conforms, selected as usize)
 }
 
 /// What is wrong with one key of a row, by its class and its weights before and in the answer.

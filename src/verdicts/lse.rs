@@ -23,7 +23,7 @@
 use ndarray::Array3;
 
 use super::bounds::{Approximate, U32, gamma, recomputed_mean, underflow};
-use super::output::{Exponentials, Known, exponentials, of_weights, rounding};
+use super::output::{Dots, Exponentials, Known, exponentials, of_weights, rounding};
 use super::peaks::{Peaks, peaks};
 use crate::algorithm::{Inputs, Mask, Row};
 use crate::cases::RoundingModel;
@@ -102,7 +102,7 @@ pub fn expected_lse(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row
 }
 
 fn expected_with(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row, peaks: &Peaks) -> Approximate {
-    let (exponentials, nan) = exponentials(inputs, mask, model, row, peaks);
+    let (exponentials, nan) = exponentials(inputs, mask, model, row, (peaks, &mut Dots::default()));
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
     let Known { attended, moved, total, scale, rho, max, over_all, widest, .. } = match exponentials {
         Exponentials::None => return or_nan(Approximate::EXCLUDED),

@@ -5,6 +5,7 @@ pub mod bounds;
 pub mod calibration;
 pub mod certificate;
 pub mod changed;
+pub mod estimated;
 pub mod evidence;
 #[cfg(feature = "cli")]
 pub mod invariants;

@@ -110,10 +110,10 @@ pub fn judge_outputs<const N: usize>(
     let models = outputs.map(|(_, model)| model);
     let rows = dims.rows().zip(peaks(inputs, mask, models)).collect();
     let rows = compute::map(rows, dims.operations(), |(row, peaks): (Row, [Peaks; N])| {
-        let mut peaks = peaks.iter();
+        let (mut peaks, mut dots) = (peaks.iter(), Dots::default());
         outputs.map(|(output, model)| {
             let peaks = peaks.next().unwrap_or(&Peaks::Anywhere);
-            judge_row(&expected_with(inputs, mask, model, row, peaks), output, row)
+            judge_row(&expected_with(inputs, mask, model, row, (peaks, &mut dots)), output, row)
         })
     });
     let mut verdicts = [(); N].map(|()| OutputVerdict::default());
@@ -196,14 +196,14 @@ pub(super) fn exponentials(
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, query): Row,
-    peaks: &Peaks,
+    (peaks, dots): (&Peaks, &mut Dots),
 ) -> (Exponentials, bool) {
     let additive = inputs.additive(b, head, query);
     let attended: Vec<(usize, f32)> =
         mask.row(row).filter(|&(key, _)| additive.at(key) > f32::NEG_INFINITY).collect();
     let logits_of = Logits::new(inputs, model, row);
     let keys: Vec<usize> = attended.iter().map(|&(key, _)| key).collect();
-    let logits = logits_of.at(&keys);
+    let logits = logits_of.at(&keys, dots);
     let others = match peaks {
         Peaks::At(keys) => keys.clone(),
         Peaks::Anywhere => {
@@ -215,7 +215,7 @@ pub(super) fn exponentials(
     // A masked logit that overflows first is NaN, and so is a maximum over all keys.
     let mut over_all = logits.iter().map(|w| w.high()).fold(f64::NEG_INFINITY, f64::max);
     let mut nan = false;
-    for (&key, w) in others.iter().zip(logits_of.at(&others)) {
+    for (&key, w) in others.iter().zip(logits_of.at(&others, &mut Dots::default())) {
         if additive.at(key) == f32::NEG_INFINITY {
             nan |= w.may_be_plus_infinity;
         } else {
@@ -271,6 +271,15 @@ pub(super) fn exponentials(
     (Exponentials::Known(known), nan)
 }
 
+/// Dot products of one query with some keys, which most models share.
+#[derive(Default)]
+pub(super) struct Dots {
+    q: Vec<f64>,
+    keys: Vec<usize>,
+    /// Σ q·k and Σ |q·k|
+    sums: Vec<(f64, f64)>,
+}
+
 /// The logits of one row, recomputed in f64.
 pub(super) struct Logits<'a> {
     inputs: &'a Inputs,
@@ -304,8 +313,8 @@ impl<'a> Logits<'a> {
         if self.radii.is_some() { 1.0 / self.unit } else { self.inputs.scaling() }
     }
 
-    /// Those at some keys, with A.
-    fn at(&self, keys: &[usize]) -> Vec<Approximate> {
+    /// Those at some keys, with A, from the same dot products as before where these are of the same query and keys.
+    fn at(&self, keys: &[usize], dots: &mut Dots) -> Vec<Approximate> {
         let ((b, head, query), d) = (self.row, self.q.len());
         let rows = self.inputs.keys(b, head).to_slice().expect("inputs have the standard layout");
         let k = |key: usize| &rows[key * d..][..d];
@@ -315,18 +324,20 @@ impl<'a> Logits<'a> {
             if carried.is_nan() { f64::INFINITY } else { carried }
         };
         let additive = self.inputs.additive(b, head, query);
-        let mut dots = vec![(0.0, 0.0); keys.len()];
-        vectorised(
-            #[inline(always)]
-            || {
-                for (dot, &key) in dots.iter_mut().zip(keys) {
-                    *dot = sums(&self.q, k(key));
-                }
-            },
-        );
+        if dots.q != self.q || dots.keys != keys {
+            *dots = Dots { q: self.q.clone(), keys: keys.to_vec(), sums: vec![(0.0, 0.0); keys.len()] };
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (dot, &key) in dots.sums.iter_mut().zip(keys) {
+                        *dot = sums(&self.q, k(key));
+                    }
+                },
+            );
+        }
         let logit =
             |(&key, (value, magnitude))| self.of_dot(value, magnitude, carried(key), additive.at(key));
-        keys.iter().zip(dots).map(logit).collect()
+        keys.iter().zip(dots.sums.iter().copied()).map(logit).collect()
     }
 
     /// One of them from q·k, the sum of its products' magnitudes and the error that they carry.
@@ -366,7 +377,7 @@ pub(super) fn rounding(kept: Precision, storage: Storage) -> f64 {
 
 /// The output of one row with the radius in which a conforming implementation must be.
 pub fn expected_row(inputs: &Inputs, mask: &Mask, model: RoundingModel, row: Row) -> Vec<Approximate> {
-    expected_with(inputs, mask, model, row, &Peaks::Anywhere)
+    expected_with(inputs, mask, model, row, (&Peaks::Anywhere, &mut Dots::default()))
 }
 
 fn expected_with(
@@ -374,11 +385,11 @@ fn expected_with(
     mask: &Mask,
     model: RoundingModel,
     row @ (b, head, _): Row,
-    peaks: &Peaks,
+    (peaks, dots): (&Peaks, &mut Dots),
 ) -> Vec<Approximate> {
     let values = inputs.values(b, head);
     let unbounded = || vec![Approximate::new(0.0, f64::INFINITY); values.ncols()];
-    let (exponentials, nan) = exponentials(inputs, mask, model, row, peaks);
+    let (exponentials, nan) = exponentials(inputs, mask, model, row, (peaks, dots));
     // A row that takes its maximum over all keys may be NaN then; any other is bounded as ever.
     let or_nan = |x: Approximate| Approximate { may_be_plus_infinity: nan, ..x };
     let Known { p, moved, total, scale, least, rho, widest, attended, .. } = match exponentials {
@@ -413,7 +424,7 @@ fn expected_with(
     let rows = values.to_slice().expect("inputs have the standard layout");
     let v = |j: usize| &rows[attended[j].0 * columns..][..columns];
     let mut value = vec![0.0; columns];
-    let mut of = vec![Sums::default(); columns];
+    let [mut shift, mut farthest, mut size, mut moved_size, mut plain] = [(); 5].map(|()| vec![0.0; columns]);
     vectorised(
         #[inline(always)]
         || {
@@ -424,14 +435,17 @@ fn expected_with(
             }
             for j in 0..n {
                 let kept = moved[j] + moved_sum * p[j];
-                for ((of, &value), &v) in of.iter_mut().zip(&value).zip(v(j)) {
+                let (p, moved) = (p[j], moved[j]);
+                let sums = shift.iter_mut().zip(&mut farthest).zip(&mut size).zip(&mut moved_size);
+                let sums = sums.zip(&mut plain).zip(value.iter().zip(v(j)));
+                for (((((shift, farthest), of_size), moved_size), plain), (&value, &v)) in sums {
                     let v = f64::from(v);
                     let (away, size) = ((v - value).abs(), v.abs());
-                    of.shift += moved[j] * away;
-                    of.farthest = of.farthest.max(away);
-                    of.size += p[j] * size;
-                    of.moved_size += kept * size;
-                    of.plain += size;
+                    *shift += moved * away;
+                    *farthest = if away > *farthest { away } else { *farthest };
+                    *of_size += p * size;
+                    *moved_size += kept * size;
+                    *plain += size;
                 }
             }
         },
@@ -454,15 +468,23 @@ fn expected_with(
         let last = output_type.unit_roundoff() * (value.abs() + shift + rounded) + underflow(output_type);
         Some(shift + rounded + last)
     };
-    let number = |(dim, (&value, of)): (usize, (&f64, &Sums))| match radius(dim, value, of) {
-        Some(radius) => or_nan(Approximate::new(value, radius)),
-        None => Approximate::new(value, f64::INFINITY),
+    let number = |dim: usize| {
+        let of = Sums {
+            shift: shift[dim],
+            farthest: farthest[dim],
+            size: size[dim],
+            moved_size: moved_size[dim],
+            plain: plain[dim],
+        };
+        match radius(dim, value[dim], &of) {
+            Some(radius) => or_nan(Approximate::new(value[dim], radius)),
+            None => Approximate::new(value[dim], f64::INFINITY),
+        }
     };
-    value.iter().zip(&of).enumerate().map(number).collect()
+    (0..columns).map(number).collect()
 }
 
 /// Sums over the attended keys for one number of an output, with the names of the derivation above.
-#[derive(Clone, Copy, Default)]
 struct Sums {
     /// Σ q_j |v_j − o|
     shift: f64,

@@ -118,12 +118,9 @@ fn near_largest(inputs: &Inputs, logits: &Logits, row: Row, estimates: &[f32], l
     if overflows || scale <= 0.0 || !window.is_finite() {
         return Peaks::Anywhere;
     }
-    let additive = inputs.additive(b, head, query);
-    let candidates = || estimates.iter().enumerate().filter(|&(key, _)| additive.at(key) == 0.0);
-    let highest = candidates().map(|(_, &estimate)| estimate).fold(f32::NEG_INFINITY, f32::max);
-    let least = f64::from(highest) - window;
-    let is_near = |&(_, &estimate): &(usize, &f32)| f64::from(estimate) >= least;
-    Peaks::At(candidates().filter(is_near).map(|(key, _)| key).collect())
+    // There is no other additive mask than the causal one.
+    let visible = inputs.additive(b, head, query).visible(estimates.len());
+    Peaks::At(at_least(&estimates[..visible], f64::from(highest_of(&estimates[..visible])) - window))
 }
 
 /// Estimates q·k for some rows and all keys [n, d]; returns max |k|. Partial sums of several keys are kept before they are added
@@ -178,10 +175,36 @@ fn partial_sums(q: &[[f32; LANES]], k: &[[f32; LANES]]) -> [f32; LANES] {
     even
 }
 
+/// The indices of the estimates that are no less than a number, ascending.
+pub(super) fn at_least(estimates: &[f32], least: f64) -> Vec<usize> {
+    /// Estimates that are passed over at once where all are less.
+    const TOGETHER: usize = 64;
+    let parts = estimates.chunks(TOGETHER).enumerate();
+    let parts = parts.filter(|(_, part)| f64::from(highest_of(part)) >= least);
+    let of_part = |(index, part): (usize, &[f32])| {
+        let near = part.iter().enumerate().filter(|&(_, &estimate)| f64::from(estimate) >= least);
+        near.map(|(key, _)| index * TOGETHER + key).collect::<Vec<_>>()
+    };
+    parts.flat_map(of_part).collect()
+}
+
+/// The largest number; −∞ where there is none.
+#[allow(clippy::needless_range_loop, reason = "loops over lanes become one instruction")]
+fn highest_of(numbers: &[f32]) -> f32 {
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for numbers in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = if numbers[lane] > lanes[lane] { numbers[lane] } else { lanes[lane] };
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// The largest magnitude.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "loops over lanes become one instruction")]
-fn largest_of(numbers: &[f32]) -> f32 {
+pub(super) fn largest_of(numbers: &[f32]) -> f32 {
     let (chunks, rest) = numbers.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
     for numbers in chunks {
