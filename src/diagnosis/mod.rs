@@ -109,7 +109,8 @@ pub fn declared_in(
     observation: &Observation,
     model: RoundingModel,
 ) -> Faults {
-    let fits = |faults: &[&'static Fault]| reproduces(Behaviour::with(faults.iter().copied()), observation, model);
+    let fits =
+        |faults: &[&'static Fault]| reproduces(Behaviour::with(faults.iter().copied()), observation, model);
     let alone: Faults = declared.iter().copied().filter(|fault| fits(&[fault])).collect();
     if !alone.is_empty() {
         return alone;

@@ -12,7 +12,8 @@ use crate::behaviours::Fault;
 const PROOF: &str = " conforming answers are reproduced)";
 
 /// What of a sentence depends on chance: what else would fit, and how often repeats differed.
-const BY_CHANCE: [&str; 2] = [" These answers do not tell it from:", ": asked again, the same sequence diverged in "];
+const BY_CHANCE: [&str; 2] =
+    [" These answers do not tell it from:", ": asked again, the same sequence diverged in "];
 
 /// How sentences begin or end that name no cause.
 const NO_CAUSE: ([&str; 2], &str) =
@@ -58,7 +59,9 @@ impl Declaration {
     pub fn new(what: Declared, why: Excuse) -> Result<Self, String> {
         match &what {
             Declared::Fault(name) if Fault::find_all(name).is_empty() => {
-                return Err(format!("found {name:?}, expected a name or a row that `doublecheck faults --list` knows"));
+                return Err(format!(
+                    "found {name:?}, expected a name or a row that `doublecheck faults --list` knows"
+                ));
             }
             Declared::Finding(sentence) if names_no_cause(sentence) => {
                 return Err(format!(
@@ -168,7 +171,8 @@ mod tests {
         assert_eq!(without_counts(told), "The first −n mod 32 keys are ranked last");
         let others = "One (A) is read (1 failing and 2 conforming answers are reproduced). These answers do not tell it from: two.";
         assert_eq!(without_counts(others), "One (A) is read");
-        let flaky = "Not repeatable: asked again, the same sequence diverged in 3 of 9 repeats, and differed in 4.";
+        let flaky =
+            "Not repeatable: asked again, the same sequence diverged in 3 of 9 repeats, and differed in 4.";
         assert_eq!(without_counts(flaky), "Not repeatable");
         assert_eq!(without_counts("Fails for n mod 64 (D4)."), "Fails for n mod 64 (D4)");
     }

@@ -12,6 +12,7 @@ mod findings;
 #[cfg_attr(not(feature = "files"), path = "no_goldens.rs")]
 mod goldens;
 mod grouping;
+mod implementation;
 mod known;
 mod pace;
 mod plan;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use self::by_size::{BySize, OfSize};
 pub use self::coverage::{Asked, Coverage};
 pub use self::events::{Event, Progress};
+pub use self::implementation::Implementation;
 pub use self::known::{Declaration, Declared, Excuse};
 #[cfg(feature = "probes")]
 pub use self::probing::probe_only;

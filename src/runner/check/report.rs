@@ -5,11 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Options;
 use super::by_size::BySize;
 use super::coverage::Coverage;
+use super::implementation::Implementation;
 use super::known::{Declaration, Excuse};
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
@@ -36,6 +37,12 @@ pub struct Report {
     pub version: &'static str,
     /// Who was checked.
     pub subject: String,
+    /// The same in parts.
+    pub implementation: Implementation,
+    /// When it was asked, in UTC, to the second; `None` where nobody says, and where times are left out.
+    pub date: Option<String>,
+    /// The command line that asked it, where there was one.
+    pub command: Option<String>,
     /// How it says it rounds: labels, kept type, accumulation.
     pub rounding_model: String,
     /// The same, to judge by.
@@ -352,7 +359,7 @@ pub struct SessionExample {
 }
 
 /// Sizes of a sequence: the largest of its calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// How many calls, or steps of a session.
     pub calls: usize,
@@ -465,6 +472,7 @@ impl Report {
     /// Sets all times to 0, so that the same run gives the same bytes.
     pub fn leave_out_times(&mut self) {
         (self.seconds, self.sequences_per_second) = (0.0, 0.0);
+        self.date = None;
         self.findings.iter_mut().for_each(|finding| finding.shrinking_seconds = 0.0);
         if let Some(probed) = &mut self.probes {
             probed.leave_out_times();
@@ -482,7 +490,10 @@ impl Report {
     pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            implementation: Implementation::of(&subject),
             subject,
+            date: None,
+            command: None,
             rounding_model: model.to_string(),
             model,
             seed,

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Options;
 use super::events::{Event, Progress};
@@ -34,7 +34,7 @@ const MOST_KEPT: usize = 128;
 const ROW: &str = "§2.14";
 
 /// What was asked in sessions.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Sessions {
     /// How many sessions.
     pub asked: usize,

@@ -88,7 +88,8 @@ impl Suspects {
     /// Notes which declared faults show in an answer that they reproduce, as long as some have shown in none.
     pub(super) fn note_declared(&mut self, observation: &Observation) {
         if self.declared.iter().any(|fault| !self.occurred.contains(fault.name)) {
-            let shown = diagnosis::declared_in(&self.declared, &self.declared_sets(), observation, self.model);
+            let shown =
+                diagnosis::declared_in(&self.declared, &self.declared_sets(), observation, self.model);
             self.occurred.extend(shown.iter().map(|fault| fault.name));
         }
     }
