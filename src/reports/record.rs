@@ -13,6 +13,9 @@ use serde_json::Value;
 
 use crate::runner::check::{Excuse, Implementation, Kept, Repeats, Report, Sessions, Size};
 
+/// The cause of a finding for which none could be told.
+pub const UNKNOWN: &str = "unknown";
+
 /// A check. What earlier programs did not write is empty or `None`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Record {
@@ -239,23 +242,25 @@ impl Record {
 }
 
 impl Finding {
-    /// Its cause in a word: a row of SPEC §3, the name of a fault, or of which kind it is.
-    pub fn cause(&self) -> String {
+    /// Its causes in a word each: rows of SPEC §3, names of faults, or of which kind it is.
+    pub fn causes(&self) -> Vec<&str> {
         let mut rows: Vec<&str> =
             self.rows.iter().map(String::as_str).filter(|row| row.starts_with('D')).collect();
         rows.dedup();
         if !rows.is_empty() {
-            return rows.join(" + ");
+            return rows;
+        }
+        if !self.diagnosis.is_empty() {
+            return self.diagnosis.iter().map(String::as_str).collect();
         }
         let told = self.relation.as_ref().is_some_and(|told| told.relation.is_some());
-        match () {
-            () if !self.diagnosis.is_empty() => self.diagnosis.join(" + "),
-            () if self.wider_model.is_some() => "rounding".into(),
-            () if told => "relation".into(),
-            () if self.kind == "not repeatable" => "flaky".into(),
-            () if self.kind == "broken promise" => "promise".into(),
-            () => "unknown".into(),
-        }
+        vec![match self.kind.as_str() {
+            _ if self.wider_model.is_some() => "rounding",
+            _ if told => "relation",
+            "not repeatable" => "flaky",
+            "broken promise" => "promise",
+            _ => UNKNOWN,
+        }]
     }
 
     /// Under which condition it fails.

@@ -64,8 +64,15 @@ fn a_finding_is_known_by_its_sentence() {
     let sentence = report["findings"][0]["sentence"].as_str().unwrap();
     let entry = format!("finding = \"{sentence}\"\nreason = \"seen upstream\"");
     let (_folder, file) = known(&[&entry]);
-    let (code, text, report) = check("D4", &["--known", &file, "--strict-known"]);
+    let pages = tempfile::tempdir().unwrap();
+    let page = pages.path().join("report.html");
+    let options = ["--known", &file, "--strict-known", "--html", page.to_str().unwrap()];
+    let (code, text, report) = check("D4", &options);
     assert_eq!(code, Some(0), "{text}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(
+        page.contains("<strong>Known. </strong>seen upstream") && page.contains("<header class=\"good\">")
+    );
     assert!(text.contains("FINDING 1") && text.contains("  known: seen upstream\n"), "{text}");
     assert_eq!(report["findings"][0]["known"]["reason"], "seen upstream");
     assert!(report["known"].as_u64().unwrap() > 0 && report["diverged"] == 0);

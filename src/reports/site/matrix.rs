@@ -152,7 +152,7 @@ fn rows(versions: &[Version]) -> Markup {
                     tr {
                         th scope="row" { a href=(version.file) { (version.version.as_deref().unwrap_or("not recorded")) } }
                         td { (version.dates().unwrap_or("date not recorded".into())) ", " (counted(version.checks.len(), "check", "checks")) }
-                        td.share { (share(conforming, asked)) }
+                        td.share { (share(conforming, asked, "")) }
                         td { (places.len()) }
                         td { (causes(version, &places).into_iter().map(|(cause, _)| cause).collect::<Vec<_>>().join(", ")) }
                     }
@@ -163,10 +163,10 @@ fn rows(versions: &[Version]) -> Markup {
 }
 
 /// How many conform, as numbers and as a bar.
-pub fn share(conforming: usize, asked: usize) -> Markup {
+pub fn share(conforming: usize, asked: usize, of: &str) -> Markup {
     let percent = 100.0 * conforming as f64 / asked.max(1) as f64;
     html! {
-        span { (conforming) " of " (asked) }
+        span { (conforming) " of " (asked) (of) }
         div.shares aria-hidden="true" {
             @if conforming > 0 { span.conforming style=(format!("width: {percent:.2}%")) {} }
             @if conforming < asked { span.diverged style=(format!("width: {:.2}%", 100.0 - percent)) {} }

@@ -14,7 +14,7 @@ use maud::{Markup, html};
 pub use self::load::{Check, Counterexample, load};
 use self::versions::compare;
 use super::parts::{PARTS, Part, Verdict};
-use super::record::Finding;
+use super::record::{Finding, UNKNOWN};
 use crate::runner::check::Implementation;
 
 /// The first page.
@@ -159,6 +159,15 @@ impl Version<'_> {
     fn cell(&self, part: &Part) -> Cell {
         let verdicts: Vec<Verdict> =
             self.checks.iter().map(|shown| part.verdict(&shown.check.record)).collect();
+        // One that asked sessions alone says nothing of what is asked in calls, unless there is no other.
+        let calls = |place: &usize| self.checks[*place].check.record.asks_calls();
+        let telling: Vec<&Verdict> = verdicts
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| calls(place))
+            .map(|(_, verdict)| verdict)
+            .collect();
+        let telling = if telling.is_empty() { verdicts.iter().collect() } else { telling };
         let mut found: Vec<Place> = Vec::new();
         for (place, verdict) in verdicts.iter().enumerate() {
             if let Verdict::Diverges(findings) = verdict {
@@ -173,8 +182,8 @@ impl Version<'_> {
         match () {
             () if !found.is_empty() => Cell::Diverges(found),
             () if conforms => Cell::Conforms(judged.fold(0, usize::saturating_add)),
-            () if verdicts.contains(&Verdict::NotAsked) => Cell::NotAsked,
-            () if verdicts.contains(&Verdict::NotRecorded) => Cell::NotRecorded,
+            () if telling.contains(&&Verdict::NotAsked) => Cell::NotAsked,
+            () if telling.contains(&&Verdict::NotRecorded) => Cell::NotRecorded,
             () => Cell::NotOffered,
         }
     }
@@ -225,15 +234,17 @@ fn told(cell: &Cell) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// The causes of findings, each once, with the first that shows it.
-fn causes(version: &Version, places: &[Place]) -> Vec<(String, Place)> {
-    let mut causes: Vec<(String, Place)> = Vec::new();
+/// The causes of findings, each once, with the first that shows it; what is unknown comes last.
+fn causes<'v>(version: &'v Version, places: &[Place]) -> Vec<(&'v str, Place)> {
+    let mut causes: Vec<(&str, Place)> = Vec::new();
     for &place in places {
-        let cause = version.finding(place).cause();
-        if !causes.iter().any(|(other, _)| *other == cause) {
-            causes.push((cause, place));
+        for cause in version.finding(place).causes() {
+            if !causes.iter().any(|(other, _)| *other == cause) {
+                causes.push((cause, place));
+            }
         }
     }
+    causes.sort_by_key(|(cause, _)| *cause == UNKNOWN);
     causes
 }
 
@@ -243,7 +254,7 @@ fn cells(version: &Version) -> Markup {
         @for part in &PARTS {
             @let cell = version.cell(part);
             @let (class, glyph, name) = told(&cell);
-            td class=(class) data-part=(part.name) {
+            td class=(class) data-part=(part.name) title=(format!("{}: {name}", part.name)) {
                 div {
                     span.glyph aria-hidden="true" { (glyph) }
                     @match &cell {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{Markup, html};
 
 use super::matrix::share;
-use super::{COUNTEREXAMPLES, INDEX, Place, Shown, Version, anchor, parts_header, told};
+use super::{COUNTEREXAMPLES, INDEX, Place, Shown, Version, anchor, causes, parts_header, told};
 use crate::reports::html::{Status, counted, facts, page as whole, scroll};
 use crate::reports::parts::{PARTS, Verdict};
 use crate::reports::quoted;
@@ -47,7 +47,9 @@ pub fn page(version: &Version, all: &[Version]) -> String {
     let (class, glyph, text) = match (fails, open) {
         (0, _) if findings > 0 => ("good", "✓", "diverges only as known".into()),
         (0, _) => ("good", "✓", "conforms".into()),
-        (_, 0) => ("unusable", "!", format!("{} did not end well", counted(fails, "check", "checks"))),
+        (_, 0) => {
+            ("unusable", "!", format!("{} failed without a finding", counted(fails, "check", "checks")))
+        }
         _ => (
             "bad",
             "✗",
@@ -117,14 +119,15 @@ fn cells(version: &Version, place: usize, shown: &Shown) -> Markup {
                 Verdict::NotAsked => super::Cell::NotAsked,
                 Verdict::NotRecorded => super::Cell::NotRecorded,
             });
-            td class=(class) data-part=(part.name) {
+            td class=(class) data-part=(part.name) title=(format!("{}: {name}", part.name)) {
                 div {
                     span.glyph aria-hidden="true" { (glyph) }
                     @match &verdict {
                         Verdict::Diverges(findings) => {
-                            @for (index, finding) in findings.iter().enumerate() {
+                            @let places: Vec<Place> = findings.iter().map(|finding| (place, *finding)).collect();
+                            @for (index, (cause, place)) in causes(version, &places).into_iter().enumerate() {
                                 @if index > 0 { ", " }
-                                a href=(format!("#{}", version.anchor((place, *finding)))) { (version.finding((place, *finding)).cause()) }
+                                a href=(format!("#{}", version.anchor(place))) { (cause) }
                             }
                         }
                         Verdict::Conforms(count) => span.state title=(format!("{count} judged")) { (name) },
@@ -146,13 +149,14 @@ fn check(version: &Version, place: usize, shown: &Shown) -> Markup {
         section.check id=(anchor(shown.check)) {
             h2 { (outcome) (shown.check.name) }
             p.aside { (record.outcome()) }
-            div.share { (share(conforming, asked)) " " (of) " conform" }
+            div.share { (share(conforming, asked, &format!(" {of} conform"))) }
             h3 { "Command" }
             @match &shown.check.command {
                 Some(command) => pre.replay { code { (command) } },
                 None => p.aside { (NOT_RECORDED) },
             }
             (facts(&lines(record)))
+            div.long { (facts(&long(record))) }
             @for (index, finding) in record.findings.iter().enumerate() {
                 (self::finding(version, (place, index), finding, shown.files[index].as_deref()))
             }
@@ -194,26 +198,35 @@ fn lines(record: &Record) -> Vec<(&'static str, Markup)> {
     if !record.bad_inputs.is_empty() {
         lines.push(("Bad inputs", html! { (record.bad_inputs.join("; ")) }));
     }
+    lines
+}
+
+/// What was asked, and what was not, in long lists.
+fn long(record: &Record) -> Vec<(&'static str, Markup)> {
     let words = |names: Vec<String>| if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+    let left_out = words(record.left_out.keys().cloned().collect());
+    let mut lines = vec![("Not offered", html! { (left_out) })];
     match &record.coverage {
         None => lines.push(("Parts asked", html! { (NOT_RECORDED) })),
         Some(coverage) => {
             let (asked, never): (Vec<_>, Vec<_>) = coverage.parts.iter().partition(|(_, count)| **count > 0);
             let asked = asked.into_iter().map(|(name, count)| format!("{name} ({count})")).collect();
-            let never = never
-                .into_iter()
-                .map(|(name, _)| name.clone())
-                .filter(|name| !record.left_out.contains_key(name))
-                .collect();
-            lines.push(("Parts asked, in so many sequences", html! { (words(asked)) }));
-            lines.push(("Offered and never asked", html! { (words(never)) }));
+            let never =
+                never.into_iter().map(|(name, _)| name).filter(|name| !record.left_out.contains_key(*name));
+            lines.insert(0, ("Parts asked, in so many sequences", html! { (words(asked)) }));
+            lines.insert(1, ("Offered and never asked", html! { (words(never.cloned().collect())) }));
             if !coverage.domain.is_empty() {
                 let domains: Vec<_> = coverage.domain.iter().map(ToString::to_string).collect();
                 lines.push(("Domain", html! { code { (domains.join(" or ")) } }));
             }
         }
     }
-    lines.push(("Not offered", html! { (words(record.left_out.keys().cloned().collect())) }));
+    if record.findings.is_empty() {
+        let wires: Vec<_> = record.deviating().map(|wire| wire.wire.clone()).collect();
+        if !wires.is_empty() {
+            lines.push(("Wires that deviate", html! { (wires.join(", ")) }));
+        }
+    }
     lines
 }
 
@@ -244,7 +257,7 @@ fn finding(version: &Version, place: Place, finding: &Finding, file: Option<&str
         article.finding id=(version.anchor(place)) {
             h3 { span.glyph.wrong aria-hidden="true" { "✗" } (finding.kind) }
             div.diagnosis {
-                p { strong { (finding.cause()) ". " } (finding.sentence) }
+                p { strong { (finding.causes().join(", ")) ". " } (finding.sentence) }
                 @for (name, sentence) in sentences {
                     @if let Some(sentence) = sentence { p { strong { (name) ". " } (sentence) } }
                 }
