@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use doublecheck::cases::Memory;
+use doublecheck::cases::{Memory, bundled};
 use doublecheck::reports::site::{self, INDEX};
 use serde_json::{Value, json};
 
@@ -216,6 +216,12 @@ fn the_command_writes_a_site_in_place_of_an_earlier_one() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_holds(&stdout(&output), &["site/index.html: 2 pages of 1 check, 1 counterexample, 0 not there\n"]);
     assert_holds(&stderr(&output), &["other.json: no report of a check, skipped"]);
+    // What is copied there is no case of its own.
+    let cases = bundled::find(folder.path()).unwrap();
+    assert_eq!(
+        cases.iter().map(|found| found.name.as_str()).collect::<Vec<_>>(),
+        ["reports/finding-1.safetensors"]
+    );
     // A second version takes the place of the first; the page of the first goes.
     write(Path::new(&path("reports/one.json")), &report("kernel 2.0", "finding-2.safetensors"));
     std::fs::write(path("site/mine.html"), "<p>mine</p>").unwrap();

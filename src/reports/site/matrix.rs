@@ -63,7 +63,7 @@ fn matrix(versions: &[Version]) -> Markup {
 
 fn legend() -> Markup {
     let states = [
-        (Cell::Conforms(0), "judged, no finding"),
+        (Cell::Conforms, "judged, no finding"),
         (
             Cell::Diverges(Vec::new()),
             "with its cause: a row of SPEC §3 or the name of a bug; a relation, rounding; unknown",

@@ -15,6 +15,7 @@ pub use self::load::{Check, Counterexample, load};
 use self::versions::compare;
 use super::parts::{PARTS, Part, Verdict};
 use super::record::{Finding, UNKNOWN};
+use crate::cases::bundled::SITE;
 use crate::runner::check::Implementation;
 
 /// The first page.
@@ -24,7 +25,7 @@ pub const INDEX: &str = "index.html";
 pub const COUNTEREXAMPLES: &str = "counterexamples";
 
 /// What marks a page as one that this program wrote and may replace.
-pub const MARK: &str = "<meta name=\"generator\" content=\"doublecheck site\">";
+pub const MARK: &str = SITE;
 
 /// The most characters of a page's name.
 const LONGEST_NAME: usize = 80;
@@ -50,7 +51,7 @@ type Place = (usize, usize);
 
 /// What all checks of a version say of a part.
 enum Cell {
-    Conforms(usize),
+    Conforms,
     Diverges(Vec<Place>),
     NotOffered,
     NotAsked,
@@ -174,14 +175,10 @@ impl Version<'_> {
                 found.extend(findings.iter().map(|&finding| (place, finding)));
             }
         }
-        let judged = verdicts.iter().filter_map(|verdict| match verdict {
-            Verdict::Conforms(count) => Some(*count),
-            _ => None,
-        });
         let conforms = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Conforms(_)));
         match () {
             () if !found.is_empty() => Cell::Diverges(found),
-            () if conforms => Cell::Conforms(judged.fold(0, usize::saturating_add)),
+            () if conforms => Cell::Conforms,
             () if telling.contains(&&Verdict::NotAsked) => Cell::NotAsked,
             () if telling.contains(&&Verdict::NotRecorded) => Cell::NotRecorded,
             () => Cell::NotOffered,
@@ -226,7 +223,7 @@ fn anchor(check: &Check) -> String {
 /// How a cell reads: its class, a glyph, and the name of its state.
 fn told(cell: &Cell) -> (&'static str, &'static str, &'static str) {
     match cell {
-        Cell::Conforms(_) => ("conforms", "✓", "conforms"),
+        Cell::Conforms => ("conforms", "✓", "conforms"),
         Cell::Diverges(_) => ("diverges", "✗", "diverges"),
         Cell::NotOffered => ("not-offered", "–", "not offered"),
         Cell::NotAsked => ("not-asked", "·", "not asked"),
@@ -250,22 +247,34 @@ fn causes<'v>(version: &'v Version, places: &[Place]) -> Vec<(&'v str, Place)> {
 
 /// The cells of a version in a matrix.
 fn cells(version: &Version) -> Markup {
+    let cell = |part: &Part| {
+        let said = version.cell(part);
+        let places = if let Cell::Diverges(places) = &said { &places[..] } else { &[] };
+        cell(part, &said, version, places, |place| version.link(place))
+    };
+    html! { @for part in &PARTS { (cell(part)) } }
+}
+
+/// One cell: the causes with links to their findings, or the name of its state.
+fn cell(
+    part: &Part,
+    said: &Cell,
+    version: &Version,
+    places: &[Place],
+    link: impl Fn(Place) -> String,
+) -> Markup {
+    let (class, glyph, name) = told(said);
+    let glyph = html! { span.glyph aria-hidden="true" { (glyph) } };
+    let causes = causes(version, places);
     html! {
-        @for part in &PARTS {
-            @let cell = version.cell(part);
-            @let (class, glyph, name) = told(&cell);
-            td class=(class) data-part=(part.name) title=(format!("{}: {name}", part.name)) {
-                div {
-                    span.glyph aria-hidden="true" { (glyph) }
-                    @match &cell {
-                        Cell::Diverges(places) => {
-                            @for (index, (cause, place)) in causes(version, places).into_iter().enumerate() {
-                                @if index > 0 { ", " }
-                                a href=(version.link(place)) title=(version.finding(place).sentence) { (cause) }
-                            }
-                        }
-                        Cell::Conforms(count) => span.state title=(format!("{count} judged")) { (name) },
-                        _ => span.state { (name) },
+        td class=(class) data-part=(part.name) title=(format!("{}: {name}", part.name)) {
+            div {
+                @if causes.is_empty() { (glyph) span.state { (name) } }
+                @for (index, (cause, place)) in causes.into_iter().enumerate() {
+                    @if index > 0 { ", " }
+                    span.cause {
+                        @if index == 0 { (glyph) }
+                        a href=(link(place)) title=(version.finding(place).sentence) { (cause) }
                     }
                 }
             }

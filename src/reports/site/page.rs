@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use maud::{Markup, html};
 
 use super::matrix::share;
-use super::{COUNTEREXAMPLES, INDEX, Place, Shown, Version, anchor, causes, parts_header, told};
+use super::{COUNTEREXAMPLES, Cell, INDEX, Place, Shown, Version, anchor, cell, parts_header};
 use crate::reports::html::{Status, counted, facts, page as whole, scroll};
-use crate::reports::parts::{PARTS, Verdict};
+use crate::reports::parts::{PARTS, Part, Verdict};
 use crate::reports::quoted;
 use crate::reports::record::{Finding, Record};
 
@@ -109,34 +109,18 @@ fn summary(version: &Version, all: &[Version]) -> Markup {
 
 /// What one check says of each part.
 fn cells(version: &Version, place: usize, shown: &Shown) -> Markup {
-    html! {
-        @for part in &PARTS {
-            @let verdict = part.verdict(&shown.check.record);
-            @let (class, glyph, name) = told(&match &verdict {
-                Verdict::Conforms(count) => super::Cell::Conforms(*count),
-                Verdict::Diverges(_) => super::Cell::Diverges(Vec::new()),
-                Verdict::NotOffered => super::Cell::NotOffered,
-                Verdict::NotAsked => super::Cell::NotAsked,
-                Verdict::NotRecorded => super::Cell::NotRecorded,
-            });
-            td class=(class) data-part=(part.name) title=(format!("{}: {name}", part.name)) {
-                div {
-                    span.glyph aria-hidden="true" { (glyph) }
-                    @match &verdict {
-                        Verdict::Diverges(findings) => {
-                            @let places: Vec<Place> = findings.iter().map(|finding| (place, *finding)).collect();
-                            @for (index, (cause, place)) in causes(version, &places).into_iter().enumerate() {
-                                @if index > 0 { ", " }
-                                a href=(format!("#{}", version.anchor(place))) { (cause) }
-                            }
-                        }
-                        Verdict::Conforms(count) => span.state title=(format!("{count} judged")) { (name) },
-                        _ => span.state { (name) },
-                    }
-                }
-            }
-        }
-    }
+    let cell = |part: &Part| {
+        let (said, findings) = match part.verdict(&shown.check.record) {
+            Verdict::Conforms(_) => (Cell::Conforms, Vec::new()),
+            Verdict::Diverges(findings) => (Cell::Diverges(Vec::new()), findings),
+            Verdict::NotOffered => (Cell::NotOffered, Vec::new()),
+            Verdict::NotAsked => (Cell::NotAsked, Vec::new()),
+            Verdict::NotRecorded => (Cell::NotRecorded, Vec::new()),
+        };
+        let places: Vec<Place> = findings.into_iter().map(|finding| (place, finding)).collect();
+        cell(part, &said, version, &places, |place| format!("#{}", version.anchor(place)))
+    };
+    html! { @for part in &PARTS { (cell(part)) } }
 }
 
 fn check(version: &Version, place: usize, shown: &Shown) -> Markup {
