@@ -114,8 +114,8 @@ pub mod report {
     #[cfg(feature = "cli")]
     pub use crate::reports::html::check as html;
     pub use crate::runner::check::{
-        Asked, BySize, Coverage, Kept, Like, Needs, OfSize, Repeats, ReportedStages, SessionExample,
-        Sessions, StageExample,
+        Asked, BySize, Coverage, Declaration, Declared, Excuse, Implementation, Kept, Like, Needs, OfSize,
+        Repeats, ReportedStages, SessionExample, Sessions, StageExample,
     };
     pub use crate::runner::shrink::edge::Edge;
 }

@@ -6,6 +6,8 @@
 //! when they are first asked for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
@@ -154,7 +156,10 @@ mod archive {
     }
 }
 
-/// The case files at `path`: itself, or every `*.safetensors` below it, sorted by name.
+/// What marks the first page of a site of reports. The counterexamples of a site are copies of what reports name.
+pub(crate) const SITE: &str = "<meta name=\"generator\" content=\"doublecheck site\">";
+
+/// The case files at `path`: itself, or every `*.safetensors` below it, sorted by name. The copies in sites of reports are left out.
 ///
 /// Errors: [`Error::Access`]; [`Error::Format`] where there is none, or where one that `SHA256SUMS` lists is missing.
 pub fn find(path: &Path) -> Result<Vec<Found>> {
@@ -191,12 +196,21 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Found>) -> Result<()> {
         let path = entry.path();
         // A link to a folder is not followed: it could lead back up.
         if entry.file_type().map_err(access)?.is_dir() {
-            collect(root, &path, found)?;
+            if !is_site(&path) {
+                collect(root, &path, found)?;
+            }
         } else if path.extension().is_some_and(|extension| extension == "safetensors") {
             found.push(Found::below(root, path.strip_prefix(root).unwrap_or(&path)));
         }
     }
     Ok(())
+}
+
+/// Whether a folder is a site of reports, which says so at the beginning of its first page.
+fn is_site(folder: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(folder.join("index.html")).and_then(|page| page.take(4096).read_to_end(&mut start));
+    read.is_ok() && String::from_utf8_lossy(&start).contains(SITE)
 }
 
 /// The path of a file below a folder, with `/`.

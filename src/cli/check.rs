@@ -1,4 +1,4 @@
-//! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,D6] [--out DIR] [--html FILE] [--probe]`
+//! `doublecheck check --command "…" [--seconds S] [--seed S] [--profile NAME] [--known D3,known.toml] [--out DIR] [--html FILE] [--junit FILE] [--probe]`
 
 use std::fs::{File, TryLockError};
 use std::num::NonZeroUsize;
@@ -10,13 +10,14 @@ use clap::Args;
 
 use super::limit::Limit;
 use super::watching::Watching;
-use super::{Delivery, Failure, check_writable, interrupts, seconds, subject};
+use super::{Delivery, Failure, check_writable, clock, interrupts, known, seconds, subject};
 use crate::Options;
 use crate::algorithm::Rules;
 use crate::cases::{Capabilities, Takes, bundled, profiles, rule_names};
+use crate::reports::badge::Badge;
 use crate::reports::check::render;
-use crate::reports::counterexamples;
-use crate::reports::{html, probes};
+use crate::reports::record::Record;
+use crate::reports::{counterexamples, html, junit, markdown, probes};
 use crate::runner::check::{Shard, check_sessions, check_with, probe_only};
 use crate::runner::shrink::Limits;
 
@@ -61,9 +62,12 @@ pub struct Arguments {
     /// commas [default: those the subject declares]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     rules: Vec<String>,
-    /// Divergences that are known: names or rows of SPEC §3, separated by commas
+    /// Divergences that are known: names or rows of SPEC §3, or TOML files of them and of findings, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     known: Vec<String>,
+    /// Fail if a divergence that is declared as known does not occur
+    #[arg(long, requires = "known", conflicts_with = "probe")]
+    strict_known: bool,
     /// How often each sequence is asked; 1 still asks a small share again
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeat: usize,
@@ -95,20 +99,38 @@ pub struct Arguments {
     /// Write the whole report as one HTML file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write the outcome as JUnit XML, for a CI system
+    #[arg(long, value_name = "FILE", conflicts_with = "probe")]
+    junit: Option<PathBuf>,
+    /// Write a summary as Markdown, for the page of a CI job
+    #[arg(long, value_name = "FILE", conflicts_with = "probe")]
+    markdown: Option<PathBuf>,
+    /// Write the JSON of a badge, for shields.io
+    #[arg(long, value_name = "FILE", conflicts_with = "probe")]
+    badge: Option<PathBuf>,
     /// Measure the wires of the subject and print the table of what it does; nothing else is asked
     #[arg(long, conflicts_with = "out")]
     probe: bool,
-    /// Leave times out of text, JSON and HTML, so that they are the same for each run
+    /// Leave times out of text and files, so that they are the same for each run
     #[arg(long)]
     no_times: bool,
 }
 
-pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
+impl Arguments {
+    /// The files to be written.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.json, &self.html, &self.junit, &self.markdown, &self.badge].into_iter().flatten()
+    }
+}
+
+/// `command` is the line that asks for it.
+pub fn main(arguments: &Arguments, command: String) -> Result<ExitCode, Failure> {
+    let date = clock::now();
     let mut profile = profile(&arguments.profile)?;
     if !arguments.rules.is_empty() {
         profile.rules = arguments.rules.iter().map(|name| rules(name)).collect::<Result<_, _>>()?;
     }
-    let known = subject::faults(&arguments.known, "--known")?;
+    let declarations = known::read(&arguments.known, arguments.limit.memory)?;
     let mut goldens = Vec::new();
     if !arguments.no_goldens && arguments.goldens.is_empty() {
         goldens = bundled::cases()?;
@@ -116,7 +138,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     for path in &arguments.goldens {
         goldens.extend(bundled::find(path)?);
     }
-    for path in arguments.json.iter().chain(&arguments.html) {
+    for path in arguments.files() {
         check_writable(path)?;
     }
     let cannot_write = |folder: &Path, error| format!("cannot write to {}: {error}", folder.display());
@@ -156,7 +178,9 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         stop_after: arguments.stop_after,
         interrupted: Some(interrupts::end_cleanly()?),
         profile,
-        known,
+        known: known::faults(&declarations),
+        declarations,
+        strict_known: arguments.strict_known,
         goldens,
         memory: arguments.limit.memory,
         repeat: arguments.repeat,
@@ -175,6 +199,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         check_with(subject.as_mut(), &options, &mut |event| watching.event(event))
     };
     watching.end();
+    (report.date, report.command) = (Some(date), Some(command));
     let mut delivery = Delivery::default();
     if let Some(folder) = out
         && let Err(error) = counterexamples::write(&mut report, folder)
@@ -193,7 +218,16 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     };
     let delivery = delivery.json(arguments.json.as_deref(), &report);
     let page = || html::check(&report, &arguments.subject.again());
-    delivery.html(arguments.html.as_deref(), page).with(&text)?;
+    let mut delivery = delivery.text(arguments.html.as_deref(), page);
+    match Record::of(&report) {
+        Ok(record) => {
+            delivery = delivery.text(arguments.junit.as_deref(), || junit::render(&record));
+            delivery = delivery.text(arguments.markdown.as_deref(), || markdown::render(&record));
+            delivery = delivery.json(arguments.badge.as_deref(), &Badge::of(&record));
+        }
+        Err(error) => delivery.problems.push(format!("cannot tell of the report: {error}")),
+    }
+    delivery.with(&text)?;
     Ok(ExitCode::from(report.exit_code()))
 }
 

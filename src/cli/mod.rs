@@ -2,15 +2,18 @@
 
 mod calibrate;
 mod check;
+mod clock;
 #[cfg(feature = "torch")]
 mod eval;
 mod faults;
 mod inspect;
 mod interrupts;
+mod known;
 mod limit;
 mod merge;
 mod replay;
 mod run;
+mod site;
 mod subject;
 mod verify;
 mod watching;
@@ -25,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use crate::algorithm::ChannelFile;
 use crate::cases::Memory;
-use crate::reports::files;
+use crate::reports::{files, quoted};
 use crate::visible;
 
 #[derive(Parser)]
@@ -40,11 +43,13 @@ enum Command {
     /// Judge case files and invariants; the main job
     Verify(verify::Arguments),
     /// Check an implementation: random sequences, shrinking, diagnosis
-    Check(check::Arguments),
+    Check(Box<check::Arguments>),
     /// Put reports of shares of a check together
     Merge(merge::Arguments),
     /// Ask one counterexample again
     Replay(replay::Arguments),
+    /// Make a static site of the reports of checks
+    Site(site::Arguments),
     /// Compute a case file with the reference and write the answer
     Run(run::Arguments),
     /// Show what a case file or a channel file holds
@@ -80,11 +85,14 @@ pub fn main() -> ExitCode {
 
 /// The same with other arguments, the name of the program first. Where these are wrong, or ask for help, the process ends.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let line = command_line(&arguments);
     let result = match Arguments::parse_from(arguments).command {
         Command::Verify(arguments) => verify::main(&arguments),
-        Command::Check(arguments) => check::main(&arguments),
+        Command::Check(arguments) => check::main(&arguments, line),
         Command::Merge(arguments) => merge::main(&arguments),
         Command::Replay(arguments) => replay::main(&arguments),
+        Command::Site(arguments) => site::main(&arguments),
         Command::Run(arguments) => run::main(&arguments),
         Command::Inspect(arguments) => inspect::main(&arguments),
         Command::Faults(arguments) => faults::main(&arguments),
@@ -98,6 +106,12 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         complain(&format!("doublecheck: {error}"));
         ExitCode::from(2)
     })
+}
+
+/// A command line as a person would type it.
+fn command_line(arguments: &[OsString]) -> String {
+    let words = arguments.iter().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("doublecheck".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// Reads a channel file. Errors: those of its content, with the path.
@@ -133,9 +147,9 @@ impl<'a> Delivery<'a> {
         self
     }
 
-    /// Writes a page, where it is asked for.
-    fn html(mut self, path: Option<&'a Path>, page: impl FnOnce() -> String) -> Self {
-        self.files.extend(path.map(|path| (path, page())));
+    /// Writes a page or another text, where it is asked for.
+    fn text(mut self, path: Option<&'a Path>, text: impl FnOnce() -> String) -> Self {
+        self.files.extend(path.map(|path| (path, text())));
         self
     }
 

@@ -68,7 +68,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
         report.leave_out_times();
     }
     let delivery = Delivery::default().json(arguments.json.as_deref(), &report);
-    let delivery = delivery.html(arguments.html.as_deref(), || html::verify(&report));
+    let delivery = delivery.text(arguments.html.as_deref(), || html::verify(&report));
     delivery.with(&text::render(&report, !arguments.no_times))?;
     Ok(ExitCode::from(report.exit_code()))
 }

@@ -101,6 +101,24 @@ fn with(known: &[&'static Fault], more: &[&'static Fault]) -> Faults {
     known.iter().chain(more).copied().collect()
 }
 
+/// Which of the declared faults an answer shows: those that reproduce it alone, otherwise those that it needs of the first of `sets`
+/// which does. None where none does.
+pub fn declared_in(
+    declared: &[&'static Fault],
+    sets: &[Faults],
+    observation: &Observation,
+    model: RoundingModel,
+) -> Faults {
+    let fits =
+        |faults: &[&'static Fault]| reproduces(Behaviour::with(faults.iter().copied()), observation, model);
+    let alone: Faults = declared.iter().copied().filter(|fault| fits(&[fault])).collect();
+    if !alone.is_empty() {
+        return alone;
+    }
+    let set = sets.iter().find(|set| fits(set));
+    set.map(|set| shown_by(set, observation, model)).unwrap_or_default()
+}
+
 /// The largest sets of faults of which none undoes another, one for each choice between those that do: the two sides of D1.
 pub fn independent_sets(faults: &[&'static Fault]) -> Vec<Faults> {
     let mut sets: Vec<Faults> = vec![Vec::new()];

@@ -12,6 +12,11 @@ impl Probed {
         match *self {}
     }
 
+    /// Names of the declared faults that some answer shows.
+    pub fn declared(&self) -> std::iter::Empty<&'static str> {
+        match *self {}
+    }
+
     /// Sets all times to 0.
     pub fn leave_out_times(&mut self) {
         match *self {}

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::probes;
 use super::{rows, sequence, sessions, stages};
 use crate::cases::{NoAnswer, Observation, Promise, StageAnswer, StageCall, Takes};
-use crate::runner::check::{Finding, Like, Report, Sessions};
+use crate::runner::check::{Excuse, Finding, Like, Report, Sessions};
 use crate::verdicts::rows::ComparedRow;
 use crate::verdicts::{StageVerdict, Verdict};
 use crate::visible;
@@ -60,6 +60,15 @@ pub fn render(report: &Report, with_times: bool) -> String {
     }
     if !report.declared.is_empty() {
         let _ = writeln!(text, "declared divergences: {}", report.declared.join(", "));
+    }
+    for declaration in report.declarations.iter().filter(|declaration| declaration.occurs) {
+        if declaration.why != Excuse::default() {
+            let _ = writeln!(text, "known: {declaration}");
+        }
+    }
+    for declaration in report.stale() {
+        let fails = if report.is_stale() { ", which fails the check" } else { "" };
+        let _ = writeln!(text, "known, but did not occur{fails}: {declaration}");
     }
     for (index, finding) in report.findings.iter().enumerate() {
         text += &self::finding(index, finding);
@@ -200,6 +209,9 @@ fn headline(index: usize, finding: &Finding) -> String {
         let _ = writeln!(text, "  stage: {stage}");
     }
     let _ = writeln!(text, "  diagnosis: {}", finding.sentence);
+    if let Some(why) = &finding.known {
+        let _ = writeln!(text, "  known: {why}");
+    }
     let _ = writeln!(text, "  {}", shrinking(finding));
     for edge in &finding.edges {
         let _ = writeln!(text, "  edge: {edge}");
@@ -348,7 +360,9 @@ fn summary(report: &Report, with_times: bool) -> String {
     if report.diverged > 0 || !report.findings.is_empty() {
         let findings = report.findings.len();
         let plural = if findings == 1 { "finding" } else { "findings" };
-        let _ = write!(text, "; {} diverge, {findings} {plural}", report.diverged);
+        let known = report.findings.iter().filter(|finding| finding.known.is_some()).count();
+        let known = if known == 0 { String::new() } else { format!(" ({known} known)") };
+        let _ = write!(text, "; {} diverge, {findings} {plural}{known}", report.diverged);
         if report.not_looked_into > 0 {
             let _ = write!(text, ", {} of them not looked into", report.not_looked_into);
         }

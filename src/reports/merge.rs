@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::visible;
 
 /// What must be the same in all of them.
-const SAME: [&str; 4] = ["version", "subject", "rounding_model", "declared"];
+const SAME: [&str; 4] = ["version", "subject", "rounding_model", "strict_known"];
 
 /// One report out of several.
 #[derive(Debug, Clone)]
@@ -123,6 +123,13 @@ fn add(merged: &mut Map<String, Value>, other: Map<String, Value>) {
                 }
             }
             ("seed" | "planned_seconds" | "probes" | "domain" | "stages" | "shard", ..) => {}
+            ("declarations", Value::Array(own), Value::Array(other)) => {
+                // What is declared is the same in all; it need not occur in each.
+                for (own, other) in own.iter_mut().zip(other) {
+                    let occurs = own["occurs"] == true || other["occurs"] == true;
+                    own["occurs"] = occurs.into();
+                }
+            }
             ("by_size", Value::Array(own), Value::Array(other)) => add_sizes(own, other),
             (_, Value::Bool(own), Value::Bool(other)) => {
                 *own = if name == "explained" { *own && other } else { *own || other }
@@ -193,14 +200,21 @@ fn size(finding: &Value) -> [u64; 7] {
 impl Merged {
     /// As that of `check`: 2 where input could not be used or shares are missing, 1 where something diverges or ended early.
     pub fn exit_code(&self) -> u8 {
-        let is_empty = |name| self.report.get(name).and_then(Value::as_array).is_none_or(Vec::is_empty);
-        let deviates = |wire: &Value| wire["state"] == "deviates";
+        let list = |name| self.report.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let is_set = |name| {
+            self.report.get(name).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+        };
+        let findings = list("findings");
+        let all_known = !findings.is_empty()
+            && findings.iter().all(|finding| !finding["known"].is_null())
+            && self.report.get("not_looked_into").and_then(Value::as_u64) == Some(0);
         let wires = self.report.get("probes").and_then(|probes| probes["wires"].as_array());
-        let ended = self.report.get("stopped").is_some_and(|stopped| !stopped.is_null());
-        match (
-            is_empty("bad_inputs"),
-            is_empty("findings") && !ended && !wires.is_some_and(|wires| wires.iter().any(deviates)),
-        ) {
+        let deviates = wires.is_some_and(|wires| wires.iter().any(|wire| wire["state"] == "deviates"));
+        let stale = list("declarations").iter().any(|declaration| declaration["occurs"] == false);
+        let conforms = (all_known || findings.is_empty() && !deviates)
+            && !is_set("stopped")
+            && !(stale && is_set("strict_known") && !is_set("interrupted"));
+        match (list("bad_inputs").is_empty(), conforms) {
             (false, _) => 2,
             (true, false) => 1,
             (true, true) => 0,

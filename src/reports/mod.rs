@@ -1,5 +1,7 @@
-//! How results are presented: as text for a terminal, as JSON, and as one HTML file.
+//! How results are presented: as text for a terminal, as JSON, as HTML, and as what CI systems read.
 
+#[cfg(feature = "cli")]
+pub mod badge;
 pub mod check;
 #[cfg(feature = "files")]
 pub mod counterexamples;
@@ -14,12 +16,22 @@ pub mod html;
 #[cfg(feature = "files")]
 pub mod inspect;
 #[cfg(feature = "cli")]
+pub mod junit;
+#[cfg(feature = "cli")]
+pub mod markdown;
+#[cfg(feature = "cli")]
 pub mod merge;
+#[cfg(feature = "cli")]
+pub mod parts;
 #[cfg(feature = "probes")]
 pub mod probes;
+#[cfg(feature = "cli")]
+pub mod record;
 mod rows;
 pub mod sequence;
 pub mod sessions;
+#[cfg(feature = "cli")]
+pub mod site;
 pub mod stages;
 #[cfg(feature = "cli")]
 mod table;

@@ -5,10 +5,12 @@ mod running;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod action;
 mod bad_files;
 mod bounds;
 mod certification;
 mod check_command;
+mod ci_reports;
 mod command_line;
 mod conditions;
 mod domain;
@@ -21,6 +23,7 @@ mod faults;
 mod goldens;
 mod html;
 mod invariants;
+mod known;
 mod large;
 mod maskers;
 mod package;
@@ -37,6 +40,7 @@ mod sequences;
 mod sessions;
 mod shards;
 mod simulated;
+mod site;
 mod stages;
 mod strategies;
 mod tasks;

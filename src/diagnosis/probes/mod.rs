@@ -26,6 +26,7 @@ mod tell;
 mod tensors;
 mod wires;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -35,7 +36,7 @@ use self::tell::{Measured, Told};
 use self::wires::{WIRES, Wire};
 use super::relations;
 use super::reproduction::reproduces;
-use super::{Faults, Patience, Seen, explains, extend, independent_sets};
+use super::{Faults, Patience, Seen, declared_in, explains, extend, independent_sets};
 use crate::algorithm::Row;
 use crate::behaviours::{Behaviour, Fault};
 use crate::cases::{
@@ -79,6 +80,9 @@ pub struct Probed {
     pub deviations: Vec<Deviation>,
     #[serde(skip)]
     seen: Vec<Seen>,
+    /// Names of declared faults that some answer shows.
+    #[serde(skip)]
+    declared: BTreeSet<&'static str>,
 }
 
 /// One wire.
@@ -164,6 +168,11 @@ impl Probed {
         self.wires.iter().filter(move |wire| wire.state == state)
     }
 
+    /// Names of the declared faults that some answer shows.
+    pub(crate) fn declared(&self) -> impl Iterator<Item = &'static str> {
+        self.declared.iter().copied()
+    }
+
     /// Every answer to a sequence that is small enough to keep.
     pub(crate) fn seen(&self) -> &[Seen] {
         &self.seen
@@ -213,6 +222,7 @@ pub fn probe(
         unusable: Duration::ZERO,
         gone: false,
         seen: Vec::new(),
+        declared: BTreeSet::new(),
     };
     let takes = capabilities.stages.takes;
     let wires = WIRES.iter().filter(|wire| wire.takes.contains(&takes));
@@ -236,6 +246,7 @@ pub fn probe(
     Probed {
         cause: None,
         seen: probing.seen,
+        declared: probing.declared,
         wires,
         questions: probing.questions,
         subject_seconds: probing.time.as_secs_f64(),
@@ -257,6 +268,8 @@ struct Probing<'a> {
     gone: bool,
     /// Every answer to a sequence that is small enough to keep.
     seen: Vec<Seen>,
+    /// Names of declared faults that some answer shows.
+    declared: BTreeSet<&'static str>,
 }
 
 /// How one question was answered.
@@ -391,7 +404,7 @@ impl Probing<'_> {
     }
 
     fn wrong(
-        &self,
+        &mut self,
         question: &Question,
         observation: Observation,
         verdict: &Verdict,
@@ -402,6 +415,11 @@ impl Probing<'_> {
             reproduces(behaviour, &observation, self.model)
         };
         let declared = self.known.iter().any(reproduced);
+        if declared {
+            let all: Faults = self.known.concat();
+            let shown = declared_in(&all, &self.known, &observation, self.model);
+            self.declared.extend(shown.iter().map(|fault| fault.name));
+        }
         let why = verdict.explanations().into_iter().next().unwrap_or_else(|| kind.into());
         let mask = verdict.judgement().and_then(|judgement| judgement.mask.divergences.first());
         let at = mask.map(|divergence| (call, divergence.row));

@@ -10,12 +10,13 @@ use crate::reports::check::{
     answered, large, planned, promises, selecting, sessions_in_words, what_reproduces,
 };
 use crate::reports::probes::{asked, columns, state};
-use crate::runner::check::Report;
+use crate::runner::check::{Excuse, Report};
 use crate::verdicts::Sharpness;
 
 /// A check's report. `replay` is how a command line names the same subject, for example `--fault D4`.
 pub fn check(report: &Report, replay: &str) -> String {
-    let status = status(report.exit_code(), report.findings.len(), report.bad_inputs.len());
+    let open = report.findings.iter().filter(|finding| finding.known.is_none()).count();
+    let status = status(report.exit_code(), open, report.bad_inputs.len());
     let body = html! {
         (summary(report))
         @if let Some(probed) = &report.probes { (probes(probed)) }
@@ -85,6 +86,19 @@ fn summary(report: &Report) -> Markup {
     }
     if !report.declared.is_empty() {
         lines.push(("Declared divergences", html! { (report.declared.join(", ")) }));
+    }
+    let known = report
+        .declarations
+        .iter()
+        .filter(|declaration| declaration.occurs && declaration.why != Excuse::default());
+    let known: Vec<String> = known.map(ToString::to_string).collect();
+    if !known.is_empty() {
+        lines.push(("Known", html! { (known.join("; ")) }));
+    }
+    let stale: Vec<String> = report.stale().map(ToString::to_string).collect();
+    if !stale.is_empty() {
+        let fails = if report.is_stale() { ", which fails the check" } else { "" };
+        lines.push(("Known, but did not occur", html! { (stale.join("; ")) (fails) }));
     }
     // Causes are named for subjects that take inputs only.
     let takes_inputs = report.stages.as_ref().is_none_or(|stages| stages.takes == Takes::Inputs);

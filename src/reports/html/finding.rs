@@ -76,6 +76,7 @@ fn diagnosis(finding: &Finding) -> Markup {
         div.diagnosis {
             @if let Some(stage) = finding.stage { p { strong { "Stage. " } (stage) } }
             p { strong { "Diagnosis. " } (finding.sentence) }
+            @if let Some(why) = &finding.known { p { strong { "Known. " } (why) } }
             @if let Some(condition) = &finding.condition { p { strong { "Condition. " } (condition.sentence) } }
             @if let Some(state) = finding.state.as_ref().filter(|state| !state.sentence.is_empty()) {
                 p { strong { "State. " } (state.sentence) }

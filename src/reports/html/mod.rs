@@ -24,12 +24,12 @@ use crate::visible;
 const STYLE: &str = include_str!("style.css");
 
 /// What a page says at its top.
-struct Status {
+pub(super) struct Status {
     /// `good`, `bad` or `unusable`: the colour; `neutral` where nothing is judged.
-    class: &'static str,
+    pub class: &'static str,
     /// None where nothing is judged.
-    glyph: &'static str,
-    text: String,
+    pub glyph: &'static str,
+    pub text: String,
 }
 
 /// Conforms, diverges, or could not be judged.
@@ -43,7 +43,7 @@ fn status(exit_code: u8, findings: usize, bad_inputs: usize) -> Status {
 }
 
 /// The whole file.
-fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Markup) -> String {
+pub(super) fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -51,6 +51,7 @@ fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Mar
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                @if command == "site" { meta name="generator" content="doublecheck site"; }
                 title { (subject) ": " (status.text) " – doublecheck " (command) }
                 style { (PreEscaped(STYLE)) }
             }
@@ -77,7 +78,7 @@ fn page(command: &str, subject: &str, version: &str, status: &Status, body: &Mar
 }
 
 /// Names and what there is to say of each.
-fn facts(facts: &[(&str, Markup)]) -> Markup {
+pub(super) fn facts(facts: &[(&str, Markup)]) -> Markup {
     html! {
         dl.facts {
             @for (name, value) in facts {
@@ -88,7 +89,7 @@ fn facts(facts: &[(&str, Markup)]) -> Markup {
 }
 
 /// A table's box: it scrolls, the page does not.
-fn scroll(table: &Markup) -> Markup {
+pub(super) fn scroll(table: &Markup) -> Markup {
     html! { div.scroll tabindex="0" { (table) } }
 }
 
@@ -104,6 +105,6 @@ fn bad_inputs(errors: &[String]) -> Markup {
     }
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -12,6 +12,8 @@ mod findings;
 #[cfg_attr(not(feature = "files"), path = "no_goldens.rs")]
 mod goldens;
 mod grouping;
+mod implementation;
+mod known;
 mod pace;
 mod plan;
 #[cfg(feature = "probes")]
@@ -37,6 +39,8 @@ use std::time::Duration;
 pub use self::by_size::{BySize, OfSize};
 pub use self::coverage::{Asked, Coverage};
 pub use self::events::{Event, Progress};
+pub use self::implementation::Implementation;
+pub use self::known::{Declaration, Declared, Excuse};
 #[cfg(feature = "probes")]
 pub use self::probing::probe_only;
 pub use self::promises::Kept;
@@ -77,6 +81,11 @@ pub struct Options {
     pub profile: Capabilities,
     /// Divergences that the subject declares: answers that these reproduce are counted apart.
     pub known: Faults,
+    /// The same one by one, each with a reason; and findings that are known by their sentence. Those that occur are reported, and so
+    /// are those that do not.
+    pub declarations: Vec<Declaration>,
+    /// Whether a declaration that does not occur fails the check; default false.
+    pub strict_known: bool,
     /// Case files that are asked as well, where they apply; with `seconds`, as many as fit, the smallest first.
     #[cfg(feature = "files")]
     pub goldens: Vec<Found>,
@@ -126,6 +135,8 @@ impl Default for Options {
             history: 0,
             profile: Capabilities::default(),
             known: Vec::new(),
+            declarations: Vec::new(),
+            strict_known: false,
             #[cfg(feature = "files")]
             goldens: Vec::new(),
             #[cfg(feature = "files")]

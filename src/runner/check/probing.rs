@@ -23,9 +23,10 @@ pub fn probe_only(subject: &mut dyn Subject, options: &Options) -> Report {
     };
     let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
     report.left_out = left_out(&capabilities);
-    report.declared = options.known.iter().map(|fault| fault.name).collect();
+    report.declare(options);
     let mut probed = probe(subject, &capabilities, &options.known, options.seconds.unwrap_or(MOST_TIME));
     probed.find_cause(report.model);
+    report.settle(&probed.declared().collect());
     report.probes = Some(probed);
     report.seconds = start.elapsed().as_secs_f64();
     report

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array4, ArrayView1};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::differences::{keys, same, same_bits};
 use super::events::Event;
@@ -32,7 +32,7 @@ const OBSERVED_BY_ASKING: usize = 64;
 const MOST_TRIES: usize = 400;
 
 /// How often a property that may be promised held.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// Whether it is promised.
     pub promised: bool,

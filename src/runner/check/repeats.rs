@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::differences::{differences, of_all_rows, same};
 use super::events::Event;
@@ -41,7 +41,7 @@ const MOST_TRIES: usize = 80;
 const MOST_ASKED: usize = 64;
 
 /// How repeats went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repeats {
     /// How many there were.
     pub asked: usize,

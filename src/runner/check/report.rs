@@ -5,10 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::Options;
 use super::by_size::BySize;
 use super::coverage::Coverage;
+use super::implementation::Implementation;
+use super::known::{Declaration, Excuse};
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
 use super::sessions::Sessions;
@@ -35,6 +38,12 @@ pub struct Report {
     pub version: &'static str,
     /// Who was checked.
     pub subject: String,
+    /// The same in parts.
+    pub implementation: Implementation,
+    /// When it was asked, in UTC, to the second; `None` where nobody says, and where times are left out.
+    pub date: Option<String>,
+    /// The command line that asked it, where there was one.
+    pub command: Option<String>,
     /// How it says it rounds: labels, kept type, accumulation.
     pub rounding_model: String,
     /// The same, to judge by.
@@ -89,6 +98,12 @@ pub struct Report {
     pub known: usize,
     /// Declared divergences.
     pub declared: Vec<&'static str>,
+    /// What is declared as known, one by one, and whether it occurs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub declarations: Vec<Declaration>,
+    /// Whether one of them that does not occur fails the check.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strict_known: bool,
     /// Sequences that diverge otherwise.
     pub diverged: usize,
     /// How sharp the verdicts on conforming answers were.
@@ -169,6 +184,9 @@ pub struct Finding {
     /// Failures of other kinds that have the same cause, as far as can be seen.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub more: Vec<Like>,
+    /// Why it is accepted, where it is declared as known by its sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known: Option<Excuse>,
     /// Whether it stayed inside a domain that the subject declares.
     pub inside_domain: bool,
     /// Where the counterexample was written.
@@ -226,6 +244,7 @@ impl Finding {
             condition: None,
             state: None,
             more: Vec::new(),
+            known: None,
             inside_domain: false,
             file: None,
             example: None,
@@ -344,7 +363,7 @@ pub struct SessionExample {
 }
 
 /// Sizes of a sequence: the largest of its calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// How many calls, or steps of a session.
     pub calls: usize,
@@ -457,17 +476,28 @@ impl Report {
     /// Sets all times to 0, so that the same run gives the same bytes.
     pub fn leave_out_times(&mut self) {
         (self.seconds, self.sequences_per_second) = (0.0, 0.0);
+        self.date = None;
         self.findings.iter_mut().for_each(|finding| finding.shrinking_seconds = 0.0);
         if let Some(probed) = &mut self.probes {
             probed.leave_out_times();
         }
     }
 
+    /// Takes over what the options declare as known.
+    pub(super) fn declare(&mut self, options: &Options) {
+        self.declared = options.known.iter().map(|fault| fault.name).collect();
+        self.declarations.clone_from(&options.declarations);
+        self.strict_known = options.strict_known;
+    }
+
     /// Nothing asked yet.
     pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            implementation: Implementation::of(&subject),
             subject,
+            date: None,
+            command: None,
             rounding_model: model.to_string(),
             model,
             seed,
@@ -492,6 +522,8 @@ impl Report {
             refused: 0,
             known: 0,
             declared: Vec::new(),
+            declarations: Vec::new(),
+            strict_known: false,
             diverged: 0,
             sharpness: Sharpness::default(),
             findings: Vec::new(),
@@ -518,11 +550,13 @@ impl Report {
         self.interrupted || self.stopped.is_some()
     }
 
-    /// 0 where everything conforms or diverges as declared, 1 where something else diverged or the check ended early, 2
-    /// where some input could not be used. An interrupted check counts as what it holds.
+    /// 0 where everything conforms or diverges as declared, 1 where something else diverged, the check ended early, or a declared
+    /// divergence did not occur that has to, 2 where some input could not be used. An interrupted check counts as what it holds.
     pub fn exit_code(&self) -> u8 {
-        let probes = self.probes.as_ref().is_none_or(Probed::conforms);
-        match (self.bad_inputs.is_empty(), self.findings.is_empty() && self.stopped.is_none() && probes) {
+        // What a wire shows is a finding as well, unless a cause reproduces it that another one shows.
+        let probes = self.all_known() || self.probes.as_ref().is_none_or(Probed::conforms);
+        let findings = self.all_known() || self.findings.is_empty();
+        match (self.bad_inputs.is_empty(), findings && self.stopped.is_none() && probes && !self.is_stale()) {
             (false, _) => 2,
             (true, false) => 1,
             (true, true) => 0,

@@ -14,6 +14,7 @@ use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
 use crate::cases::capabilities::SESSIONS;
 use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, SessionObservation, Shape};
+use crate::diagnosis::probes::Probed;
 use crate::runner::shrink::Limits;
 use crate::subjects::{Subject, ask};
 use crate::verdicts::judge::{first_failure, judge_observation};
@@ -84,7 +85,7 @@ impl<'a> Run<'a> {
         }
         report.promises = nothing_counted(Promise::ALL, &capabilities);
         report.stages = ReportedStages::of(&capabilities.stages);
-        report.declared = options.known.iter().map(|fault| fault.name).collect();
+        report.declare(options);
         Self {
             shapes: capabilities.shapes.map(|_| BTreeSet::new()),
             subject,
@@ -204,6 +205,7 @@ impl<'a> Run<'a> {
     pub(super) fn diverges(&mut self, observation: Observation, kind: &'static str) {
         if self.suspects.declare(&observation) {
             self.report.known += 1;
+            self.suspects.note_declared(&observation);
             return;
         }
         self.report.diverged += 1;
@@ -298,6 +300,9 @@ impl<'a> Run<'a> {
         self.ask_waiting(true);
         self.think(Self::conclude);
         self.is_over();
+        let mut seen = self.suspects.occurred().clone();
+        seen.extend(self.report.probes.iter().flat_map(Probed::declared));
+        self.report.settle(&seen);
         let (seconds, sequences_per_second) = (self.start.elapsed().as_secs_f64(), self.per_second());
         Report { seconds, sequences_per_second, ..self.report }
     }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::events::{Event, Progress};
 use super::pace::Pace;
@@ -41,7 +41,7 @@ const STEPS: &str = "Unknown: asked as a call it conforms, so earlier steps deci
 const COMPANIONS: &str = "Unknown: with each request asked alone it conforms, so companions of a step decide, but no named fault reproduces every answer.";
 
 /// What was asked in sessions.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Sessions {
     /// How many sessions.
     pub asked: usize,

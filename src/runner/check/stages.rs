@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
         report.planned_seconds = options.seconds.map(|seconds| seconds.as_secs_f64());
         report.left_out = left_out(&capabilities);
         report.left_out.insert(Takes::Inputs.name().into(), 0);
-        report.declared = options.known.iter().map(|fault| fault.name).collect();
+        report.declare(options);
         report.stages = ReportedStages::of(&capabilities.stages);
         report.promises = nothing_counted(of_stages(&capabilities), &capabilities);
         Self {
@@ -450,6 +450,8 @@ impl<'a> Run<'a> {
     fn finish(mut self) -> Report {
         self.is_over();
         self.explain();
+        // Faults of the catalogue are no explanation of one stage alone.
+        self.report.settle(&BTreeSet::new());
         self.report.seconds = self.start.elapsed().as_secs_f64();
         self.report.sequences_per_second = self.per_second();
         self.report

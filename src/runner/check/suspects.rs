@@ -1,5 +1,6 @@
 //! Which faults a subject seems to have: those it declares and those named so far, held against every answer kept.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub(super) const NEAR_MISSES: usize = 16;
 pub(super) struct Suspects {
     model: RoundingModel,
     declared: Faults,
+    /// Names of those that an answer shows.
+    occurred: BTreeSet<&'static str>,
     /// Declared faults that no conforming answer contradicts.
     shown: Faults,
     /// Faults named so far: together with `shown` they reproduce everything seen that they can.
@@ -57,6 +60,7 @@ impl Suspects {
         Self {
             model,
             declared: options.known.clone(),
+            occurred: BTreeSet::new(),
             shown: options.known.clone(),
             named: Vec::new(),
             seen: Vec::new(),
@@ -79,6 +83,20 @@ impl Suspects {
         let alone = self.declared.iter().map(|fault| fault.behaviour());
         !self.declared.is_empty()
             && together.chain(alone).any(|behaviour| reproduces(behaviour, observation, self.model))
+    }
+
+    /// Notes which declared faults show in an answer that they reproduce, as long as some have shown in none.
+    pub(super) fn note_declared(&mut self, observation: &Observation) {
+        if self.declared.iter().any(|fault| !self.occurred.contains(fault.name)) {
+            let shown =
+                diagnosis::declared_in(&self.declared, &self.declared_sets(), observation, self.model);
+            self.occurred.extend(shown.iter().map(|fault| fault.name));
+        }
+    }
+
+    /// Names of the declared faults that showed.
+    pub(super) fn occurred(&self) -> &BTreeSet<&'static str> {
+        &self.occurred
     }
 
     /// Declared faults that a conforming answer contradicts explain nothing.
