@@ -294,3 +294,53 @@ fn what_no_relation_gives_is_unknown() {
     assert!(told.sentence.starts_with("Unknown: none of "), "{}", told.sentence);
     assert!(told.relation.as_ref().is_some_and(|told| told.relation.is_none() && told.tried > 300));
 }
+
+/// Relations that leave every key of every row open, such as labels that are all zeros, fit whatever is selected: they are no cause
+/// of what is selected at random.
+#[test]
+fn what_any_selection_fits_is_no_cause() {
+    let lacks = [Feature::Refusals, Feature::EarlierMaskers, Feature::Previous, Feature::AttentionMask];
+    let capabilities = Capabilities {
+        lacks: lacks.into_iter().collect(),
+        heads: vec![HeadMode::PerHead],
+        ..Capabilities::default()
+    };
+    // As many keys as there should be, those with the smallest hash of their numbers and of the query's.
+    let mask = |reference: &mut Reference, instance: &Instance, _: &[Call], call: &Call| {
+        let mut mask = reference.call(call)?.mask;
+        if is_dense(instance, call) {
+            return Ok(mask);
+        }
+        for row @ (b, head, i) in call.inputs.dims().rows() {
+            let count = mask.row(row).count();
+            let open = |key: &usize| call.inputs.additive(b, head, i).at(*key) > f32::NEG_INFINITY;
+            let mut keys: Vec<usize> = (0..call.inputs.dims().keys).filter(open).collect();
+            let bits = |rows: ndarray::ArrayView2<f32>, at: usize| {
+                rows.row(at)
+                    .iter()
+                    .map(|x| x.to_bits())
+                    .fold(7, |h: u32, x| (h ^ x).wrapping_mul(0x9E37_79B9))
+            };
+            let query = bits(call.inputs.queries(b, head), i);
+            keys.sort_by_key(|&key| {
+                bits(call.inputs.keys(b, head), key) ^ query.wrapping_mul(key as u32 | 1)
+            });
+            (0..call.inputs.dims().keys).for_each(|key| mask.remove(row, key));
+            mask.add(row, keys.into_iter().take(count));
+        }
+        Ok(mask)
+    };
+    let mut subject = Otherwise {
+        reference: Reference::default(),
+        calls: Vec::new(),
+        instance: None,
+        mask,
+        heads: capabilities.heads.clone(),
+    };
+    let options = Options { cases: 60, profile: capabilities, probes: false, ..Options::default() };
+    let report = check(&mut subject, &options);
+    assert!(report.diverged > 30, "{report}");
+    for finding in &report.findings {
+        assert!(finding.sentence.starts_with("Unknown"), "{}", finding.sentence);
+    }
+}

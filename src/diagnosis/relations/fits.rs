@@ -5,12 +5,14 @@ use std::borrow::Cow;
 
 use super::answers::Item;
 use super::{Acts, How, Relation};
+use crate::algorithm::Mask;
 use crate::behaviours::answer::full_mask;
 use crate::behaviours::attending::AttentionView;
 use crate::behaviours::changes::{OutputChange, RowChange};
-use crate::behaviours::{Behaviour, Outcome, Prediction, predict};
+use crate::behaviours::{Behaviour, Outcome, Prediction, Ranked, predict};
 use crate::cases::{Answer, NoAnswer, RoundingModel, Sequence};
 use crate::diagnosis::reproduction::{attention_fits, labels_fit, rows_fit, scores_fit, view_fits};
+use crate::verdicts::certificate::Class;
 use crate::verdicts::changed::ChangedRows;
 
 /// Whether the selection that was answered is that of a relation.
@@ -32,14 +34,33 @@ fn asked<'a>(relation: &Relation, item: &'a Item<'_>, acts: Acts) -> Cow<'a, Seq
 }
 
 fn selects(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> Option<bool> {
+    let Ok(answer) = &item.observation.answers[item.index] else { return Some(false) };
+    let mut fits = None;
+    let full = with_rows(relation, item, model, |prediction, ranked, rows| {
+        fits = Some(
+            labels_fit(prediction, answer, model)
+                && scores_fit(prediction, answer, model)
+                && rows_fit(prediction, ranked, rows, &answer.mask),
+        );
+    })?;
+    fits.or_else(|| full.map(|full| answer.mask == full))
+}
+
+/// Hands over the rows of an item as a relation ranks them; where nothing is ranked there are none, and the mask is full, as
+/// returned. `None` where it gives no answer.
+fn with_rows(
+    relation: &Relation,
+    item: &Item<'_>,
+    model: RoundingModel,
+    take: impl FnOnce(&Prediction, &Ranked, &ChangedRows<'_>),
+) -> Option<Option<Mask>> {
     let index = item.index;
-    let Ok(answer) = &item.observation.answers[index] else { return Some(false) };
     let asked = asked(relation, item, Acts::Selection);
     let sequence = asked.as_ref();
     let behaviour = relation.behaviour();
     let mut prediction = predicted(behaviour, sequence, index)?;
     let Some(mut ranked) = prediction.ranked.take() else {
-        return Some(answer.mask == full_mask(&prediction));
+        return Some(Some(full_mask(&prediction)));
     };
     for how in relation.hows() {
         if let How::Labels(change) = how {
@@ -58,11 +79,41 @@ fn selects(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> Option
         true => ChangedRows::exactly(&prediction, ranked, changes),
         false => ChangedRows::within(&prediction, ranked, model, changes),
     };
-    Some(
-        labels_fit(&prediction, answer, model)
-            && scores_fit(&prediction, answer, model)
-            && rows_fit(&prediction, ranked, &rows, &answer.mask),
-    )
+    take(&prediction, ranked, &rows);
+    Some(None)
+}
+
+/// What an answer says for a relation that gives it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Support {
+    /// Whether the relation says of some key whether it is selected.
+    pub decided: bool,
+    /// Whether of the keys that it leaves open the lowest are selected in each row.
+    pub lowest: bool,
+    /// The same, the highest.
+    pub highest: bool,
+}
+
+/// How an answer that a relation gives supports it.
+pub(super) fn support(relation: &Relation, item: &Item<'_>, model: RoundingModel) -> Support {
+    let mut found = Support { decided: false, lowest: true, highest: true };
+    let Ok(answer) = &item.observation.answers[item.index] else { return found };
+    let given = with_rows(relation, item, model, |prediction, ranked, rows| {
+        for row @ (b, head, i) in prediction.ranking.dims().rows() {
+            let classes = rows.certificate(row).classes;
+            // That a row with at most H candidates selects them all is right anyway.
+            let candidates = |class: &&Class| matches!(class, Class::In | Class::Out | Class::Open);
+            let chooses = classes.iter().filter(candidates).count() > ranked.count;
+            found.decided |= classes.contains(&Class::Out) || (chooses && classes.contains(&Class::In));
+            let open = classes.iter().enumerate().filter(|(_, class)| **class == Class::Open);
+            let selected: Vec<bool> = open.map(|(key, _)| answer.mask.attends(b, head, i, key)).collect();
+            found.lowest &= selected.is_sorted_by(|a, b| a >= b);
+            found.highest &= selected.is_sorted();
+        }
+    });
+    // A full mask is decided.
+    found.decided |= matches!(given, Some(Some(_)));
+    found
 }
 
 /// Whether the attention that was answered is that of a relation.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::answers::{Item, items};
-use super::fits::{attention_of_relation_fits, selection_fits};
+use super::fits::{attention_of_relation_fits, selection_fits, support};
 use super::members;
 use super::restriction::Restriction;
 use super::{Acts, How, Member, Relation};
@@ -284,7 +284,10 @@ impl<'a> Search<'a> {
                 .iter()
                 .all(|(part, item)| Instant::now() < self.deadline && self.fits(relation, item, *part))
         };
-        let fitting: Vec<Relation> = relations.into_par_iter().filter(reproduces).collect();
+        let says_something =
+            |relation: &Relation| !parts.contains(&Acts::Selection) || self.is_supported(relation);
+        let fitting: Vec<Relation> =
+            relations.into_par_iter().filter(reproduces).filter(says_something).collect();
         let (mut everywhere, mut somewhere) = (Vec::new(), Vec::new());
         for mut relation in fitting {
             let contradicting = self.contradicting(&relation);
@@ -305,6 +308,20 @@ impl<'a> Search<'a> {
             }
         }
         if everywhere.is_empty() { somewhere } else { everywhere }
+    }
+
+    /// Whether answers that fail say something for a relation that gives all of them: one that leaves every key of every row open
+    /// would give any others as well, unless the same keys of those that tie are always taken.
+    fn is_supported(&self, relation: &Relation) -> bool {
+        let (mut lowest, mut highest) = (true, true);
+        for item in self.failing(Acts::Selection) {
+            let support = support(relation, item, self.model);
+            if support.decided {
+                return true;
+            }
+            (lowest, highest) = (lowest && support.lowest, highest && support.highest);
+        }
+        lowest || highest
     }
 
     /// Conforming answers that a relation does not give, or was not held against: what is told was held against each, for which
