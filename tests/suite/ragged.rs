@@ -545,12 +545,15 @@ fn a_named_bug_is_named_in_ragged_batches_too() {
     }
 }
 
+/// The mask of an entry, from the lengths of its batch, its place there and H as it is configured.
+type Masked = fn(&mut Reference, &Call, (&[usize], usize, usize)) -> Result<Mask, NoAnswer>;
+
 /// The reference, entry by entry, with another mask; the output is that of the mask. It is told the lengths of the batch, the entry and
 /// H as it is configured, 0 for a share.
 struct Changed {
     reference: Reference,
     heavy_size: usize,
-    mask: fn(&mut Reference, &Call, (&[usize], usize, usize)) -> Result<Mask, NoAnswer>,
+    mask: Masked,
 }
 
 impl Subject for Changed {
@@ -602,7 +605,6 @@ impl Subject for Changed {
 /// alone.
 #[test]
 fn a_relation_is_told_of_ragged_batches() {
-    type Masked = fn(&mut Reference, &Call, (&[usize], usize, usize)) -> Result<Mask, NoAnswer>;
     let first_on_top: Masked = |reference, call, _| {
         let (mut mask, dims) = (reference.call(call)?.mask, call.inputs.dims());
         dims.rows().for_each(|row| mask.add(row, [0]));

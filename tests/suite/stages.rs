@@ -371,7 +371,8 @@ fn a_relation_is_told_of_a_top_k() {
     let signed = |scores: &[f32], heavy_size: usize| {
         by(scores, heavy_size, |score| (score + 0.0).to_bits().cast_signed())
     };
-    let cases: [(fn(&[f32], usize) -> Vec<usize>, &str); 5] = [
+    type Select = fn(&[f32], usize) -> Vec<usize>;
+    let cases: [(Select, &str); 5] = [
         (tile, "keys from position 8 · ⌊n / 8⌋ on are never selected"),
         (wrapped, "selected positions are taken modulo 64"),
         (pads, "selects the last key as well"),

@@ -114,7 +114,8 @@ fn entries<'a>(
     let call = &observation.sequence.calls[index];
     let (Ok(answer), Some(entries)) = (&observation.answers[index], call.entries()) else { return None };
     let dims = call.inputs.dims();
-    if !conforms && !(answer.fits(&dims) && beyond_is_empty(call, &entries, answer)) {
+    let is_whole = answer.fits(&dims) && beyond_is_empty(call, &entries, answer);
+    if !(conforms || is_whole) {
         return None;
     }
     let lengths: Vec<usize> = entries.iter().map(|entry| entry.keys).collect();

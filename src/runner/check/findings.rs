@@ -184,7 +184,7 @@ impl Run<'_> {
         self.add_what_is_apart();
     }
 
-    /// Coarse sums reproduce many small errors. Where one wider rounding explains as much, it is told: it allows less.
+    /// Coarse sums reproduce many small errors. Where products that are rounded explain as much, they are told: sums of them round less.
     fn prefer_a_rounding(&mut self) {
         for finding in &mut self.report.findings {
             let [fault] = finding.faults.as_slice() else { continue };
@@ -192,7 +192,8 @@ impl Run<'_> {
                 continue;
             }
             let wider = self.suspects.wider_model(finding.kind, false);
-            finding.wider_model = wider.filter(|words| !words.contains(" and "));
+            finding.wider_model =
+                wider.filter(|words| words.starts_with("products") && !words.contains(" and "));
             if finding.wider_model.is_some() {
                 finding.faults.clear();
             }
