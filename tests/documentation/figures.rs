@@ -282,6 +282,20 @@ fn finding_claims(claims: &mut Claims) {
         "docs/findings.md",
         format!("Planted only in calls of more than {} keys, every one was caught", above.join(" or ")),
     );
+    let larger = record("large-20000.json");
+    let (conforming, planted): (Vec<&Value>, Vec<&Value>) =
+        list(&larger).iter().partition(|fault| fault["must_conform"] == true);
+    assert!(conforming.iter().all(|variant| variant["caught_by"].is_null()));
+    let above = whole(&larger[0]["above"]);
+    let smallest =
+        |fault: &&&Value| fault["size"]["keys"].as_u64().is_some_and(|n| n.abs_diff(above + 1) <= 1);
+    let shrunk = planted.iter().filter(smallest).count();
+    assert_eq!(shrunk, planted.len());
+    claim(
+        claims,
+        "docs/findings.md",
+        format!("Above {} keys {shrunk} were planted so far, and all of them", grouped(above)),
+    );
     independent_claims(claims);
     let grid = read("golden/SHA256SUMS").lines().filter(|line| line.contains(" grid/")).count();
     claim(
