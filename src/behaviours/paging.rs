@@ -396,11 +396,11 @@ impl Read {
         let dims = self.ranking.inputs.dims();
         let selection = &instance.selection;
         let short = dims.keys - dims.queries <= selection.heavy_size.resolve(dims.keys);
-        let ranks = !self.is_dense(instance)
-            && !instance.dense_layers.contains(&self.ranking.layer)
-            && !(selection.dense_fallback && short);
+        let dense = self.is_dense(instance)
+            || instance.dense_layers.contains(&self.ranking.layer)
+            || (selection.dense_fallback && short);
         // With several queries the rows of an engine are others.
-        let Some(tails) = self.tails.as_ref().filter(|_| dims.queries == 1 && ranks) else {
+        let Some(tails) = self.tails.as_ref().filter(|_| dims.queries == 1 && !dense) else {
             return Vec::new();
         };
         let of = |heads: usize| lost_to_tails(&tails.lengths, heads, tails.tile).swap_remove(tails.place);

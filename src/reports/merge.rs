@@ -43,7 +43,9 @@ pub fn merge(reports: Vec<(String, Map<String, Value>)>) -> Result<Merged, Strin
     merged.remove("shard");
     if let Some(missing) = shares.missing() {
         let bad = merged.entry("bad_inputs").or_insert_with(|| Value::Array(Vec::new()));
-        bad.as_array_mut().map(|bad| bad.push(Value::String(missing)));
+        if let Some(bad) = bad.as_array_mut() {
+            bad.push(Value::String(missing));
+        }
     }
     Ok(Merged { report: merged, parts: shares.in_words() })
 }

@@ -36,7 +36,7 @@ const MOST_REJECTED: usize = 100;
 
 /// The largest question that is kept for the search for causes, in numbers, how many are kept of those that fail and of those that
 /// conform, and of how many questions the features are.
-const LARGEST_KEPT: usize = 1 << 21;
+const LARGEST_KEPT: usize = 1 << 17;
 const MOST_KEPT: usize = 1 << 24;
 const MOST_EXAMPLES: usize = 1 << 15;
 
@@ -76,6 +76,8 @@ pub(super) struct Run<'a> {
     /// What was answered, and how many numbers are kept of what conforms.
     seen: Vec<SeenStage>,
     seen_numbers: [usize; 2],
+    /// Whether a finding stayed too large for that.
+    too_large: bool,
     /// The features of each question, with the kind of its failure.
     examples: Vec<(Features, Option<&'static str>)>,
 }
@@ -151,6 +153,7 @@ impl<'a> Run<'a> {
             compiling: (Duration::ZERO, 0),
             seen: Vec::new(),
             seen_numbers: [0; 2],
+            too_large: false,
             examples: Vec::new(),
         }
     }
@@ -410,7 +413,11 @@ impl<'a> Run<'a> {
         });
         let answer = ask_stage(self.subject, &shrunk.call);
         let conforms = judge_stage(&shrunk.call, &answer, model).conforms();
-        self.seen.push(SeenStage { call: shrunk.call.clone(), answer: answer.clone(), conforms });
+        if numbers(&shrunk.call) <= LARGEST_KEPT {
+            self.seen.push(SeenStage { call: shrunk.call.clone(), answer: answer.clone(), conforms });
+        } else {
+            self.too_large |= !conforms;
+        }
         let mut finding = self.finding(&first_seen, shrunk.call, answer, kind);
         finding.edges = edges;
         (finding.tries, finding.shrinking_seconds, finding.shrunk) =
@@ -465,7 +472,9 @@ impl Run<'_> {
         self.report.explained = self.report.findings.is_empty();
         self.report.reproduced = self.seen.iter().filter(|seen| seen.conforms).count();
         let is_answer = |finding: &Finding| finding.stage.is_some() && finding.kind != BROKEN_PROMISE;
-        if self.options.naming.is_zero() || !self.report.findings.iter().any(is_answer) {
+        // What is told of all findings is proved on each.
+        let nothing_to_tell = !self.report.findings.iter().any(is_answer) || self.too_large;
+        if self.options.naming.is_zero() || nothing_to_tell {
             return;
         }
         (self.watch)(Event::Naming(self.report.findings.len()));
