@@ -143,13 +143,13 @@ fn what_a_domain_does_not_let_one_measure_is_said() {
         json!([{"heads": [4], "kv_heads": [4]}, {"heads": [8], "kv_heads": [2], "queries": [1]}]),
     ];
     let engine = Engine::default().capabilities().lacks;
-    // Half of the domains and a third of the features, unless tests run in full.
+    // A third of the domains and a sixth of the features, unless tests run in full.
     let part = |of: usize| if is_long() { 1 } else { of };
-    domains.into_par_iter().step_by(part(2)).for_each(|json| {
+    domains.into_par_iter().step_by(part(3)).for_each(|json| {
         silent(Reference::default(), domain(json.clone()));
         silent(Engine::default(), Capabilities { lacks: engine.clone(), ..domain(json) });
     });
-    Feature::ALL.into_par_iter().step_by(part(3)).for_each(|feature| {
+    Feature::ALL.into_par_iter().step_by(part(6)).for_each(|feature| {
         let lacks = [feature].into();
         silent(Reference::default(), Capabilities { lacks, ..Capabilities::default() });
     });
