@@ -34,7 +34,8 @@ fn piece(one: &str, other: &str) -> Ordering {
         (Some(one), Some(other)) => one.cmp(&other),
         (Some(_), None) => Ordering::Greater,
         (None, Some(_)) => Ordering::Less,
-        (None, None) => one.cmp(other),
+        // A release after a version comes behind those before it, whatever these are called.
+        (None, None) => (one.starts_with("post"), one).cmp(&(other.starts_with("post"), other)),
     }
 }
 
