@@ -395,7 +395,10 @@ fn unusual() -> impl Strategy<Value = Simulated> {
         |(simulated, scores_kept, weights_kept, products, exp, exp_ulps)| {
             let (score_products, attention_products, factor_first) = products;
             let unusual = Unusual { score_products, attention_products, factor_first, exp, exp_ulps };
-            Simulated { scores_kept, weights_kept, unusual, ..simulated }
+            // Rounded products are those of exponentials relative to the largest logit attended to (SPEC §5): relative to a larger one
+            // they may underflow without a bound.
+            let max_over_all = simulated.max_over_all && attention_products != Products::Storage;
+            Simulated { scores_kept, weights_kept, unusual, max_over_all, ..simulated }
         },
     )
 }
