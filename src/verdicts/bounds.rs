@@ -14,7 +14,8 @@
 //! * **tf32**: an operand rounded or cut to 11 significant bits is off by 2^-10 relatively, a product by 2·2^-10 + 2^-20, which the sum
 //!   carries. Operands of f16 and bf16 are not changed. (Nothing is said of operands that are subnormal in f32.)
 //! * **products rounded to storage**: u of that type for each, which the sum carries, with its underflow; one that may leave the type may be
-//!   an infinity. In the attention products of exponentials and values are rounded, too.
+//!   an infinity. In the attention products of exponentials and values are rounded, too, of exponentials relative to the largest logit
+//!   attended to: relative to a larger one an underflow would have no bound here.
 //! * **factor before the sum**: each number of q is multiplied by the factor as a score is, γ_3 of f32 and a rounding to the kept type,
 //!   and carries that into the products as a label's radius; the sum is not multiplied again and overflows by what it then is.
 //! * **labels off by ρ**: |q̃k̃ − qk| ≤ |q|ρ_k + ρ_q|k| + ρ_qρ_k for each product.
