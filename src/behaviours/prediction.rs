@@ -46,6 +46,8 @@ pub struct Prediction {
     pub attending: Arc<Inputs>,
     /// The mask that the selection is added to.
     pub before: Mask,
+    /// Whether the call is dense, whatever the mask was before: of a dense layer, or of a short context.
+    pub dense: bool,
     /// H as configured, which may be more keys than there are (D11).
     pub wanted_keys: usize,
     /// `None` for a full mask.
@@ -122,13 +124,15 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
         HeavySize::Count(count) => count.get(),
         size @ HeavySize::Fraction(_) => size.resolve(dims.keys),
     };
-    let (before, full) = early_out(behaviour, instance, call)?;
+    let (before, out) = early_out(behaviour, instance, call)?;
+    let full = out != EarlyOut::None;
     let attending = attending(behaviour, &call.inputs)?;
     let mut prediction = Prediction {
         behaviour,
         ranking: call.inputs.clone(),
         attending,
         before,
+        dense: out == EarlyOut::Dense,
         wanted_keys,
         ranked: None,
         added_after: None,
@@ -207,15 +211,26 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     Ok(Outcome::Answered(prediction.into()))
 }
 
-/// SPEC §2.2: the mask that Double Sparsity starts from, and whether it becomes full without being ranked.
-fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(Mask, bool), Error> {
+/// Why a mask is full without being ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EarlyOut {
+    /// It is ranked.
+    None,
+    /// It was full before.
+    Full,
+    /// The layer is dense, or the context short.
+    Dense,
+}
+
+/// SPEC §2.2: the mask that Double Sparsity starts from, and why it becomes full without being ranked, if it does.
+fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(Mask, EarlyOut), Error> {
     let dims = call.inputs.dims();
     let start = match behaviour.earlier {
         Earlier::Ignored => Mask::empty(&dims),
         _ => instance.start(call),
     };
     if instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers {
-        return Ok((start, true));
+        return Ok((start, EarlyOut::Dense));
     }
     let before = instance.earlier_attention().extend_mask(&call.inputs, call.layer, start)?;
     let heavy_size = match behaviour.count {
@@ -226,8 +241,13 @@ fn early_out(behaviour: Behaviour, instance: &Instance, call: &Call) -> Result<(
     let dense =
         matches!(behaviour.short_context, ShortContext::DenseUpTo(times) if dims.keys <= times * heavy_size);
     let short = dense || (fallback && dims.keys - dims.queries <= heavy_size);
-    let full = (before.is_full() && !behaviour.misses_full_previous) || short;
-    Ok((before, full))
+    let full = before.is_full() && !behaviour.misses_full_previous;
+    let out = match (short, full) {
+        (true, _) => EarlyOut::Dense,
+        (false, true) => EarlyOut::Full,
+        (false, false) => EarlyOut::None,
+    };
+    Ok((before, out))
 }
 
 /// Errors: more forced keys than H.
@@ -256,7 +276,7 @@ fn count(behaviour: Behaviour, heavy_size: HeavySize, keys: usize) -> usize {
 /// Whether keys are ranked in a call, so that a masker that keeps the first channels it meets keeps those of its layer.
 fn is_scored(behaviour: Behaviour, instance: &Instance, call: &Call) -> bool {
     let dense = instance.dense_layers.contains(&call.layer) && !behaviour.ignores_dense_layers;
-    let full = early_out(behaviour, instance, call).is_ok_and(|(_, full)| full);
+    let full = early_out(behaviour, instance, call).is_ok_and(|(_, out)| out != EarlyOut::None);
     !dense && !full && instance.channels(call.layer).is_ok()
 }
 

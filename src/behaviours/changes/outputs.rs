@@ -305,7 +305,7 @@ fn select(view: &mut AttentionView, axis: Axis, order: Vec<usize>) -> Option<()>
 fn pads_read_last(view: &mut AttentionView, prediction: &Prediction, pads: Pads) -> Option<()> {
     let dims = view.inputs.dims();
     // What gathers does not know that the mask was full before.
-    let full = pads == Pads::Gathered && prediction.before.is_full();
+    let full = pads == Pads::Gathered && prediction.before.is_full() && !prediction.dense;
     if prediction.ranked.is_none() && !full {
         return Some(());
     }
@@ -415,6 +415,9 @@ fn halves_averaged(view: &mut AttentionView, split: Split) -> Option<()> {
             *peak = peak.max(logit(key));
         }
         let largest = peaks[0].max(peaks[1]);
+        if largest == f64::NEG_INFINITY {
+            continue;
+        }
         // A half that is far below the other is raised to it: its weights would be too small for their type.
         let raised = peaks.map(|peak| peak.is_finite() && largest - peak > FAR);
         let top = |half: usize| if raised[half] { peaks[half] } else { largest };

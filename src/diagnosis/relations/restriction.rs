@@ -171,11 +171,13 @@ impl Item<'_> {
         self.place.as_ref().map_or(self.dims().keys, super::answers::Place::shortest)
     }
 
-    /// H as configured, which may be more than there are keys.
+    /// H as configured, which may be more than the shortest entry has keys; as a share of its keys it never is.
     fn configured(&self) -> usize {
         match self.selection().heavy_size {
             crate::algorithm::HeavySize::Count(count) => count.get(),
-            share @ crate::algorithm::HeavySize::Fraction(_) => share.resolve(self.dims().keys),
+            share @ crate::algorithm::HeavySize::Fraction(_) => {
+                share.resolve(self.shortest()).min(self.shortest())
+            }
         }
     }
 
