@@ -113,6 +113,8 @@ pub mod report {
     pub use crate::reports::counterexamples::{write as write_counterexamples, write_finding};
     #[cfg(feature = "cli")]
     pub use crate::reports::html::check as html;
+    #[cfg(feature = "cli")]
+    pub use crate::reports::merge::{Merged, merge};
     pub use crate::runner::check::{
         Asked, BySize, Coverage, Declaration, Declared, Excuse, Implementation, Kept, Like, Needs, OfSize,
         Repeats, ReportedStages, SessionExample, Sessions, StageExample,

@@ -9,7 +9,7 @@ Without the compiled module `serve`, `Failed` and `Refused` work; the rest says 
 
 from ._case import Case, Certificate, Verdict, case, judge, load
 from ._check import check
-from ._report import Finding, Report
+from ._report import Finding, Merged, Report, merge
 from ._serve import (
     Cached,
     Call,
@@ -36,6 +36,7 @@ __all__ = [
     "Failed",
     "Finding",
     "Instance",
+    "Merged",
     "Opening",
     "Refused",
     "Report",
@@ -50,6 +51,7 @@ __all__ = [
     "frame",
     "judge",
     "load",
+    "merge",
     "parts",
     "read_frame",
     "serve",

@@ -14,6 +14,7 @@ import numpy as np
 from . import _serve
 from ._check import asked, ends_cleanly, isolated, run
 from ._kernel import Arrays, Kernel, native
+from ._paged import PAGE_SIZE
 from ._report import Report
 
 if TYPE_CHECKING:
@@ -114,14 +115,17 @@ class Case:
         device: str = "cpu",
         refusals: Iterable[type[BaseException]] = (),
         hostile: bool | str = False,
+        replay: str | None = None,
+        layout: str | None = None,
+        page_size: int = PAGE_SIZE,
         **declared: Any,
     ) -> Verdict:
         """Asks a kernel all calls again, and first what has to be asked before. The verdict holds all of it as text.
 
-        `arrays`, `device`, `refusals`, `hostile` and what is declared are as in `check`; arrays and declaration are
-        those of the finding where they are left out.
+        `arrays`, `device`, `refusals`, `hostile`, `replay`, `layout`, `page_size` and what is declared are as in
+        `check`; arrays and declaration are those of the finding where they are left out.
         """
-        subject, said = self._asked(kernel, arrays, device, refusals, hostile, declared)
+        subject, said = self._asked(kernel, arrays, device, refusals, declared, (hostile, replay, layout, page_size))
         stop = native().Stop()
         with ends_cleanly(stop):
             conforms, text = self._question.ask(subject, said, subject.arrays.bits, stop)
@@ -136,15 +140,19 @@ class Case:
         device: str = "cpu",
         refusals: Iterable[type[BaseException]] = (),
         hostile: bool | str = False,
+        replay: str | None = None,
+        layout: str | None = None,
+        page_size: int = PAGE_SIZE,
         isolate: bool = False,
         timeout: float = 30.0,
         **declared: Any,
     ) -> Report:
         """Asks a kernel all calls again, as `ask`; a failure is shrunk and explained as by `check`."""
-        subject, said = self._asked(kernel, arrays, device, refusals, hostile, declared)
+        subject, said = self._asked(kernel, arrays, device, refusals, declared, (hostile, replay, layout, page_size))
         options: dict[str, Any] = {"only": self._question, "shrink_seconds": float(shrink_seconds), "cases": 0}
         if isolate:
-            options |= isolated(kernel, subject.arrays, refusals, hostile, said, timeout)
+            ways = {"hostile": hostile, "replay": replay, "layout": layout}
+            options |= isolated(kernel, subject.arrays, refusals, said, timeout, ways)
         return run(subject, said, False, options)
 
     def _asked(
@@ -153,13 +161,13 @@ class Case:
         arrays: str | Callable[[Any], Any] | None,
         device: str,
         refusals: Iterable[type[BaseException]],
-        hostile: bool | str,
         declared: dict[str, Any],
+        ways: tuple[bool | str, str | None, str | None, int],
     ) -> tuple[Kernel, str]:
         given = self._arrays if arrays is None else Arrays(arrays, device)
         declared = {**self._declared, **declared, "takes": self._question.takes}
         said = json.dumps(_serve.declaration(kernel, **declared))
-        return asked(kernel, given, refusals, self._question.takes, hostile), said
+        return asked(kernel, given, refusals, self._question.takes, *ways), said
 
     def _said(self, model: dict[str, Any] | None) -> str:
         return json.dumps(self._declared if model is None else {**self._declared, "model": model})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import shutil
 import signal
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import _serve
+from ._graphs import Graphs
 from ._hostile import HostileKernel
 from ._isolated import command
 from ._kernel import Arrays, Kernel, native
+from ._paged import PAGE_SIZE, Paged
 from ._report import Report
 
 
@@ -38,6 +41,10 @@ def check(
     conditions: bool = True,
     progress: bool | None = None,
     hostile: bool | str = False,
+    replay: str | None = None,
+    layout: str | None = None,
+    page_size: int = PAGE_SIZE,
+    shard: tuple[int, int] | None = None,
     isolate: bool = False,
     timeout: float = 30.0,
     **declared: Any,
@@ -58,8 +65,17 @@ def check(
     standard error: by default where that is a terminal.
 
     `hostile=True` gives each tensor as a view amid NaN and huge numbers, with gaps between its rows, and asks each call
-    twice: an answer that depends on them is a finding, and so is a tensor that was written to. "contiguous" leaves the
-    gaps out, for kernels that demand that. On the CPU only.
+    twice: an answer that depends on them, or on what its own memory held before, is a finding, and so is a tensor that
+    was written to. "contiguous" leaves the gaps out, for kernels that demand that.
+
+    `replay="cuda-graph"`, with `arrays="torch", device="cuda"`, captures the kernel in a CUDA graph once for each
+    shape, with zeros, and answers by replays.
+
+    `layout="paged"`, in numpy or torch, gives keys and values in shuffled pages of `page_size` with spare ones amid
+    them: `k_pages` [pages, page size, hk, d] and `v_pages` in place of k and v, `page_table` [b, pages of an entry] and
+    `lengths` [b].
+
+    `shard=(k, n)` asks the k-th of n shares of the same questions; `merge` puts their reports together.
 
     `isolate=True` asks it in a process of its own, which may crash or take more than `timeout` seconds for an answer:
     both are findings. The kernel is imported there, as by multiprocessing: a function, or a class that is made there.
@@ -86,41 +102,64 @@ def check(
         "repeat": repeat,
         "probes": probes,
         "conditions": conditions,
+        "shard": shard,
     }
     given = Arrays(arrays, device)
+    ways = {"hostile": hostile, "replay": replay, "layout": layout}
     if isolate:
-        options |= isolated(kernel, given, refusals, hostile, declaration, timeout)
-    return run(asked(kernel, given, refusals, takes, hostile), declaration, progress, options)
+        options |= isolated(kernel, given, refusals, declaration, timeout, ways)
+    of = asked(kernel, given, refusals, takes, hostile, replay, layout, page_size, seed)
+    return run(of, declaration, progress, options)
 
 
 def isolated(
     kernel: Any,
     arrays: Arrays,
     refusals: Iterable[type[BaseException]],
-    hostile: bool | str,
     declaration: str,
     timeout: float,
+    ways: dict[str, Any],
 ) -> dict[str, Any]:
-    """The options of a check that asks a kernel in a process of its own."""
-    if hostile:
-        raise ValueError(f"isolate: found hostile={hostile!r} beside it, expected one of the two")
+    """The options of a check that asks a kernel in a process of its own, where it is not asked in other `ways`."""
+    for name, found in ways.items():
+        if found:
+            raise ValueError(f"isolate: found {name}={found!r} beside it, expected one of the two")
     served = command(kernel, arrays.source, arrays.device, refusals, json.loads(declaration))
     return {"command": served, "timeout": float(timeout)}
 
 
 def asked(
-    kernel: Any, arrays: Arrays, refusals: Iterable[type[BaseException]], takes: str, hostile: bool | str
+    kernel: Any,
+    arrays: Arrays,
+    refusals: Iterable[type[BaseException]],
+    takes: str,
+    hostile: bool | str = False,
+    replay: str | None = None,
+    layout: str | None = None,
+    page_size: int = PAGE_SIZE,
+    seed: int = 0,
 ) -> Kernel:
     """The kernel, ready to be asked."""
     if hostile not in (False, True, "contiguous"):
         raise ValueError(f"hostile: found {hostile!r}, expected True, False or 'contiguous'")
-    if not hostile:
-        return Kernel(kernel, arrays, refusals, takes)
-    if arrays.device != "cpu":
-        raise ValueError(f"hostile: found device={arrays.device!r}, expected 'cpu'")
-    amid = HostileKernel(kernel, arrays, refusals, takes)
-    amid.strided = hostile is True
-    return amid
+    if hostile:
+        amid = HostileKernel(kernel, arrays, refusals, takes)
+        amid.strided = hostile is True
+    of = amid if hostile else Kernel(kernel, arrays, refusals, takes)
+    if replay is not None:
+        if (replay, hostile, arrays.device.partition(":")[0]) != ("cuda-graph", False, "cuda"):
+            found = f"{replay!r} with hostile={hostile!r} and device={arrays.device!r}"
+            raise ValueError(f"replay: found {found}, expected 'cuda-graph' without hostile memory and device='cuda'")
+        of.server.method = Graphs(importlib.import_module("torch"), of.server.method)
+    if layout is not None:
+        if layout != "paged" or takes == "scores" or arrays.source not in ("numpy", "torch") or page_size < 1:
+            found = f"{layout!r} with takes={takes!r}, arrays={arrays.source!r} and page_size={page_size}"
+            raise ValueError(
+                f"layout: found {found}, expected 'paged' for keys of numpy or torch, in pages of 1 or more"
+            )
+        torch = importlib.import_module("torch") if arrays.source == "torch" else None
+        of.server.method = Paged(of.server.method, torch, page_size, seed)
+    return of
 
 
 def run(asked: Kernel, declaration: str, progress: bool | None, options: dict[str, Any]) -> Report:

@@ -2,18 +2,21 @@
 
 Each tensor is a view into a larger buffer, with an offset, gaps between its rows and the axes of heads and positions
 swapped in every other call. Before it, in the gaps and after it lie NaN, and then, the same call asked again, huge
-numbers (0 and 1 among integers): the answer must be the same, bit for bit. If it is not, the call is asked again to see
-whether it differs anyway, and then with the numbers of one place at a time changed, to say on which it depends.
-Afterwards every buffer must hold what it held.
+numbers (0 and 1 among integers): the answer must be the same, bit for bit. What torch gives as empty holds them, too;
+with numpy it is memory that was just given back, where an answer is likely to be made. If answers differ, the call is
+asked again to see whether they differ anyway, and then with the numbers of one place at a time changed, to say on which
+it depends. Afterwards every buffer must hold what it held. In torch the whole buffer is copied to the device.
 """
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ._kernel import Kernel
+from ._kernel import Convert, Kernel, reply
 
 # Two numbers of each type, the halves as bits: NaN and a huge one.
 POISONS: dict[str, tuple[Any, Any]] = {
@@ -21,10 +24,16 @@ POISONS: dict[str, tuple[Any, Any]] = {
     "bf16": (np.uint16(0x7FC0), np.uint16(0x7F7F)),
     "float32": (np.float32(np.nan), np.float32(1e30)),
     "int32": (np.int32(0), np.int32(1)),
+    "int64": (np.int64(0), np.int64(1)),
+    "uint8": (np.uint8(0), np.uint8(1)),
 }
+# The types that numpy may have made answers of these types of safetensors in; indices become I64 whatever they were.
+MADE_IN = {"F16": ["f16"], "BF16": ["bf16"], "F32": ["float32"], "I64": ["int32", "int64"], "U8": ["uint8"]}
 PLACES = ("before", "between the rows of", "after")
 # How many numbers lie before, after each row, and after it all: odd, so that nothing is aligned by chance.
 BEFORE, GAP, AFTER = 5, 3, 37
+# The place that is no tensor's.
+OWN_MEMORY = ("the memory of the answer, which it does not write", "in")
 
 
 class Surrounded:
@@ -43,9 +52,18 @@ class Surrounded:
         self.view = body[..., :width].transpose(axes)
         self.view[...] = array
         self.held = self.buffer.copy()
+        self.uploaded: Any = None
+
+    def on_device(self, convert: Convert, dtype: str) -> Any:
+        """The view on a device, amid the same numbers."""
+        self.uploaded = convert(self.buffer, dtype)
+        strides = [stride // self.view.itemsize for stride in self.view.strides]
+        return self.uploaded.as_strided(self.view.shape, strides, BEFORE)
 
     def written(self) -> str | None:
         """Where something was written, if anywhere: inside it, or around it."""
+        if self.uploaded is not None:
+            self.buffer.view(np.uint8)[...] = self.uploaded.cpu().view(sys.modules["torch"].uint8).numpy()
         changed = self.buffer.view(np.uint8) != self.held.view(np.uint8)
         if not changed.any():
             return None
@@ -59,12 +77,14 @@ class HostileKernel(Kernel):
 
     strided = True
     calls = 0
+    # The types and shapes of the last answer.
+    answered: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def ask(self, message: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Any, ...]:
         """The answer to a question; `failed` if it depends on what it may not read, or if something was written to."""
         self.calls += 1
         nothing = frozenset[tuple[str, str]]()
-        everything = frozenset((name, place) for name in tensors for place in PLACES)
+        everything = frozenset((name, place) for name in tensors for place in PLACES) | {OWN_MEMORY}
         first = self.once(message, tensors, nothing)
         if first[0] != "answer" or same(first, self.once(message, tensors, everything)):
             return first
@@ -83,14 +103,54 @@ class HostileKernel(Kernel):
             poisons = POISONS[message["dtype"] if array.dtype == np.uint16 else array.dtype.name]
             places = frozenset(place for of, place in huge if of == name)
             surrounded[name] = Surrounded(array, poisons, places, self.strided, swap=self.calls % 2 == 0)
-        answer = super().ask(message, {name: one.view for name, one in surrounded.items()})
+        views = {name: one.view for name, one in surrounded.items()}
+        if self.arrays.source == "torch":
+            with poisoned_empty(sys.modules["torch"], OWN_MEMORY in huge):
+                answer = reply(*self.server.reply(message, self.uploaded(message, surrounded)))
+        else:
+            given = self.arrays.all(message, views)
+            self.poison(OWN_MEMORY in huge)
+            answer = reply(*self.server.reply(message, given))
         if answer[0] == "answer":
+            self.answered = tuple((kind, array.shape) for _, kind, array in answer[1])
             # An answer may be a view of what was given.
             answer = "answer", [(name, kind, array.copy()) for name, kind, array in answer[1]]
         for name, one in surrounded.items():
             if (where := one.written()) is not None:
                 return "failed", f"the kernel wrote {where or 'to '}{name}, which is not its own"
         return answer
+
+    def uploaded(self, message: dict[str, Any], surrounded: dict[str, Surrounded]) -> dict[str, Any]:
+        """The tensors of a question in torch: views of whole buffers, on the device."""
+        convert = self.arrays.convert
+        assert convert is not None, "torch converts"
+        tensors: dict[str, Any] = {"numpy": {name: one.view for name, one in surrounded.items()}, "convert": convert}
+        for name, one in surrounded.items():
+            dtype = one.buffer.dtype
+            tensors[name] = one.on_device(convert, message["dtype"] if dtype == np.uint16 else dtype.name)
+        return tensors
+
+    def poison(self, huge: bool) -> None:
+        """Gives back memory that holds NaN or huge numbers, of the sizes of the last answer."""
+        for kind, shape in self.answered:
+            for dtype in MADE_IN[kind]:
+                np.full(shape, POISONS[dtype][huge])
+
+
+def poisoned_empty(torch: ModuleType, huge: bool) -> Any:
+    """While it is entered, what torch gives as empty is full of NaN or huge numbers."""
+    empty = {torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
+
+    class Poisoned(torch.overrides.TorchFunctionMode):  # type: ignore[name-defined]
+        def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
+            result = function(*arguments, **(named or {}))
+            if function in empty:
+                # As huge as each type can hold.
+                floating = 3e4 if huge else float("nan")
+                result.fill_(floating if result.dtype.is_floating_point else int(huge))
+            return result
+
+    return Poisoned()
 
 
 def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

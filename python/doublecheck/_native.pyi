@@ -34,7 +34,9 @@ def check(
     repeat: int = 1,
     probes: bool = True,
     conditions: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> Report: ...
+def merge(reports: Sequence[tuple[str, str]]) -> tuple[str, str, bool]: ...
 def seconds_of_asking(question: Question, kernel: object | None, command: str, bits: bool, times: int) -> float: ...
 
 class Bfloat16:

@@ -6,7 +6,10 @@ import functools
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from ._kernel import native
 
 if TYPE_CHECKING:
     from ._case import Case
@@ -65,6 +68,50 @@ class Report:
     def _repr_html_(self) -> str:
         page = self._page().replace("&", "&amp;").replace('"', "&quot;")
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
+
+
+class Merged:
+    """What the shares of a check found. `print(merged)` is a summary; `merge` and `doublecheck.ray.check` make it."""
+
+    def __init__(self, reports: list[tuple[str, str]], files: dict[str, bytes] | None = None):
+        self._json, self._text, self.conforms = native().merge(reports)
+        self._files = files or {}
+
+    def __str__(self) -> str:
+        return self._text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report of all shares, in the form of `doublecheck check --json` (docs/check.schema.json)."""
+        return json.loads(self._json)
+
+    def save(self, folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+        """Writes the counterexamples of all shares, a folder each, where the reports came with them.
+
+        Returns the case files. Errors: OSError.
+        """
+        written = []
+        for name, content in self._files.items():
+            path = pathlib.Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            written += [path] if path.suffix == ".safetensors" else []
+        return written
+
+
+def merge(reports: Iterable[Report | dict[str, Any] | str | os.PathLike[str]]) -> Merged:
+    """Puts the reports of `check(..., shard=(k, n))` together: reports, dicts of them, or paths of their JSON.
+
+    Errors: ValueError for reports that do not belong together or hold a question twice; OSError.
+    """
+
+    def read(number: int, report: Any) -> tuple[str, str]:
+        if isinstance(report, Report):
+            report = report.to_dict()
+        if isinstance(report, dict):
+            return f"report {number}", json.dumps(report)
+        return str(report), pathlib.Path(report).read_text(encoding="utf-8")
+
+    return Merged([read(number, report) for number, report in enumerate(reports, 1)])
 
 
 class Finding:

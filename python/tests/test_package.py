@@ -17,6 +17,8 @@ from kernels import DECLARED, misses_a_channel, raises, right, top_k
 
 HERE = pathlib.Path(__file__).resolve().parent
 COMMAND = pathlib.Path(sys.executable).parent / "doublecheck"
+# A shell starts what runs behind it with Ctrl-C ignored, and its children inherit that.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 def check(kernel, **options):
@@ -204,7 +206,7 @@ class TestCheck:
     def test_ctrl_c_ends_it_with_what_was_found(self):
         """The first one while a kernel runs, which then answers."""
         program = (
-            "import os, signal, kernels, doublecheck\n"
+            INTERRUPTIBLE + "import os, signal, kernels, doublecheck\n"
             "calls = 0\n"
             "def kernel(call):\n"
             "    global calls\n"
@@ -222,7 +224,7 @@ class TestCheck:
 
     def test_a_second_ctrl_c_ends_it_at_once(self):
         program = (
-            "import os, signal, kernels, doublecheck\n"
+            INTERRUPTIBLE + "import os, signal, kernels, doublecheck\n"
             "def kernel(call):\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -81,6 +81,16 @@ def test_the_example_in_torch_conforms():
         assert report.conforms, str(report)
 
 
+@pytest.mark.parametrize(("name", "kernel"), [("triton_topk", "select"), ("triton_attention", "attend")])
+def test_the_examples_in_triton_conform(name, kernel):
+    pytest.importorskip("triton", reason=f"no triton here: examples/python/{name}.py is not tested")
+    example = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    for hostile in (False, True):
+        options = {**example["SUPPORTS"], "arrays": "torch", "cases": 40, "seconds": 20, "probes": False}
+        report = doublecheck.check(example[kernel], hostile=hostile, **options)
+        assert report.conforms, str(report)
+
+
 def test_torch_answers_in_bf16():
     torch = pytest.importorskip("torch", reason="no torch here: its answers are not tested")
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Takes, bundled};
 use doublecheck::subjects::Process;
-use doublecheck::{Event, Limits, Options, Subject, check_sequence, check_stage_call, check_with};
+use doublecheck::{Event, Limits, Options, Shard, Subject, check_sequence, check_stage_call, check_with};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -68,7 +68,7 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 /// what was expected; KeyboardInterrupt where a kernel was interrupted.
 #[pyfunction]
 #[pyo3(signature = (kernel, declared, stop, watch, *, bits, command="", timeout=30.0, only=None, seconds=None, cases=None, seed=0, largest_keys=None,
-    known=Vec::new(), goldens=true, shrink_seconds=60.0, stop_after=None, repeat=1, probes=true, conditions=true))]
+    known=Vec::new(), goldens=true, shrink_seconds=60.0, stop_after=None, repeat=1, probes=true, conditions=true, shard=None))]
 #[expect(clippy::too_many_arguments, reason = "keywords, which Python names")]
 fn check(
     py: Python<'_>,
@@ -91,6 +91,7 @@ fn check(
     repeat: usize,
     probes: bool,
     conditions: bool,
+    shard: Option<(NonZeroUsize, NonZeroUsize)>,
 ) -> PyResult<Report> {
     let halves = if bits { Halves::Bits } else { Halves::Widened };
     let mut asked = match kernel {
@@ -122,6 +123,12 @@ fn check(
         true => bundled::cases().map_err(|error| PyValueError::new_err(error.to_string()))?,
         false => Vec::new(),
     };
+    let shard = match shard {
+        None => Shard::WHOLE,
+        Some((number, of)) => Shard::new(number, of).ok_or_else(|| {
+            PyValueError::new_err(format!("shard: found ({number}, {of}), expected a number up to {of}"))
+        })?,
+    };
     let options = Options {
         cases: cases.unwrap_or(usize::MAX),
         seconds: seconds.map(|found| duration("seconds", found)).transpose()?,
@@ -139,6 +146,7 @@ fn check(
         interrupted: Some(stop.flag),
         probes,
         conditions,
+        shard,
         ..Options::default()
     };
     let mut looked = Instant::now();
@@ -221,7 +229,7 @@ mod _native {
     #[pymodule_export]
     use super::question::{Question, load, parse, seconds_of_asking};
     #[pymodule_export]
-    use super::report::{Finding, Report};
+    use super::report::{Finding, Report, merge};
     #[pymodule_export]
     use super::{Stop, check, main};
 }

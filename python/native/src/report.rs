@@ -68,6 +68,21 @@ impl Report {
     }
 }
 
+/// Reports of a check that was split, by name as JSON, put together: JSON, text, and whether all of it conforms.
+#[pyfunction]
+pub fn merge(reports: Vec<(String, String)>) -> PyResult<(String, String, bool)> {
+    let read = |(name, report): (String, String)| {
+        let report =
+            serde_json::from_str(&report).map_err(|error| format!("{name}: {error}, expected a report"))?;
+        Ok((name, report))
+    };
+    let reports = reports.into_iter().map(read).collect::<Result<_, String>>();
+    let merged = reports.and_then(doublecheck::report::merge).map_err(PyValueError::new_err)?;
+    let json = serde_json::to_string_pretty(&merged.report)
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((json, merged.render(), merged.exit_code() == 0))
+}
+
 /// One finding of a report.
 #[pyclass(frozen, module = "doublecheck._native")]
 pub struct Finding {
