@@ -290,11 +290,7 @@ fn finding_claims(claims: &mut Claims) {
         |fault: &&&Value| fault["size"]["keys"].as_u64().is_some_and(|n| n.abs_diff(above + 1) <= 1);
     let shrunk = planted.iter().filter(smallest).count();
     assert_eq!(shrunk, planted.len());
-    claim(
-        claims,
-        "docs/findings.md",
-        format!("Above {} keys all {shrunk} were", grouped(above)),
-    );
+    claim(claims, "docs/findings.md", format!("Above {} keys all {shrunk} were", grouped(above)));
     independent_claims(claims);
     let grid = read("golden/SHA256SUMS").lines().filter(|line| line.contains(" grid/")).count();
     claim(

@@ -271,7 +271,7 @@ impl Finding {
     ) -> Self {
         let sentence = match verdict.stage {
             Some(stage) => format!("The {stage} itself is wrong: what it starts from was given to it."),
-            None => "Unknown: causes are named for subjects that take inputs only.".into(),
+            None => "Unknown: no answer came that could tell the cause.".into(),
         };
         let observation = Observation::without_calls(first_seen);
         let mut finding = Self::new(observation, after, Vec::new(), RoundingModel::default());
