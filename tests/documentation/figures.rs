@@ -28,6 +28,7 @@ const PAGES: [(&str, &[&str]); 13] = [
             "0.4.6.post5",
             "0.5.2",
             "0.5.5",
+            "0.7.4",
             "3.6.0",
             "257",
             "643",
@@ -332,6 +333,17 @@ fn field_claims(claims: &mut Claims) {
         );
         claim(claims, "docs/findings.md", row);
     }
+    let sorted = record("check-flashinfer-sorted-cuda.json");
+    let finding = &sorted["findings"][0];
+    let edge = list(&finding["edges"]).iter().find(|edge| edge["quantity"] == "H").unwrap();
+    let (conforms, fails) = (whole(&edge["conforms"]), whole(&edge["fails"]));
+    claim(claims, "docs/findings.md", format!("H = {conforms} conforms, H = {fails} fails"));
+    let keys = grouped(whole(&finding["size"]["keys"]));
+    claim(
+        claims,
+        "docs/findings.md",
+        format!("[{keys} keys](counterexamples/flashinfer-sorted-above-2048.safetensors)"),
+    );
 }
 
 fn independent_claims(claims: &mut Claims) {
