@@ -145,7 +145,7 @@ def poisoned_empty(torch: ModuleType, huge: bool) -> Any:
         def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
             result = function(*arguments, **(named or {}))
             if function in empty:
-                # As huge as each type can hold.
+                # Huge, and held by every type.
                 floating = 3e4 if huge else float("nan")
                 result.fill_(floating if result.dtype.is_floating_point else int(huge))
             return result
