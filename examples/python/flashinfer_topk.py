@@ -48,7 +48,8 @@ def compiled(package: pathlib.Path) -> ctypes.CDLL:
     """The functions of SOURCE, compiled once for this package and GPU."""
     include = package / "flashinfer" / "data" / "include"
     major, minor = torch.cuda.get_device_capability()
-    name = hashlib.sha256(f"{SOURCE}{(include / 'flashinfer' / 'topk.cuh').read_text()}{major}{minor}".encode())
+    headers = "".join(path.read_text() for path in sorted((include / "flashinfer").glob("*.cuh")))
+    name = hashlib.sha256(f"{SOURCE}{headers}{major}{minor}".encode())
     library = pathlib.Path(tempfile.gettempdir()) / f"flashinfer-topk-{name.hexdigest()[:16]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:

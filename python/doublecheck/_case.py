@@ -112,7 +112,7 @@ class Case:
         kernel: Any,
         *,
         arrays: str | Callable[[Any], Any] | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         refusals: Iterable[type[BaseException]] = (),
         hostile: bool | str = False,
         replay: str | None = None,
@@ -137,7 +137,7 @@ class Case:
         *,
         shrink_seconds: float = 60.0,
         arrays: str | Callable[[Any], Any] | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         refusals: Iterable[type[BaseException]] = (),
         hostile: bool | str = False,
         replay: str | None = None,
@@ -159,12 +159,14 @@ class Case:
         self,
         kernel: Any,
         arrays: str | Callable[[Any], Any] | None,
-        device: str,
+        device: str | None,
         refusals: Iterable[type[BaseException]],
         declared: dict[str, Any],
         ways: tuple[bool | str, str | None, str | None, int],
     ) -> tuple[Kernel, str]:
-        given = self._arrays if arrays is None else Arrays(arrays, device)
+        given = self._arrays
+        if arrays is not None or device is not None:
+            given = Arrays(given.source if arrays is None else arrays, device or "cpu")
         declared = {**self._declared, **declared, "takes": self._question.takes}
         said = json.dumps(_serve.declaration(kernel, **declared))
         return asked(kernel, given, refusals, self._question.takes, *ways), said

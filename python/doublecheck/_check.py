@@ -69,7 +69,7 @@ def check(
     was written to. "contiguous" leaves the gaps out, for kernels that demand that.
 
     `replay="cuda-graph"`, with `arrays="torch", device="cuda"`, captures the kernel in a CUDA graph once for each
-    shape, with zeros, and answers by replays.
+    instance and shape, with zeros, and answers by replays.
 
     `layout="paged"`, in numpy or torch, gives keys and values in shuffled pages of `page_size` with spare ones amid
     them: `k_pages` [pages, page size, hk, d] and `v_pages` in place of k and v, `page_table` [b, pages of an entry] and
@@ -108,7 +108,7 @@ def check(
     ways = {"hostile": hostile, "replay": replay, "layout": layout}
     if isolate:
         options |= isolated(kernel, given, refusals, declaration, timeout, ways)
-    of = asked(kernel, given, refusals, takes, hostile, replay, layout, page_size, seed)
+    of = asked(kernel, given, refusals, takes, hostile, replay, layout, page_size)
     return run(of, declaration, progress, options)
 
 
@@ -137,14 +137,13 @@ def asked(
     replay: str | None = None,
     layout: str | None = None,
     page_size: int = PAGE_SIZE,
-    seed: int = 0,
 ) -> Kernel:
     """The kernel, ready to be asked."""
     if hostile not in (False, True, "contiguous"):
         raise ValueError(f"hostile: found {hostile!r}, expected True, False or 'contiguous'")
     if hostile:
         amid = HostileKernel(kernel, arrays, refusals, takes)
-        amid.strided = hostile is True
+        amid.strided = hostile != "contiguous"
     of = amid if hostile else Kernel(kernel, arrays, refusals, takes)
     if replay is not None:
         if (replay, hostile, arrays.device.partition(":")[0]) != ("cuda-graph", False, "cuda"):
@@ -157,8 +156,12 @@ def asked(
             raise ValueError(
                 f"layout: found {found}, expected 'paged' for keys of numpy or torch, in pages of 1 or more"
             )
+        if hostile:
+            raise ValueError(f"layout: found {layout!r} with hostile={hostile!r}, expected one of the two")
         torch = importlib.import_module("torch") if arrays.source == "torch" else None
-        of.server.method = Paged(of.server.method, torch, page_size, seed)
+        of.server.method = Paged(of.server.method, torch, page_size)
+        of.ways |= {"layout": layout, "page_size": page_size}
+    of.ways |= {name: found for name, found in (("hostile", hostile), ("replay", replay)) if found}
     return of
 
 

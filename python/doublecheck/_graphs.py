@@ -1,4 +1,4 @@
-"""CUDA graphs: a kernel is captured once for each shape, and answers by replays with new numbers in the same memory.
+"""CUDA graphs: a kernel is captured once for each instance and shape, and answers by replays with new numbers.
 
 What it is captured with are zeros, so that an answer of a replay that holds anything of the capture is wrong: a number
 read on the host, a result that was kept, a choice that depended on values.
@@ -6,6 +6,7 @@ read on the host, a result that was kept, a choice that depended on values.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -28,17 +29,19 @@ class Graphs:
         if hasattr(call, "additive"):
             tensors["additive"] = call.additive()
         shapes = tuple((name, x.shape, x.dtype) for name, x in tensors.items())
-        # What is no tensor is part of a graph. An instance is known by itself, as it is kept along.
-        others = {name: x for name, x in vars(call).items() if not is_tensor(x) and not name.startswith("_")}
+        # Whatever is not a tensor is baked into a graph. An instance is compared by identity: the key keeps it alive.
+        others = {name: x for name, x in vars(call).items() if not (is_tensor(x) or name.startswith("_"))}
+        others.pop("additive", None)
         key = (shapes, tuple(others.items()))
-        if key not in self.captured:
-            while len(self.captured) >= MOST_GRAPHS:
-                del self.captured[next(iter(self.captured))]
-            self.captured[key] = self.capture(call, tensors)
-        graph, held, result = self.captured[key]
-        for name, x in tensors.items():
-            held[name].copy_(x)
-        graph.replay()
+        with self.torch.cuda.device(next(iter(tensors.values())).device):
+            if key not in self.captured:
+                while len(self.captured) >= MOST_GRAPHS:
+                    del self.captured[next(iter(self.captured))]
+                self.captured[key] = self.capture(call, tensors)
+            graph, held, result = self.captured[key]
+            for name, x in tensors.items():
+                held[name].copy_(x)
+            graph.replay()
         return result
 
     def capture(self, call: Any, tensors: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
@@ -47,7 +50,7 @@ class Graphs:
         Errors: those of the kernel, and of torch for what cannot be captured.
         """
         torch = self.torch
-        # Places in a list of keys have to be such; anything else may be zero.
+        # Integers are indices, which have to stay valid; anything else may be zero.
         held = {name: torch.zeros_like(x) if x.is_floating_point() else x.clone() for name, x in tensors.items()}
         for name, x in held.items():
             setattr(call, name, (lambda x=x: x) if name == "additive" else x)
@@ -56,9 +59,10 @@ class Graphs:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self.method(call)
+                # A kernel may assign to what it is given.
+                self.method(copy.copy(call))
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = self.method(call)
+            result = self.method(copy.copy(call))
         return graph, held, result

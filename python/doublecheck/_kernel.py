@@ -91,6 +91,8 @@ class Kernel:
 
     def __init__(self, subject: object, arrays: Arrays, refusals: Iterable[type[BaseException]], takes: str):
         self.arrays = arrays
+        # How it is asked, where not plainly: options of `check`.
+        self.ways: dict[str, Any] = {}
         self.server = _serve.Server(subject, refusals, takes)
         self.server.describe = describe  # type: ignore[method-assign]
 

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,12 @@ class Report:
         """
         return [pathlib.Path(path) for path in self._report.save(folder)]
 
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
     def _page(self) -> str:
         name = json.loads(self._declaration)["name"]
         return self._report.html(f'--command "python3 {name}.py"')
@@ -89,6 +96,9 @@ class Merged:
 
         Returns the case files. Errors: OSError.
         """
+        for share in {pathlib.Path(folder, name).parent for name in self._files}:
+            for old in share.glob("finding-*"):
+                old.unlink()
         written = []
         for name, content in self._files.items():
             path = pathlib.Path(folder) / name
@@ -104,14 +114,17 @@ def merge(reports: Iterable[Report | dict[str, Any] | str | os.PathLike[str]]) -
     Errors: ValueError for reports that do not belong together or hold a question twice; OSError.
     """
 
+    files: dict[str, bytes] = {}
+
     def read(number: int, report: Any) -> tuple[str, str]:
         if isinstance(report, Report):
+            files.update({f"share-{number}/{name}": content for name, content in report.files().items()})
             report = report.to_dict()
         if isinstance(report, dict):
             return f"report {number}", json.dumps(report)
         return str(report), pathlib.Path(report).read_text(encoding="utf-8")
 
-    return Merged([read(number, report) for number, report in enumerate(reports, 1)])
+    return Merged([read(number, report) for number, report in enumerate(reports, 1)], files)
 
 
 class Finding:
@@ -149,7 +162,7 @@ class Finding:
 
     @property
     def call(self) -> Any:
-        """The failing call, with tensors as the kernel was given."""
+        """The failing call, with plain tensors of the kind that the kernel was given: neither hostile nor in pages."""
         return self.case.calls[self._finding.call]
 
     def __str__(self) -> str:
@@ -168,7 +181,13 @@ class Finding:
         module, _, name = kernel.rpartition(".")
         file = pathlib.Path(path).name
         declared = {key: value for key, value in json.loads(self._declaration).items() if key != "name" and value != []}
-        said = [name, *(f"{key}={value!r}" for key, value in {**self._kernel.arrays.named, **declared}.items())]
+        said = [
+            name,
+            *(
+                f"{key}={value!r}"
+                for key, value in {**self._kernel.arrays.named, **self._kernel.ways, **declared}.items()
+            ),
+        ]
         return "\n".join(
             [
                 f'"""{self.kind}: found by doublecheck."""',

@@ -30,7 +30,7 @@ FOLDER = ".doublecheck"
 # Arguments of `check` that say nothing about one case.
 OF_RANDOM_CASES = {
     *("seconds", "cases", "seed", "largest", "known"),
-    *("goldens", "stop_after", "repeat", "probes", "conditions", "progress"),
+    *("goldens", "stop_after", "repeat", "probes", "conditions", "progress", "shard"),
 }
 
 

@@ -8,8 +8,6 @@ print(merged)
 from __future__ import annotations
 
 import json
-import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +22,8 @@ ATTEMPTS_AFTER_LOSS = 3
 
 def share(factory: Callable[[], Any], shard: tuple[int, int], options: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
     """Checks one share: its report as JSON, and the files of its counterexamples."""
-    report = check_here(factory(), shard=shard, progress=False, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        report.save(folder)
-        files = {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
-    return json.dumps(report.to_dict()), files
+    report = check_here(factory(), **{**options, "shard": shard, "progress": False})
+    return json.dumps(report.to_dict()), report.files()
 
 
 def check(
