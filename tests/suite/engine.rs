@@ -349,7 +349,7 @@ fn grid(#[values(8, 16, 32)] group_factor: usize, #[values(4, 8, 16)] label_bits
 
 /// The rest of it, which `ci/long` runs.
 #[rstest]
-#[ignore = "long: ci/long"]
+#[ignore = "takes long: ci/long runs it"]
 fn grid_of_more_keys(
     #[values(16385, 32769)] keys: usize,
     #[values(8, 16, 32)] group_factor: usize,

@@ -175,9 +175,7 @@ impl Item<'_> {
     fn configured(&self) -> usize {
         match self.selection().heavy_size {
             crate::algorithm::HeavySize::Count(count) => count.get(),
-            share @ crate::algorithm::HeavySize::Fraction(_) => {
-                share.resolve(self.shortest()).min(self.shortest())
-            }
+            share @ crate::algorithm::HeavySize::Fraction(_) => share.resolve(self.shortest()),
         }
     }
 
