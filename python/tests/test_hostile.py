@@ -92,6 +92,17 @@ def test_what_differs_from_time_to_time_is_left_to_the_check():
     assert all("depends on" not in line for finding in report.findings for line in finding.explanations)
 
 
+def test_a_kernel_that_leaves_a_row_unwritten_is_told():
+    def kernel(call):
+        mask = np.empty((*call.q.shape[:3], call.k.shape[2]), np.float32)
+        mask[:, :, :-1] = right(call)[:, :, :-1]
+        return mask
+
+    assert "in the memory of the answer, which it does not write" in problem(kernel)
+
+
 def test_options_that_do_not_go_together_are_errors():
+    with pytest.raises(ValueError, match="replay: found 'cuda-graph' with hostile=True and device='cpu', expected"):
+        doublecheck.check(right, hostile=True, replay="cuda-graph", **OPTIONS)
     with pytest.raises(ValueError, match="hostile: found 'very'"):
         doublecheck.check(right, hostile="very", **OPTIONS)
