@@ -10,10 +10,14 @@ it depends. Afterwards every buffer must hold what it held. In torch the whole b
 
 from __future__ import annotations
 
+import functools
 import sys
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -28,8 +32,8 @@ POISONS: dict[str, tuple[Any, Any]] = {
     "int64": (np.int64(0), np.int64(1)),
     "uint8": (np.uint8(0), np.uint8(1)),
 }
-# The types that numpy may have made answers of these types of safetensors in; indices become I64 whatever they were.
-MADE_IN = {"F16": ["f16"], "BF16": ["bf16"], "F32": ["float32"], "I64": ["int32", "int64"], "U8": ["uint8"]}
+# What fills empty memory: huge, and held by every floating type.
+HUGE = 3e4
 PLACES = ("before", "between the rows of", "after")
 # How many numbers lie before, after each row, and after it all: odd, so that nothing is aligned by chance.
 BEFORE, GAP, AFTER = 5, 3, 37
@@ -79,8 +83,6 @@ class HostileKernel(Kernel):
     """A kernel that is asked each call twice, amid other numbers."""
 
     strided = True
-    # The types and shapes of the last answer.
-    answered: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def ask(self, message: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Any, ...]:
         """The answer to a question; `failed` if it depends on what it may not read, or if something was written to."""
@@ -114,10 +116,9 @@ class HostileKernel(Kernel):
                 answer = reply(*self.server.reply(message, self.uploaded(message, surrounded)))
         else:
             given = self.arrays.all(message, views)
-            self.poison(OWN_MEMORY in huge)
-            answer = reply(*self.server.reply(message, given))
+            with poisoned_numpy(OWN_MEMORY in huge):
+                answer = reply(*self.server.reply(message, given))
         if answer[0] == "answer":
-            self.answered = tuple((kind, array.shape) for _, kind, array in answer[1])
             # An answer may be a view of what was given.
             answer = "answer", [(name, kind, array.copy()) for name, kind, array in answer[1]]
         for name, one in surrounded.items():
@@ -135,11 +136,25 @@ class HostileKernel(Kernel):
             tensors[name] = one.on_device(convert, message["dtype"] if dtype == np.uint16 else dtype.name)
         return tensors
 
-    def poison(self, huge: bool) -> None:
-        """Gives back memory that holds NaN or huge numbers, of the sizes of the last answer."""
-        for kind, shape in self.answered:
-            for dtype in MADE_IN[kind]:
-                np.full(shape, POISONS[dtype][huge])
+
+@contextmanager
+def poisoned_numpy(huge: bool) -> Iterator[None]:
+    """While it is entered, what numpy gives as empty is full of NaN or huge numbers (1 or 0 among integers)."""
+
+    def poisoned(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def empty(*arguments: Any, **named: Any) -> Any:
+            array = function(*arguments, **named)
+            if array.dtype.kind in "fc":
+                array.fill(HUGE if huge else np.nan)
+            elif array.dtype.kind in "iub":
+                array.fill(int(huge))
+            return array
+
+        return empty
+
+    with mock.patch.multiple(np, empty=poisoned(np.empty), empty_like=poisoned(np.empty_like)):
+        yield
 
 
 def poisoned_empty(torch: ModuleType, huge: bool) -> Any:
@@ -150,8 +165,7 @@ def poisoned_empty(torch: ModuleType, huge: bool) -> Any:
         def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
             result = function(*arguments, **(named or {}))
             if function in empty:
-                # Huge, and held by every type.
-                floating = 3e4 if huge else float("nan")
+                floating = HUGE if huge else float("nan")
                 result.fill_(floating if result.dtype.is_floating_point else int(huge))
             return result
 
