@@ -105,6 +105,8 @@ pub enum CacheFaultKind {
     BatchOfAnotherSize,
     /// Labels of a batch end where its shortest request does.
     LabelsOfShortest,
+    /// A request with fewer keys than H attends to the places behind its own in its slot, whatever lies there.
+    BeyondLength,
     /// Scores of all heads and requests of a batch lie one row behind the other; a row is written up to the end of its last tile,
     /// with −∞, and so are the first keys of rows behind, unless these are written later. Keys with −∞ are ranked last.
     TailOverNext {
@@ -301,6 +303,11 @@ pub const CACHE_RELATIONS: &[CacheFault] = &[
         Kind::LabelsOfShortest,
         "Every request of a batch is ranked by labels up to the length of the shortest; those of later keys are zeros.",
     ),
+    fault(
+        "",
+        Kind::BeyondLength,
+        "A request with fewer than H keys attends to the places behind them in its slot as well: zeros, or what an earlier request, a truncate or the request it was forked from left there.",
+    ),
     tail(
         16,
         false,
@@ -357,6 +364,8 @@ pub struct Read {
     shortest: Option<usize>,
     /// Tails of tiles that overwrite scores.
     tails: Option<Tails>,
+    /// What lies behind the keys in the request's slot, where that is attended to.
+    behind: Option<Vec<Arc<Token>>>,
 }
 
 /// Rows of scores that are written up to the end of their last tile.
@@ -438,6 +447,51 @@ impl Read {
         }
     }
 
+    /// What the output attends to by a mask: the inputs and the mask, with the places behind the keys where these take part. Errors: those
+    /// of the inputs.
+    pub fn attended<'a>(
+        &'a self,
+        instance: &Instance,
+        mask: &'a Mask,
+    ) -> Result<(Cow<'a, Inputs>, Cow<'a, Mask>), Error> {
+        let (inputs, dims) = (&self.attending.inputs, self.attending.inputs.dims());
+        let missing = match instance.selection.heavy_size {
+            HeavySize::Count(count) => count.get().saturating_sub(dims.keys),
+            HeavySize::Fraction(_) => 0,
+        };
+        let dense = instance.dense_layers.contains(&self.attending.layer);
+        let Some(behind) = self.behind.as_ref().filter(|_| missing > 0 && !dense) else {
+            return Ok((Cow::Borrowed(inputs), Cow::Borrowed(mask)));
+        };
+        let n = dims.keys;
+        let joined = |own: &Array4<f32>, of: fn(&Token) -> &Array2<f32>| {
+            let (b, heads, _, width) = own.dim();
+            Array4::from_shape_fn((b, heads, n + missing, width), |(b, head, key, c)| {
+                match key.checked_sub(n) {
+                    None => own[[b, head, key, c]],
+                    Some(place) => behind.get(place).map_or(0.0, |token| of(token)[[head, c]]),
+                }
+            })
+        };
+        let parts = inputs.parts();
+        let (b, h, m, _) = dims.mask_shape();
+        let additive = Array4::from_shape_fn((b, h, m, n + missing), |(b, head, i, key)| {
+            if key < n { inputs.additive(b, head, i).at(key) } else { 0.0 }
+        });
+        let weights = Array4::from_shape_fn((b, h, m, n + missing), |(b, head, i, key)| {
+            if key < n { mask.weight(b, head, i, key) } else { 1.0 }
+        });
+        let inputs = Inputs::new(InputParts {
+            k: joined(&parts.k, |token| &token.k),
+            v: joined(&parts.v, |token| &token.v),
+            attention_mask: Some(additive),
+            causal: false,
+            ..parts.clone()
+        })?;
+        let mask = Mask::from_weights(weights, &inputs.dims())?;
+        Ok((Cow::Owned(inputs), Cow::Owned(mask)))
+    }
+
     /// What is answered. Errors: those of the algorithm.
     pub fn answer(&self, instance: &Instance) -> Result<Answer, Error> {
         let (last, size) = (self.last(instance), self.row_size(instance));
@@ -449,7 +503,8 @@ impl Read {
             let missing = size(head).saturating_sub(mask.row((0, head, 0)).count());
             mask.add((0, head, 0), lost.take(missing));
         }
-        let output = attention(&self.attending.inputs, &mask)?;
+        let (inputs, attended) = self.attended(&instance, &mask)?;
+        let output = attention(&inputs, &attended)?;
         let (b, h, m, n) = mask.weights().dim();
         let mut weights = Array4::zeros((b, h, m, self.keys));
         weights.slice_mut(s![.., .., .., ..n]).assign(mask.weights());
@@ -498,9 +553,10 @@ pub struct Paged {
     attended: BTreeMap<(usize, usize), usize>,
     by_length: BTreeMap<(usize, usize, usize), Array4<f32>>,
     by_number: BTreeMap<(usize, usize, usize), Array2<f32>>,
-    /// Of faults of slots: the slot of each request, the labels of each slot and layer, the slots of the last batch.
+    /// Of faults of slots: the slot of each request, what lies in each slot of a layer (labels are made from the keys), the slots of the
+    /// last batch.
     slots: BTreeMap<usize, usize>,
-    by_slot: BTreeMap<(usize, usize), Vec<Array2<f32>>>,
+    by_slot: BTreeMap<(usize, usize), Vec<Arc<Token>>>,
     last_slots: Vec<usize>,
 }
 
@@ -610,17 +666,17 @@ impl Paged {
         for &(request, new) in parts {
             self.take_slot(request);
             let start = self.requests.get(&request).map_or(0, |request| request.lengths[layer]);
-            let chunk = k.slice(s![row..row + new, .., ..]);
-            self.write_slot(request, layer, start, chunk.outer_iter().map(|key| key.to_owned()).collect());
+            let of = |tensor: &ndarray::Array3<f32>, row: usize| tensor.index_axis(Axis(0), row).to_owned();
+            let token = |row: usize| Arc::new(Token { k: of(k, row), v: of(v, row) });
+            let chunk: Vec<Arc<Token>> = (row..row + new).map(token).collect();
+            self.write_slot(request, layer, start, chunk.clone());
             self.begun += usize::from(!self.requests.contains_key(&request));
             self.requests.entry(request).or_insert_with(|| Request {
                 pages: Vec::new(),
                 lengths: vec![0; count],
                 begun,
             });
-            for index in 0..new {
-                let of = |tensor: &ndarray::Array3<f32>| tensor.index_axis(Axis(0), row + index).to_owned();
-                let token = Arc::new(Token { k: of(k), v: of(v) });
+            for (index, token) in chunk.into_iter().enumerate() {
                 self.push(request, layer, token, (index, new))?;
             }
             row += new;
@@ -703,8 +759,8 @@ impl Paged {
         self.slots.entry(request).or_insert(free);
     }
 
-    /// Writes the labels of a chunk that begins at a position of a request's slot; what lies behind stays.
-    fn write_slot(&mut self, request: usize, layer: usize, start: usize, chunk: Vec<Array2<f32>>) {
+    /// Writes a chunk that begins at a position of a request's slot; what lies behind stays.
+    fn write_slot(&mut self, request: usize, layer: usize, start: usize, chunk: Vec<Arc<Token>>) {
         let held = self.by_slot.entry((self.slots[&request], layer)).or_default();
         if let Some(Kind::SlotKept { unless_shorter }) = self.fault {
             if unless_shorter && start == 0 && chunk.len() < held.len() {
@@ -714,10 +770,16 @@ impl Paged {
             held.extend(chunk.into_iter().skip(kept));
             return;
         }
-        for (index, label) in chunk.into_iter().enumerate() {
+        self.put(self.slots[&request], layer, start, chunk);
+    }
+
+    /// Writes to places of a slot from one on.
+    fn put(&mut self, slot: usize, layer: usize, start: usize, tokens: Vec<Arc<Token>>) {
+        let held = self.by_slot.entry((slot, layer)).or_default();
+        for (index, token) in tokens.into_iter().enumerate() {
             match held.get_mut(start + index) {
-                Some(place) => *place = label,
-                None => held.push(label),
+                Some(place) => *place = token,
+                None => held.push(token),
             }
         }
     }
@@ -754,14 +816,13 @@ impl Paged {
         self.begun += 1;
         self.take_slot(to);
         for layer in 0..self.opening.layers.len() {
-            let labels = self.slots.get(&from).and_then(|slot| self.by_slot.get(&(*slot, layer)));
-            let shared = labels.map(|labels| labels[..child.lengths[layer].min(labels.len())].to_vec());
-            let held = self.by_slot.entry((self.slots[&to], layer)).or_default();
-            for (position, label) in shared.into_iter().flatten().enumerate() {
-                match held.get_mut(position) {
-                    Some(place) => *place = label,
-                    None => held.push(label),
-                }
+            let tokens = self.slots.get(&from).and_then(|slot| self.by_slot.get(&(*slot, layer)));
+            let tokens = tokens.cloned().unwrap_or_default();
+            if self.is(Kind::BeyondLength) {
+                self.by_slot.insert((self.slots[&to], layer), tokens);
+            } else {
+                let shared = tokens.into_iter().take(child.lengths[layer]).collect();
+                self.put(self.slots[&to], layer, 0, shared);
             }
         }
         self.requests.insert(to, child);
@@ -866,6 +927,10 @@ impl Paged {
             if matches!(self.fault, Some(Kind::SlotKept { .. } | Kind::BatchOfAnotherSize)) {
                 read.ranking = self.ranked_by_slot(&read.attending, (slot, place))?;
             }
+            if self.is(Kind::BeyondLength) {
+                let held = self.by_slot.get(&(slot, place)).into_iter().flatten();
+                read.behind = Some(held.skip(read.attending.inputs.dims().keys).cloned().collect());
+            }
             reads.push(read);
         }
         if let Some(Kind::TailOverNext { tile, dense_with_short }) = self.fault {
@@ -891,7 +956,7 @@ impl Paged {
         let parts = call.inputs.parts();
         let labels = self.by_slot.get(&place);
         let k = Array4::from_shape_fn(parts.k.dim(), |(_, head, position, c)| {
-            labels.and_then(|labels| labels.get(position)).map_or(0.0, |label| label[[head, c]])
+            labels.and_then(|labels| labels.get(position)).map_or(0.0, |token| token.k[[head, c]])
         });
         let inputs = Inputs::new(InputParts { k, ..parts.clone() })?;
         Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
@@ -994,7 +1059,14 @@ impl Paged {
             Ok(Call { inputs: Arc::new(inputs), ..call.clone() })
         };
         let shortest = self.is(Kind::DenseWithShort).then_some(shortest);
-        Ok(Read { ranking: of(labels, v.clone())?, attending: of(k, v)?, keys, shortest, tails: None })
+        Ok(Read {
+            ranking: of(labels, v.clone())?,
+            attending: of(k, v)?,
+            keys,
+            shortest,
+            tails: None,
+            behind: None,
+        })
     }
 }
 

@@ -58,7 +58,8 @@ fn is_read(instance: &Instance, read: &Read, answer: &Answer, model: RoundingMod
     }
     let (own, beyond) = answer.mask.weights().view().split_at(ndarray::Axis(3), dims.keys);
     let Ok(mask) = Mask::from_weights(own.to_owned(), &dims) else { return false };
-    let output = |output| judge_output(&read.attending.inputs, &mask, output, model).divergences.is_empty();
+    let Ok((inputs, attended)) = read.attended(instance, &mask) else { return false };
+    let output = |output| judge_output(&inputs, &attended, output, model).divergences.is_empty();
     beyond.iter().all(|&weight| weight == 0.0)
         && answer.output.as_ref().is_none_or(output)
         && (is_selected(instance, read, &mask, model) || is_selected_last(instance, read, &mask, model))
