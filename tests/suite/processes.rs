@@ -22,6 +22,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rstest::rstest;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// For a hello, which starts with loading a program.
+const HELLO: Duration = Duration::from_secs(10);
 
 /// More than what a finding takes besides the timeout: starting, ending, last words, on a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
@@ -68,13 +70,13 @@ fn example() -> PathBuf {
 }
 
 fn start(command: &str) -> Process {
-    Process::start_within(command, TIMEOUT, Duration::from_secs(10)).unwrap()
+    Process::start_within(command, TIMEOUT, HELLO).unwrap()
 }
 
-fn start_error(command: &str) -> String {
+fn start_error(command: &str, hello: Duration) -> String {
     let start = Instant::now();
-    let error = Process::start_within(command, TIMEOUT, TIMEOUT).err().unwrap();
-    assert!(start.elapsed() < TIMEOUT + SLACK);
+    let error = Process::start_within(command, TIMEOUT, hello).err().unwrap();
+    assert!(start.elapsed() < hello + SLACK);
     assert!(matches!(error, ProcessError::Hello { .. }));
     error.to_string()
 }
@@ -427,7 +429,9 @@ fn a_command_that_ignores_signals_and_goodbye_is_ended(#[case] misbehaviour: &st
 #[case::failed("failed-hello", "it failed: no CUDA device")]
 fn a_command_without_a_hello_cannot_be_used(#[case] misbehaviour: &str, #[case] expected: &str) {
     let run = Run::new();
-    let error = start_error(&run.always(misbehaviour));
+    // One that says nothing is waited for; the others say something as soon as they run.
+    let hello = if misbehaviour == "no-hello" { TIMEOUT } else { HELLO };
+    let error = start_error(&run.always(misbehaviour), hello);
     assert!(error.contains(expected), "{error}");
     assert_eq!(run.running(), 0);
 }
@@ -441,7 +445,7 @@ fn a_command_without_a_hello_cannot_be_used(#[case] misbehaviour: &str, #[case] 
     "the command ended without an answer (exit status: 0); nothing on its standard error"
 )]
 fn other_commands_cannot_be_used(#[case] command: &str, #[case] expected: &str) {
-    let error = start_error(command);
+    let error = start_error(command, HELLO);
     assert!(error.contains(expected), "{error}");
 }
 
