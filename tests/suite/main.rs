@@ -17,6 +17,7 @@ mod domain;
 mod engine;
 mod errors;
 mod evaluation_report;
+mod exact;
 mod exhaustive;
 mod factored;
 mod faults;
