@@ -21,6 +21,7 @@ mod exact;
 mod exhaustive;
 mod factored;
 mod faults;
+mod fuzzed;
 mod goldens;
 mod html;
 mod invariants;
