@@ -100,6 +100,11 @@ impl Misbehaviour {
                 write(&whole[..whole.len() / 2])?;
                 forever()
             }
+            "killed" => {
+                write(&whole[..whole.len() / 2])?;
+                Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status()?;
+                forever()
+            }
             "twice" => {
                 write(&whole)?;
                 Ok(false)

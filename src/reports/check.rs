@@ -14,6 +14,10 @@ use crate::visible;
 /// The whole report. Times are left out where `with_times` is false, so that the text is the same for each run.
 pub fn render(report: &Report, with_times: bool) -> String {
     let mut text = format!("subject: {} (rounding model: {})\n", report.subject, report.rounding_model);
+    if with_times {
+        let commit = report.commit.map_or(String::new(), |commit| format!(" (commit {commit})"));
+        let _ = writeln!(text, "asked by: doublecheck {}{commit} on {}", report.version, report.machine);
+    }
     let _ = writeln!(
         text,
         "asked: {} random sequences (seed {}{}){} and {} of {} goldens, {} calls{}",

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::visible;
 
 /// What must be the same in all of them.
-const SAME: [&str; 4] = ["version", "subject", "rounding_model", "strict_known"];
+const SAME: [&str; 5] = ["version", "commit", "subject", "rounding_model", "strict_known"];
 
 /// One report out of several.
 #[derive(Debug, Clone)]
@@ -25,6 +25,7 @@ pub fn merge(reports: Vec<(String, Map<String, Value>)>) -> Result<Merged, Strin
     let mut reports = reports.into_iter();
     let (first_name, mut merged) = reports.next().ok_or("found no report, expected at least 1")?;
     let mut shares = Shares::default();
+    check_lists(&first_name, &merged)?;
     shares.add(&first_name, &merged)?;
     for (name, mut report) in reports {
         for field in SAME {
@@ -35,6 +36,7 @@ pub fn merge(reports: Vec<(String, Map<String, Value>)>) -> Result<Merged, Strin
                 ));
             }
         }
+        check_lists(&name, &report)?;
         shares.add(&name, &report)?;
         let findings = report.remove("findings");
         add(&mut merged, report);
@@ -48,6 +50,17 @@ pub fn merge(reports: Vec<(String, Map<String, Value>)>) -> Result<Merged, Strin
         }
     }
     Ok(Merged { report: merged, parts: shares.in_words() })
+}
+
+/// Errors: a list of a report that holds something else than objects.
+fn check_lists(name: &str, report: &Map<String, Value>) -> Result<(), String> {
+    for field in ["findings", "declarations"] {
+        let values = report.get(field).and_then(Value::as_array).into_iter().flatten();
+        if let Some(found) = values.into_iter().find(|value| !value.is_object()) {
+            return Err(format!("{name}: {field}: found {found}, expected objects"));
+        }
+    }
+    Ok(())
 }
 
 /// Which questions the reports hold.
@@ -125,6 +138,12 @@ fn add(merged: &mut Map<String, Value>, other: Map<String, Value>) {
                 }
             }
             ("seed" | "planned_seconds" | "probes" | "domain" | "stages" | "shard", ..) => {}
+            ("machine", Value::String(own), Value::String(other)) => {
+                if !own.split("; ").any(|own| own == other) {
+                    own.push_str("; ");
+                    own.push_str(&other);
+                }
+            }
             ("declarations", Value::Array(own), Value::Array(other)) => {
                 // What is declared is the same in all; it need not occur in each.
                 for (own, other) in own.iter_mut().zip(other) {
@@ -186,7 +205,8 @@ fn add_findings(merged: &mut Map<String, Value>, other: Option<Value>) {
             own.push(finding);
             continue;
         };
-        let sum = own["sequences"].as_u64().unwrap_or(0) + finding["sequences"].as_u64().unwrap_or(0);
+        let sequences = |finding: &Value| finding["sequences"].as_u64().unwrap_or(0);
+        let sum = sequences(own).saturating_add(sequences(&finding));
         if size(&finding) < size(own) {
             std::mem::swap(own, &mut finding);
         }
@@ -267,7 +287,7 @@ impl Merged {
         let sessions = report.get("sessions").filter(|sessions| of(sessions, "asked") > 0);
         let in_sessions = report.get("sessions").map_or(0, |sessions| of(sessions, "goldens"));
         let counts = ["sequences", "large", "goldens", "probed"].map(|name| of(&report, name));
-        let asked = counts.iter().sum::<u64>() - in_sessions.min(counts.iter().sum());
+        let asked = counts.into_iter().fold(0, u64::saturating_add).saturating_sub(in_sessions);
         let sequences = format!("{} of {asked} sequences", of(&report, "conforming"));
         let sequences = Some(sequences).filter(|_| asked > 0 || sessions.is_none());
         let sessions = sessions.map(|s| format!("{} of {} sessions", of(s, "conforming"), of(s, "asked")));

@@ -408,8 +408,10 @@ fn expected_with(
     // Products with values that are rounded themselves may underflow, and overflow, in that type.
     let rounded_products = model.attention_products == Products::Storage;
     let vanished = if rounded_products { n as f64 * underflow(inputs.storage()) } else { 0.0 };
-    let sums =
-        gamma(n, U32) + gamma(n, arithmetic.accumulation) + gamma(2, U32) + gamma(5, u) + own + operands;
+    // Multiplied, not added: a product that is rounded to storage carries that into what f32 rounds later.
+    let shares =
+        [gamma(n, U32), gamma(n, arithmetic.accumulation), gamma(2, U32), gamma(5, u), own, operands];
+    let sums = shares.iter().map(|share| 1.0 + share).product::<f64>() - 1.0;
     // Σe as the implementation may have it, and Σe|v| with `size` for S and `most` for Σ|v|/weight.
     let shifted = total * (1.0 + moved_sum) * widest.exp();
     let largest =

@@ -176,6 +176,38 @@ fn a_denominator_of_small_weights_may_overflow() {
     }
 }
 
+/// A key that A excludes has no say in the largest logit, however large its product is: it may make that NaN where it overflows first,
+/// and a finite output is as wrong as without it. A key that is not attended to, but not excluded either, may make the largest logit
+/// an infinity, after which nothing is known.
+#[test]
+fn an_excluded_key_that_overflows_may_make_nan_and_hides_nothing_else() {
+    let inputs = |excluded: f32| {
+        Inputs::new(InputParts {
+            q: Array4::from_elem((1, 1, 1, 1), 200.0),
+            k: Array4::from_shape_vec((1, 1, 3, 1), vec![0.01, 0.0, 400.0]).unwrap(),
+            v: Array4::from_shape_vec((1, 1, 3, 1), vec![1.0, 1.0, 5.0]).unwrap(),
+            attention_mask: Some(Array4::from_shape_vec((1, 1, 1, 3), vec![0.0, 0.0, excluded]).unwrap()),
+            causal: false,
+            storage: Storage::F16,
+            scaling: Some(1.0),
+        })
+        .unwrap()
+    };
+    let mask = |inputs: &Inputs| {
+        Mask::from_weights(Array4::from_shape_vec((1, 1, 1, 3), vec![1.0, 1.0, 0.0]).unwrap(), &inputs.dims())
+            .unwrap()
+    };
+    let excluded = inputs(f32::NEG_INFINITY);
+    let attended = mask(&excluded);
+    assert!(conforms(&excluded, &attended, 1.0));
+    assert!(conforms(&excluded, &attended, f32::NAN));
+    for wrong in [0.9, 1.1, 5.0, 0.0] {
+        assert!(!conforms(&excluded, &attended, wrong), "{wrong}");
+    }
+    let counted = inputs(0.0);
+    assert!(conforms(&counted, &mask(&counted), 5.0));
+}
+
 /// A number in two parts, exact to about 2^-104.
 #[derive(Clone, Copy)]
 struct Double(f64, f64);

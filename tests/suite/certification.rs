@@ -3,20 +3,21 @@
 
 use crate::support::proptest_config;
 use doublecheck::algorithm::select::select as select_keys;
-use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask, Selection, Storage};
+use doublecheck::algorithm::{Dims, HeadMode, HeavySize, InputParts, Inputs, Mask, Selection, Storage};
 use doublecheck::cases::recipe::{Generated, RecipeRows, SPLITMIX_1, Words};
 use doublecheck::cases::strategies::{Plan, plans};
 use doublecheck::cases::{
-    Accumulation, Answer, Case, Exponent, FactorOrder, LabelRounding, Precision, Products, Recipe,
-    RoundingModel,
+    Accumulation, Answer, AnsweredLabels, Case, Exponent, FactorOrder, LabelRounding, Precision, Products,
+    Recipe, RoundingModel,
 };
 use doublecheck::subjects::{Reference, Subject};
-use doublecheck::verdicts::Certificate;
 use doublecheck::verdicts::certificate::Class;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds, certify_row};
 use doublecheck::verdicts::estimated;
-use doublecheck::verdicts::judge::judge_mask;
+use doublecheck::verdicts::judge::{judge, judge_both, judge_mask};
 use doublecheck::verdicts::output::{expected_row, judge_output};
+use doublecheck::verdicts::{Certificate, Verdict};
+use ndarray::{Array3, Array4};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -358,4 +359,62 @@ fn both_codes_are_allowed_near_half_steps() {
     // Code 1 is allowed as well: label 1.
     let rounded = score(LabelRounding::Rounded);
     assert!(rounded.low() < 3.0 / 3.0f64.sqrt() + 1e-5 && rounded.high() > 6.0 / 3.0f64.sqrt() - 1e-5);
+}
+
+/// Each tensor of an answer with one more of each size in turn: it is refused as it is, alone and beside another answer, and nothing of
+/// it is read. The right answer conforms.
+#[test]
+fn an_answer_of_another_shape_is_refused_whatever_it_holds() {
+    let case = crate::support::small_case();
+    let (instance, call) = (&case.instance, &case.call);
+    let dims = call.inputs.dims();
+    let mut right = Reference::default().answer(&case).unwrap();
+    right.labels = Some(AnsweredLabels {
+        q: Array4::zeros((dims.batch, dims.heads, dims.queries, 2)),
+        k: Array4::zeros((dims.batch, dims.heads, dims.keys, 2)),
+    });
+    right.scores = Some(Array4::zeros(dims.mask_shape()));
+    right.lse = Some(Array3::zeros((dims.batch, dims.heads, dims.queries)));
+    let larger = |of: &Array4<f32>, axis: usize| {
+        let mut shape = of.raw_dim();
+        shape[axis] += 1;
+        Array4::zeros(shape)
+    };
+    let mut wrong = Vec::new();
+    for axis in 0..4 {
+        let mut sizes = [dims.batch, dims.heads, dims.queries, dims.keys];
+        sizes[axis] += 1;
+        let [batch, heads, queries, keys] = sizes;
+        // Heads over one KV head, and no fewer keys than queries.
+        let other = Dims { batch, heads, kv_heads: 1, queries, keys: keys.max(queries), ..dims };
+        wrong.push(("mask", axis, Answer { mask: Mask::empty(&other), ..right.clone() }));
+        let output = right.output.as_ref().map(|output| larger(output, axis));
+        wrong.push(("output", axis, Answer { output, ..right.clone() }));
+        let scores = right.scores.as_ref().map(|scores| larger(scores, axis));
+        wrong.push(("scores", axis, Answer { scores, ..right.clone() }));
+        if axis < 3 {
+            let mut shape = [dims.batch, dims.heads, dims.queries];
+            shape[axis] += 1;
+            wrong.push(("lse", axis, Answer { lse: Some(Array3::zeros(shape)), ..right.clone() }));
+            let labels = right.labels.as_ref().unwrap();
+            let q = AnsweredLabels { q: larger(&labels.q, axis), ..labels.clone() };
+            wrong.push(("labels of q", axis, Answer { labels: Some(q), ..right.clone() }));
+            let k = AnsweredLabels { k: larger(&labels.k, axis), ..labels.clone() };
+            wrong.push(("labels of k", axis, Answer { labels: Some(k), ..right.clone() }));
+        }
+    }
+    let model = RoundingModel::REFERENCE;
+    let certificate = Certificate::derive(instance, call, model);
+    let is_refused =
+        |verdict: &Verdict| matches!(verdict, Verdict::Failed(said) if said.contains("another shape"));
+    for (tensor, axis, answer) in wrong {
+        let answer = Ok(answer);
+        let verdict = judge(instance, call, &answer, model, &certificate);
+        assert!(is_refused(&verdict), "{tensor}, axis {axis}: {verdict:?}");
+        let both =
+            judge_both(instance, call, [(&answer, model, &certificate), (&answer, model, &certificate)]);
+        assert!(both.iter().all(is_refused), "{tensor}, axis {axis}: {both:?}");
+    }
+    let conforms = judge(instance, call, &Reference::default().answer(&case), model, &certificate);
+    assert_eq!(conforms.kind(), None, "{conforms:?}");
 }

@@ -247,6 +247,7 @@ fn several_calls_of_one_instance_need_one_configuration() {
 #[case::text("text", "found text \"Hello from the kernel\\n")]
 #[case::huge("huge", "found a frame of 1099511627776 bytes, expected at most 10")]
 #[case::truncated("truncated", " bytes (exit status: 0)")]
+#[case::killed("killed", " bytes (signal: 9 (SIGKILL))")]
 #[case::half_an_answer("half-an-answer", "no answer within 1s: found the beginning of a frame of ")]
 #[case::wrong_id("wrong-id", ", one answer to each question, in order")]
 #[case::wrong_message("wrong-message", "type: found \"configured\", expected answer, refused, failed")]

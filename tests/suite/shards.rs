@@ -175,3 +175,54 @@ fn what_does_not_belong_together_is_refused() {
         assert!(found.status.code() == Some(2) && said.contains("3/16 for the third of 16"), "{said}");
     }
 }
+
+/// A report says what asked and on which machine; a merged one names each machine. Shares of several builds are not one check, and a
+/// report whose lists hold anything else than objects is refused.
+#[test]
+fn reports_name_build_and_machine_and_are_put_together_by_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |file: &str| folder.path().join(file);
+    for (file, shard) in [("1.json", "1/2"), ("2.json", "2/2")] {
+        let arguments = ["check", "--no-goldens", "--cases", "6", "--shard", shard, "--json", file];
+        let found = run(&arguments, folder.path());
+        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+        let text = String::from_utf8(found.stdout).unwrap();
+        let report = read(&path(file));
+        let machine = report["machine"].as_str().unwrap();
+        assert!(machine.contains(" core") && machine.contains(std::env::consts::ARCH), "{machine}");
+        assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+        let said = format!("asked by: doublecheck {} on {machine}\n", env!("CARGO_PKG_VERSION"));
+        assert!(report["commit"].is_null() && text.contains(&said), "{text}");
+    }
+    let own = read(&path("1.json"))["machine"].as_str().unwrap().to_owned();
+    let whole = read(&path("2.json"));
+    let merge = |field: &str, value: Value| {
+        let mut other = whole.clone();
+        other[field] = value;
+        std::fs::write(path("other.json"), other.to_string()).unwrap();
+        let found = run(&["merge", "1.json", "other.json", "--json", "merged.json"], folder.path());
+        let said = [found.stdout, found.stderr].concat();
+        (found.status.code().unwrap(), String::from_utf8(said).unwrap())
+    };
+    for machine in [own.as_str(), "another, 2 cores, plan9 mips"] {
+        assert_eq!(merge("machine", machine.into()).0, 0);
+        let expected = if machine == own { own.clone() } else { format!("{own}; {machine}") };
+        assert_eq!(read(&path("merged.json"))["machine"], expected);
+    }
+    for (field, value, problem) in [
+        (
+            "commit",
+            Value::from("0b57ac1e"),
+            "other.json: commit: found \"0b57ac1e\", expected null as in 1.json",
+        ),
+        ("findings", serde_json::json!([5]), "other.json: findings: found 5, expected objects"),
+        (
+            "declarations",
+            serde_json::json!([{}, "x"]),
+            "other.json: declarations: found \"x\", expected objects",
+        ),
+    ] {
+        let (code, said) = merge(field, value);
+        assert!(code == 2 && said.contains(problem), "{code} {said}");
+    }
+}

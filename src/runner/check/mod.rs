@@ -14,6 +14,7 @@ mod goldens;
 mod grouping;
 mod implementation;
 mod known;
+mod machine;
 mod pace;
 mod plan;
 #[cfg(feature = "probes")]

@@ -12,6 +12,7 @@ use super::by_size::BySize;
 use super::coverage::Coverage;
 use super::implementation::Implementation;
 use super::known::{Declaration, Excuse};
+use super::machine;
 use super::promises::Kept;
 use super::repeats::{NOT_REPEATABLE, Repeats};
 use super::sessions::Sessions;
@@ -36,6 +37,10 @@ use crate::verdicts::{Evidence, Sharpness, StageVerdict, StepFailure};
 pub struct Report {
     /// Version of this crate.
     pub version: &'static str,
+    /// The commit it was built from, with a `+` where its files differ from that; `None` where that is not known.
+    pub commit: Option<&'static str>,
+    /// The machine that asked: processor, cores that may be used, system.
+    pub machine: &'static str,
     /// Who was checked.
     pub subject: String,
     /// The same in parts.
@@ -494,6 +499,8 @@ impl Report {
     pub(super) fn new(subject: String, model: RoundingModel, seed: u64, coverage: Coverage) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            commit: machine::commit(),
+            machine: machine::machine(),
             implementation: Implementation::of(&subject),
             subject,
             date: None,

@@ -250,6 +250,7 @@ fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
 }
 
 /// A marker that no other child has, of this run or another.
+#[allow(clippy::disallowed_methods, reason = "a number that did not occur before, not a duration")]
 fn marker() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -6,6 +6,8 @@
 mod answer;
 mod child;
 pub mod direct;
+#[cfg(feature = "internals")]
+pub mod frames;
 mod memory;
 mod messages;
 mod sessions;

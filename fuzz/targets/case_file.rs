@@ -1,0 +1,7 @@
+#![no_main]
+
+#[path = "../harness.rs"]
+#[allow(dead_code, reason = "each target calls some of it")]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(init: harness::write_seeds("case_file"), |bytes: &[u8]| harness::case_file(bytes));
