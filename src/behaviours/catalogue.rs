@@ -558,6 +558,14 @@ pub const CATALOGUE: &[Fault] = &[
         b.attention = Some(OutputChange::NanWithoutFirstTile { tile: 4, additive: false });
     })
     .seen("vllm-project/vllm#4405, ROCm/aiter#2505"),
+    fault(
+        "products-overflow-f16",
+        "§2.11",
+        "In f16 the output is NaN where the product of a query with a key it attends to leaves the range of the type.",
+        |b| {
+            b.attention = Some(OutputChange::NanBeyondF16);
+        },
+    ),
     fault("nan-in-empty-rows", "D18", "Rows that attend to nothing are NaN instead of zeros.", |b| {
         b.nan_in_empty_rows = true;
     }),

@@ -32,7 +32,7 @@ pub enum Values {
     HalfWay,
     /// 0 and −0, and a 1 here and there.
     Zeros,
-    /// Normal times 2^9.
+    /// Normal times 2^9; in f16 2^13, so that products with others leave its range.
     Huge,
     /// Normal times 2^-9.
     Tiny,
@@ -422,7 +422,11 @@ impl Plan {
     }
 
     fn tensor(&self, t: u64, values: Values, shape: [usize; 4]) -> Array4<f32> {
-        tensor(Words::new(self.seed, t), values, self.selection.label_bits, shape)
+        let numbers = tensor(Words::new(self.seed, t), values, self.selection.label_bits, shape);
+        match (values, self.storage) {
+            (Values::Huge, Storage::F16) => numbers * 16.0,
+            _ => numbers,
+        }
     }
 
     /// k [b, hk, n, d] and v [b, hk, n, dv], not rounded to the storage type yet.

@@ -72,6 +72,12 @@ impl FaultResult {
     }
 }
 
+/// Whether a finding is that of a breach.
+pub fn shows(finding: &Finding, breach: &Breach) -> bool {
+    let after_another = finding.state.as_ref().is_some_and(|state| state.earlier_instances > 0);
+    breach.is_shown_by(finding.kind, &finding.sentence, finding.ragged.is_some(), after_another)
+}
+
 impl Planted {
     /// All of them.
     pub fn all() -> Vec<Self> {
@@ -174,8 +180,10 @@ impl Planted {
 
     fn check_subject(self, subject: &mut dyn Subject, options: &Options) -> (FaultResult, Report) {
         let start = Instant::now();
-        // Probes would show most of them before the first random sequence.
-        let options = Options { probes: false, conditions: false, ..options.clone() };
+        // Probes would show most of them before the first random sequence. What a failure needs of earlier instances is looked for
+        // with its conditions.
+        let conditions = matches!(self, Self::Breach(breach) if breach.carries_over());
+        let options = Options { probes: false, conditions, ..options.clone() };
         let report = match self {
             Self::Fault(_) | Self::Breach(_) => check(subject, &options),
             Self::Cache(_) => check_sessions(subject, &options, &mut |_| {}),
@@ -206,11 +214,7 @@ impl Planted {
     fn named(self, findings: &[Finding]) -> Vec<&'static str> {
         let names = |finding: &Finding| match self {
             Self::Fault(_) | Self::Cache(_) => finding.diagnosis.clone(),
-            Self::Breach(breach)
-                if breach.is_shown_by(finding.kind, &finding.sentence, finding.ragged.is_some()) =>
-            {
-                vec![breach.name]
-            }
+            Self::Breach(breach) if shows(finding, breach) => vec![breach.name],
             Self::Breach(_) if finding.diagnosis.is_empty() => vec![finding.kind],
             Self::Breach(_) => finding.diagnosis.clone(),
         };

@@ -1,6 +1,9 @@
 //! Deliberate faults that no [`Behaviour`] has, as what is wrong is not what is computed from the inputs: promises that are not
-//! kept, answers that are wrong from time to time, scores, labels or a log-sum-exp that are not those that were used, and
-//! lengths of entries got wrong. They show by the kind of the finding; nothing of the catalogue explains them.
+//! kept, answers that are wrong from time to time, scores, labels or a log-sum-exp that are not those that were used, channels
+//! of an earlier instance, and lengths of entries got wrong. They show by the kind of the finding; nothing of the catalogue explains them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ndarray::{Array2, Array3, Array4};
 
@@ -8,7 +11,7 @@ use super::above::Above;
 use super::ragged::{LengthFault, RaggedKernel};
 use super::{Subject, not_configured};
 use crate::algorithm::attention::log_sum_exp;
-use crate::algorithm::{Mask, Row};
+use crate::algorithm::{ChannelOrder, Mask, Row};
 use crate::behaviours::answer::{answer, scores};
 use crate::behaviours::{
     Behaviour, Causality, Factor, HeadLabels, Heads, Outcome, Prediction, RankingMask, predict,
@@ -57,6 +60,7 @@ enum How {
     ScoresWithoutMask,
     ScoresOfOneHead,
     LabelsNotQuantised,
+    ChannelsOfFirstInstance,
     Lengths(LengthFault),
 }
 
@@ -193,6 +197,15 @@ pub const BREACHES: &[Breach] = &[
         "The labels that it gives are not quantised; those that it scores are.",
         How::LabelsNotQuantised,
     ),
+    Breach {
+        row: "§2.2",
+        ..breach(
+            "channels-of-first-instance",
+            &["wrong keys"],
+            "A layer keeps the channels of the first instance of a process that has it, as long as the shapes fit.",
+            How::ChannelsOfFirstInstance,
+        )
+    },
     broken(
         Promise::CapacityInvariant,
         "promised-capacity-invariant",
@@ -271,12 +284,21 @@ impl Breach {
     }
 
     /// Whether a finding of this kind, in these words, is that of the breach. What is wrong with lengths shows only where a
-    /// call has some, so that the finding is `ragged`.
-    pub fn is_shown_by(&self, kind: &str, sentence: &str, ragged: bool) -> bool {
+    /// call has some, so that the finding is `ragged`, and what is kept from one instance to the next only `after_another`.
+    pub fn is_shown_by(&self, kind: &str, sentence: &str, ragged: bool, after_another: bool) -> bool {
         let names = |promise: Promise| sentence.starts_with(&format!("Broken promise: {}", promise.name()));
         self.kinds.contains(&kind)
             && (self.kinds != BROKEN || self.promise.is_some_and(names))
-            && (ragged || !matches!(self.how, How::Lengths(_)))
+            && match self.how {
+                How::Lengths(_) => ragged,
+                How::ChannelsOfFirstInstance => after_another,
+                _ => true,
+            }
+    }
+
+    /// Whether it shows only after another instance.
+    pub fn carries_over(&self) -> bool {
+        self.how == How::ChannelsOfFirstInstance
     }
 
     fn gives(&self) -> &'static [Given] {
@@ -301,13 +323,15 @@ pub struct Breaching {
     above: usize,
     instance: Option<Instance>,
     called: u64,
+    /// The first channels of each layer since the last restart.
+    kept: BTreeMap<usize, ChannelOrder>,
     selected: Option<Array4<i32>>,
 }
 
 impl Breaching {
     /// The reference with this breach.
     pub fn new(breach: &'static Breach) -> Self {
-        Self { breach, above: 0, instance: None, called: 0, selected: None }
+        Self { breach, above: 0, instance: None, called: 0, kept: BTreeMap::new(), selected: None }
     }
 
     /// What a behaviour makes of a call.
@@ -342,6 +366,19 @@ impl Breaching {
             }
         }
         Ok(right)
+    }
+
+    /// Puts the channels that the layer of a call had first in place of its own.
+    fn use_first_channels(&mut self, call: &Call) {
+        let Some(instance) = &mut self.instance else { return };
+        let Ok(own) = instance.channels(call.layer) else { return };
+        let first = self.kept.entry(call.layer).or_insert_with(|| own.clone());
+        let shape = |order: &ChannelOrder| (order.rows().len(), order.width(), order.weights().is_some());
+        if shape(first) == shape(own) {
+            let first = first.clone();
+            let file = Arc::make_mut(&mut instance.channel_file);
+            file.insert(instance.channel_selection, call.layer, first);
+        }
     }
 
     /// Whether it is the turn of an answer that is wrong from time to time.
@@ -407,6 +444,9 @@ impl Subject for Breaching {
             return self.right(call);
         }
         let how = self.breach.how;
+        if how == How::ChannelsOfFirstInstance {
+            self.use_first_channels(call);
+        }
         let highest_of_ties = match how {
             How::TiesToHighest => true,
             How::TiesAtRandom => self.races(),
@@ -463,6 +503,11 @@ impl Subject for Breaching {
 
     fn selected(&self) -> Option<&Array4<i32>> {
         self.selected.as_ref()
+    }
+
+    fn restart(&mut self) -> bool {
+        self.kept.clear();
+        self.breach.how == How::ChannelsOfFirstInstance
     }
 }
 

@@ -9,7 +9,7 @@ use doublecheck::behaviours::{Behaviour, CATALOGUE, Fault};
 use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer, Promise};
 use doublecheck::diagnosis::reproduction::reproduces;
 use doublecheck::runner::check::Size;
-use doublecheck::runner::faults::{FaultResult, Planted};
+use doublecheck::runner::faults::{FaultResult, Planted, shows};
 use doublecheck::runner::shrink::Limits;
 use doublecheck::subjects::{BREACHES, Faulty, Reference};
 use doublecheck::verdicts::judge::judge_observation;
@@ -173,10 +173,7 @@ fn every_breach_is_caught_and_named_by_its_kind() {
         assert_eq!(result.diagnosis, [name], "{report}");
         for finding in &report.findings {
             assert!(finding.diagnosis.is_empty(), "{name}: {report}");
-            assert!(
-                breach.is_shown_by(finding.kind, &finding.sentence, finding.ragged.is_some()),
-                "{name}: {report}"
-            );
+            assert!(shows(finding, breach), "{name}: {report}");
         }
         // What fails from time to time is shrunk by few tries.
         if !breach.kinds.contains(&"not repeatable") {

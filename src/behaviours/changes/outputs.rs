@@ -6,7 +6,7 @@ use ndarray::{Array4, Axis as Dimension, concatenate};
 
 use super::labels::LabelChange;
 use super::places::{Axis, Map};
-use crate::algorithm::{Dims, InputParts, Inputs, Mask, Row};
+use crate::algorithm::{Dims, InputParts, Inputs, Mask, Row, Storage};
 use crate::behaviours::Prediction;
 use crate::behaviours::attending::AttentionView;
 
@@ -50,6 +50,8 @@ pub enum OutputChange {
         /// Whether keys that A excludes do not count.
         additive: bool,
     },
+    /// In f16, NaN where q · k of an attended key is rounded to ∞ before it is scaled.
+    NanBeyondF16,
     /// Values are addressed with rows of d numbers.
     ValuesByKeyStride,
     /// The same, where the rows of all KV heads of a token lie together, and what is beyond the end is 0.
@@ -157,6 +159,9 @@ impl OutputChange {
             Self::NanWithoutFirstTile { tile, .. } => {
                 format!("the output is NaN where none of the first {tile} keys is attended to")
             }
+            Self::NanBeyondF16 => {
+                "in f16 the output is NaN where q · k of an attended key is beyond the type before it is scaled".into()
+            }
             Self::ValuesByKeyStride | Self::ValuesByKeyStrideOfTokens => {
                 "values are read with rows of d numbers, where they have dv".into()
             }
@@ -218,6 +223,11 @@ impl OutputChange {
                     (0..tile.min(dims.keys)).any(|key| view.mask.attends(b, head, i, key) && counts(key))
                 };
                 view.nan = dims.rows().filter(|row| !attends(&view, *row)).collect();
+            }
+            Self::NanBeyondF16 => {
+                if view.inputs.storage() == Storage::F16 {
+                    view.nan = dims.rows().filter(|row| overflows(&view, *row)).collect();
+                }
             }
             Self::ValuesByKeyStride => {
                 let v = &view.inputs.parts().v;
@@ -379,6 +389,17 @@ fn add_zeros(view: &mut AttentionView, more: usize) -> Option<()> {
     view.inputs = Arc::new(inputs.ok()?);
     view.mask = Mask::from_weights(weights, &view.inputs.dims()).ok()?;
     Some(())
+}
+
+/// Whether q · k of a key that a row attends to is rounded to ∞.
+fn overflows(view: &AttentionView, row @ (b, head, i): Row) -> bool {
+    let (queries, keys, additive) =
+        (view.inputs.queries(b, head), view.inputs.keys(b, head), view.inputs.additive(b, head, i));
+    let q = queries.row(i);
+    view.mask.row(row).any(|(key, _)| {
+        let dot: f64 = q.iter().zip(keys.row(key)).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+        additive.at(key) > f32::NEG_INFINITY && Storage::F16.round(dot as f32) == f32::INFINITY
+    })
 }
 
 /// q · k · scaling of a row.

@@ -639,6 +639,7 @@ fn attention(members: &mut Vec<Member>, items: &[Item<'_>]) {
         output(members, OutputChange::HalvesAveraged(split));
     }
     output(members, OutputChange::LseBaseTwo);
+    output(members, OutputChange::NanBeyondF16);
     output(members, OutputChange::ValuesByKeyStride);
     for written in [Written::HalfRoundedUp, Written::Half, Written::HeadDim] {
         output(members, OutputChange::Unwritten(written));
