@@ -91,8 +91,8 @@ pub use cli::{main as command, main_with as command_with};
 #[cfg(feature = "probes")]
 pub use runner::check::probe_only;
 pub use runner::check::{
-    Event, Finding, Options, Progress, Report, Shard, Size, check, check_sequence, check_stage_call,
-    check_with,
+    Event, Finding, Options, Progress, Report, Shard, Size, check, check_sequence, check_session,
+    check_stage_call, check_with,
 };
 pub use runner::shrink::Limits;
 pub use subjects::Subject;
@@ -115,6 +115,7 @@ pub mod report {
     pub use crate::reports::html::check as html;
     #[cfg(feature = "cli")]
     pub use crate::reports::merge::{Merged, merge};
+    pub use crate::reports::sessions::{render as session_in_words, replay as replay_session_in_words};
     pub use crate::runner::check::{
         Asked, BySize, Coverage, Declaration, Declared, Excuse, Implementation, Kept, Like, Needs, OfSize,
         Repeats, ReportedStages, SessionExample, Sessions, StageExample,

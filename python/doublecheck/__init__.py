@@ -7,7 +7,7 @@ whether it conforms and why, and the pytest plugin has a fixture `doublecheck`.
 Without the compiled module `serve`, `Failed` and `Refused` work; the rest says what is missing.
 """
 
-from ._case import Case, Certificate, Verdict, case, judge, load
+from ._case import Case, Certificate, Session, Step, Verdict, case, judge, load
 from ._check import check
 from ._report import Finding, Merged, Report, merge
 from ._serve import (
@@ -42,6 +42,8 @@ __all__ = [
     "Report",
     "ScoresCall",
     "SelectionCall",
+    "Session",
+    "Step",
     "Verdict",
     "answer_tensors",
     "by_request",

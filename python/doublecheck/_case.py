@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _serve
 from ._check import asked, ends_cleanly, isolated, run
-from ._kernel import Arrays, Kernel, native
+from ._kernel import Arrays, Kernel, made, native
 from ._paged import PAGE_SIZE
 from ._report import Report
 
@@ -64,15 +64,18 @@ class Case:
         self._question, self._arrays, self._declared = question, arrays, declared
 
     @functools.cached_property
+    def instance(self) -> Any:
+        """What is configured before its calls; None for a question to one stage."""
+        configuration = self._question.configuration()
+        return None if configuration is None else _serve.Instance(json.loads(configuration))
+
+    @functools.cached_property
     def calls(self) -> list[Any]:
         """Its calls, as a kernel is given them."""
         kind = _serve.STAGES[self._question.takes][1]
-        instance: Any = None
-        if (configuration := self._question.configuration()) is not None:
-            instance = _serve.Instance(json.loads(configuration))
         calls = []
         for index, (message, tensors) in enumerate(self._question.calls(self._arrays.bits)):
-            call: Any = kind(instance, message, self._arrays.all(message, tensors))
+            call: Any = kind(self.instance, message, self._arrays.all(message, tensors))
             call.origin = (self._question, index)
             calls.append(call)
         return calls
@@ -125,7 +128,8 @@ class Case:
         `arrays`, `device`, `refusals`, `hostile`, `replay`, `layout`, `page_size` and what is declared are as in
         `check`; arrays and declaration are those of the finding where they are left out.
         """
-        subject, said = self._asked(kernel, arrays, device, refusals, declared, (hostile, replay, layout, page_size))
+        ways = hostile, replay, layout, page_size
+        subject, said = self._asked(made(kernel), arrays, device, refusals, declared, ways)
         stop = native().Stop()
         with ends_cleanly(stop):
             conforms, text = self._question.ask(subject, said, subject.arrays.bits, stop)
@@ -148,7 +152,8 @@ class Case:
         **declared: Any,
     ) -> Report:
         """Asks a kernel all calls again, as `ask`; a failure is shrunk and explained as by `check`."""
-        subject, said = self._asked(kernel, arrays, device, refusals, declared, (hostile, replay, layout, page_size))
+        asks = kernel if isolate else made(kernel)
+        subject, said = self._asked(asks, arrays, device, refusals, declared, (hostile, replay, layout, page_size))
         options: dict[str, Any] = {"only": self._question, "shrink_seconds": float(shrink_seconds), "cases": 0}
         if isolate:
             ways = {"hostile": hostile, "replay": replay, "layout": layout}
@@ -168,6 +173,10 @@ class Case:
         if arrays is not None or device is not None:
             given = Arrays(given.source if arrays is None else arrays, device or "cpu")
         declared = {**self._declared, **declared, "takes": self._question.takes}
+        # Whether it holds keys is seen in the kernel that is asked now.
+        declared["offers"] = [offer for offer in declared.get("offers", ()) if offer != "sessions"]
+        if isinstance(self, Session):
+            declared["offers"].append("sessions")
         said = json.dumps(_serve.declaration(kernel, **declared))
         return asked(kernel, given, refusals, self._question.takes, *ways), said
 
@@ -175,13 +184,79 @@ class Case:
         return json.dumps(self._declared if model is None else {**self._declared, "model": model})
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of a session: the method `name` of an engine, and its arguments.
+
+    `calls` are the calls that an `attend` stands for, one for each request, with all keys that it holds; nothing for
+    other steps, and where the step must be refused. `print(step)` tells it in a line.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    calls: list[Any]
+    _message: dict[str, Any]
+    _tensors: dict[str, Any]
+
+    def ask(self, engine: Any) -> Any:
+        """Asks an engine this step: the answer to an `attend`, which may be judged call by call."""
+        return _serve.ask_step(engine, self._message, self._tensors)
+
+    def __str__(self) -> str:
+        rows = [f"{name} {list(x.shape)}" for name, x in self._tensors.items() if name in ("q", "k", "v")]
+        said = {name: x for name, x in self._message.items() if name not in ("type", "dtype")}
+        return ", ".join([f"{self.name}: " + ", ".join(f"{name} {x}" for name, x in said.items()), *rows])
+
+
+class Session(Case):
+    """A session of an engine that holds keys itself. Its `calls` are those that its attends stand for.
+
+    `print(session)` is the story of its steps. To go through them in a debugger:
+
+        session.start(engine)
+        for step in session.steps:
+            answer = step.ask(engine)
+    """
+
+    @functools.cached_property
+    def opening(self) -> Any:
+        """What it is opened with, an `Opening`."""
+        message = json.loads(self._question.opening() or "")
+        return _serve.Opening(self.instance, message, self._arrays.convert)
+
+    @functools.cached_property
+    def steps(self) -> list[Step]:
+        """Its steps, with tensors as an engine is given them."""
+        steps = []
+        for (message, tensors), places in self._question.steps(self._arrays.bits):
+            given = self._arrays.all(message, tensors)
+            calls = [self.calls[place] for place in places]
+            steps.append(Step(message["type"], _serve.step_arguments(message, given), calls, message, given))
+        return steps
+
+    def start(self, engine: Any) -> None:
+        """Configures an engine, if it wants that, and opens the session."""
+        if hasattr(engine, "configure"):
+            engine.configure(self.instance)
+        engine.open(self.opening)
+
+    def __str__(self) -> str:
+        return self._question.story().rstrip("\n")
+
+
+def case_of(question: Question, arrays: Arrays, declared: dict[str, Any]) -> Case:
+    """A case of what is asked."""
+    return (Case if question.opening() is None else Session)(question, arrays, declared)
+
+
 def load(path: str | os.PathLike[str], *, arrays: str | Callable[[Any], Any] = "numpy", device: str = "cpu") -> Case:
-    """Reads a case file: a counterexample of a check, or any case of an attention layer or of one stage.
+    """Reads a case file: a counterexample of a check, or any case of an attention layer or of one stage. Of a session
+    it gives a `Session`.
 
     Errors: OSError; ValueError that names file, field, what was found and what was expected.
     """
     question = native().load(path)
-    return Case(question, Arrays(arrays, device), {} if question.takes == "inputs" else {"takes": question.takes})
+    return case_of(question, Arrays(arrays, device), {} if question.takes == "inputs" else {"takes": question.takes})
 
 
 def case(

@@ -16,7 +16,7 @@ from . import _serve
 from ._graphs import Graphs
 from ._hostile import HostileKernel
 from ._isolated import command
-from ._kernel import Arrays, Kernel, native
+from ._kernel import Arrays, Kernel, made, native
 from ._paged import PAGE_SIZE, Paged
 from ._report import Report
 
@@ -52,7 +52,9 @@ def check(
     """Asks a kernel random sequences of calls, judges every answer, and shrinks and explains what is wrong.
 
     `kernel` is a function of a Call that gives a mask [b, h, m, n], a pair of mask and output [b, h, m, dv], or a dict
-    of tensors; or an object with `mask(call)` and, if it wants, `configure(instance)`: what `serve` takes.
+    of tensors; or an object with `mask(call)` and, if it wants, `configure(instance)`: what `serve` takes. A class
+    makes such an object. One with `open`, `append`, `attend`, `fork`, `truncate` and `free`, as `Cached` has them,
+    holds keys itself, and is asked in sessions, too.
 
     `arrays` says what a call holds: "numpy" (float32, whatever the dtype), "torch" (tensors of the dtype on `device`),
     "dlpack" (objects with `__dlpack__`) or a function of such an object, like `jax.numpy.from_dlpack`. A kernel may
@@ -108,7 +110,7 @@ def check(
     ways = {"hostile": hostile, "replay": replay, "layout": layout}
     if isolate:
         options |= isolated(kernel, given, refusals, declaration, timeout, ways)
-    of = asked(kernel, given, refusals, takes, hostile, replay, layout, page_size)
+    of = asked(kernel if isolate else made(kernel), given, refusals, takes, hostile, replay, layout, page_size)
     return run(of, declaration, progress, options)
 
 
@@ -139,12 +141,19 @@ def asked(
     page_size: int = PAGE_SIZE,
 ) -> Kernel:
     """The kernel, ready to be asked."""
+    ways = {"hostile": hostile, "replay": replay, "layout": layout}
+    if takes == "inputs" and _serve.holds_keys(kernel):
+        for name, found in ways.items():
+            if found:
+                expected = "its function `mask` alone, since sessions are asked plainly"
+                raise ValueError(f"{name}: found {found!r} for an object that holds keys, expected {expected}")
     if hostile not in (False, True, "contiguous"):
         raise ValueError(f"hostile: found {hostile!r}, expected True, False or 'contiguous'")
     if hostile:
         amid = HostileKernel(kernel, arrays, refusals, takes)
         amid.strided = hostile != "contiguous"
     of = amid if hostile else Kernel(kernel, arrays, refusals, takes)
+    of.ways |= {name: found for name, found in ways.items() if found}
     if replay is not None:
         if (replay, hostile, arrays.device.partition(":")[0]) != ("cuda-graph", False, "cuda"):
             found = f"{replay!r} with hostile={hostile!r} and device={arrays.device!r}"
@@ -160,8 +169,7 @@ def asked(
             raise ValueError(f"layout: found {layout!r} with hostile={hostile!r}, expected one of the two")
         torch = importlib.import_module("torch") if arrays.source == "torch" else None
         of.server.method = Paged(of.server.method, torch, page_size)
-        of.ways |= {"layout": layout, "page_size": page_size}
-    of.ways |= {name: found for name, found in (("hostile", hostile), ("replay", replay)) if found}
+        of.ways["page_size"] = page_size
     return of
 
 

@@ -93,6 +93,33 @@ class Converted:
         return self.method(call)
 
 
+class ConvertedEngine(Converted):
+    """A kernel that holds keys, and gets its tensors as it wants them."""
+
+    def __init__(self, kernel: Any, convert: Convert, takes: str):
+        super().__init__(kernel, convert, takes)
+        self.fork, self.truncate, self.free = kernel.fork, kernel.truncate, kernel.free
+        self.kernel, self.dtype = kernel, ""
+
+    def open(self, opening: Any) -> None:
+        """A new session."""
+        opening.convert, self.dtype = self.convert, opening.dtype
+        self.kernel.open(opening)
+
+    def append(self, layer: int, requests: list[tuple[int, int]], *rows: np.ndarray) -> None:
+        """New keys and values."""
+        self.kernel.append(layer, requests, *self.given(rows))
+
+    def attend(self, layer: int, requests: list[tuple[int, int]], *rows: np.ndarray) -> Any:
+        """The kernel's answer to queries."""
+        return self.kernel.attend(layer, requests, *self.given(rows))
+
+    def given(self, rows: tuple[np.ndarray, ...]) -> list[Any]:
+        """Rows as the kernel wants them; what a Cached keeps is of numpy."""
+        arrays = [bits(array, self.dtype) for array in rows]
+        return arrays if isinstance(self.kernel, _serve.Cached) else [self.convert(x, self.dtype) for x in arrays]
+
+
 def bits(values: np.ndarray, dtype: str) -> np.ndarray:
     """Numbers of a type in the form in which they are converted: f16 and bf16 as bits. They are exact."""
     if dtype == "f16":
@@ -111,5 +138,8 @@ def main() -> None:
         kernel = kernel()
     arrays = Arrays(find(job["arrays"]) if ":" in job["arrays"] else job["arrays"], job["device"])
     takes = job["said"].get("takes", "inputs")
-    subject = kernel if arrays.convert is None else Converted(kernel, arrays.convert, takes)
+    subject = kernel
+    if arrays.convert is not None:
+        converted = ConvertedEngine if _serve.holds_keys(kernel) else Converted
+        subject = converted(kernel, arrays.convert, takes)
     _serve.serve(subject, refusals=[find(name) for name in job["refusals"]], shared_memory=True, **job["said"])

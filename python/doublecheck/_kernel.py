@@ -86,6 +86,11 @@ def dlpack_tensors(function: Callable[[Any], Any]) -> Convert:
     return convert
 
 
+def made(kernel: Any) -> Any:
+    """The kernel itself: a class makes one without arguments."""
+    return kernel() if isinstance(kernel, type) else kernel
+
+
 class Kernel:
     """What the compiled module asks."""
 
@@ -100,6 +105,10 @@ class Kernel:
         """A new instance."""
         return reply(*self.server.reply({"type": "configure", **json.loads(message)}, {}))
 
+    def open(self, message: str) -> tuple[Any, ...]:
+        """A new session, whose steps are asked as questions."""
+        return reply(*self.server.reply({"type": "open", **json.loads(message)}, {"convert": self.arrays.convert}))
+
     def ask(self, message: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Any, ...]:
         """The answer to a question."""
         return reply(*self.server.reply(message, self.arrays.all(message, tensors)))
@@ -109,7 +118,8 @@ def reply(message: dict[str, Any], tensors: Iterable[tuple[str, str, np.ndarray]
     """An answer as the compiled module reads it."""
     if message["type"] == "answer":
         return "answer", [
-            (name, kind, array.view(np.uint16) if kind == "F16" else array) for name, kind, array in tensors
+            (name, kind, array.view(np.uint16)) if kind == "F16" else (name, kind, array)
+            for name, kind, array in tensors
         ]
     if message["type"] == "refused":
         return "refused", message.get("kind"), message["message"]

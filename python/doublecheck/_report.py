@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._kernel import native
 
 if TYPE_CHECKING:
-    from ._case import Case
+    from ._case import Case, Step
     from ._kernel import Kernel
     from ._native import Finding as NativeFinding
     from ._native import Report as NativeReport
@@ -155,15 +155,27 @@ class Finding:
 
     @functools.cached_property
     def case(self) -> Case:
-        """The counterexample: its calls, and what is right."""
-        from ._case import Case
+        """The counterexample: its calls, and what is right; a `Session` where it is one."""
+        from ._case import case_of
 
-        return Case(self._finding.question(), self._kernel.arrays, json.loads(self._declaration))
+        return case_of(self._finding.question(), self._kernel.arrays, json.loads(self._declaration))
 
     @property
     def call(self) -> Any:
-        """The failing call, with plain tensors of the kind that the kernel was given: neither hostile nor in pages."""
-        return self.case.calls[self._finding.call]
+        """The failing call, with plain tensors of the kind that the kernel was given: neither hostile nor in pages.
+
+        In a session it is the call that the failing `attend` stands for, of the request whose answer is wrong. Errors:
+        ValueError where another step fails.
+        """
+        if (index := self._finding.call) is None:
+            raise ValueError("call: found another step that fails, expected an attend; finding.step is that step")
+        return self.case.calls[index]
+
+    @property
+    def step(self) -> Step | None:
+        """The failing step of a session; None where it is none, or was not opened."""
+        index, steps = self._finding.step, getattr(self.case, "steps", [])
+        return None if index is None else steps[index]
 
     def __str__(self) -> str:
         return self._finding.text().strip("\n")
@@ -181,6 +193,9 @@ class Finding:
         module, _, name = kernel.rpartition(".")
         file = pathlib.Path(path).name
         declared = {key: value for key, value in json.loads(self._declaration).items() if key != "name" and value != []}
+        # Who holds keys offers sessions without saying so.
+        if offers := [offer for offer in declared.pop("offers", []) if offer != "sessions"]:
+            declared["offers"] = offers
         said = [
             name,
             *(

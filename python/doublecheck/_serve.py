@@ -169,7 +169,7 @@ class Call:
     def __init__(self, instance: Instance, message: dict[str, Any], tensors: dict[str, Any]):
         self.instance, self.layer, self.causal = instance, message["layer"], message["causal"]
         self.dtype, self.scaling = message["dtype"], message["scaling"]
-        self.q, self.k, self.v = (tensors[name] for name in "qkv")
+        self.q, self.k, self.v = tensors["q"], tensors["k"], tensors["v"]
         self.attention_mask, self.previous = tensors.get("attention_mask"), tensors.get("previous")
         self.lengths = tensors.get("lengths")
         self.head_weights = tensors.get("head_weights")  # [b, h, m] for the rule relu, or None: 1 everywhere
@@ -276,12 +276,12 @@ def answer_tensors(result: Any, takes: str = "inputs") -> list[tuple[str, str, n
         result = dict(zip(parts, result))
     elif not isinstance(result, dict):
         result = {parts[0]: result}
-    if unknown := set(result) - set(known):
+    if unknown := result.keys() - known:
         raise Failed(f"answer: found {sorted(unknown)}, expected {', '.join(known)}")
-    result = {name: x for name, x in result.items() if x is not None}
-    if not set(result) & set(needed):
-        raise Failed(f"answer: found {sorted(result)}, expected {' or '.join(needed)}")
-    return [(name, *answer_tensor(name, x)) for name, x in result.items()]
+    tensors = [(name, *answer_tensor(name, x)) for name, x in result.items() if x is not None]
+    if not any(name in needed for name, _, _ in tensors):
+        raise Failed(f"answer: found {sorted(name for name, _, _ in tensors)}, expected {' or '.join(needed)}")
+    return tensors
 
 
 def answer_tensor(name: str, x: Any) -> tuple[str, np.ndarray]:
@@ -316,7 +316,9 @@ class Opening:
     and `scaling`, as in a Call.
     """
 
-    def __init__(self, instance, message):
+    def __init__(self, instance, message, convert=None):
+        # Where tensors are not of numpy: what makes such a tensor of an array.
+        self.convert = convert
         self.instance, self.layers = instance, message["layers"]
         self.capacity, self.page_size = message["capacity"], message["page_size"]
         self.heads, self.kv_heads = message["heads"], message["kv_heads"]
@@ -325,20 +327,31 @@ class Opening:
 
 
 def holds_keys(subject):
+    """Whether a subject has the methods of sessions."""
     return all(hasattr(subject, name) for name in ("open", *SESSION_STEPS))
 
 
-def session_step(subject, message, tensors):
-    """Asks one step of a session: the type of the answer, and its tensors."""
+def step_arguments(message, tensors):
+    """What the method of a step is called with."""
     kind = message["type"]
     if kind in ("append", "attend"):
         requests = [(request, count) for request, count in message["requests"]]
         rows = (tensors["k"], tensors["v"]) if kind == "append" else (tensors["q"],)
-        result = getattr(subject, kind)(message["layer"], requests, *rows)
-        return ("answer", list(answer_tensors(result))) if kind == "attend" else ("done", [])
+        return (message["layer"], requests, *rows)
     names = {"fork": ("from", "to", "length"), "truncate": ("request", "length"), "free": ("request",)}[kind]
-    getattr(subject, kind)(*(message[name] for name in names))
-    return "done", []
+    return tuple(message[name] for name in names)
+
+
+def ask_step(subject, message, tensors):
+    """Asks one step of a session. What a Cached keeps is of numpy, whatever its kernel is given."""
+    given = tensors.get("numpy", tensors) if isinstance(subject, Cached) else tensors
+    return getattr(subject, message["type"])(*step_arguments(message, given))
+
+
+def session_step(subject, message, tensors):
+    """Asks one step of a session: the type of the answer, and its tensors."""
+    result = ask_step(subject, message, tensors)
+    return ("answer", list(answer_tensors(result))) if message["type"] == "attend" else ("done", [])
 
 
 def parts(requests, *packed_rows):
@@ -356,11 +369,28 @@ def by_request(kernel, opening, layer, requests, q, held):
     results = []
     for request, rows in parts(requests, q):
         k, v = held(request)
-        # A call has heads before positions.
-        tensors = {name: x.swapaxes(0, 1)[None] for name, x in (("q", rows), ("k", k), ("v", v))}
+        tensors = {name: of_call(x, opening) for name, x in (("q", rows), ("k", k), ("v", v))}
+        if opening.convert is not None:
+            tensors |= {"numpy": {}, "convert": opening.convert}
         answer = answer_tensors(kernel(Call(opening.instance, message, tensors)))
-        results.append({name: np.moveaxis(x[0], 1, 0) for name, _, x in answer})
+        results.append({name: np.moveaxis(wide(kind, x)[0], 1, 0) for name, kind, x in answer})
     return {name: packed(name, [result[name] for result in results]) for name in PACKED if name in results[0]}
+
+
+def of_call(rows, opening):
+    """Packed rows [n, heads, .] as a call has them, [1, heads, n, .]: copies of arrays, as kernels may write."""
+    x = rows.swapaxes(0, 1)[None]
+    if not isinstance(x, np.ndarray):
+        return x.contiguous() if hasattr(x, "contiguous") else x
+    x = np.array(x, order="C")
+    if opening.convert is None:
+        return x
+    return opening.convert(x, opening.dtype if x.dtype == np.uint16 else x.dtype.name)
+
+
+def wide(kind, array):
+    """An array with numbers of this type of safetensors; those of bf16, for which numpy has no type, as float32."""
+    return decode(array, 0, kind, array.shape, (0, array.nbytes)) if kind == "BF16" else array
 
 
 class Cached:
@@ -368,7 +398,7 @@ class Cached:
 
     `kernel` is a function of a Call, or an object with `mask(call)`, as for `serve`. The methods below are those that
     `serve` wants of any subject with sessions; `requests` are (number, count), rows are packed: those of the first
-    request first.
+    request first. They are of numpy, whatever tensors the kernel is given.
     """
 
     def __init__(self, kernel):
@@ -484,10 +514,10 @@ class Server:
         result = self.method(self.kind(self.instance, message, tensors))
         return {"type": "answer"}, answer_tensors(result, self.takes)
 
-    def open(self, message, _tensors):
+    def open(self, message, tensors):
         if self.instance is None:
             raise Failed("open: found no instance, expected a configure that was not refused before it")
-        self.subject.open(Opening(self.instance, message))
+        self.subject.open(Opening(self.instance, message, tensors.get("convert")))
         self.opened = True
         return {"type": "opened"}, ()
 
@@ -596,9 +626,18 @@ def declaration(
     shapes: int | None = None,
     lacks: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What hello declares; what is left out has its default."""
+    """What hello declares; what is left out has its default. A subject that holds keys offers sessions.
+
+    Errors: ValueError with the field, what was found and what was expected.
+    """
     if takes not in STAGES:
         raise ValueError(f"takes: found {takes!r}, expected {', '.join(STAGES)}")
+    offered = {*offers}
+    if takes == "inputs" and holds_keys(subject):
+        offered.add("sessions")
+    elif "sessions" in offered:
+        expected = f"one with open, {', '.join(SESSION_STEPS)}, such as doublecheck.Cached(kernel)"
+        raise ValueError(f"offers: found 'sessions' of {subject!r} that takes {takes}, expected {expected}")
     declared = {
         "name": name or getattr(subject, "__name__", type(subject).__name__),
         "version": version,
@@ -612,7 +651,7 @@ def declaration(
         "lacks": list(lacks),
         "takes": takes if takes != "inputs" or gives is not None else None,
         "gives": None if gives is None else list(gives),
-        "offers": list(offers) or None,
+        "offers": sorted(offered) or None,
         "shapes": shapes,
     }
     return {key: value for key, value in declared.items() if value is not None}
@@ -642,10 +681,7 @@ def serve(
     The rest is what hello declares, as in `declaration`: name, version, model, dtypes, heads, rules, largest_keys,
     domain, promises, lacks.
     """
-    offers = [*declared.pop("offers", ())]
-    if holds_keys(subject) and "sessions" not in offers:
-        offers.append("sessions")
-    hello = declaration(subject, takes=takes, offers=offers, **declared)
+    hello = declaration(subject, takes=takes, **declared)
     frames_in, frames_out = STREAMS or private_streams()
     server = Server(subject, refusals, takes)
     memory = None

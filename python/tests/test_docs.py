@@ -34,7 +34,7 @@ def run_command(command, folder):
     return found.stdout + found.stderr
 
 
-@pytest.mark.parametrize(("page", "expected"), [("docs/python.md", 18), ("README.md", 2)])
+@pytest.mark.parametrize(("page", "expected"), [("docs/python.md", 22), ("README.md", 2)])
 def test_a_page_does_what_it_says(page, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use doublecheck::Subject;
 use doublecheck::algorithm::Mask;
 use doublecheck::cases::{
-    Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+    Answer, Attended, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, RoundingModel,
+    ScoresCall, SelectionCall, Step, StepAnswer,
 };
 use doublecheck::subjects::process::direct::{
-    Declaration, read_answer, read_attention, read_selection, refusal,
+    self, Declaration, read_answer, read_attend, read_attention, read_selection, refusal,
 };
 use ndarray::Array4;
 use pyo3::exceptions::PyTypeError;
@@ -23,6 +24,8 @@ pub struct Kernel {
     declaration: Declaration,
     halves: Halves,
     instance: Option<Instance>,
+    /// What the session holds.
+    held: Option<Held>,
     selected: Option<Array4<i32>>,
 }
 
@@ -38,7 +41,8 @@ struct Caller {
 /// What a question was answered with.
 enum Reply<'py> {
     Tensors(Given<'py>),
-    Configured,
+    /// Done, without tensors.
+    Done,
 }
 
 impl Kernel {
@@ -50,7 +54,7 @@ impl Kernel {
         interrupted: &'static AtomicBool,
     ) -> Self {
         let caller = Caller { kernel, interrupted, ended: None };
-        Self { caller, declaration, halves, instance: None, selected: None }
+        Self { caller, declaration, halves, instance: None, held: None, selected: None }
     }
 
     /// Errors: what ended the check at once.
@@ -89,12 +93,12 @@ fn put<'py>(kernel: &Bound<'py, PyAny>, (message, tensors): Question<'py>) -> Py
     kernel.call_method1("ask", (message, tensors))
 }
 
-/// ("configured",), ("answer", tensors), ("refused", kind or None, message) or ("failed", message).
+/// ("configured",), ("opened",), ("done",), ("answer", tensors), ("refused", kind or None, message) or ("failed", message).
 fn reply_of<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Result<Reply<'py>, NoAnswer>> {
     let reply = reply.cast::<PyTuple>()?;
     let kind: String = reply.get_item(0)?.extract()?;
     Ok(match kind.as_str() {
-        "configured" => Ok(Reply::Configured),
+        "configured" | "opened" | "done" => Ok(Reply::Done),
         "answer" => Ok(Reply::Tensors(Given::new(reply.get_item(1)?.cast::<PyList>()?)?)),
         "refused" => {
             let kind: Option<String> = reply.get_item(1)?.extract()?;
@@ -113,7 +117,7 @@ fn unexpected(found: &str) -> PyErr {
 fn given<'a, 'py>(reply: &'a Reply<'py>) -> PyResult<&'a Given<'py>> {
     match reply {
         Reply::Tensors(given) => Ok(given),
-        Reply::Configured => Err(unexpected("configured")),
+        Reply::Done => Err(unexpected("done")),
     }
 }
 
@@ -131,13 +135,13 @@ impl Subject for Kernel {
     }
 
     fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        self.instance = Some(instance.clone());
+        (self.instance, self.held) = (Some(instance.clone()), None);
         let message = configuration(instance);
         self.caller.ask(|_, kernel| kernel.call_method1("configure", (message,)), |_| Ok(Ok(())))
     }
 
     fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        let Self { caller, declaration, halves, instance, selected } = self;
+        let Self { caller, declaration, halves, instance, selected, .. } = self;
         *selected = None;
         let instance =
             instance.as_ref().ok_or_else(|| NoAnswer::Failed("called before it was configured".into()))?;
@@ -166,6 +170,36 @@ impl Subject for Kernel {
             |py, kernel| put(kernel, tensors::attend(py, call, halves)?),
             |reply| Ok(read_attention(&given(reply)?.tensors()?, call)),
         )
+    }
+
+    fn open(&mut self, opening: &Opening) -> Result<(), NoAnswer> {
+        self.held = None;
+        let message = direct::opening(opening);
+        self.caller.ask(|_, kernel| kernel.call_method1("open", (message,)), |_| Ok(Ok(())))?;
+        self.held = Some(Held::new(opening));
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> StepAnswer {
+        let Self { caller, declaration, halves, instance, held, .. } = self;
+        let (Some(instance), Some(held)) = (instance, held) else {
+            return Err(NoAnswer::Failed("a step before a session was opened".into()));
+        };
+        let done = held.outcome(step) == Outcome::Done;
+        let calls = if done { held.calls(step)? } else { Vec::new() };
+        let answer = caller.ask(
+            |py, kernel| put(kernel, tensors::step(py, step, held.opening().dtype, *halves)?),
+            |reply| match step {
+                Step::Attend { .. } => {
+                    Ok(read_attend(&given(reply)?.tensors()?, declaration, instance, &calls))
+                }
+                _ => Ok(Ok(Vec::new())),
+            },
+        );
+        if done && answer.is_ok() {
+            held.apply(step);
+        }
+        answer
     }
 
     fn selected(&self) -> Option<&Array4<i32>> {

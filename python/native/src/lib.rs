@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use doublecheck::behaviours::Fault;
 use doublecheck::cases::{Takes, bundled};
 use doublecheck::subjects::Process;
-use doublecheck::{Event, Limits, Options, Shard, Subject, check_sequence, check_stage_call, check_with};
+use doublecheck::{
+    Event, Limits, Options, Shard, Subject, check_sequence, check_session, check_stage_call, check_with,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -169,6 +171,7 @@ fn check(
         match only.map(|only| &only.asked) {
             None => check_with(subject, &options, &mut tell),
             Some(Asked::Calls { sequence, .. }) => check_sequence(subject, sequence, &options, &mut tell),
+            Some(Asked::Session { session, .. }) => check_session(subject, session, &options, &mut tell),
             Some(Asked::Stage { name, call }) => check_stage_call(subject, (name, call), &options, &mut tell),
         }
     });

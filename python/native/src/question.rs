@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 
 use doublecheck::algorithm::Error;
 use doublecheck::cases::{
-    Answer, CaseFile, Instance, NoAnswer, Reader, Sequence, StageAnswer, StageCall, Takes,
+    Answer, Call, CaseFile, Instance, NoAnswer, Reader, Sequence, Session, StageAnswer, StageCall, Takes,
 };
-use doublecheck::report::{replay_in_words, replay_stage_in_words};
-use doublecheck::subjects::process::direct::{Declaration, read_answer, read_attention, read_selection};
-use doublecheck::subjects::{Process, Reference, Subject, ask, ask_stage};
+use doublecheck::report::{
+    replay_in_words, replay_session_in_words, replay_stage_in_words, session_in_words,
+};
+use doublecheck::subjects::process::direct::{
+    self, Declaration, read_answer, read_attention, read_selection,
+};
+use doublecheck::subjects::{Process, Reference, Subject, ask, ask_session, ask_stage};
 use doublecheck::verdicts::certificate::{Candidacy, Class, ScoreBounds};
 use doublecheck::verdicts::judge::judge_observation;
-use doublecheck::verdicts::{Certificate, judge_stage, topk};
+use doublecheck::verdicts::{Certificate, judge_session, judge_stage, topk};
 use ndarray::{Array3, Array4};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -28,6 +32,8 @@ use crate::tensors::{self, Given, Halves};
 pub enum Asked {
     /// Calls of one instance, and the sequences asked before it.
     Calls { sequence: Sequence, before: Vec<Sequence> },
+    /// A session, and the calls that its attends stand for, with the number of the step of each.
+    Session { session: Session, calls: Vec<(usize, Call)> },
     /// A question to one stage, and its name.
     Stage { name: String, call: StageCall },
 }
@@ -50,11 +56,21 @@ impl Question {
         Self { asked: Asked::Stage { name, call } }
     }
 
-    fn sequence_call(&self, index: usize) -> PyResult<(&Instance, &doublecheck::cases::Call)> {
+    /// Errors: ValueError for a session whose attends stand for calls that cannot be.
+    pub fn of_session(session: Session) -> PyResult<Self> {
+        let calls = session.calls().map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(Self { asked: Asked::Session { session, calls } })
+    }
+
+    fn sequence_call(&self, index: usize) -> PyResult<(&Instance, &Call)> {
         match &self.asked {
             Asked::Calls { sequence, .. } => {
                 let call = sequence.calls.get(index).ok_or_else(|| no_call(index, sequence.calls.len()))?;
                 Ok((&sequence.instance, call))
+            }
+            Asked::Session { session, calls } => {
+                let (_, call) = calls.get(index).ok_or_else(|| no_call(index, calls.len()))?;
+                Ok((&session.instance, call))
             }
             Asked::Stage { .. } => Err(no_call(index, 0)),
         }
@@ -83,8 +99,9 @@ pub fn parse(bytes: &[u8], name: String) -> PyResult<Question> {
         CaseFile::Sequence(stored) => Question::of_sequence(stored.sequence, stored.before),
         CaseFile::Attention(case) => Question::of_sequence(case.sequence(), Vec::new()),
         CaseFile::Stage(stored) => Question::of_stage(name, stored.call),
-        CaseFile::Quantisation(_) | CaseFile::Calibration(_) | CaseFile::Session(_) => {
-            let expected = "a sequence, a case of an attention layer or a question to one stage";
+        CaseFile::Session(stored) => Question::of_session(stored.session)?,
+        CaseFile::Quantisation(_) | CaseFile::Calibration(_) => {
+            let expected = "a sequence, a session, a case of an attention layer or a question to one stage";
             return Err(wrong(format!("found another kind of case file, expected {expected}")));
         }
     })
@@ -96,7 +113,7 @@ impl Question {
     #[getter]
     fn takes(&self) -> &'static str {
         match &self.asked {
-            Asked::Calls { .. } => Takes::Inputs.name(),
+            Asked::Calls { .. } | Asked::Session { .. } => Takes::Inputs.name(),
             Asked::Stage { call, .. } => call.takes().name(),
         }
     }
@@ -105,16 +122,48 @@ impl Question {
     fn configuration(&self) -> Option<String> {
         match &self.asked {
             Asked::Calls { sequence, .. } => Some(configuration(&sequence.instance)),
+            Asked::Session { session, .. } => Some(configuration(&session.instance)),
             Asked::Stage { .. } => None,
         }
     }
 
-    /// The questions as messages and tensors. `bits`: f16 and bf16 as u16, in place of f32.
+    /// The message `open` of a session; `None` for anything else.
+    fn opening(&self) -> Option<String> {
+        match &self.asked {
+            Asked::Session { session, .. } => Some(direct::opening(&session.opening)),
+            Asked::Calls { .. } | Asked::Stage { .. } => None,
+        }
+    }
+
+    /// The steps of a session as messages and tensors, each with the places of its calls among all; nothing for anything else.
+    fn steps<'py>(&self, py: Python<'py>, bits: bool) -> PyResult<Vec<(tensors::Question<'py>, Vec<usize>)>> {
+        let Asked::Session { session, calls } = &self.asked else { return Ok(Vec::new()) };
+        let halves = if bits { Halves::Bits } else { Halves::Widened };
+        let step = |(index, step)| {
+            let of_step = calls.iter().enumerate().filter(|(_, (of, _))| *of == index);
+            let places = of_step.map(|(place, _)| place).collect();
+            Ok((tensors::step(py, step, session.opening.dtype, halves)?, places))
+        };
+        session.steps.iter().enumerate().map(step).collect()
+    }
+
+    /// A session as a story of its steps; nothing for anything else.
+    fn story(&self) -> String {
+        match &self.asked {
+            Asked::Session { session, .. } => session_in_words(session, ""),
+            Asked::Calls { .. } | Asked::Stage { .. } => String::new(),
+        }
+    }
+
+    /// The questions as messages and tensors; of a session the calls that its attends stand for. `bits`: f16 and bf16 as u16, in place of f32.
     fn calls<'py>(&self, py: Python<'py>, bits: bool) -> PyResult<Vec<tensors::Question<'py>>> {
         let halves = if bits { Halves::Bits } else { Halves::Widened };
         match &self.asked {
             Asked::Calls { sequence, .. } => {
                 sequence.calls.iter().map(|call| tensors::mask(py, call, halves)).collect()
+            }
+            Asked::Session { calls, .. } => {
+                calls.iter().map(|(_, call)| tensors::mask(py, call, halves)).collect()
             }
             Asked::Stage { call: StageCall::Scores(call), .. } => {
                 Ok(vec![tensors::select(py, call, halves)?])
@@ -131,7 +180,7 @@ impl Question {
             Asked::Calls { before, .. } => {
                 before.iter().map(|earlier| Self::of_sequence(earlier.clone(), Vec::new())).collect()
             }
-            Asked::Stage { .. } => Vec::new(),
+            Asked::Session { .. } | Asked::Stage { .. } => Vec::new(),
         }
     }
 
@@ -142,19 +191,27 @@ impl Question {
             Ok(tensors) => (Some(tensors), None),
             Err(no_answer) => (None, Some(no_answer.to_string())),
         };
+        let of_call = |answer: Result<Answer, NoAnswer>| match answer {
+            Ok(Answer { mask, output, .. }) => {
+                let found = PyDict::new(py);
+                put4(&found, "mask", mask.weights())?;
+                output.iter().try_for_each(|output| put4(&found, "output", output))?;
+                Ok(told(Ok(found)))
+            }
+            Err(no_answer) => Ok(told(Err(no_answer))),
+        };
         match &self.asked {
             Asked::Calls { sequence, .. } => {
                 let answers = py.detach(|| ask(&mut reference, sequence)).answers;
-                let answer = |answer: Result<Answer, NoAnswer>| match answer {
-                    Ok(Answer { mask, output, .. }) => {
-                        let found = PyDict::new(py);
-                        put4(&found, "mask", mask.weights())?;
-                        output.iter().try_for_each(|output| put4(&found, "output", output))?;
-                        Ok(told(Ok(found)))
-                    }
-                    Err(no_answer) => Ok(told(Err(no_answer))),
-                };
-                answers.into_iter().map(answer).collect()
+                answers.into_iter().map(of_call).collect()
+            }
+            Asked::Session { session, calls } => {
+                let answers: Vec<_> = py.detach(|| {
+                    let configured = reference.configure(&session.instance);
+                    let answer = |call| configured.clone().and_then(|()| reference.call(call));
+                    calls.iter().map(|(_, call)| call).map(answer).collect()
+                });
+                answers.into_iter().map(of_call).collect()
             }
             Asked::Stage { call, .. } => {
                 let found = PyDict::new(py);
@@ -266,6 +323,12 @@ impl Question {
                 let conforms = verdicts.iter().all(|verdict| verdict.conforms());
                 (conforms, replay_in_words(&kernel.name(), &observation, &verdicts))
             }
+            Asked::Session { session, .. } => {
+                let observation = ask_session(&mut kernel, session);
+                let verdict = judge_session(&observation, kernel.rounding_model());
+                let told = replay_session_in_words(&kernel.name(), &observation, &verdict);
+                (verdict.conforms(), told)
+            }
             Asked::Stage { call, .. } => {
                 let answer = ask_stage(&mut kernel, call);
                 let verdict = judge_stage(call, &answer, kernel.rounding_model());
@@ -277,8 +340,8 @@ impl Question {
     }
 }
 
-/// How long it takes to ask a kernel, or a command, all calls of a case so many times, in seconds, verdicts not included: for
-/// benches/in_process.py. Errors: those of starting the command, and of what was asked.
+/// How long it takes to ask a kernel, or a command, all calls of a case, in seconds, as often as `times` says, verdicts not included:
+/// for benches/in_process.py. Errors: those of starting the command, and of what was asked.
 #[pyfunction]
 pub fn seconds_of_asking(
     py: Python<'_>,
@@ -287,15 +350,16 @@ pub fn seconds_of_asking(
     command: &str,
     bits: bool,
     times: usize,
-) -> PyResult<f64> {
+) -> PyResult<Vec<f64>> {
     let Asked::Calls { sequence, .. } = &question.asked else { return Err(no_call(0, 0)) };
     let time = |subject: &mut dyn Subject| {
         subject.configure(&sequence.instance)?;
-        let start = Instant::now();
-        for _ in 0..times {
+        let once = |_| {
+            let start = Instant::now();
             sequence.calls.iter().try_for_each(|call| subject.call(call).map(drop))?;
-        }
-        Ok(start.elapsed().as_secs_f64())
+            Ok::<_, NoAnswer>(start.elapsed().as_secs_f64())
+        };
+        (0..times).map(once).collect::<Result<Vec<_>, _>>()
     };
     let failed = |no_answer: NoAnswer| PyValueError::new_err(no_answer.to_string());
     let Some(kernel) = kernel else {

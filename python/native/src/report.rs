@@ -118,10 +118,21 @@ impl Finding {
         self.finding().explanations.clone()
     }
 
-    /// The failing call of the counterexample.
+    /// The failing call of the counterexample; of a session the one that the failing attend stands for, `None` where another step fails.
     #[getter]
-    fn call(&self) -> usize {
-        self.finding().call
+    fn call(&self) -> Option<usize> {
+        let Some(example) = &self.finding().session else { return Some(self.finding().call) };
+        let failure = example.failure.as_ref()?;
+        let step = failure.step?;
+        let calls = example.observation.session.calls().ok()?;
+        let first = calls.iter().position(|(of, _)| *of == step)?;
+        Some(first + failure.place.unwrap_or(0))
+    }
+
+    /// The failing step of a session.
+    #[getter]
+    fn step(&self) -> Option<usize> {
+        self.finding().session.as_ref()?.failure.as_ref()?.step
     }
 
     fn text(&self) -> String {
@@ -135,14 +146,15 @@ impl Finding {
     }
 
     /// The counterexample.
-    fn question(&self) -> Question {
+    fn question(&self) -> PyResult<Question> {
         let finding = self.finding();
-        match &finding.example {
-            Some(example) => Question::of_stage(finding.first_seen.clone(), example.call.clone()),
-            None => {
+        Ok(match (&finding.example, &finding.session) {
+            (Some(example), _) => Question::of_stage(finding.first_seen.clone(), example.call.clone()),
+            (None, Some(example)) => Question::of_session(example.observation.session.clone())?,
+            (None, None) => {
                 let before = finding.state.as_ref().map_or_else(Vec::new, |state| state.earlier.clone());
                 Question::of_sequence(finding.observation.sequence.clone(), before)
             }
-        }
+        })
     }
 }

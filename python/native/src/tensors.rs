@@ -2,15 +2,17 @@
 //! nothing that a kernel does to it changes what its answer is judged by. Answers are read where they are.
 
 use doublecheck::algorithm::{Lengths, Storage};
-use doublecheck::cases::{Call, ScoresCall, SelectionCall};
+use doublecheck::cases::{Call, ScoresCall, SelectionCall, Step};
 use doublecheck::subjects::process::direct::Tensor;
 use half::{bf16, f16};
 use ndarray::ArrayView;
-use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::{
+    PyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods, ToPyArray,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 use rayon::prelude::*;
 
 /// A message of the process protocol without its id, and its tensors by name.
@@ -39,30 +41,25 @@ impl<'py> Tensors<'py> {
 
     fn floats<D: ndarray::Dimension>(
         &self,
-        name: &str,
+        name: &Bound<'py, PyString>,
         storage: Storage,
         values: ArrayView<f32, D>,
     ) -> PyResult<()> {
-        let shape = values.shape().to_vec();
-        let owned;
-        let values = match values.as_slice() {
-            Some(values) => values,
-            None => {
-                owned = values.iter().copied().collect::<Vec<_>>();
-                &owned
-            }
-        };
+        let values = values.as_standard_layout();
         let bits: Option<fn(f32) -> u16> = match (self.halves, storage) {
             (Halves::Widened, _) | (_, Storage::F32) => None,
             (Halves::Bits, Storage::F16) => Some(|x| f16::from_f32(x).to_bits()),
             (Halves::Bits, Storage::Bf16) => Some(|x| bf16::from_f32(x).to_bits()),
         };
         match bits {
-            None => self.found.set_item(name, PyArray1::from_slice(self.py, values).reshape(shape)?),
+            None => self.found.set_item(name, values.to_pyarray(self.py)),
             Some(bits) => {
-                let array = PyArray1::<u16>::zeros(self.py, values.len(), false);
-                convert(values, array.readwrite().as_slice_mut()?, bits);
-                self.found.set_item(name, array.reshape(shape)?)
+                let array = PyArray::<u16, D>::zeros(self.py, values.raw_dim(), false);
+                let numbers = values.as_slice().ok_or_else(|| {
+                    PyTypeError::new_err(format!("{name}: found gaps between numbers, expected none"))
+                })?;
+                convert(numbers, array.readwrite().as_slice_mut()?, bits);
+                self.found.set_item(name, array)
             }
         }
     }
@@ -96,18 +93,18 @@ pub fn mask<'py>(py: Python<'py>, call: &Call, halves: Halves) -> PyResult<Quest
     message.set_item(intern!(py, "dtype"), parts.storage.name())?;
     message.set_item(intern!(py, "scaling"), inputs.scaling())?;
     let tensors = Tensors::new(py, halves);
-    tensors.floats("q", parts.storage, parts.q.view())?;
-    tensors.floats("k", parts.storage, inputs.padded_keys().view())?;
-    tensors.floats("v", parts.storage, inputs.padded_values().view())?;
+    tensors.floats(intern!(py, "q"), parts.storage, parts.q.view())?;
+    tensors.floats(intern!(py, "k"), parts.storage, inputs.padded_keys().view())?;
+    tensors.floats(intern!(py, "v"), parts.storage, inputs.padded_values().view())?;
     tensors.lengths(inputs.lengths())?;
     if let Some(additive) = &parts.attention_mask {
-        tensors.floats("attention_mask", Storage::F32, additive.view())?;
+        tensors.floats(intern!(py, "attention_mask"), Storage::F32, additive.view())?;
     }
     if let Some(previous) = &call.previous {
-        tensors.floats("previous", Storage::F32, previous.weights().view())?;
+        tensors.floats(intern!(py, "previous"), Storage::F32, previous.weights().view())?;
     }
     if let Some(weights) = inputs.head_weights() {
-        tensors.floats("head_weights", Storage::F32, weights.view())?;
+        tensors.floats(intern!(py, "head_weights"), Storage::F32, weights.view())?;
     }
     Ok((message, tensors.found))
 }
@@ -119,7 +116,7 @@ pub fn select<'py>(py: Python<'py>, call: &ScoresCall, halves: Halves) -> PyResu
     message.set_item(intern!(py, "heavy_size"), call.heavy_size().get())?;
     message.set_item(intern!(py, "dtype"), call.storage().name())?;
     let tensors = Tensors::new(py, halves);
-    tensors.floats("scores", call.storage(), call.padded_scores().view())?;
+    tensors.floats(intern!(py, "scores"), call.storage(), call.padded_scores().view())?;
     tensors.lengths(call.lengths())?;
     Ok((message, tensors.found))
 }
@@ -132,14 +129,45 @@ pub fn attend<'py>(py: Python<'py>, call: &SelectionCall, halves: Halves) -> PyR
     message.set_item(intern!(py, "dtype"), parts.storage.name())?;
     message.set_item(intern!(py, "scaling"), inputs.scaling())?;
     let tensors = Tensors::new(py, halves);
-    tensors.floats("q", parts.storage, parts.q.view())?;
-    tensors.floats("k", parts.storage, inputs.padded_keys().view())?;
-    tensors.floats("v", parts.storage, inputs.padded_values().view())?;
+    tensors.floats(intern!(py, "q"), parts.storage, parts.q.view())?;
+    tensors.floats(intern!(py, "k"), parts.storage, inputs.padded_keys().view())?;
+    tensors.floats(intern!(py, "v"), parts.storage, inputs.padded_values().view())?;
     tensors.lengths(inputs.lengths())?;
     let selected = call.selected();
     let shape = selected.shape().to_vec();
     let numbers = PyArray1::from_vec(py, selected.into_raw_vec_and_offset().0);
-    tensors.found.set_item("selected", numbers.reshape(shape)?)?;
+    tensors.found.set_item(intern!(py, "selected"), numbers.reshape(shape)?)?;
+    Ok((message, tensors.found))
+}
+
+/// A step of a session whose tensors have this type.
+pub fn step<'py>(py: Python<'py>, step: &Step, storage: Storage, halves: Halves) -> PyResult<Question<'py>> {
+    let (message, tensors) = (PyDict::new(py), Tensors::new(py, halves));
+    message.set_item(intern!(py, "type"), step.name())?;
+    message.set_item(intern!(py, "dtype"), storage.name())?;
+    match step {
+        Step::Append { layer, parts, k, v } => {
+            message.set_item(intern!(py, "layer"), layer)?;
+            message.set_item(intern!(py, "requests"), parts)?;
+            tensors.floats(intern!(py, "k"), storage, k.view())?;
+            tensors.floats(intern!(py, "v"), storage, v.view())?;
+        }
+        Step::Attend { layer, parts, q } => {
+            message.set_item(intern!(py, "layer"), layer)?;
+            message.set_item(intern!(py, "requests"), parts)?;
+            tensors.floats(intern!(py, "q"), storage, q.view())?;
+        }
+        Step::Fork { from, to, length } => {
+            message.set_item(intern!(py, "from"), from)?;
+            message.set_item(intern!(py, "to"), to)?;
+            message.set_item(intern!(py, "length"), length)?;
+        }
+        Step::Truncate { request, length } => {
+            message.set_item(intern!(py, "request"), request)?;
+            message.set_item(intern!(py, "length"), length)?;
+        }
+        Step::Free { request } => message.set_item(intern!(py, "request"), request)?,
+    }
     Ok((message, tensors.found))
 }
 

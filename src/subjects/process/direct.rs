@@ -6,11 +6,12 @@ use safetensors::Dtype;
 
 use super::answer::AnswerReader;
 use super::messages::{self, Hello};
-use super::stages;
+use super::{sessions, stages};
 use crate::algorithm::{Detail, Error, Mask};
 use crate::cases::tensors::Tensors;
 use crate::cases::{
-    Answer, Attended, Call, Capabilities, Instance, NoAnswer, RoundingModel, ScoresCall, SelectionCall,
+    Answer, Attended, Call, Capabilities, Instance, NoAnswer, Opening, RoundingModel, ScoresCall,
+    SelectionCall, StepAnswer,
 };
 
 /// What an implementation says about itself.
@@ -78,6 +79,21 @@ pub fn read_answer(
     let tensors = &parse(tensors)?;
     let reader = AnswerReader { tensors, instance, call, any_order: declaration.any_order() };
     reader.answer().and_then(|answer| Ok((answer, reader.as_sent()?))).map_err(NoAnswer::Failed)
+}
+
+/// The message that opens a session, as JSON.
+pub fn opening(opening: &Opening) -> String {
+    sessions::opening_message(opening).to_string()
+}
+
+/// Reads the answer to an attend of a session, which stands for these calls: one for each. Errors: as of [`read_answer`].
+pub fn read_attend(
+    tensors: &[Tensor],
+    declaration: &Declaration,
+    instance: &Instance,
+    calls: &[Call],
+) -> StepAnswer {
+    sessions::answers(&parse(tensors)?, instance, calls, declaration.any_order())
 }
 
 /// Reads the answer of a top-k. Errors: as of [`read_answer`].

@@ -14,11 +14,17 @@ use crate::cases::{Call, Error as FileError, Instance, NoAnswer, Opening, Step, 
 
 /// The frame that opens a session.
 pub(super) fn open(id: u64, opening: &Opening) -> Vec<u8> {
+    let mut message = opening_message(opening);
+    message["id"] = id.into();
+    Question::new(None).frame(message)
+}
+
+/// The message `open`, without an id.
+pub(super) fn opening_message(opening: &Opening) -> Value {
     let mut message = json!(opening);
     message["type"] = "open".into();
-    message["id"] = id.into();
     message["scaling"] = opening.scaling.unwrap_or_else(|| 1.0 / (opening.head_dim as f64).sqrt()).into();
-    Question::new(None).frame(message)
+    message
 }
 
 /// The frame of one step.
@@ -78,15 +84,19 @@ pub(super) fn read_step(
     if let Some(no_answer) = message.no_answer() {
         return Ok(Err(no_answer));
     }
-    // A step that must be refused stands for no calls: whatever is answered, it is a finding.
+    Ok(answers(&message.tensors, instance, calls, any_order))
+}
+
+/// The tensors of an attend taken apart: an answer to each call that it stands for. A step that must be refused stands for none:
+/// whatever is answered, it is a finding.
+pub(super) fn answers(tensors: &Tensors, instance: &Instance, calls: &[Call], any_order: bool) -> StepAnswer {
     let mut first = 0;
     let of_call = |call: &Call| {
         let queries = call.inputs.dims().queries;
         first += queries;
-        answer_of(&message.tensors, instance, (calls, call), first - queries, any_order)
+        answer_of(tensors, instance, (calls, call), first - queries, any_order)
     };
-    let answers = calls.iter().map(of_call).collect::<Result<Vec<_>, String>>();
-    Ok(answers.map_err(NoAnswer::Failed))
+    calls.iter().map(of_call).collect::<Result<Vec<_>, String>>().map_err(NoAnswer::Failed)
 }
 
 /// The answer to one request: its rows, as those of a call.
