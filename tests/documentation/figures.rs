@@ -639,3 +639,34 @@ fn no_figure_is_without_a_record() {
         ["12", "5,998", "1.25", "0.3", "112"]
     );
 }
+
+/// The README's picture says what the records of SGLang say, with their figures.
+#[test]
+fn the_picture_of_sglang_is_that_of_its_records() {
+    let picture = read("docs/sglang.svg");
+    let cpu = record("check-sglang-tail-cpu.json");
+    let finding = &cpu["findings"][0];
+    let asked = whole(&cpu["conforming"]) + whole(&cpu["diverged"]);
+    let size = &finding["size"];
+    let said = [
+        finding["sentence"].as_str().unwrap().to_owned(),
+        format!("seen in {} of {asked} sequences, first after {}.", finding["sequences"], finding["after"]),
+        format!(
+            "Shrunk to {} heads and {} keys in {} tries and {:.1} s; the whole check took {:.1} s.",
+            size["heads"],
+            size["keys"],
+            finding["tries"],
+            number(&finding["shrinking_seconds"]),
+            number(&cpu["seconds"])
+        ),
+    ];
+    let probed = ["check-sglang-tail-cpu.json", "check-sglang-0.5.5-race-cuda.json"].map(|name| {
+        let probes = &record(name)["probes"];
+        format!("{} probing questions, {:.1} s", probes["questions"], number(&probes["seconds"]))
+    });
+    for words in said.iter().chain(&probed) {
+        assert!(picture.contains(words.as_str()), "docs/sglang.svg: {words}");
+    }
+    // On CPU 10 keys of a head and 20 of another were measured, on CUDA 20 keys of each of five heads; the legend has one more.
+    assert_eq!(picture.matches("rx=\"2\" fill=\"#a8142a\"").count(), 10 + 20 + 5 * 20 + 1);
+}
