@@ -6,8 +6,8 @@ Its kernels want an fp8 latent cache and CUDA. This is no code of SGLang: it res
 (python/sglang/srt/layers/attention/double_sparsity). Each head of a rank scores every key over its label channels, by
 cosine or dot, the largest head counts and a NaN never does; with several ranks their scores are rounded to bf16 and
 summed; the newest key is then put first, where norms of the query are finite; NaN and minus infinity are never
-selected, ties go to the lowest position, and positions are given in ascending order. Options show what a setting of its server
-changes, and --nan-norm what a norm that is NaN does.
+selected, ties go to the lowest position, and positions are given in ascending order. Options show what a setting of its
+server changes, and --nan-norm what a norm that is NaN does.
 """
 
 import argparse
