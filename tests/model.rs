@@ -16,6 +16,7 @@ use doublecheck::evaluation::contenders::Contender;
 use doublecheck::evaluation::progress::Progress;
 use doublecheck::evaluation::results::{ContenderResult, Measure, Recall, Setup};
 use doublecheck::evaluation::run::{results, run};
+use doublecheck::evaluation::steps::STEP_FAULTS;
 use doublecheck::evaluation::work::Work;
 use doublecheck::model::calibrate::Calibrator;
 use doublecheck::model::llama::{Attention, Dense};
@@ -60,6 +61,7 @@ fn main() {
         ("what_does_not_fit_is_refused", refusals),
         ("channel_orders_are_those_of_transformers", calibration),
         ("two_layers_of_a_prompt_are_told_apart", two_layers),
+        ("faults_of_decode_steps_are_those_of_steps", decode_steps),
         ("perplexity_after_256_tokens_shows_what_a_fault_costs", perplexity),
         ("an_evaluation_goes_on_where_it_was_stopped", resuming),
         ("questions_are_answered_in_a_chat_after_a_dense_context", questions_in_a_chat),
@@ -413,6 +415,39 @@ fn perplexity() -> Outcome {
             "{}",
             right.masker
         );
+    }
+    Ok(())
+}
+
+/// A fault of decode steps takes from many queries in one call what it takes from each in a step of its own; and the newest key is
+/// held out as the catalogue's fault of this name does it in steps.
+fn decode_steps() -> Outcome {
+    tch::manual_seed(5);
+    let random = |shape: [i64; 4]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+    let (q, k, v) = (random([1, 9, 7, 64]), random([1, 3, 70, 64]), random([1, 3, 70, 64]));
+    let instance = instance(8)?;
+    let catalogued = Fault::find_all("newest-key-held-out")[0];
+    let attend = |selector: Selector, queries: i64, keys: i64, first: i64| -> Result<Tensor, Failed> {
+        let mut sparse = Sparse::new(selector, Vec::new());
+        sparse.begin(0)?;
+        let (q, k, v) = (q.narrow(2, first, queries), k.narrow(2, 0, keys), v.narrow(2, 0, keys));
+        Ok(sparse.attend(3, &q, &k, &v)?)
+    };
+    for fault in &STEP_FAULTS {
+        let selector = || Selector::Stepwise(fault, Selector::stages(&instance));
+        let together = attend(selector(), 7, 70, 0)?;
+        let right = attend(Selector::of_instance(&instance), 7, 70, 0)?;
+        assert!((&together - &right).abs().max().double_value(&[]) > 1e-3, "{}", fault.name);
+        for query in 0..7 {
+            let row = together.narrow(2, query, 1);
+            let close = |step: Tensor| (&row - step).abs().max().double_value(&[]) < 1e-4;
+            assert!(close(attend(selector(), 1, 64 + query, query)?), "{}, query {query}", fault.name);
+            if fault.name == catalogued.name {
+                let subject: Box<dyn Subject> = Box::new(Faulty::new(&[catalogued]));
+                let step = Selector::Subject(Box::new(instance.clone()), subject);
+                assert!(close(attend(step, 1, 64 + query, query)?), "by the catalogue, query {query}");
+            }
+        }
     }
     Ok(())
 }

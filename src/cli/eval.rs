@@ -11,12 +11,15 @@ use tch::Kind;
 use super::{Failure, print, subject, write};
 use crate::algorithm::{ChannelKind, GroupFactor, HeadMode, LabelBits};
 use crate::evaluation::contenders::{ContenderSettings, Implementation};
+use crate::evaluation::joined::joined;
 use crate::evaluation::progress::Progress;
 use crate::evaluation::results::{Evaluation, Setup};
 use crate::evaluation::run::evaluate;
+use crate::evaluation::steps::StepFault;
 use crate::evaluation::work::{self, Workload};
 use crate::model::Model;
 use crate::reports::{evaluation, html, quoted};
+use crate::runner::check::Shard;
 use crate::torch::{DeviceChoice, device};
 
 #[derive(Args)]
@@ -31,14 +34,18 @@ enum Command {
     Task(Box<Task>),
     /// Print a finished evaluation again, from the evaluation.json of its folder
     Show {
-        /// evaluation.json
-        file: PathBuf,
+        /// evaluation.json; several of one model are joined: shares of one evaluation, other texts, or both
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
         /// Print heat maps of recall too
         #[arg(long)]
         recall: bool,
         /// Leave times out of the text
         #[arg(long)]
         no_times: bool,
+        /// Write evaluation.json, of several the joined one
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
         /// Write the plot
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
@@ -137,21 +144,25 @@ struct Common {
     /// Values of H, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "16,64,256,1024")]
     heavy_size: Vec<usize>,
-    /// G
-    #[arg(long, default_value_t = 4)]
-    group_factor: u64,
-    /// B
-    #[arg(long, default_value_t = 4)]
-    label_bits: u64,
+    /// Values of G, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "4")]
+    group_factor: Vec<u64>,
+    /// Values of B, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "4")]
+    label_bits: Vec<u64>,
     /// Head modes of Double Sparsity
     #[arg(long, value_delimiter = ',', default_value = "per-head,summed-scores,summed-labels")]
     heads: Vec<HeadMode>,
-    /// Deliberate faults: names or rows of SPEC §3, one contender each; "none" for none
+    /// Deliberate faults: names or rows of SPEC §3, next-row-overwritten or newest-key-held-out, one contender each; "none" for
+    /// none
     #[arg(long, value_delimiter = ',', default_value = "D4,next-layers-channels,least-important-channels")]
     fault: Vec<String>,
     /// Heavy sizes at which faults are tried [default: those of --heavy-size]
     #[arg(long, value_delimiter = ',')]
     fault_heavy_size: Vec<usize>,
+    /// Measure one of several shares of the settings, 3/16 for the third of 16, beside dense attention; see `show`
+    #[arg(long, value_name = "K/N", default_value_t = Shard::WHOLE, hide_default_value = true)]
+    shard: Shard,
     /// Configuration files: lists of maskers, one contender each
     #[arg(long)]
     config: Vec<PathBuf>,
@@ -193,8 +204,12 @@ struct Common {
 pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let task = match &arguments.command {
         Command::Task(task) => task,
-        Command::Show { file, recall, no_times, svg, html } => {
-            let found = read(file)?;
+        Command::Show { files, recall, no_times, json, svg, html } => {
+            let parts: Vec<Evaluation> = files.iter().map(|file| read(file)).collect::<Result<_, _>>()?;
+            let found = joined(&parts).map_err(|error| error.to_string())?;
+            if let Some(path) = json {
+                write(path, &(serde_json::to_string_pretty(&found)? + "\n"))?;
+            }
             if let Some(path) = svg {
                 write(path, &(evaluation::plot(&found).into_string() + "\n"))?;
             }
@@ -212,6 +227,12 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let model = Model::read(&common.model, device::open(common.device)?, Kind::Float)?;
     let workload = task.workload(&model)?;
     let mut contenders = common.settings()?.contenders(model.llama.config().layers)?;
+    let mut index = 0;
+    contenders.list.retain(|contender| {
+        let dense = contender.heavy_size.is_none() && contender.masker == "dense";
+        index += usize::from(!dense);
+        dense || common.shard.holds(index - 1)
+    });
     let setup = workload.setup(match common.setup {
         SetupName::Prompt => Setup::Prompt,
         SetupName::Context => Setup::Context,
@@ -265,7 +286,9 @@ impl Task {
 
 impl Common {
     fn settings(&self) -> Result<ContenderSettings, Failure> {
-        let faults: Vec<_> = self.fault.iter().filter(|name| *name != "none").cloned().collect();
+        let named = self.fault.iter().filter(|name| *name != "none");
+        let (of_steps, faults): (Vec<_>, Vec<_>) =
+            named.cloned().partition(|name| StepFault::find(name).is_some());
         let fault_heavy_sizes = match self.fault_heavy_size.as_slice() {
             [] => &self.heavy_size,
             sizes => sizes,
@@ -275,10 +298,15 @@ impl Common {
             shared_channels: self.shared_channels.clone(),
             kind: self.kind,
             heavy_sizes: self.heavy_size.clone(),
-            group_factor: GroupFactor::new(self.group_factor)?,
-            label_bits: LabelBits::new(self.label_bits)?,
+            group_factors: self
+                .group_factor
+                .iter()
+                .map(|&factor| GroupFactor::new(factor))
+                .collect::<Result<_, _>>()?,
+            label_bits: self.label_bits.iter().map(|&bits| LabelBits::new(bits)).collect::<Result<_, _>>()?,
             heads: self.heads.clone(),
             faults: subject::faults(&faults, "--fault")?,
+            step_faults: of_steps.iter().filter_map(|name| StepFault::find(name)).collect(),
             fault_heavy_sizes: fault_heavy_sizes.to_vec(),
             configurations: self.config.clone(),
             dense_layers: self.dense_layers.clone(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::recall::{RecallSums, recall};
+use super::steps::StepFault;
 use crate::algorithm::config::WindowConfig;
 use crate::algorithm::{
     ChannelFile, ChannelKind, Dims, HeadMode, HeavySize, InputParts, Inputs, Selection, Storage,
@@ -39,6 +40,8 @@ pub enum Selector {
     Dense,
     /// A list of maskers, on libtorch.
     Maskers(Vec<Stage>),
+    /// The same with a fault of decode steps.
+    Stepwise(&'static StepFault, Vec<Stage>),
     /// An implementation, asked as `check` asks it: one instance for all layers.
     Subject(Box<Instance>, Box<dyn Subject>),
 }
@@ -120,6 +123,27 @@ fn listed(
     Ok(mask.map_or_else(empty, Ok)?)
 }
 
+/// A layer in which a fault of decode steps has taken the scores of the keys that it loses.
+fn narrowed(layer: &Layer, fault: &StepFault) -> torch::Result<Layer> {
+    let (dims, device) = (&layer.dims, layer.device());
+    let shape = [1, dims.heads as i64, dims.queries as i64, dims.keys as i64];
+    let lost = Tensor::f_from_slice(&fault.lost(dims))?.f_reshape(shape)?.f_to_device(device)?;
+    let additive = match &layer.additive {
+        Some(additive) => additive.f_expand(shape, false)?.f_masked_fill(&lost, fault.score)?,
+        None => Tensor::f_zeros(shape, (Kind::Float, device))?.f_masked_fill(&lost, fault.score)?,
+    };
+    Ok(Layer {
+        dims: *dims,
+        q: layer.q.shallow_clone(),
+        k: layer.k.shallow_clone(),
+        v: layer.v.shallow_clone(),
+        additive: Some(additive),
+        additive_differs: true,
+        head_weights: None,
+        ..*layer
+    })
+}
+
 /// The mask with what one masker adds.
 fn add(
     stage: &Stage,
@@ -195,6 +219,11 @@ impl Attention for Sparse {
                 let mask = listed(stages, index, &layer, &mut self.maskers);
                 mask.map(|mask| (mask, None)).map_err(NoAnswer::from)
             }
+            Selector::Stepwise(fault, stages) => {
+                let narrowed = narrowed(&layer, fault);
+                let mask = narrowed.and_then(|layer| listed(stages, index, &layer, &mut self.maskers));
+                mask.map(|mask| (mask, None)).map_err(NoAnswer::from)
+            }
             Selector::Subject(_, subject) => ask(subject.as_mut(), index, [q, k, v], q.device()),
         };
         let (mask, output) = selected.map_err(|problem| refused(index, &problem))?;
@@ -262,7 +291,7 @@ impl Selector {
                 let scoring = labels(&instance.selection, &instance.channel_file, instance.channel_selection);
                 (scoring, false, alone(&instance.selection))
             }
-            Self::Maskers(stages) => {
+            Self::Maskers(stages) | Self::Stepwise(_, stages) => {
                 let scoring = stages.iter().map(|stage| match stage {
                     Stage::DoubleSparsity(selection, file, kind) => labels(selection, file, *kind),
                     _ => 0.0,
@@ -286,12 +315,18 @@ impl Selector {
         match self {
             Self::Dense => "dense".into(),
             Self::Maskers(stages) => format!("{stages:?}"),
+            Self::Stepwise(fault, stages) => format!("{stages:?} with {fault:?}"),
             Self::Subject(instance, subject) => format!("{}: {instance:?}", subject.name()),
         }
     }
 
     /// The maskers of an instance, on libtorch.
     pub fn of_instance(instance: &Instance) -> Self {
+        Self::Maskers(Self::stages(instance))
+    }
+
+    /// The list of them.
+    pub fn stages(instance: &Instance) -> Vec<Stage> {
         let earlier = instance.earlier_maskers.iter().map(|masker| match *masker {
             EarlierMasker::Sink(WindowConfig { size }) => Stage::Sink(size),
             EarlierMasker::Local(WindowConfig { size }) => Stage::Local(size),
@@ -301,6 +336,6 @@ impl Selector {
             instance.channel_file.clone(),
             instance.channel_selection,
         );
-        Self::Maskers(earlier.chain([double_sparsity]).collect())
+        earlier.chain([double_sparsity]).collect()
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attention::{Selector, Sparse, Stage};
+use super::steps::StepFault;
 use super::work::{Error, Result, file_name, wrong};
 use crate::algorithm::rules::Rules;
 use crate::algorithm::{
@@ -72,14 +73,16 @@ pub struct ContenderSettings {
     pub kind: ChannelKind,
     /// H.
     pub heavy_sizes: Vec<usize>,
-    /// G.
-    pub group_factor: GroupFactor,
-    /// B.
-    pub label_bits: LabelBits,
+    /// G; each with each B and H. Faults are tried with the first alone.
+    pub group_factors: Vec<GroupFactor>,
+    /// B; likewise.
+    pub label_bits: Vec<LabelBits>,
     /// Head modes of Double Sparsity.
     pub heads: Vec<HeadMode>,
     /// Deliberate faults, one contender each.
     pub faults: Vec<&'static Fault>,
+    /// Faults that each query meets as a decode step of its own, one contender each.
+    pub step_faults: Vec<&'static StepFault>,
     /// Heavy sizes at which faults are tried.
     pub fault_heavy_sizes: Vec<usize>,
     /// Configuration files: lists of maskers, one contender each.
@@ -101,6 +104,9 @@ pub struct Contenders {
     /// Who was left out, and what else a reader should know.
     pub notes: Vec<String>,
 }
+
+/// G and B.
+type Labels = (GroupFactor, LabelBits);
 
 impl ContenderSettings {
     /// All contenders, for a model of this many layers.
@@ -124,24 +130,38 @@ impl ContenderSettings {
                 notes.push("left out: summed-labels, which needs --shared-channels".into());
                 continue;
             };
-            for &size in &self.heavy_sizes {
-                let (subject, selector) = self.selector(self.instance(size, heads, file)?)?;
-                list.push(self.labelled(heads.name(), &subject, size, selector));
+            for labels in self.labels() {
+                for &size in &self.heavy_sizes {
+                    let (subject, selector) = self.selector(self.instance(size, labels, heads, file)?)?;
+                    list.push(self.labelled(heads.name(), &subject, size, labels, selector));
+                }
             }
         }
+        let Some(labels) = self.labels().next() else {
+            return wrong("--group-factor, --label-bits", "none", "at least one of each");
+        };
         for &fault in &self.faults {
             for &size in &self.fault_heavy_sizes {
-                let instance = self.instance(size, HeadMode::PerHead, &channels)?;
+                let instance = self.instance(size, labels, HeadMode::PerHead, &channels)?;
                 let selector = Selector::Subject(Box::new(instance), Box::new(Faulty::new(&[fault])));
-                list.push(self.labelled(&fault_name(fault), "reference", size, selector));
+                list.push(self.labelled(&fault_name(fault), "reference", size, labels, selector));
+            }
+        }
+        for &fault in &self.step_faults {
+            for &size in &self.fault_heavy_sizes {
+                let instance = self.instance(size, labels, HeadMode::PerHead, &channels)?;
+                let selector = Selector::Stepwise(fault, Selector::stages(&instance));
+                list.push(self.labelled(fault.name, "torch", size, labels, selector));
             }
         }
         for path in &self.configurations {
             list.push(self.configured(path, &mut notes)?);
         }
         let mut seen = BTreeSet::new();
-        if let Some(twice) = list.iter().find(|one| !seen.insert((one.masker.clone(), one.heavy_size))) {
-            let expected = "names and heavy sizes once each";
+        let settings =
+            |one: &Contender| (one.masker.clone(), one.heavy_size, one.group_factor, one.label_bits);
+        if let Some(twice) = list.iter().find(|one| !seen.insert(settings(one))) {
+            let expected = "names and settings once each";
             return wrong("contenders", format!("{} twice", twice.masker), expected);
         }
         if let Some(layer) = self.dense_layers.iter().find(|&&layer| layer >= layers) {
@@ -169,12 +189,24 @@ impl ContenderSettings {
         Ok(list)
     }
 
-    fn instance(&self, heavy_size: usize, heads: HeadMode, file: &Arc<ChannelFile>) -> Result<Instance> {
+    /// Every G with every B.
+    fn labels(&self) -> impl Iterator<Item = Labels> {
+        let with = |&factor: &GroupFactor| self.label_bits.iter().map(move |&bits| (factor, bits));
+        self.group_factors.iter().flat_map(with)
+    }
+
+    fn instance(
+        &self,
+        heavy_size: usize,
+        (group_factor, label_bits): Labels,
+        heads: HeadMode,
+        file: &Arc<ChannelFile>,
+    ) -> Result<Instance> {
         Ok(Instance {
             selection: Selection {
                 heavy_size: HeavySize::count(heavy_size)?,
-                group_factor: self.group_factor,
-                label_bits: self.label_bits,
+                group_factor,
+                label_bits,
                 heads,
                 dense_fallback: false,
                 rules: Rules::default(),
@@ -208,10 +240,17 @@ impl ContenderSettings {
         }
     }
 
-    fn labelled(&self, name: &str, subject: &str, size: usize, selector: Selector) -> Contender {
+    fn labelled(
+        &self,
+        name: &str,
+        subject: &str,
+        size: usize,
+        (group_factor, label_bits): Labels,
+        selector: Selector,
+    ) -> Contender {
         Contender {
-            group_factor: Some(self.group_factor.get()),
-            label_bits: Some(self.label_bits.get()),
+            group_factor: Some(group_factor.get()),
+            label_bits: Some(label_bits.get()),
             ..self.contender(name, subject, Some(size), selector)
         }
     }

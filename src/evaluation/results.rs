@@ -47,6 +47,9 @@ pub struct Evaluation {
     pub channels: String,
     /// One line: which text or items, how long.
     pub task: String,
+    /// The tasks that were joined, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
     /// What is measured.
     pub measure: Measure,
     /// Which part is sparse.
@@ -67,7 +70,7 @@ pub struct Evaluation {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContenderResult {
     /// `dense`, `oracle`, `per-head`, `summed-scores`, `summed-labels`, `random keys`, or a fault: `first-layers-channels (D4)`.
-    /// Rows of one name differ in H and make one curve.
+    /// Rows of one name differ in H, G and B; those of one G and B make one curve.
     pub masker: String,
     /// Who selected: `torch`, `reference`, `engine`, a command.
     pub subject: String,
@@ -90,6 +93,9 @@ pub struct ContenderResult {
     /// Perplexity divided by dense attention's on the same tokens; for F1 and accuracy the difference to dense attention's.
     /// None for dense.
     pub against_dense: Option<Interval>,
+    /// The same in each of [`Evaluation::texts`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_text: Vec<Interval>,
     /// What the selection keeps of exact top-k's. None for dense.
     pub recall: Option<Recall>,
     /// Wall-clock time.

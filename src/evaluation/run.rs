@@ -61,6 +61,7 @@ pub fn evaluate(
         },
         channels: contenders.channels.clone(),
         task: workload.task.clone(),
+        texts: Vec::new(),
         measure: workload.measure,
         setup,
         dense_layers: contenders.dense_layers.clone(),
@@ -274,6 +275,7 @@ pub fn results(
             quality: bootstrap::quality(measure, &units),
             units,
             against_dense: against,
+            by_text: Vec::new(),
             recall: recall.means(config.layers),
             seconds: sum(|trial| trial.seconds),
         });

@@ -67,6 +67,7 @@ fn row(masker: &str, labels: Labels, heavy_size: usize, (share, perplexity): (f6
         units: vec![Unit { sum: 64.0 * perplexity.ln(), count: 64.0 }; 8],
         quality: around(perplexity, 0.12),
         against_dense: Some(around(perplexity / DENSE, spread / 2.0)),
+        by_text: Vec::new(),
         recall: Some(recall(if masker == "oracle" { 1.0 } else { (DENSE / perplexity).sqrt() })),
         seconds: 41.5,
     }
@@ -100,6 +101,7 @@ fn example() -> Evaluation {
         device: "made-up processor, f32".into(),
         channels: "config/smollm2.json, key channels".into(),
         task: "one book: 512 tokens after 3072 of context".into(),
+        texts: Vec::new(),
         measure: Measure::Perplexity,
         setup: Setup::Context,
         dense_layers: vec![0, 1],

@@ -10,6 +10,7 @@ mod bad_files;
 mod bounds;
 mod certification;
 mod check_command;
+mod choosing;
 mod ci_reports;
 mod command_line;
 mod conditions;

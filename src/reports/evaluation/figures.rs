@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::algorithm::channels::ranges;
+use crate::evaluation::choosing::{self, Cheapest};
 use crate::evaluation::results::{ContenderResult, Evaluation, Interval, Measure, Recall, Setup};
 
 /// Stands where there is no figure.
@@ -158,6 +159,53 @@ pub fn cells(evaluation: &Evaluation, row: &ContenderResult, times: bool) -> Vec
         cells.push(number(row.seconds, 1));
     }
     cells
+}
+
+/// A heading, a table's head, and its rows.
+pub type Part = (&'static str, Vec<&'static str>, Vec<Vec<String>>);
+
+/// What a sweep leaves to choose: the cheapest settings, first by the figure alone, then by all of its interval, and the Pareto front.
+pub fn choice(evaluation: &Evaluation) -> Vec<Part> {
+    let against_head = header(evaluation, false)[header(evaluation, false).len() - 4];
+    let of = |index: Option<usize>| -> Vec<String> {
+        let Some(row) = index.map(|index| &evaluation.rows[index]) else {
+            return vec!["none measured".into(), NONE.into(), NONE.into(), NONE.into()];
+        };
+        let mut cells = vec![
+            settings(row),
+            or_none(share_of_dense(evaluation, row).map(percent)),
+            or_none(row.against_dense.as_ref().map(|interval| against(interval, evaluation.measure))),
+        ];
+        let texts = row.by_text.iter().map(|interval| against(interval, evaluation.measure));
+        cells.push(if row.by_text.is_empty() { NONE.into() } else { texts.collect::<Vec<_>>().join(", ") });
+        cells
+    };
+    let within = |Cheapest { loss, .. }: &Cheapest| format!("{} %", number(100.0 * loss, 0));
+    let cheapest = choosing::cheapest(evaluation);
+    let rows = |of_loss: fn(&Cheapest) -> Option<usize>| -> Vec<Vec<String>> {
+        let row = |found: &Cheapest| [vec![within(found)], of(of_loss(found))].concat();
+        cheapest.iter().map(row).collect()
+    };
+    let head = |first| vec![first, "setting", "bytes, of dense", against_head, "in each text"];
+    let front = choosing::front(evaluation).into_iter().enumerate();
+    let front = front.map(|(place, index)| [vec![(place + 1).to_string()], of(Some(index))].concat());
+    vec![
+        (
+            "The cheapest setting within a loss of dense attention's quality:",
+            head("within"),
+            rows(|found| found.measured),
+        ),
+        (
+            "The same where all of the 95 % interval must be within it:",
+            head("within"),
+            rows(|found| found.certain),
+        ),
+        (
+            "The Pareto front: settings that lose less than every setting that reads as few bytes.",
+            head("place"),
+            front.collect(),
+        ),
+    ]
 }
 
 fn or_none(value: Option<impl ToString>) -> String {

@@ -7,6 +7,7 @@ mod plot;
 use std::fmt::Write;
 
 use super::table::{finished, table};
+use crate::evaluation::choosing;
 use crate::evaluation::results::{ContenderResult, Evaluation, Recall};
 
 pub(super) use plot::inline;
@@ -21,6 +22,7 @@ pub fn render(evaluation: &Evaluation, times: bool) -> String {
     text += "\n";
     text += &rows(evaluation, times);
     text += "\n";
+    text += &choice(evaluation);
     for line in figures::LEGEND {
         let _ = writeln!(text, "{line}");
     }
@@ -29,6 +31,22 @@ pub fn render(evaluation: &Evaluation, times: bool) -> String {
     }
     if times {
         let _ = writeln!(text, "\n{:.1} s", evaluation.seconds);
+    }
+    text
+}
+
+/// In a sweep: the cheapest settings, and the Pareto front.
+fn choice(evaluation: &Evaluation) -> String {
+    if !choosing::is_sweep(evaluation) {
+        return String::new();
+    }
+    let mut text = String::new();
+    for (heading, header, rows) in figures::choice(evaluation) {
+        let mut table = table(&header, 2);
+        for row in rows {
+            table.add_row(row);
+        }
+        text += &format!("{heading}\n\n{}\n", finished(&table));
     }
     text
 }

@@ -4,6 +4,7 @@
 use maud::{Markup, html};
 
 use super::{Status, counted, facts, page, scroll};
+use crate::evaluation::choosing;
 use crate::evaluation::results::{ContenderResult, Evaluation, Measure};
 use crate::reports::evaluation::figures::{self, Difference, whole_percent};
 use crate::reports::evaluation::inline;
@@ -14,6 +15,7 @@ pub fn evaluation(evaluation: &Evaluation) -> String {
     let body = html! {
         (summary(evaluation))
         (drawing(evaluation))
+        (choice(evaluation))
         (table(evaluation))
         (recalls(evaluation))
         @if !evaluation.notes.is_empty() {
@@ -60,6 +62,32 @@ fn drawing(evaluation: &Evaluation) -> Markup {
                 (scroll(&inline(evaluation)))
                 figcaption {
                     "Masker and dense attention are compared on the same tokens or items. " (scale)
+                }
+            }
+        }
+    }
+}
+
+/// What a sweep leaves to choose.
+fn choice(evaluation: &Evaluation) -> Markup {
+    html! {
+        @if choosing::is_sweep(evaluation) {
+            section #choice {
+                h2 { "Which settings" }
+                @for (heading, head, rows) in figures::choice(evaluation) {
+                    p { (heading) }
+                    (scroll(&html! {
+                        table.numbers.wide {
+                            thead { tr { @for name in &head { th.text[*name == "setting"] scope="col" { (name) } } } }
+                            tbody {
+                                @for row in &rows {
+                                    tr {
+                                        @for (name, cell) in head.iter().zip(row) { td.text[*name == "setting"] { (cell) } }
+                                    }
+                                }
+                            }
+                        }
+                    }))
                 }
             }
         }

@@ -29,7 +29,7 @@ impl Shard {
     }
 
     /// Whether it holds the question with an index, from 0 on.
-    pub(super) fn holds(self, index: usize) -> bool {
+    pub fn holds(self, index: usize) -> bool {
         index % self.of == self.number.get() - 1
     }
 

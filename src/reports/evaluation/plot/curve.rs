@@ -1,5 +1,6 @@
 //! What is drawn: a line for each masker, distinguished by colour, dashes and marker.
 
+use crate::evaluation::choosing;
 use crate::evaluation::results::{ContenderResult, Evaluation, Interval, Measure};
 use crate::reports::evaluation::figures;
 
@@ -12,14 +13,16 @@ pub struct Point {
     pub quality: Interval,
     /// H.
     pub heavy_size: Option<usize>,
+    /// What stands beside it, where there is room: H, or in a sweep all settings of what is on the Pareto front.
+    pub label: Option<String>,
     /// Its tooltip.
     pub title: String,
 }
 
 /// A named line.
 #[derive(Debug)]
-pub struct Curve<'a> {
-    pub name: &'a str,
+pub struct Curve {
+    pub name: String,
     pub colour: &'static str,
     pub dashes: &'static str,
     /// A path from the marker's middle.
@@ -42,16 +45,27 @@ const MARKERS: [&str; 8] = [
     "m-5,-2h10v4h-10z",
 ];
 
-/// One for each masker but dense attention, in the order of the table.
-pub fn curves(evaluation: &Evaluation) -> Vec<Curve<'_>> {
-    let mut curves: Vec<Curve<'_>> = Vec::new();
-    for row in evaluation.rows.iter().skip(1) {
-        let known = curves.iter().position(|curve| curve.name == row.masker);
+/// One for each masker but dense attention, in a sweep for each G and B as well, in the order of the table.
+pub fn curves(evaluation: &Evaluation) -> Vec<Curve> {
+    let mut curves: Vec<Curve> = Vec::new();
+    let sweep = choosing::is_sweep(evaluation);
+    let front = choosing::front(evaluation);
+    for (place, row) in evaluation.rows.iter().enumerate().skip(1) {
+        let name = match (row.group_factor, row.label_bits) {
+            (Some(factor), Some(bits)) if sweep => format!("{}, G {factor}, B {bits}", row.masker),
+            _ => row.masker.clone(),
+        };
+        let label = match row.heavy_size {
+            Some(_) if sweep && !front.contains(&place) => None,
+            Some(_) if sweep => Some(figures::settings(row)),
+            size => size.map(|size| format!("H {size}")),
+        };
+        let known = curves.iter().position(|curve| curve.name == name);
         let index = known.unwrap_or_else(|| {
-            curves.push(styled(&row.masker, curves.len()));
+            curves.push(styled(name, curves.len()));
             curves.len() - 1
         });
-        curves[index].points.extend(point(evaluation, row));
+        curves[index].points.extend(point(evaluation, row, label));
     }
     for curve in &mut curves {
         curve.points.sort_by_key(|point| point.heavy_size);
@@ -59,13 +73,22 @@ pub fn curves(evaluation: &Evaluation) -> Vec<Curve<'_>> {
     curves
 }
 
-fn styled(name: &str, index: usize) -> Curve<'_> {
+fn styled(name: String, index: usize) -> Curve {
     let (colour, dashes) = (COLOURS[index % COLOURS.len()], DASHES[index % DASHES.len()]);
     Curve { name, colour, dashes, marker: MARKERS[index % MARKERS.len()], points: Vec::new() }
 }
 
+/// The points of the Pareto front, cheapest first; none where it is no sweep.
+pub fn front(evaluation: &Evaluation) -> Vec<Point> {
+    let rows = match choosing::is_sweep(evaluation) {
+        true => choosing::front(evaluation),
+        false => Vec::new(),
+    };
+    rows.into_iter().filter_map(|index| point(evaluation, &evaluation.rows[index], None)).collect()
+}
+
 /// None where there is no figure to draw.
-fn point(evaluation: &Evaluation, row: &ContenderResult) -> Option<Point> {
+fn point(evaluation: &Evaluation, row: &ContenderResult, label: Option<String>) -> Option<Point> {
     let percent = 100.0 * figures::share_of_dense(evaluation, row)?;
     let quality = compared(evaluation, row);
     let title = format!(
@@ -74,7 +97,7 @@ fn point(evaluation: &Evaluation, row: &ContenderResult) -> Option<Point> {
         figures::quality(&row.quality, evaluation.measure),
         figures::percent(percent / 100.0)
     );
-    let point = Point { percent, quality, heavy_size: row.heavy_size, title };
+    let point = Point { percent, quality, heavy_size: row.heavy_size, label, title };
     (!quality.value.is_nan()).then_some(point)
 }
 

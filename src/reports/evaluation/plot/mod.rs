@@ -8,7 +8,7 @@ mod place;
 use maud::{Markup, html};
 
 use self::axis::Axis;
-use self::curve::{Curve, Point, curves};
+use self::curve::{Curve, Point, curves, front};
 use self::place::{Area, Taken};
 use super::figures;
 use crate::evaluation::results::{ContenderResult, Evaluation, Measure};
@@ -34,6 +34,8 @@ const CLOSE: f64 = 1.5;
 const FAR: f64 = 2.0;
 /// An infinite figure is drawn above all others by this factor.
 const INFINITE: f64 = 3.0;
+/// Width of the Pareto front.
+const FRONT: f64 = 9.0;
 const LOWER_IS_BETTER: &str = "perplexity, lower is better";
 
 /// A box of the drawing.
@@ -73,7 +75,9 @@ impl Panel {
 struct Drawing<'a> {
     measure: Measure,
     dense: &'a ContenderResult,
-    curves: Vec<Curve<'a>>,
+    curves: Vec<Curve>,
+    /// The Pareto front of a sweep.
+    front: Vec<Point>,
     x: Axis,
     panels: Vec<Panel>,
 }
@@ -108,7 +112,7 @@ impl<'a> Drawing<'a> {
         let percents = curves.iter().flat_map(|curve| &curve.points).map(|point| point.percent);
         let x = Axis::logarithmic(&percents.chain([100.0]).collect::<Vec<_>>(), LEFT, WIDTH - RIGHT);
         let panels = panels(evaluation.measure, dense.quality.value, &curves);
-        Self { measure: evaluation.measure, dense, curves, x, panels }
+        Self { measure: evaluation.measure, dense, curves, front: front(evaluation), x, panels }
     }
 
     fn is_infinite(&self) -> bool {
@@ -128,7 +132,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn height(&self) -> f64 {
-        let lines = (self.curves.len() + 1).div_ceil(self.columns());
+        let lines = (self.curves.len() + 1 + usize::from(!self.front.is_empty())).div_ceil(self.columns());
         self.bottom() + BOTTOM + LINE * lines as f64 + 8.0
     }
 
@@ -182,12 +186,23 @@ impl<'a> Drawing<'a> {
                 @if let Some(y) = panel.dense_line(self.dense) {
                     line x1=(px(left)) x2=(px(right)) y1=(px(y)) y2=(px(y)) stroke=(NEUTRAL) stroke-width="1.6" {}
                 }
+                (self.front(panel))
                 @for curve in self.curves.iter().rev() { (self.line(panel, curve)) }
             }
         }
     }
 
-    fn line(&self, panel: &Panel, curve: &Curve<'_>) -> Markup {
+    /// A broad line below the others.
+    fn front(&self, panel: &Panel) -> Markup {
+        let path: Vec<_> = self.front.iter().map(|point| self.place(panel, point)).map(pair).collect();
+        html! {
+            @if !path.is_empty() {
+                polyline points=(path.join(" ")) fill="none" stroke=(NEUTRAL) stroke-width=(FRONT) stroke-opacity="0.35" {}
+            }
+        }
+    }
+
+    fn line(&self, panel: &Panel, curve: &Curve) -> Markup {
         let path: Vec<_> = curve.points.iter().map(|point| self.place(panel, point)).map(pair).collect();
         html! {
             g stroke=(curve.colour) fill=(curve.colour) {
@@ -213,8 +228,7 @@ impl<'a> Drawing<'a> {
         let mut taken = self.taken(panel);
         let mut labels: Vec<(f64, f64, String)> = Vec::new();
         for point in self.curves.iter().flat_map(|curve| &curve.points) {
-            let (Some(heavy_size), place) = (point.heavy_size, self.place(panel, point)) else { continue };
-            let text = format!("H {heavy_size}");
+            let (Some(text), place) = (point.label.clone(), self.place(panel, point)) else { continue };
             let said = labels.iter().any(|(x, _, label)| *label == text && (x - place.0).abs() < 50.0);
             if said || !panel.area.holds(place, 0.0) {
                 continue;
@@ -275,9 +289,14 @@ impl<'a> Drawing<'a> {
         };
         html! {
             @for (index, curve) in self.curves.iter().enumerate() {
-                (key(place(index), curve.name, curve.colour, curve.dashes, Some(curve.marker)))
+                (key(place(index), &curve.name, curve.colour, curve.dashes, Some(curve.marker)))
             }
             (key(place(self.curves.len()), &self.dense.masker, NEUTRAL, "none", None))
+            @if !self.front.is_empty() {
+                @let (x, y) = place(self.curves.len() + 1);
+                line x1=(px(x)) x2=(px(x + 36.0)) y1=(px(y)) y2=(px(y)) stroke=(NEUTRAL) stroke-width=(FRONT) stroke-opacity="0.35" {}
+                text x=(px(x + 44.0)) y=(px(y + 4.5)) { "Pareto front" }
+            }
         }
     }
 }
@@ -298,7 +317,7 @@ fn area(top: f64, height: f64) -> Area {
 }
 
 /// One panel, or two where perplexities are both close to dense attention's and far from it.
-fn panels(measure: Measure, dense: f64, curves: &[Curve<'_>]) -> Vec<Panel> {
+fn panels(measure: Measure, dense: f64, curves: &[Curve]) -> Vec<Panel> {
     let points = || curves.iter().flat_map(|curve| &curve.points).map(|point| point.quality);
     let all: Vec<f64> =
         points().flat_map(|quality| [quality.value, quality.low, quality.high]).chain([dense]).collect();
