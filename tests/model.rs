@@ -54,7 +54,7 @@ fn main() {
             "ignored: every test of a real model: found none in the cache, expected DOUBLECHECK_MODEL, or ci/model run once"
         );
     }
-    let tests: [(&str, Test); 13] = [
+    let tests: [(&str, Test); 14] = [
         ("tokens_are_those_of_llama_cpp", tokens),
         ("logits_are_those_of_transformers", logits),
         ("greedy_continuations_are_those_of_transformers", greedy),

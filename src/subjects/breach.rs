@@ -67,7 +67,8 @@ enum How {
 const BROKEN: &[&str] = &["broken promise"];
 const SOMETIMES: &[&str] = &["not repeatable"];
 const LSE: &[&str] = &["lse out of bounds"];
-const SCORES: &[&str] = &["scores out of bounds"];
+/// In f16 they may overflow, and a key that is selected then has −∞.
+const SCORES_AND_CANDIDATES: &[&str] = &["scores out of bounds", "selected a key that is no candidate"];
 /// Keys are also judged by the scores that are given.
 const SCORES_AND_KEYS: &[&str] = &["scores out of bounds", "wrong keys"];
 const OUTPUT: &[&str] = &["output out of bounds"];
@@ -175,7 +176,7 @@ pub const BREACHES: &[Breach] = &[
     breach("lse-of-all-keys", LSE, "The log-sum-exp is that of every key.", How::LseOfAllKeys),
     breach(
         "scores-without-factor",
-        SCORES,
+        SCORES_AND_CANDIDATES,
         "The scores that it gives are not multiplied by the factor; those that it ranks by are.",
         How::ScoresWithoutFactor,
     ),

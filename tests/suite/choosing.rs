@@ -140,7 +140,7 @@ fn shares_of_one_evaluation_make_it_whole() {
     assert_eq!(names(&again), names(&whole));
     assert_eq!((again.rows.len(), again.rows[0].masker.as_str()), (whole.rows.len(), "dense"));
     assert!(again.texts.is_empty());
-    assert_eq!(joined(&[whole.clone()]).unwrap(), whole);
+    assert_eq!(joined(std::slice::from_ref(&whole)).unwrap(), whole);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use doublecheck::cases::{Expectation, Reader, file};
+use doublecheck::cases::{Expectation, file};
 use doublecheck::subjects::{Reference, Subject};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -270,107 +270,6 @@ fn older_findings_stay_until_newer_ones_are_there() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(names(&out), ["finding-1.safetensors", "finding-1.txt", "mine.txt"]);
     assert_ne!(fs::read_to_string(out.join("finding-1.txt")).unwrap(), "old");
-}
-
-/// Every file below a folder but those that are written beside their place, with its content.
-fn contents(folder: &Path) -> HashMap<PathBuf, Vec<u8>> {
-    let mut found = HashMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let hidden = path.file_name().unwrap().as_bytes().starts_with(b".");
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else if !hidden && let Ok(content) = fs::read(&path) {
-            found.insert(path, content);
-        }
-    }
-    found
-}
-
-/// What a run that may write its reports again and again is killed in. Whatever was there is whole: as before, or as a run that ends
-/// writes it.
-#[test]
-fn a_run_that_is_killed_while_it_writes_leaves_whole_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = || {
-        let mut run = suite();
-        run.args(FAULT).args(["--no-shrink", "--no-times", "--out", "out", "--json", "report.json"]);
-        run.args([
-            "--html",
-            "report.html",
-            "--junit",
-            "report.xml",
-            "--markdown",
-            "report.md",
-            "--badge",
-            "badge.json",
-        ]);
-        run.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
-        run
-    };
-    assert_eq!(run().status().unwrap().code(), Some(1));
-    let whole = contents(folder.path());
-    assert!(whole.len() >= 7, "{:?}", whole.keys());
-    let old = |path: &Path| format!("old {}", path.display()).into_bytes();
-    let (mut untouched, mut between, mut finished) = (0, 0, 0);
-    for attempt in 0..if is_long() { 200 } else { 24 } {
-        whole.keys().for_each(|path| fs::write(path, old(path)).unwrap());
-        let mut child = run().spawn().unwrap();
-        // The first sign of writing is a file that is new, or beside its place.
-        let start = Instant::now();
-        let writes = || {
-            let out = fs::read_dir(folder.path().join("out")).unwrap();
-            let beside =
-                |entry: fs::DirEntry| entry.file_name().as_bytes().ends_with(child_suffix(&child).as_bytes());
-            out.flatten().any(beside)
-                || contents(folder.path()).iter().any(|(path, content)| *content != old(path))
-        };
-        while !writes() && start.elapsed() < Duration::from_secs(60) {
-            std::hint::spin_loop();
-        }
-        std::thread::sleep(Duration::from_micros(150 * attempt));
-        let _ = child.kill();
-        child.wait().unwrap();
-        let mut renewed = 0;
-        for (path, content) in contents(folder.path()) {
-            let is_new = whole.get(&path) == Some(&content);
-            // A counterexample is there before it is shrunk, and goes where it is.
-            let unshrunk = path.to_string_lossy().contains("-unshrunk.");
-            if unshrunk
-                && (path.extension() != Some(OsStr::new("safetensors"))
-                    || Reader::default().parse(&content, "").is_ok())
-            {
-                continue;
-            }
-            renewed += usize::from(is_new);
-            assert!(
-                is_new || content == old(&path),
-                "{} is neither: {} bytes",
-                path.display(),
-                content.len()
-            );
-        }
-        match renewed {
-            0 => untouched += 1,
-            some if some == whole.len() => finished += 1,
-            _ => between += 1,
-        }
-        // What was written beside its place stays there, and is in nobody's way.
-        for folder in [folder.path(), &folder.path().join("out")] {
-            for entry in fs::read_dir(folder).unwrap().flatten() {
-                if entry.file_name().as_bytes().ends_with(child_suffix(&child).as_bytes()) {
-                    fs::remove_file(entry.path()).unwrap();
-                }
-            }
-        }
-    }
-    println!("{untouched} before the first file, {between} between files, {finished} after the last");
-    assert!(between > 3, "killed {between} times between two files");
-}
-
-/// How the names of files end that a run writes beside their places.
-fn child_suffix(child: &std::process::Child) -> String {
-    format!(".{}", child.id())
 }
 
 #[test]

@@ -223,7 +223,7 @@ impl Question {
             q: shape(1000, heads, 1),
             k: shape(2000, 1, KEYS),
             v: Array4::zeros((1, 1, KEYS, 1)),
-            attention_mask: (rule == Rule::WithMask || together && seed % 2 == 0).then(mask),
+            attention_mask: (rule == Rule::WithMask || together && seed.is_multiple_of(2)).then(mask),
             causal: false,
             storage,
             scaling: None,
