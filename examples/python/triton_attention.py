@@ -27,6 +27,8 @@ SUPPORTS: dict[str, Any] = {
     "name": "triton attention",
     "takes": "selection",
     "gives": ["output", "lse"],
+    # The interpreter cuts bf16 off where CUDA rounds it.
+    "dtypes": ["f32", "f16", "bf16"] if DEVICE == "cuda" else ["f32", "f16"],
     "model": {"kept": "f32", "accumulation": "f32"},
 }
 

@@ -222,6 +222,7 @@ class TestTorch:
             seen.update((call.dtype, x.dtype) for x in (call.q, call.k, call.v))
             call.q, call.k = (x.float().numpy() for x in (call.q, call.k))
             call.additive = (lambda additive: lambda: additive)(call.additive().numpy())
+            call.previous = None if call.previous is None else call.previous.float().numpy()
             return torch.from_numpy(right(call))
 
         report = check(doublecheck.Cached(kernel), arrays="torch", cases=100)
