@@ -247,10 +247,10 @@ fn of_session(seed: u64) -> Option<Session> {
 
 /// The files below a folder of the project, no larger than some bytes.
 fn files(folder: &str, ending: &str, most: usize) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     // The project's own folder, for its tests, or that of fuzzing.
-    let folder =
-        if folder.is_dir() { folder } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder) };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = if root.join("golden").is_dir() { root.to_owned() } else { root.join("..") };
+    let folder = root.join(folder);
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder that can be read").path()).collect();
     paths.retain(|path| path.to_string_lossy().ends_with(ending));
