@@ -32,6 +32,8 @@ pub enum Heads {
     First,
     /// Where all heads share a selection, each of so many parts of them has its own.
     InParts(usize),
+    /// This head has no part in the scores that heads share.
+    Without(usize),
 }
 
 impl Heads {
@@ -56,6 +58,9 @@ impl Heads {
             (Self::Strided, GroupSum | GroupMean | GroupMax) => return Sharing::Strided(configured),
             (Self::SumOfMaxima, Max | GroupMax) => return Sharing::SumOfMaxima,
             (Self::First, mode) if !matches!(mode, PerHead | SummedLabels) => return Sharing::FirstOf(mode),
+            (Self::Without(head), mode) if !matches!(mode, PerHead | SummedLabels) => {
+                return Sharing::Without(mode, head);
+            }
             (Self::InParts(parts), SummedScores | Mean | Max) => return Sharing::InParts(configured, parts),
             (_, mode) => mode,
         };
@@ -73,13 +78,19 @@ pub enum RankSplit {
     Ignored,
     /// Parts are summed as they are.
     NotRounded,
+    /// Heads are taken together in so many parts, exchanged in a type, where no ranks are configured and the heads can be split so.
+    Undeclared(u64, Storage),
 }
 
 impl RankSplit {
     /// What becomes of configured ranks.
-    pub fn of(self, configured: Ranks) -> Ranks {
+    pub fn of(self, configured: Ranks, mode: HeadMode, dims: &Dims) -> Ranks {
         match self {
-            Self::Configured => configured,
+            Self::Undeclared(count, parts) if configured.count() == 1 => Ranks::new(count, parts)
+                .ok()
+                .filter(|ranks| ranks.check(mode, dims).is_ok())
+                .unwrap_or(configured),
+            Self::Configured | Self::Undeclared(..) => configured,
             Self::Ignored => Ranks::default(),
             Self::NotRounded => Ranks::new(configured.count() as u64, Storage::F32).unwrap_or_default(),
         }
@@ -108,6 +119,8 @@ pub enum Sharing {
     SumOfMaxima,
     /// The heads of each of so many parts, in order, are taken together as a mode of all heads says.
     InParts(HeadMode, usize),
+    /// The heads of a mode, one left out of their scores.
+    Without(HeadMode, usize),
 }
 
 impl Sharing {
@@ -126,7 +139,7 @@ impl Sharing {
             (first..first + sharing).collect()
         };
         match self {
-            Self::Mode(mode) | Self::FirstOf(mode) => in_a_row(mode.sharing(dims)),
+            Self::Mode(mode) | Self::FirstOf(mode) | Self::Without(mode, _) => in_a_row(mode.sharing(dims)),
             Self::Strided(_) => (head % dims.kv_heads..dims.heads).step_by(dims.kv_heads).collect(),
             Self::SumOfMaxima => in_a_row(dims.heads),
             Self::InParts(_, parts) => {
@@ -140,7 +153,11 @@ impl Sharing {
     /// The mode, or the configured one that heads are taken together like.
     pub fn like(self, configured: HeadMode) -> HeadMode {
         match self {
-            Self::Mode(mode) | Self::Strided(mode) | Self::FirstOf(mode) | Self::InParts(mode, _) => mode,
+            Self::Mode(mode)
+            | Self::Strided(mode)
+            | Self::FirstOf(mode)
+            | Self::InParts(mode, _)
+            | Self::Without(mode, _) => mode,
             Self::SumOfMaxima => configured,
         }
     }
@@ -171,6 +188,11 @@ impl Sharing {
             // Each part keeps what it sums: nothing is exchanged between ranks.
             Self::InParts(mode, _) => together(mode.combined(), Ranks::default(), &heads),
             Self::FirstOf(_) => of_head(heads[0]),
+            Self::Without(mode, left_out) => {
+                let others: Vec<usize> = heads.iter().copied().filter(|&head| head != left_out).collect();
+                let ranks = if others.len() == heads.len() { ranks } else { Ranks::default() };
+                if others.is_empty() { of_head(head) } else { together(mode.combined(), ranks, &others) }
+            }
             Self::SumOfMaxima => {
                 let whole = Ranks::default();
                 let maxima =

@@ -161,12 +161,10 @@ fn try_predict(behaviour: Behaviour, sequence: &Sequence, index: usize) -> Resul
     }
     let sharing = behaviour.heads.sharing(instance.selection.heads);
     let fits = channels.check(&dims, label_channels);
-    let ranks = behaviour.ranks.of(instance.selection.rules.ranks);
-    let selection = Selection {
-        heads: sharing.like(instance.selection.heads),
-        rules: Rules { ranks, ..instance.selection.rules },
-        ..instance.selection
-    };
+    let mode = sharing.like(instance.selection.heads);
+    let ranks = behaviour.ranks.of(instance.selection.rules.ranks, mode, &dims);
+    let selection =
+        Selection { heads: mode, rules: Rules { ranks, ..instance.selection.rules }, ..instance.selection };
     let heads = check_head_mode(&call.inputs, &channels, label_channels, &selection);
     let forced = check_forced(behaviour, instance, call);
     let errors: Vec<Error> = [fits, heads, forced].into_iter().filter_map(Result::err).collect();

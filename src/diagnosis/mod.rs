@@ -71,7 +71,8 @@ impl Patience {
 }
 
 /// `known` and one or two more faults that together reproduce the target and every conforming answer seen, and of the
-/// diverging ones as many as any other choice. `None` where there are none, or none was found in time.
+/// diverging ones as many as any other choice, and that some failing answer says something for. `None` where there are none, or none
+/// was found in time.
 pub fn extend(
     known: &[&'static Fault],
     target: &Observation,
@@ -85,7 +86,7 @@ pub fn extend(
         .filter(|fault| !fault.conforms && !known.contains(fault) && fault.asked.concerns(selection))
         .collect();
     let singles: Vec<Faults> = candidates.iter().map(|fault| with(known, &[fault])).collect();
-    best(singles, target, seen, model, patience).or_else(|| {
+    best(known, singles, target, seen, model, patience).or_else(|| {
         // Coarse sums paired with another fault would reproduce too much.
         let candidates: Vec<&'static Fault> = candidates.into_iter().filter(|fault| !coarse(fault)).collect();
         let pairs = (0..candidates.len()).flat_map(|a| {
@@ -93,7 +94,7 @@ pub fn extend(
             second.map(|b| with(known, &[candidates[a], b])).collect::<Vec<_>>()
         });
         let independent = pairs.filter(|pair| independent(pair)).collect();
-        best(independent, target, seen, model, patience)
+        best(known, independent, target, seen, model, patience)
     })
 }
 
@@ -152,8 +153,10 @@ pub fn independent(faults: &[&'static Fault]) -> bool {
         })
 }
 
-/// Of the candidates that reproduce the target and every answer that conforms, the one that reproduces most of what was seen.
+/// Of the candidates that reproduce the target and every answer that conforms, the one that reproduces most of what was seen. It must
+/// decide some of what `known` does not reproduce: a fault after which every key of every failing answer is open gives any answer.
 fn best(
+    known: &[&'static Fault],
     candidates: Vec<Faults>,
     target: &Observation,
     seen: &[Seen],
@@ -184,6 +187,18 @@ fn best(
         Some((score, faults))
     });
     let scored: Vec<(usize, Faults)> = scored.collect();
+    let without = Behaviour::with(known.iter().copied());
+    let new: Vec<&Seen> = seen
+        .par_iter()
+        .filter(|seen| !seen.conforms && !reproduces(without, &seen.observation, model))
+        .collect();
+    let is_supported = |faults: &Faults| {
+        let behaviour = Behaviour::with(faults.iter().copied());
+        let given = new.iter().copied().filter(|seen| reproduces(behaviour, &seen.observation, model));
+        relations::is_supported(behaviour, &given.collect::<Vec<_>>(), model)
+    };
+    let scored: Vec<(usize, Faults)> =
+        scored.into_par_iter().filter(|(_, faults)| is_supported(faults)).collect();
     let most = scored.iter().map(|(score, _)| *score).max()?;
     let mut finalists = scored.into_iter().filter(|(score, _)| *score == most).map(|(_, faults)| faults);
     let first = finalists.next()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doublecheck::algorithm::attention::attention;
-use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask};
+use doublecheck::algorithm::{HeadMode, HeavySize, InputParts, Inputs, Mask, Ranks, Storage};
 use doublecheck::cases::{Answer, Call, Capabilities, Feature, Instance, NoAnswer, RoundingModel};
 use doublecheck::subjects::Reference;
 use doublecheck::{Limits, Options, Report, Subject, check};
@@ -249,6 +249,35 @@ fn the_ranking_reads_the_last_entry() {
         reference.call(&asked).map(|answer| answer.mask)
     });
     tells(&report, "entry e ranks by the key labels of the last entry");
+}
+
+#[test]
+fn heads_are_taken_together_in_two_parts() {
+    let report = checked_in(vec![HeadMode::SummedScores, HeadMode::Max], |reference, instance, _, call| {
+        let mut changed = instance.clone();
+        if call.inputs.dims().heads.is_multiple_of(2) {
+            changed.selection.rules.ranks = Ranks::new(2, Storage::Bf16).unwrap();
+        }
+        reference.configure(&changed)?;
+        reference.call(call).map(|answer| answer.mask)
+    });
+    tells(&report, "heads are taken together in 2 parts, whose scores are summed rounded to bf16");
+}
+
+/// What a norm of one head that is NaN does where the largest score counts.
+#[test]
+fn a_head_has_no_part_in_the_scores() {
+    let report = checked_in(vec![HeadMode::Max], |reference, _, _, call| {
+        let dims = call.inputs.dims();
+        let asked = with(call, |parts| {
+            parts.attention_mask = Some(Array4::from_shape_fn(dims.mask_shape(), |(b, head, i, key)| {
+                let own = call.inputs.additive(b, head, i).at(key);
+                if head == 1 { f32::NEG_INFINITY } else { own }
+            }));
+        });
+        reference.call(&asked).map(|answer| answer.mask)
+    });
+    tells(&report, "head 1 has no part in the scores that heads share");
 }
 
 #[test]

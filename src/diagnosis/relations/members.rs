@@ -16,9 +16,12 @@ use crate::behaviours::changes::{
 };
 use crate::behaviours::{
     Behaviour, CATALOGUE, Causality, ChannelRows, Channels, Count, Earlier, Factor, Heads, KvHeads, Order,
-    Quantised, Quantiser, RankingMask, Scaling, Side,
+    Quantised, Quantiser, RankSplit, RankingMask, Scaling, Side,
 };
 use crate::cases::Sequence;
+
+/// Of which heads it is tried that they are left out: those below this number.
+const MOST_LEFT_OUT: usize = 8;
 
 /// Everything that is tried for these answers.
 pub(super) fn all(items: &[Item<'_>]) -> Vec<Member> {
@@ -166,6 +169,20 @@ fn heads(members: &mut Vec<Member>) {
             how.push(How::Row(RowChange::EarlierOfAllParts));
             members.push(Member { words, acts, how });
         }
+    }
+    for parts in [2, 4, 8] {
+        for (exchanged, how) in [(Storage::F32, "as they are"), (Storage::Bf16, "rounded to bf16")] {
+            let words = format!(
+                "heads are taken together in {parts} parts, whose scores are summed {how}, though no ranks are asked for"
+            );
+            switch(members, Acts::Selection, words, move |b| {
+                b.ranks = RankSplit::Undeclared(parts, exchanged)
+            });
+        }
+    }
+    for head in 0..MOST_LEFT_OUT {
+        let words = format!("head {head} has no part in the scores that heads share");
+        switch(members, Acts::Selection, words, move |b| b.heads = Heads::Without(head));
     }
     label(members, Acts::Selection, LabelChange::FirstHeadsOnly);
     // The same, where head i reads KV head i and channel row i as well.

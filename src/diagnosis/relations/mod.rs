@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use self::answers::Place;
 use self::restriction::Restriction;
-pub use self::search::{MOST_TIME, MOST_TIME_IF_NAMED, Told, explain};
+pub use self::search::{MOST_TIME, MOST_TIME_IF_NAMED, Told, explain, is_supported};
 pub use self::stages::{SeenStage, explain_stages, features as features_of_stage};
 use crate::behaviours::Behaviour;
 use crate::behaviours::changes::{LabelChange, OutputChange, RowChange};

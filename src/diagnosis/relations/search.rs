@@ -221,6 +221,32 @@ fn without_implied(found: &[Relation]) -> Vec<String> {
     words
 }
 
+/// Whether answers that fail and that a behaviour gives say something for it. True where the selection is not what fails, or where
+/// something was refused.
+pub fn is_supported(behaviour: Behaviour, failing: &[&Seen], model: RoundingModel) -> bool {
+    let Some(items) = items(failing, model) else { return true };
+    let failing: Vec<&Item<'_>> = items.iter().filter(|item| !item.selection).collect();
+    failing.is_empty() || supports(&Relation::new(behaviour, Vec::new()), failing, model)
+}
+
+/// Whether selections that a relation gives say something for it: one that leaves every key of every row open would give any others
+/// as well, unless the same keys of those that tie are always taken.
+fn supports<'a>(
+    relation: &Relation,
+    selections: impl IntoIterator<Item = &'a Item<'a>>,
+    model: RoundingModel,
+) -> bool {
+    let (mut lowest, mut highest) = (true, true);
+    for item in selections {
+        let support = support(relation, item, model);
+        if support.decided {
+            return true;
+        }
+        (lowest, highest) = (lowest && support.lowest, highest && support.highest);
+    }
+    lowest || highest
+}
+
 struct Search<'a> {
     items: &'a [Item<'a>],
     base: Behaviour,
@@ -310,18 +336,9 @@ impl<'a> Search<'a> {
         if everywhere.is_empty() { somewhere } else { everywhere }
     }
 
-    /// Whether answers that fail say something for a relation that gives all of them: one that leaves every key of every row open
-    /// would give any others as well, unless the same keys of those that tie are always taken.
+    /// Whether answers that fail say something for a relation that gives all of them.
     fn is_supported(&self, relation: &Relation) -> bool {
-        let (mut lowest, mut highest) = (true, true);
-        for item in self.failing(Acts::Selection) {
-            let support = support(relation, item, self.model);
-            if support.decided {
-                return true;
-            }
-            (lowest, highest) = (lowest && support.lowest, highest && support.highest);
-        }
-        lowest || highest
+        supports(relation, self.failing(Acts::Selection), self.model)
     }
 
     /// Conforming answers that a relation does not give, or was not held against: what is told was held against each, for which
