@@ -50,8 +50,12 @@ def test_it_answers_as_in_this_process():
     assert both[0].findings[0].explanations == both[1].findings[0].explanations
 
 
+# Each question of the probes that a process does not outlive would start another one.
+BRIEFER: dict[str, Any] = {**OPTIONS, "cases": 3, "stop_after": 1, "shrink_seconds": 0, "probes": False}
+
+
 def test_a_crash_is_a_finding():
-    report = doublecheck.check(crashes, **{**OPTIONS, "cases": 3, "stop_after": 1, "shrink_seconds": 0})
+    report = doublecheck.check(crashes, **BRIEFER)
     assert "the command ended without an answer" in str(report.findings[0]), str(report)
     assert report.findings[0].call.k.shape[2] > 3
     again = report.findings[0].case.check(crashes, isolate=True, shrink_seconds=0)
@@ -59,8 +63,7 @@ def test_a_crash_is_a_finding():
 
 
 def test_a_hang_is_a_finding():
-    options = {**OPTIONS, "cases": 3, "stop_after": 1, "shrink_seconds": 0, "timeout": 0.2}
-    report = doublecheck.check(hangs, **options)
+    report = doublecheck.check(hangs, **BRIEFER, timeout=0.2)
     assert "no answer within" in str(report.findings[0]), str(report)
 
 

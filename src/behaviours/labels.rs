@@ -1,13 +1,17 @@
 //! Labels as a behaviour makes and keeps them (SPEC §2.3 to §2.5): which KV head and which channels they come from, how they
 //! are quantised, and what is left of earlier calls.
 
-use ndarray::{Array2, Array4, ArrayView2, Axis};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ndarray::{Array2, Array4, ArrayView1, ArrayView2, Axis};
 
 use super::prediction::channels_of;
-use super::{Behaviour, KeyLabels, KvHeads, Quantised, Quantiser, Side};
+use super::{Behaviour, ChannelWeights, KeyLabels, KvHeads, Quantised, Quantiser, Side};
 use crate::algorithm::quantize::quantize_in_place;
 use crate::algorithm::{
-    ChannelOrder, Detail, Dims, Error, LabelBits, QuantisedLabels, Rules, Selection, Storage,
+    ChannelOrder, Detail, Dims, Error, Inputs, LabelBits, QuantisedLabels, Rules, Selection, Storage,
 };
 use crate::cases::{Call, Sequence};
 
@@ -146,6 +150,62 @@ fn continued(
     fresh
 }
 
+/// What the labels of a call depend on, apart from its inputs.
+#[derive(PartialEq)]
+struct Settings {
+    bits: [LabelBits; 2],
+    quantiser: Quantiser,
+    quantiser_of: Side,
+    kv_heads: KvHeads,
+    channels: ChannelOrder,
+    label_channels: usize,
+    weights: ChannelWeights,
+    weighted: bool,
+}
+
+/// Labels made last on this thread. Diagnosis holds many behaviours against the same few hundred small answers, and most of them do not
+/// change labels.
+#[derive(Default)]
+struct Recent {
+    made: HashMap<*const Inputs, Vec<Made>>,
+    bytes: usize,
+}
+
+/// The inputs are kept so that no others get their address.
+struct Made {
+    _inputs: Arc<Inputs>,
+    settings: Settings,
+    labels: Vec<HeadLabels>,
+}
+
+/// Inputs of more bytes are rarely asked about again.
+const LARGEST_RECENT: usize = 256 << 10;
+
+/// All is forgotten beyond these bytes of inputs and labels, on each thread.
+const MOST_RECENT: usize = 16 << 20;
+
+thread_local! {
+    static RECENT: RefCell<Recent> = RefCell::default();
+}
+
+impl Recent {
+    fn get(&self, inputs: &Arc<Inputs>, settings: &Settings) -> Option<Vec<HeadLabels>> {
+        let made = self.made.get(&Arc::as_ptr(inputs))?;
+        made.iter().find(|made| made.settings == *settings).map(|made| made.labels.clone())
+    }
+
+    fn keep(&mut self, inputs: &Arc<Inputs>, bytes: usize, settings: Settings, labels: &[HeadLabels]) {
+        let of_head = |head: &HeadLabels| 4 * 2 * (head.q.len() + head.k.len());
+        self.bytes += bytes + labels.iter().map(of_head).sum::<usize>();
+        if self.bytes > MOST_RECENT {
+            *self = Self::default();
+            return;
+        }
+        let made = Made { _inputs: inputs.clone(), settings, labels: labels.to_vec() };
+        self.made.entry(Arc::as_ptr(inputs)).or_default().push(made);
+    }
+}
+
 /// Labels of a call as its own keys make them.
 fn labels(
     behaviour: Behaviour,
@@ -154,28 +214,51 @@ fn labels(
     channels: &ChannelOrder,
     label_channels: usize,
 ) -> Result<Vec<HeadLabels>, Error> {
+    let settings = Settings {
+        bits: bits(behaviour, selection),
+        quantiser: behaviour.quantiser,
+        quantiser_of: behaviour.quantiser_of,
+        kv_heads: behaviour.ranked_heads.or(behaviour.kv_heads),
+        channels: channels.clone(),
+        label_channels,
+        weights: behaviour.channel_weights,
+        weighted: selection.rules.channel_weights,
+    };
+    let bytes = call.bytes();
+    if bytes > LARGEST_RECENT {
+        return fresh_labels(&settings, selection, call);
+    }
+    if let Some(labels) = RECENT.with_borrow(|recent| recent.get(&call.inputs, &settings)) {
+        return Ok(labels);
+    }
+    let labels = fresh_labels(&settings, selection, call)?;
+    RECENT.with_borrow_mut(|recent| recent.keep(&call.inputs, bytes, settings, &labels));
+    Ok(labels)
+}
+
+fn fresh_labels(settings: &Settings, selection: &Selection, call: &Call) -> Result<Vec<HeadLabels>, Error> {
     let (inputs, dims) = (&call.inputs, call.inputs.dims());
-    let [query_bits, key_bits] = bits(behaviour, selection);
-    channels.check(&dims, label_channels)?;
+    let Settings { bits: [query_bits, key_bits], channels, label_channels, .. } = settings;
+    channels.check(&dims, *label_channels)?;
     let parts = inputs.parts();
     let heads = (0..dims.batch).flat_map(|b| (0..dims.heads).map(move |head| (b, head)));
     let quantise = |source: ArrayView2<f32>, row: &[usize], tensor: &Array4<f32>, bits, own: Side| {
-        let made = behaviour.quantiser_of == Side::Both || behaviour.quantiser_of == own;
-        let quantiser = if made { behaviour.quantiser } else { Quantiser::Spec };
+        let made = settings.quantiser_of == Side::Both || settings.quantiser_of == own;
+        let quantiser = if made { settings.quantiser } else { Quantiser::Spec };
         Quantisation { quantiser, bits, storage: inputs.storage(), tensor }.labels(source, row)
     };
     heads
         .map(|(b, head)| {
-            let row = &channels.row(head, &dims)[..label_channels];
+            let row = &channels.row(head, &dims)[..*label_channels];
             let q = inputs.queries(b, head);
-            let kv_head = behaviour.ranked_heads.or(behaviour.kv_heads).of(head, &dims);
+            let kv_head = settings.kv_heads.of(head, &dims);
             let k = parts.k.slice(ndarray::s![b, kv_head, .., ..]);
             Ok(HeadLabels {
-                q: quantise(q, row, &parts.q, query_bits, Side::Queries)?,
-                k: quantise(k, row, &parts.k, key_bits, Side::Keys)?,
+                q: quantise(q, row, &parts.q, *query_bits, Side::Queries)?,
+                k: quantise(k, row, &parts.k, *key_bits, Side::Keys)?,
                 q_source: q.select(Axis(1), row),
                 k_source: k.select(Axis(1), row),
-                channel_weights: behaviour.channel_weights.of(selection, channels, head, &dims),
+                channel_weights: settings.weights.of(selection, channels, head, &dims),
             })
         })
         .collect()
@@ -193,6 +276,14 @@ impl Quantisation<'_> {
     fn labels(&self, source: ArrayView2<f32>, row: &[usize]) -> Result<Array2<f32>, Error> {
         let mut chosen = source.select(Axis(1), row);
         if !self.bits.quantises() {
+            return Ok(chosen);
+        }
+        if self.quantiser == Quantiser::Spec {
+            for mut position in chosen.outer_iter_mut() {
+                let mut label = position.to_vec();
+                quantize_in_place(&mut label, self.bits, self.storage)?;
+                position.assign(&ArrayView1::from(&label));
+            }
             return Ok(chosen);
         }
         // What the SPEC refuses is refused whatever the quantiser does instead.

@@ -25,7 +25,7 @@ pub struct Choice {
     /// A command that answers the process protocol (docs/PROTOCOL.md); run by sh
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["subject", "fault"])]
     command: Option<String>,
-    /// How long the command may take for one answer, in seconds [default: 30]
+    /// How long the command may take for one answer, and above 120 for its hello, in seconds [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     timeout: Option<Duration>,
     /// The reference with deliberate faults: names or rows of SPEC §3, separated by commas; or one fault of what sessions hold

@@ -29,6 +29,8 @@ const PAGES: [(&str, &[&str]); 13] = [
             "0.5.2",
             "0.5.5",
             "0.7.4",
+            "0.33.0",
+            "2,048",
             "3.6.0",
             "257",
             "643",
@@ -619,8 +621,20 @@ fn oracle_claims(claims: &mut Claims) {
 }
 
 /// What pages must say, out of the records.
+/// Pages with the table of a record, row by row.
+fn table_claims(claims: &mut Claims) {
+    for (page, name) in [("docs/python.md", "beside-allclose.txt"), ("docs/performance.md", "in-process.txt")]
+    {
+        let text = read(&format!("golden/records/{name}"));
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        assert!(rows.len() > 4, "{name}");
+        rows.into_iter().for_each(|row| claim(claims, page, row.into()));
+    }
+}
+
 fn claims() -> Claims {
     let mut claims = Claims::new();
+    table_claims(&mut claims);
     evaluation_claims(&mut claims);
     sweep_claims(&mut claims);
     finding_claims(&mut claims);

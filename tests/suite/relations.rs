@@ -57,10 +57,10 @@ fn checked<F>(mask: F) -> Report
 where
     F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
 {
-    checked_in(Capabilities::default().heads, mask)
+    checked_in(Capabilities::default().heads, 100, mask)
 }
 
-fn checked_in<F>(heads: Vec<HeadMode>, mask: F) -> Report
+fn checked_in<F>(heads: Vec<HeadMode>, cases: usize, mask: F) -> Report
 where
     F: FnMut(&mut Reference, &Instance, &[Call], &Call) -> Result<Mask, NoAnswer>,
 {
@@ -69,7 +69,7 @@ where
     let shrinking = Limits { tries: 200, ..Limits::default() };
     // However long that takes.
     let naming = Duration::from_secs(600);
-    check(&mut subject, &Options { cases: 150, shrinking, naming, ..Options::default() })
+    check(&mut subject, &Options { cases, shrinking, naming, ..Options::default() })
 }
 
 /// Panics unless there is one finding, whose relation, or the fault of the catalogue that is one, is told in these words.
@@ -117,7 +117,7 @@ fn is_dense(instance: &Instance, call: &Call) -> bool {
 /// these keys where too few others are left.
 #[test]
 fn keys_below_a_tail_are_ranked_last() {
-    let report = checked_in(vec![HeadMode::PerHead], |reference, instance, _, call| {
+    let report = checked_in(vec![HeadMode::PerHead], 100, |reference, instance, _, call| {
         let dims = call.inputs.dims();
         let mut mask = reference.call(call)?.mask;
         if is_dense(instance, call) {
@@ -253,21 +253,22 @@ fn the_ranking_reads_the_last_entry() {
 
 #[test]
 fn heads_are_taken_together_in_two_parts() {
-    let report = checked_in(vec![HeadMode::SummedScores, HeadMode::Max], |reference, instance, _, call| {
-        let mut changed = instance.clone();
-        if call.inputs.dims().heads.is_multiple_of(2) {
-            changed.selection.rules.ranks = Ranks::new(2, Storage::Bf16).unwrap();
-        }
-        reference.configure(&changed)?;
-        reference.call(call).map(|answer| answer.mask)
-    });
+    let report =
+        checked_in(vec![HeadMode::SummedScores, HeadMode::Max], 60, |reference, instance, _, call| {
+            let mut changed = instance.clone();
+            if call.inputs.dims().heads.is_multiple_of(2) {
+                changed.selection.rules.ranks = Ranks::new(2, Storage::Bf16).unwrap();
+            }
+            reference.configure(&changed)?;
+            reference.call(call).map(|answer| answer.mask)
+        });
     tells(&report, "heads are taken together in 2 parts, whose scores are summed rounded to bf16");
 }
 
 /// What a norm of one head that is NaN does where the largest score counts.
 #[test]
 fn a_head_has_no_part_in_the_scores() {
-    let report = checked_in(vec![HeadMode::Max], |reference, _, _, call| {
+    let report = checked_in(vec![HeadMode::Max], 60, |reference, _, _, call| {
         let dims = call.inputs.dims();
         let asked = with(call, |parts| {
             parts.attention_mask = Some(Array4::from_shape_fn(dims.mask_shape(), |(b, head, i, key)| {

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::support::{of_long, proptest_config};
+use crate::support::{is_long, of_long, proptest_config};
 use doublecheck::algorithm::labels::{Labels, labels_of};
 use doublecheck::algorithm::quantize::quantize_in_place;
 use doublecheck::algorithm::rules::Epsilon;
@@ -407,7 +407,7 @@ fn unusual() -> impl Strategy<Value = Simulated> {
 #[test]
 fn arithmetic_that_a_model_allows_conforms() {
     let held = RefCell::new(vec![0; INVARIANTS.len()]);
-    let mut runner = TestRunner::new(proptest_config(1500, REGRESSIONS));
+    let mut runner = TestRunner::new(proptest_config(of_long(6000), REGRESSIONS));
     let outcome = runner.run(&(plans(), simulated()), |(plan, simulated)| {
         let case = plan.case().expect("plans make valid inputs");
         let mut answer = |case: &Case| {
@@ -598,7 +598,7 @@ fn a_finding_names_the_narrowest_wider_model() {
     let pytorch = Simulated { scores_kept: Precision::Storage, rounded_for_product: false, ..flash };
     let exact = Simulated { weights_kept: Precision::F32, output_in_storage: false, ..flash };
     let with = |unusual| Simulated { unusual, ..exact };
-    for (simulated, expected) in [
+    let models = [
         (flash, "weights kept in storage"),
         (pytorch, "weights kept in storage and scores kept in storage"),
         (with(Unusual { attention_products: Products::Tf32, ..USUAL }), "products of the attention in tf32"),
@@ -608,7 +608,9 @@ fn a_finding_names_the_narrowest_wider_model() {
         ),
         (with(Unusual { exp_ulps: 200, ..USUAL }), "exp within 256 units in the last place"),
         (Simulated { weights_kept: Precision::F16, ..exact }, "weights kept in f16"),
-    ] {
+    ];
+    // Every third of them, unless tests run in full.
+    for (simulated, expected) in models.into_iter().step_by(if is_long() { 1 } else { 3 }) {
         let subject = |model| Declares { simulated, model, instance: None };
         let options = Options { cases: 300, ..Options::default() };
         let report = check(&mut subject(RoundingModel::F32), &options);

@@ -48,7 +48,9 @@ pub(super) struct Suspects {
     /// Of failing observations, and of those that conform.
     seen_bytes: [usize; 2],
     resolved: usize,
-    /// How long faults may still be looked for.
+    /// Whether causes are looked for at all.
+    seeks: bool,
+    /// How long faults may still be looked for. Relations have a time of their own.
     naming_left: Duration,
     interrupted: Option<&'static AtomicBool>,
     /// Whether some were not tried for lack of time.
@@ -66,6 +68,7 @@ impl Suspects {
             seen: Vec::new(),
             seen_bytes: [0; 2],
             resolved: 0,
+            seeks: !options.naming.is_zero(),
             naming_left: options.naming,
             interrupted: options.interrupted,
             unfinished: false,
@@ -284,7 +287,7 @@ impl Suspects {
     /// One relation, with `pairs` of two changes, that reproduces everything kept, and `more` answers; or what was ruled out.
     /// `None` where answers are of no use.
     pub(super) fn relation(&self, more: &[Seen], pairs: bool) -> Option<Told> {
-        if !self.may_name() {
+        if !self.seeks {
             return None;
         }
         let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();

@@ -29,7 +29,7 @@ use crate::cases::{
 };
 use crate::visible;
 
-/// How long a command may take to say hello: importing torch is slow.
+/// How long a command may take to say hello, at least: importing torch is slow.
 const STARTUP: Duration = Duration::from_secs(120);
 
 /// How long a command may take to end after goodbye.
@@ -97,12 +97,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs `sh -c command` and waits for its hello, 120 seconds at most. `timeout` is that of each later
-    /// question.
+    /// Runs `sh -c command` and waits for its hello: 120 seconds at most, or `timeout` where that is longer, which is that of each
+    /// later question.
     ///
     /// Errors: [`ProcessError`].
     pub fn start(command: &str, timeout: Duration) -> Result<Self, ProcessError> {
-        Self::start_within(command, timeout, STARTUP)
+        Self::start_within(command, timeout, STARTUP.max(timeout))
     }
 
     /// As [`Process::start`], with `startup` as the time for each hello.
