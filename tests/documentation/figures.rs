@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{prose, read, record};
 
 /// The pages whose figures come from records, and the figures on them that do not: versions, sizes of inputs, examples.
-const PAGES: [(&str, &[&str]); 13] = [
+const PAGES: [(&str, &[&str]); 14] = [
     ("README.md", &["2408.07092", "1.89", "95"]),
     ("CHANGELOG.md", &["0.1.0"]),
     ("CONTRIBUTING.md", &["2.11.0"]),
@@ -41,6 +41,7 @@ const PAGES: [(&str, &[&str]); 13] = [
     ("docs/implementers.md", &[]),
     ("docs/libtorch.md", &["2.11.0", "128"]),
     ("docs/performance.md", &[]),
+    ("docs/python.md", &[]),
     ("docs/report.md", &[]),
     ("docs/trust.md", &[]),
     ("docs/verdicts.md", &["1.3e-6", "1.6e-2", "0.999", "0.99", "0.9995", "512", "100", "4,096", "256"]),
