@@ -1,11 +1,10 @@
 """vLLM's per-row top-k on CUDA, checked alone: it takes scores and gives the selected keys (SPEC 2.9).
 
-    pip download --no-deps --no-binary :all: vllm, unpacked: PACKAGE
     doublecheck check --command "python3 examples/python/vllm_topk.py --package PACKAGE"
 
-Its csrc/sampler.cu is compiled with nvcc against torch's headers, which takes about a minute the first time, and its
-own host functions are called, which choose the kernel: in decoding, insertion sort of what is left below 12,288
-columns, radix sort from there on, and two steps from 200,000.
+PACKAGE is its source distribution, unpacked. Its csrc/sampler.cu is compiled with nvcc against torch's headers, which
+takes about a minute the first time, and its own host functions are called. They choose the kernel: in decoding, what is
+left is sorted by insertion below 12,288 columns and by radix from there on, in two steps from 200,000.
 """
 
 import argparse
