@@ -621,7 +621,6 @@ fn oracle_claims(claims: &mut Claims) {
     rows.into_iter().for_each(|row| claim(claims, "docs/verdicts.md", row.to_owned()));
 }
 
-/// What pages must say, out of the records.
 /// Pages with the table of a record, row by row.
 fn table_claims(claims: &mut Claims) {
     for (page, name) in [("docs/python.md", "beside-allclose.txt"), ("docs/performance.md", "in-process.txt")]
@@ -633,6 +632,7 @@ fn table_claims(claims: &mut Claims) {
     }
 }
 
+/// What pages must say, out of the records.
 fn claims() -> Claims {
     let mut claims = Claims::new();
     table_claims(&mut claims);
