@@ -1,4 +1,7 @@
-"""Gives the selection and the output of a folder to every question: `replay.py FOLDER pipe` or `shared`. It shows what asking costs."""
+"""Gives the selection and the output of a folder to every question, to show what asking costs.
+
+replay.py FOLDER pipe      # or shared
+"""
 
 import pathlib
 import sys

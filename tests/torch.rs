@@ -1,7 +1,8 @@
 //! Differential tests of libtorch (feature `torch`): the same tests run on CPU and, where there is a device, on CUDA. Where
 //! there is none they are counted as ignored, never as passed, and a line says why.
 //!
-//! `DOUBLECHECK_TORCH_CASES` sets the number of random cases on each device (default 2,000).
+//! `DOUBLECHECK_TORCH_CASES` sets the number of random cases on each device (default 2,000). `DOUBLECHECK_SOAK_SEQUENCES` and
+//! `DOUBLECHECK_SOAK_SEED` set how many random sequences reference, engine and libtorch are asked, and which (default 200 of seed 0).
 
 mod support;
 
@@ -22,16 +23,17 @@ use doublecheck::reports::verify as text;
 use doublecheck::runner::judged_cases::random_cases;
 use doublecheck::runner::random::VerifyOptions;
 use doublecheck::runner::verify::verify;
-use doublecheck::subjects::{Reference, Subject, Torch, TorchCache, ask, ask_session};
+use doublecheck::subjects::{Engine, Reference, Subject, Torch, TorchCache, ask, ask_session};
 use doublecheck::torch::{self, DeviceChoice, LabelledKvCache, Layer, device, masker, to_device, to_host};
 use doublecheck::verdicts::judge::{Verdict, judge_call, judge_mask, judge_observation};
+use doublecheck::verdicts::output::judge_outputs;
 use doublecheck::verdicts::{Certificate, SessionJudge, judge_session};
 use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::s;
 use proptest::prelude::any;
 use proptest::sample::select;
 use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tch::{Device, Kind, Tensor};
 
 type Outcome = Result<(), Failed>;
@@ -48,11 +50,12 @@ fn main() {
         if let Some(error) = &missing {
             eprintln!("ignored: every test on {name}: {error}");
         }
-        let tests: [(&str, Check); 8] = [
+        let tests: [(&str, Check); 9] = [
             ("every_bundled_case_conforms", |torch| bundled_cases(torch)),
             ("random_cases_conform_with_bit_equal_labels", |torch| random(torch)),
             ("random_cases_of_other_rules_conform", |torch| other_rules(torch)),
             ("batches_of_unequal_lengths_conform", |torch| unequal_lengths(torch)),
+            ("sequences_of_reference_engine_and_libtorch_conform", |torch| three_ways(torch)),
             ("labels_of_wide_rows_are_bit_equal", wide_rows),
             ("oracle_and_its_composition_are_certified", oracle),
             ("the_same_case_twice_gives_the_same_mask", |torch| repeats(torch)),
@@ -299,6 +302,79 @@ fn unequal_lengths(torch: &mut dyn Subject) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// The same random sequences for reference, engine and libtorch. Engine and reference have the same masks. Where libtorch has them, too,
+/// the bound of outputs is what there is to judge; where it has others, or one refuses, or lengths are unequal, whole answers are judged,
+/// and what differs has to be explained by ties and rounding. `ci/soak` asks ten million, by shards, each with its own seed.
+fn three_ways(torch: &mut dyn Subject) -> Outcome {
+    let number = |name| std::env::var(name).ok().map(|number| number.parse::<u32>().expect("a number"));
+    let sequences = number("DOUBLECHECK_SOAK_SEQUENCES").unwrap_or(200);
+    let seed = number("DOUBLECHECK_SOAK_SEED").unwrap_or(0);
+    let mut rng = [0; 32];
+    rng[..4].copy_from_slice(&seed.to_le_bytes());
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &rng));
+    let (mut reference, mut engine) = (Reference::default(), Engine::default());
+    let models = [engine.rounding_model(), torch.rounding_model()];
+    let plans = sequence_plans(&Capabilities { ragged: true, ..Capabilities::default() });
+    let start = std::time::Instant::now();
+    let (mut same, mut explained, mut refused, mut rows) = (0, 0, 0, 0);
+    for asked in 1..=sequences {
+        let plan = plans.new_tree(&mut runner)?.current();
+        let sequence = plan.sequence()?;
+        let wrong = |what: &str| Err(format!("seed {seed}, sequence {asked}: {what}\n{plan:?}").into());
+        let of_reference = ask(&mut reference, &sequence);
+        let others = [ask(&mut engine, &sequence), ask(torch, &sequence)];
+        let mut whole = false;
+        for (index, call) in sequence.calls.iter().enumerate() {
+            let [expected, first, second] =
+                [&of_reference, &others[0], &others[1]].map(|observation| &observation.answers[index]);
+            let (Ok(expected), Ok(first), Ok(second)) = (expected, first, second) else {
+                whole = true;
+                refused += 1;
+                continue;
+            };
+            if first.mask != expected.mask {
+                return wrong("the engine has another mask than the reference");
+            }
+            rows += call.inputs.dims().rows().count();
+            if second.mask != expected.mask || call.inputs.lengths().is_some() {
+                whole = true;
+                explained += u32::from(second.mask != expected.mask);
+                continue;
+            }
+            same += 1;
+            let (Some(of_engine), Some(of_torch)) = (&first.output, &second.output) else {
+                return wrong("an answer without output");
+            };
+            let outputs = [(of_engine, models[0]), (of_torch, models[1])];
+            for verdict in judge_outputs(&call.inputs, &first.mask, outputs) {
+                if let Some(divergence) = verdict.divergences.first() {
+                    return wrong(&divergence.to_string());
+                }
+            }
+        }
+        for (observation, model) in others.iter().zip(models).filter(|_| whole) {
+            let verdicts = judge_observation(observation, model);
+            if let Some(explanation) = verdicts.iter().flat_map(Verdict::explanations).next() {
+                return wrong(&explanation);
+            }
+        }
+        if asked % sequences.div_ceil(4) == 0 || asked == sequences {
+            let rate = f64::from(asked) / start.elapsed().as_secs_f64();
+            println!(
+                "seed {seed}: {asked} sequences, {rows} rows, {same} calls with the same masks, {explained} with others that \
+                 are explained, {refused} refused; {rate:.0} sequences a second, {:?} MiB now",
+                support::memory("VmRSS")
+            );
+        }
+    }
+    if same > sequences && explained > 0 && refused > 0 {
+        return Ok(());
+    }
+    Err(format!("too few calls: {same} with the same masks, {explained} with others, {refused} refused")
+        .into())
 }
 
 /// Rows with magnitudes over most of each type's range, wider than random cases have them.

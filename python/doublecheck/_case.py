@@ -326,5 +326,4 @@ def _judge(question: Question, index: int, declaration: str, answer: Any, tensor
     if (answer is None) == (not tensors):
         raise ValueError("answer: found none or two, expected an answer, or tensors by name")
     given = _serve.answer_tensors(tensors if answer is None else answer, question.takes)
-    listed = [(name, kind, array.view(np.uint16) if kind == "F16" else array) for name, kind, array in given]
-    return Verdict(*question.judge(index, declaration, listed))
+    return Verdict(*question.judge(index, declaration, given))

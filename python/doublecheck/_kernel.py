@@ -111,16 +111,14 @@ class Kernel:
 
     def ask(self, message: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[Any, ...]:
         """The answer to a question."""
-        return reply(*self.server.reply(message, self.arrays.all(message, tensors)))
+        given = tensors if self.arrays.convert is None else self.arrays.all(message, tensors)
+        return reply(*self.server.reply(message, given))
 
 
 def reply(message: dict[str, Any], tensors: Iterable[tuple[str, str, np.ndarray]]) -> tuple[Any, ...]:
     """An answer as the compiled module reads it."""
     if message["type"] == "answer":
-        return "answer", [
-            (name, kind, array.view(np.uint16)) if kind == "F16" else (name, kind, array)
-            for name, kind, array in tensors
-        ]
+        return "answer", tensors
     if message["type"] == "refused":
         return "refused", message.get("kind"), message["message"]
     return (message["type"], message.get("message"))

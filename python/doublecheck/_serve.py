@@ -276,10 +276,14 @@ def answer_tensors(result: Any, takes: str = "inputs") -> list[tuple[str, str, n
         result = dict(zip(parts, result))
     elif not isinstance(result, dict):
         result = {parts[0]: result}
-    if unknown := result.keys() - known:
-        raise Failed(f"answer: found {sorted(unknown)}, expected {', '.join(known)}")
-    tensors = [(name, *answer_tensor(name, x)) for name, x in result.items() if x is not None]
-    if not any(name in needed for name, _, _ in tensors):
+    tensors, is_answer = [], False
+    for name, x in result.items():
+        if name not in known:
+            raise Failed(f"answer: found {sorted(result.keys() - known)}, expected {', '.join(known)}")
+        if x is not None:
+            tensors.append((name, *answer_tensor(name, x)))
+            is_answer = is_answer or name in needed
+    if not is_answer:
         raise Failed(f"answer: found {sorted(name for name, _, _ in tensors)}, expected {' or '.join(needed)}")
     return tensors
 

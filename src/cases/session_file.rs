@@ -94,10 +94,12 @@ pub(super) fn parse(file: &Tensors, name: &str, memory: Memory) -> Result<Option
         let tensor = |name: &str| -> Result<Array3<f32>> {
             let name = format!("step_{index}.{name}");
             let mut numbers = floats3(&file.required(&name)?, FLOATS)?;
-            if numbers.iter().any(|x| !x.is_finite()) {
-                return Err(Error::Tensor(Detail::new(name, "NaN or an infinity", "finite numbers")));
-            }
+            // Also what is too large for the type.
             numbers.mapv_inplace(|x| open.dtype.round(x));
+            if numbers.iter().any(|x| !x.is_finite()) {
+                let expected = format!("finite numbers in {}", open.dtype);
+                return Err(Error::Tensor(Detail::new(name, "NaN or an infinity", expected)));
+            }
             Ok(numbers)
         };
         Ok(match step {

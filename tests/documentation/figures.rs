@@ -623,8 +623,11 @@ fn oracle_claims(claims: &mut Claims) {
 
 /// Pages with the table of a record, row by row.
 fn table_claims(claims: &mut Claims) {
-    for (page, name) in [("docs/python.md", "beside-allclose.txt"), ("docs/performance.md", "in-process.txt")]
-    {
+    for (page, name) in [
+        ("docs/python.md", "beside-allclose.txt"),
+        ("docs/performance.md", "in-process.txt"),
+        ("docs/performance.md", "on-device.txt"),
+    ] {
         let text = read(&format!("golden/records/{name}"));
         let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert!(rows.len() > 4, "{name}");

@@ -87,13 +87,15 @@ fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         .zip(["call_0.q", "call_0.k", "call_0.v"])
         .map(|((_, dtype, shape, bytes), name)| (name, dtype, shape, bytes))
         .collect();
-    let session = |capacity: usize, steps: Value| {
+    let session_in = |dtype: &str, capacity: usize, steps: Value| {
         let mut session = instance.clone();
         session["open"] = json!({"layers": [0], "capacity": capacity, "page_size": 1, "heads": 1, "kv_heads": 1,
-            "head_dim": 1, "value_dim": 1, "dtype": "f32"});
+            "head_dim": 1, "value_dim": 1, "dtype": dtype});
         session["steps"] = steps;
         [("session", session), ("channel_file", channel_file.into())]
     };
+    let session = |capacity: usize, steps: Value| session_in("f32", capacity, steps);
+    let too_large = ("step_0.v", Dtype::F32, vec![1, 1, 1], 65520f32.to_le_bytes().to_vec());
     let of_step = |name: &'static str, rows: usize| floats(name, &[rows, 1, 1]);
     let rows = 1 << 15;
     let steps = json!([{"append": {"layer": 0, "requests": [[0, rows]]}}, {"attend": {"layer": 0, "requests": [[0, rows]]}}]);
@@ -201,6 +203,14 @@ fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "a session that attends much",
             container(&session(1 << 20, steps), &with(appended.clone(), vec![of_step("step_1.q", rows)])),
             "session.steps[1]: found requests of up to 32768 keys",
+        ),
+        (
+            "a session with a number that its type does not hold",
+            container(
+                &session_in("f16", 1, json!([{"append": {"layer": 0, "requests": [[0, 1]]}}])),
+                &[of_step("step_0.k", 1), too_large],
+            ),
+            "step_0.v: found NaN or an infinity, expected finite numbers in f16",
         ),
         ("a session of many forks", container(&session(1 << 27, many_forks), &appended), "session."),
         (

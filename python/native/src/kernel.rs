@@ -14,7 +14,7 @@ use doublecheck::subjects::process::direct::{
 use ndarray::Array4;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyList, PyString, PyTuple};
 
 use crate::tensors::{self, Given, Halves, Question};
 
@@ -96,8 +96,8 @@ fn put<'py>(kernel: &Bound<'py, PyAny>, (message, tensors): Question<'py>) -> Py
 /// ("configured",), ("opened",), ("done",), ("answer", tensors), ("refused", kind or None, message) or ("failed", message).
 fn reply_of<'py>(reply: &Bound<'py, PyAny>) -> PyResult<Result<Reply<'py>, NoAnswer>> {
     let reply = reply.cast::<PyTuple>()?;
-    let kind: String = reply.get_item(0)?.extract()?;
-    Ok(match kind.as_str() {
+    let kind = reply.get_item(0)?;
+    Ok(match kind.cast::<PyString>()?.to_str()? {
         "configured" | "opened" | "done" => Ok(Reply::Done),
         "answer" => Ok(Reply::Tensors(Given::new(reply.get_item(1)?.cast::<PyList>()?)?)),
         "refused" => {

@@ -4,6 +4,7 @@
 use doublecheck::algorithm::{Lengths, Storage};
 use doublecheck::cases::{Call, ScoresCall, SelectionCall, Step};
 use doublecheck::subjects::process::direct::Tensor;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::ArrayView;
 use numpy::{
@@ -176,7 +177,8 @@ enum Numbers<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     I64(PyReadonlyArrayDyn<'py, i64>),
     I32(PyReadonlyArrayDyn<'py, i32>),
-    U16(PyReadonlyArrayDyn<'py, u16>),
+    F16(PyReadonlyArrayDyn<'py, f16>),
+    Bf16(PyReadonlyArrayDyn<'py, u16>),
     U8(PyReadonlyArrayDyn<'py, u8>),
 }
 
@@ -186,7 +188,8 @@ impl Numbers<'_> {
             Self::F32(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::I64(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::I32(array) => bytemuck::cast_slice(array.as_slice()?),
-            Self::U16(array) => bytemuck::cast_slice(array.as_slice()?),
+            Self::F16(array) => bytemuck::cast_slice(array.as_slice()?.reinterpret_cast::<u16>()),
+            Self::Bf16(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::U8(array) => array.as_slice()?,
         })
     }
@@ -196,7 +199,8 @@ impl Numbers<'_> {
             Self::F32(array) => array.shape(),
             Self::I64(array) => array.shape(),
             Self::I32(array) => array.shape(),
-            Self::U16(array) => array.shape(),
+            Self::F16(array) => array.shape(),
+            Self::Bf16(array) => array.shape(),
             Self::U8(array) => array.shape(),
         }
     }
@@ -206,7 +210,7 @@ impl Numbers<'_> {
 pub struct Given<'py>(Vec<(String, String, Numbers<'py>)>);
 
 impl<'py> Given<'py> {
-    /// From a list of name, type as in safetensors, and row-major array: numbers of f16 and bf16 as u16.
+    /// From a list of name, type as in safetensors, and row-major array: numbers of bf16 as u16.
     ///
     /// Errors: another list.
     pub fn new(list: &Bound<'py, PyList>) -> PyResult<Self> {
@@ -216,7 +220,8 @@ impl<'py> Given<'py> {
                 "F32" => Numbers::F32(array.cast::<PyArrayDyn<f32>>()?.try_readonly()?),
                 "I64" => Numbers::I64(array.cast::<PyArrayDyn<i64>>()?.try_readonly()?),
                 "I32" => Numbers::I32(array.cast::<PyArrayDyn<i32>>()?.try_readonly()?),
-                "F16" | "BF16" => Numbers::U16(array.cast::<PyArrayDyn<u16>>()?.try_readonly()?),
+                "F16" => Numbers::F16(array.cast::<PyArrayDyn<f16>>()?.try_readonly()?),
+                "BF16" => Numbers::Bf16(array.cast::<PyArrayDyn<u16>>()?.try_readonly()?),
                 "U8" => Numbers::U8(array.cast::<PyArrayDyn<u8>>()?.try_readonly()?),
                 other => {
                     let expected = "F32, F16, BF16, I64, I32 or U8";
