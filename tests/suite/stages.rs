@@ -23,6 +23,7 @@ use doublecheck::cases::{
 use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::INVARIANTS;
+use doublecheck::verdicts::judge::judge_call;
 use doublecheck::verdicts::lse::{expected_lse, judge_lse};
 use doublecheck::verdicts::topk::judge_top_k;
 use doublecheck::{Options, Report, check};
@@ -30,6 +31,8 @@ use half::f16;
 use ndarray::{Array3, Array4};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+
+use crate::support::small_case;
 
 fn of_stages(takes: Takes, gives: &[Given]) -> Capabilities {
     Capabilities { stages: Stages::new(takes, Some(gives)).unwrap(), ..Capabilities::default() }
@@ -808,6 +811,72 @@ fn scores_and_lse_of_a_whole_layer_are_judged() {
     let report = check(&mut Whole("no scores", None), &options(50));
     assert_eq!(report.findings[0].kind, "gave no usable answer");
     assert!(report.to_string().contains("the answer holds no scores"), "{report}");
+}
+
+/// One thing wrong at a time, and the kind and the stage that the verdict names; with two wrong things those of the earlier one.
+#[test]
+fn the_first_wrong_stage_gives_the_kind_and_the_stage() {
+    type Change = fn(&mut Answer);
+    let labels: Change = |answer| answer.labels.as_mut().unwrap().k[[0, 0, 0, 0]] += 1.0;
+    let scores: Change = |answer| {
+        answer
+            .scores
+            .as_mut()
+            .unwrap()
+            .mapv_inplace(|score| if score.is_finite() { 2.0 * score + 1.0 } else { score });
+    };
+    let mask: Change = |answer| {
+        let row = (0, 1, 1);
+        let key = answer.mask.row(row).next().map(|(key, _)| key).unwrap();
+        answer.mask.remove(row, key);
+    };
+    let output: Change = |answer| answer.output.as_mut().unwrap().mapv_inplace(|x| 1.5 * x + 1.0);
+    let lse: Change = |answer| answer.lse.as_mut().unwrap().mapv_inplace(|x| x + 1.0);
+    let case = small_case();
+    let right = |with_labels: bool, with_scores: bool| {
+        let mut whole = Whole("labels, right", None);
+        let mut answer = whole.answer(&case).unwrap();
+        assert!(answer.labels.is_some() && answer.scores.is_some() && answer.lse.is_some());
+        answer.labels = answer.labels.filter(|_| with_labels);
+        answer.scores = answer.scores.filter(|_| with_scores);
+        answer
+    };
+    let lost = "wrong keys";
+    let out = ["output out of bounds", "lse out of bounds", "scores out of bounds", "labels differ"];
+    let expected: [(bool, bool, &[Change], Option<&str>, Option<&str>); 17] = [
+        (true, true, &[], None, None),
+        (false, true, &[], None, None),
+        (true, true, &[labels], Some(out[3]), Some("labels")),
+        (true, true, &[labels, scores], Some(out[3]), Some("labels")),
+        (true, true, &[labels, mask], Some(lost), Some("labels")),
+        (true, true, &[scores], Some(out[2]), Some("scores")),
+        (true, true, &[scores, output], Some(out[2]), Some("scores")),
+        (true, true, &[scores, mask], Some(lost), Some("scores")),
+        (false, true, &[scores], Some(out[2]), Some("labels or scores")),
+        (true, true, &[mask], Some(lost), Some("selection")),
+        (false, true, &[mask, lse], Some(lost), Some("selection")),
+        (true, false, &[mask], Some(lost), Some("scores or selection")),
+        (false, false, &[mask], Some(lost), None),
+        (false, false, &[output], Some(out[0]), Some("attention")),
+        (true, true, &[output], Some(out[0]), Some("attention")),
+        (true, true, &[lse], Some(out[1]), Some("attention")),
+        (true, true, &[output, lse], Some(out[0]), Some("attention")),
+    ];
+    for (with_labels, with_scores, changes, kind, stage) in expected {
+        let mut answer = right(with_labels, with_scores);
+        changes.iter().for_each(|change| change(&mut answer));
+        let model = Whole("labels, right", None).rounding_model();
+        let verdict = judge_call(&case.instance, &case.call, &Ok(answer), model);
+        let judgement = verdict.judgement().unwrap();
+        let what =
+            format!("labels {with_labels}, scores {with_scores}, {} changes: {verdict:?}", changes.len());
+        assert_eq!((verdict.kind(), judgement.stage()), (kind, stage), "{what}");
+        assert_eq!(verdict.conforms(), kind.is_none(), "{what}");
+        assert_eq!(verdict.explanations().is_empty(), kind.is_none(), "{what}");
+        let of_scores = changes.contains(&scores);
+        let told = verdict.explanations().iter().any(|line| line.contains("score"));
+        assert!(told || !of_scores, "{what}");
+    }
 }
 
 /// How a log-sum-exp may be computed.
