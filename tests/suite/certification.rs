@@ -1,11 +1,11 @@
 //! The certificate's own tests: scores perturbed within their radii never turn a conforming mask into a divergence, and
 //! moving one certain key always does. Both are checked with every rounding model.
 
-use crate::support::proptest_config;
+use crate::support::{proptest_config, small_plan};
 use doublecheck::algorithm::select::select as select_keys;
 use doublecheck::algorithm::{Dims, HeadMode, HeavySize, InputParts, Inputs, Mask, Selection, Storage};
 use doublecheck::cases::recipe::{Generated, RecipeRows, SPLITMIX_1, Words};
-use doublecheck::cases::strategies::{Plan, plans};
+use doublecheck::cases::strategies::{ChannelRows, Plan, plans};
 use doublecheck::cases::{
     Accumulation, Answer, AnsweredLabels, Case, Exponent, FactorOrder, LabelRounding, Precision, Products,
     Recipe, RoundingModel,
@@ -14,7 +14,7 @@ use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::certificate::Class;
 use doublecheck::verdicts::certificate::{Candidacy, ScoreBounds, certify_row};
 use doublecheck::verdicts::estimated;
-use doublecheck::verdicts::judge::{judge, judge_both, judge_mask};
+use doublecheck::verdicts::judge::{MaskFault, judge, judge_both, judge_mask};
 use doublecheck::verdicts::output::{expected_row, judge_output};
 use doublecheck::verdicts::{Certificate, Verdict};
 use ndarray::{Array3, Array4};
@@ -417,4 +417,79 @@ fn an_answer_of_another_shape_is_refused_whatever_it_holds() {
     }
     let conforms = judge(instance, call, &Reference::default().answer(&case), model, &certificate);
     assert_eq!(conforms.kind(), None, "{conforms:?}");
+}
+
+/// Four heads over two KV heads, scores that all tie: each head alone may select any keys, but heads that share a selection must have
+/// the same.
+#[test]
+fn heads_that_share_a_selection_must_have_the_same_keys() {
+    let model = RoundingModel::default();
+    for heads in HeadMode::EVERY {
+        let plan = Plan { kv_heads: 2, group: 2, rows: ChannelRows::Shared, ..small_plan() };
+        let mut case = plan.case().unwrap();
+        case.instance.selection.heads = heads;
+        let mut parts = case.call.inputs.parts().clone();
+        parts.q.fill(0.0);
+        let case = case.with_inputs(Inputs::new(parts).unwrap());
+        let dims = case.dims();
+        let certificate = Certificate::derive(&case.instance, &case.call, model).unwrap();
+        let judged = |other: Option<usize>| {
+            let mut mask = Mask::empty(&dims);
+            for row @ (_, head, query) in dims.rows() {
+                let keys = if other == Some(head) && query == 1 { [0, 2] } else { [0, 1] };
+                mask.add(row, keys.to_vec());
+            }
+            judge_mask(&case.instance, &case.call, &certificate, &mask, model)
+        };
+        let sharing = heads.sharing(&dims);
+        assert_eq!(judged(None).divergences, [], "{heads:?}");
+        for other in 0..dims.heads {
+            let first = other / sharing * sharing;
+            // Where the first differs, all that share with it differ from it.
+            let wrong = match sharing {
+                1 => Vec::new(),
+                _ if other == first => (first + 1..first + sharing).collect(),
+                _ => vec![other],
+            };
+            let found = judged(Some(other));
+            let fault = MaskFault::HeadsDiffer { key: 1, head: first };
+            let told: Vec<_> = found.divergences.iter().map(|wrong| (wrong.row, wrong.fault)).collect();
+            let expected: Vec<_> = wrong.into_iter().map(|head| ((0, head, 1), fault)).collect();
+            assert_eq!((told, found.wrong_rows), (expected.clone(), expected.len()), "{heads:?} {other}");
+        }
+    }
+}
+
+/// Where every key must be attended: one that is missing, one that has another weight than before, and one that has another than 1.
+#[test]
+fn a_full_mask_is_full_and_keeps_the_weights_before() {
+    let model = RoundingModel::default();
+    let mut case = small_plan().case().unwrap();
+    case.instance.dense_layers = vec![0].into_iter().collect();
+    let dims = case.dims();
+    let mut before = Array4::zeros(dims.mask_shape());
+    before[[0, 1, 0, 3]] = 0.25;
+    case.call.previous = Some(Mask::from_weights(before, &dims).unwrap());
+    let certificate = Certificate::derive(&case.instance, &case.call, model).unwrap();
+    assert!(certificate.rows.is_none());
+    let mut full = Array4::ones(dims.mask_shape());
+    full[[0, 1, 0, 3]] = 0.25;
+    for (weight, expected) in [(0.25, None), (0.0, Some(0.25)), (1.0, Some(0.25))] {
+        let mut weights = full.clone();
+        weights[[0, 1, 0, 3]] = weight;
+        let mask = Mask::from_weights(weights, &dims).unwrap();
+        let found = judge_mask(&case.instance, &case.call, &certificate, &mask, model);
+        let told = found.divergences.first().map(|wrong| (wrong.row, wrong.fault));
+        let fault = |expected| MaskFault::NotFull { key: 3, found: weight, expected };
+        assert_eq!(told, expected.map(|expected| ((0, 1, 0), fault(expected))), "{weight}");
+        assert_eq!(found.wrong_rows, usize::from(expected.is_some()));
+    }
+    for weight in [0.0, 0.5] {
+        let mut weights = full.clone();
+        weights[[0, 0, 1, 5]] = weight;
+        let mask = Mask::from_weights(weights, &dims).unwrap();
+        let found = judge_mask(&case.instance, &case.call, &certificate, &mask, model);
+        let fault = MaskFault::NotFull { key: 5, found: weight, expected: 1.0 };
+        assert_eq!((found.divergences[0].row, found.divergences[0].fault), ((0, 0, 1), fault));
+    }
 }
