@@ -2,13 +2,14 @@
 //! the stage at fault, and the bound of a log-sum-exp holds for arithmetic that its model allows and for little more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use doublecheck::algorithm::attention::{attention, log_sum_exp, logits};
 use doublecheck::algorithm::labels::labels;
 use doublecheck::algorithm::scores::Scores;
 use doublecheck::algorithm::select::select;
-use doublecheck::algorithm::{HeadMode, Mask, Row, Storage};
+use doublecheck::algorithm::{Dims, HeadMode, Mask, Row, Storage};
 use doublecheck::cases::bundled;
 use doublecheck::cases::stage_plan::{
     Attended as AttendedKeys, LargeStage, ScoreShape, scores_plan, selection_plan, stage_call, stage_call_of,
@@ -23,9 +24,9 @@ use doublecheck::cases::{
 use doublecheck::runner::verify::{VerifyOptions, verify};
 use doublecheck::subjects::{Reference, Subject};
 use doublecheck::verdicts::invariants::INVARIANTS;
-use doublecheck::verdicts::judge::judge_call;
+use doublecheck::verdicts::judge::{MaskDivergence, MaskFault, judge_call};
 use doublecheck::verdicts::lse::{expected_lse, judge_lse};
-use doublecheck::verdicts::topk::judge_top_k;
+use doublecheck::verdicts::topk::{explain, judge_selection, judge_top_k};
 use doublecheck::{Options, Report, check};
 use half::f16;
 use ndarray::{Array3, Array4};
@@ -811,6 +812,45 @@ fn scores_and_lse_of_a_whole_layer_are_judged() {
     let report = check(&mut Whole("no scores", None), &options(50));
     assert_eq!(report.findings[0].kind, "gave no usable answer");
     assert!(report.to_string().contains("the answer holds no scores"), "{report}");
+}
+
+/// Two pairs of heads that share a selection: a key that one of a pair attended before is no candidate of the other.
+#[test]
+fn a_selection_by_given_scores_is_that_of_the_heads_that_share_it() {
+    let dims = Dims { batch: 1, heads: 4, kv_heads: 2, queries: 1, keys: 4, head_dim: 1, value_dim: 1 };
+    let scores = Array4::from_shape_fn((1, 4, 1, 4), |(.., key)| 4.0 - key as f32);
+    let mut before = Mask::empty(&dims);
+    before.add((0, 2, 0), [0]);
+    let judged = |scores: &Array4<f32>, sharing: usize, selected: [usize; 4]| {
+        let mut mask = before.clone();
+        for (head, key) in selected.into_iter().enumerate() {
+            mask.add((0, head, 0), [key]);
+        }
+        let verdict = judge_selection(scores, 1, &before, sharing, |_, _| false, &mask);
+        assert_eq!(verdict.rows, 4);
+        let told: Vec<_> = verdict.divergences.iter().map(|wrong| (wrong.row.1, wrong.fault)).collect();
+        (told, [verdict.wrong_rows, verdict.selecting, verdict.open])
+    };
+    assert_eq!(judged(&scores, 2, [0, 0, 1, 1]), (vec![], [0, 4, 0]));
+    assert_eq!(judged(&scores, 1, [0, 0, 1, 0]), (vec![], [0, 4, 0]));
+    let excluded = (3, MaskFault::HoldsExcluded { key: 0 });
+    assert_eq!(judged(&scores, 2, [0, 0, 1, 0]), (vec![excluded], [1, 4, 0]));
+    let of_all = [0, 1, 3].map(|head| (head, MaskFault::HoldsExcluded { key: 0 }));
+    assert_eq!(judged(&scores, 4, [0, 0, 1, 0]).0, of_all);
+    // As many are told as are explained, and all are counted.
+    let (told, counts) = judged(&scores, 2, [3, 3, 3, 3]);
+    assert_eq!((told.len(), counts), (3, [4, 4, 0]));
+    let ties = scores.mapv(|score| if score > 2.0 { 1.0 } else { 0.0 });
+    assert_eq!(judged(&ties, 1, [0, 1, 1, 0]), (vec![], [0, 4, 6]));
+
+    let call = ScoresCall::new(scores, Storage::F32, NonZeroUsize::MIN).unwrap();
+    for (fault, sentence) in [
+        (MaskFault::HoldsOut { key: 3 }, "(score 1e0, number 1 of its row is 4e0)"),
+        (MaskFault::MissesIn { key: 0 }, "(score 4e0, number 2 of its row is 3e0)"),
+    ] {
+        let told = explain(&call, &MaskDivergence { row: (0, 1, 0), fault, evidence: None });
+        assert!(told.contains(sentence) && told.contains("key"), "{told}");
+    }
 }
 
 /// One thing wrong at a time, and the kind and the stage that the verdict names; with two wrong things those of the earlier one.

@@ -188,7 +188,7 @@ impl Numbers<'_> {
             Self::F32(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::I64(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::I32(array) => bytemuck::cast_slice(array.as_slice()?),
-            Self::F16(array) => bytemuck::cast_slice(array.as_slice()?.reinterpret_cast::<u16>()),
+            Self::F16(array) => bytemuck::cast_slice(array.as_slice()?.reinterpret_cast()),
             Self::Bf16(array) => bytemuck::cast_slice(array.as_slice()?),
             Self::U8(array) => array.as_slice()?,
         })
