@@ -857,6 +857,8 @@ fn a_selection_by_given_scores_is_that_of_the_heads_that_share_it() {
 #[test]
 fn the_first_wrong_stage_gives_the_kind_and_the_stage() {
     type Change = fn(&mut Answer);
+    // Whether labels and scores are given, what is wrong, and the kind and the stage that are named.
+    type Row<'a> = (bool, bool, &'a [Change], Option<&'a str>, Option<&'a str>);
     let labels: Change = |answer| answer.labels.as_mut().unwrap().k[[0, 0, 0, 0]] += 1.0;
     let scores: Change = |answer| {
         answer
@@ -883,7 +885,7 @@ fn the_first_wrong_stage_gives_the_kind_and_the_stage() {
     };
     let lost = "wrong keys";
     let out = ["output out of bounds", "lse out of bounds", "scores out of bounds", "labels differ"];
-    let expected: [(bool, bool, &[Change], Option<&str>, Option<&str>); 17] = [
+    let expected: [Row; 17] = [
         (true, true, &[], None, None),
         (false, true, &[], None, None),
         (true, true, &[labels], Some(out[3]), Some("labels")),
