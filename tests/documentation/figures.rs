@@ -635,10 +635,73 @@ fn table_claims(claims: &mut Claims) {
     }
 }
 
+/// What the page on speed says of its two tables in words.
+fn crossing_claims(claims: &mut Claims) {
+    let page = "docs/performance.md";
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let record = read("golden/records/in-process.txt");
+    // Of the package before: on this machine, then on one with 16 cores.
+    let before: Vec<&str> = record.lines().filter(|line| line.starts_with("small, f32")).collect();
+    let number = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(name).expect(name);
+        rest.trim().split(',').next().unwrap_or_default().to_owned()
+    };
+    let small = record.lines().find(|line| line.starts_with("| small")).map(cells).expect("a row");
+    let beside = "beside the kernel ";
+    let [here, there] = before[..] else { panic!("{before:?}") };
+    claim(
+        claims,
+        page,
+        format!(
+            "On a machine with 16 cores, where a pipe wakes the other process sooner, the package before this one took {} µs beside the kernel, \
+             and the pipe took {} times as long as in process. The present one, which takes {} µs here where that one took {}, was not \
+             measured there.",
+            number(there, beside),
+            number(there, "pipe / in process "),
+            small[9],
+            number(here, beside)
+        ),
+    );
+    let record = read("golden/records/on-device.txt");
+    // Keys, and shares of the kernel and of the rest in per cent.
+    let rows = record.lines().map(cells).filter_map(|row| {
+        let parse = |index: usize| row.get(index)?.parse::<f64>().ok();
+        let share = |index| Some((100.0 * parse(index)? / parse(5)?).round() as u32);
+        Some((parse(2)?, share(6)?, share(8)?))
+    });
+    let (small, large): (Vec<_>, Vec<_>) = rows.partition(|&(keys, ..)| keys <= 256.0);
+    assert!(small.len() == 3 && large.len() == 10, "{small:?} {large:?}");
+    let range = |shares: Vec<u32>| {
+        let ends = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+        format!("{} to {} %", ends.0, ends.1)
+    };
+    let kernels = range(small.iter().map(|row| row.1).collect());
+    let rest = range(large.iter().map(|row| row.2).collect());
+    claim(
+        claims,
+        page,
+        format!(
+            "Up to 256 keys the kernel takes {kernels} of the time, launches and compiling included. From 4,096 keys on the rest takes {rest}:"
+        ),
+    );
+}
+
+/// How many mutants were tested and caught.
+fn mutant_claims(claims: &mut Claims) {
+    let record = read("golden/records/mutants.txt");
+    let row = record.lines().find(|line| line.starts_with("together ")).expect("a sum");
+    let numbers: Vec<&str> = row.split_whitespace().collect();
+    let thousands = |number: &str| format!("{},{}", &number[..number.len() - 3], &number[number.len() - 3..]);
+    let sentence = format!("of {} mutants {} are caught", thousands(numbers[3]), thousands(numbers[4]));
+    claim(claims, "docs/trust.md", sentence);
+}
+
 /// What pages must say, out of the records.
 fn claims() -> Claims {
     let mut claims = Claims::new();
     table_claims(&mut claims);
+    crossing_claims(&mut claims);
+    mutant_claims(&mut claims);
     evaluation_claims(&mut claims);
     sweep_claims(&mut claims);
     finding_claims(&mut claims);
