@@ -385,54 +385,32 @@ impl Domain {
     /// (hk, g) that fit, the smallest first.
     fn head_choices(&self) -> Vec<(usize, usize)> {
         let usual = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128];
-        let heads = self.sizes.get(&Quantity::Heads);
-        let divisors = |heads: usize| (1..=heads).filter(move |divisor| heads.is_multiple_of(*divisor));
-        let pairs: Vec<(usize, usize)> = match heads {
-            Some(heads) => heads
-                .values()
-                .take(4 * DRAWN)
-                .flat_map(|heads| divisors(heads).map(move |kv_heads| (kv_heads, heads / kv_heads)))
-                .collect(),
-            None => {
-                let group = self.values(Quantity::Group, &usual, 4 * DRAWN);
-                let kv_heads = self.values(Quantity::KvHeads, &usual, 4 * DRAWN);
-                kv_heads
-                    .iter()
-                    .flat_map(|&kv_heads| group.iter().map(move |&group| (kv_heads, group)))
-                    .collect()
-            }
-        };
-        let mut pairs: Vec<_> = pairs
-            .into_iter()
-            .filter(|&(kv_heads, group)| {
-                self.allows(Quantity::KvHeads, kv_heads) && self.allows(Quantity::Group, group)
-            })
-            .collect();
-        pairs.sort_by_key(|&(kv_heads, group)| (kv_heads * group, kv_heads));
-        pairs
+        self.factors(Quantity::Heads, [Quantity::KvHeads, Quantity::Group], &usual)
     }
 
     /// (r, G) that fit, the smallest head dimension first.
     fn channel_choices(&self) -> Vec<(usize, usize)> {
         let usual = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64];
-        let divisors = |d: usize| (1..=d).filter(move |divisor| d.is_multiple_of(*divisor));
-        let pairs: Vec<(usize, usize)> = match self.sizes.get(&Quantity::HeadDim) {
-            Some(dims) => {
-                dims.values().take(4 * DRAWN).flat_map(|d| divisors(d).map(move |r| (r, d / r))).collect()
-            }
-            None => {
-                let factors = self.values(Quantity::GroupFactor, &usual, 4 * DRAWN);
-                let channels = self.values(Quantity::LabelChannels, &usual, 4 * DRAWN);
-                channels.iter().flat_map(|&r| factors.iter().map(move |&factor| (r, factor))).collect()
-            }
+        self.factors(Quantity::HeadDim, [Quantity::LabelChannels, Quantity::GroupFactor], &usual)
+    }
+
+    /// Pairs of two quantities that fit and whose product fits, the smallest product first: of the smallest products, and of the smallest
+    /// factors.
+    fn factors(&self, product: Quantity, factors: [Quantity; 2], usual: &[usize]) -> Vec<(usize, usize)> {
+        let [first, second] = factors.map(|quantity| self.values(quantity, usual, 4 * DRAWN));
+        let of_factors = first.iter().flat_map(|&a| second.iter().map(move |&b| (a, b)));
+        let products = self.sizes.get(&product).map(|products| products.values().take(4 * DRAWN));
+        let divisors = |product: usize| (1..=product).filter(move |&a| product.is_multiple_of(a));
+        let of_products = products.into_iter().flatten();
+        let of_products = of_products.flat_map(|product| divisors(product).map(move |a| (a, product / a)));
+        let fits = |&(a, b): &(usize, usize)| {
+            self.allows(factors[0], a)
+                && self.allows(factors[1], b)
+                && self.allows(product, a.saturating_mul(b))
         };
-        let mut pairs: Vec<_> = pairs
-            .into_iter()
-            .filter(|&(r, factor)| {
-                self.allows(Quantity::LabelChannels, r) && self.allows(Quantity::GroupFactor, factor)
-            })
-            .collect();
-        pairs.sort_by_key(|&(r, factor)| (r * factor, r));
+        let mut pairs: Vec<_> = of_products.chain(of_factors).filter(fits).collect();
+        pairs.sort_by_key(|&(a, b)| (a.saturating_mul(b), a));
+        pairs.dedup();
         pairs
     }
 

@@ -279,6 +279,10 @@ impl Arithmetic {
     pub fn scale_by(&self, x: Approximate, factor: f64, roundings: usize) -> Approximate {
         let (minus, plus) = (x.may_be_minus_infinity, x.may_be_plus_infinity);
         let (minus, plus) = if factor < 0.0 { (plus, minus) } else { (minus, plus) };
+        // 0 times an infinity is NaN.
+        if (minus || plus) && factor as f32 == 0.0 {
+            return Approximate::UNDETERMINED;
+        }
         let scaled = Approximate::new(x.value * factor, x.radius * factor.abs()).open(minus, plus);
         self.round(scaled.widen(gamma(roundings, U32) * scaled.magnitude()))
     }

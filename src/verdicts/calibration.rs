@@ -17,6 +17,8 @@ pub struct OrderDivergence {
     pub later: (usize, f64),
     /// How far each importance may be off, as a share of it.
     pub bound: f64,
+    /// How far it may be off on top of that, by underflow.
+    pub underflow: f64,
 }
 
 impl std::fmt::Display for OrderDivergence {
@@ -24,13 +26,14 @@ impl std::fmt::Display for OrderDivergence {
         let ((a, ia), (b, ib)) = (self.earlier, self.later);
         write!(
             f,
-            "row {}: channel {a} (importance {ia:.6}) comes before channel {b} (importance {ib:.6}), bound ± {:.1e} of each",
+            "row {}: channel {a} (importance {ia:.6e}) comes before channel {b} (importance {ib:.6e}), bound ± {:.1e} of each",
             self.row, self.bound
         )
     }
 }
 
-/// Judges an order under f32 arithmetic: a mean of t products (γ_{t+2}) summed over blocks (γ_blocks).
+/// Judges an order under f32 arithmetic: a mean of t products (γ_{t+2}) summed over blocks (γ_blocks). In each block the products and their
+/// mean may underflow, each by η. Where the sum of the products may overflow, the channel may come first.
 ///
 /// Errors: those of [`Importance::add`], and [`Error::ChannelRows`] where the order has other rows than heads.
 pub fn judge_order(case: &CalibrationCase, order: &ChannelOrder) -> Result<Option<OrderDivergence>, Error> {
@@ -50,17 +53,22 @@ pub fn judge_order(case: &CalibrationCase, order: &ChannelOrder) -> Result<Optio
         BlockActivations::One(x) => x.len() / (x.shape()[1] * x.shape()[3]),
         BlockActivations::Pair { q, .. } => q.len() / (q.shape()[1] * q.shape()[3]),
     });
-    let bound = gamma(tokens.max().unwrap_or(0) + 2 + case.blocks.len(), U32);
+    let tokens = tokens.max().unwrap_or(0);
+    let bound = gamma(tokens + 2 + case.blocks.len(), U32);
+    let underflow = 2.0 * case.blocks.len() as f64 * f64::from(f32::MIN_POSITIVE);
+    let largest = |importance: f64| {
+        let largest = importance * (1.0 + bound) + underflow;
+        if largest * tokens as f64 > f64::from(f32::MAX) { f64::INFINITY } else { largest }
+    };
     for (row, (channels, importance)) in order.rows().iter().zip(sum.outer_iter()).enumerate() {
         let mut least: Option<(usize, f64)> = None;
         for &channel in channels {
             let found = importance[channel];
             if let Some((earlier, smallest)) = least
-                && smallest * (1.0 + bound) < found * (1.0 - bound)
+                && largest(smallest) < found * (1.0 - bound) - underflow
             {
-                let divergence =
-                    OrderDivergence { row, earlier: (earlier, smallest), later: (channel, found), bound };
-                return Ok(Some(divergence));
+                let (earlier, later) = ((earlier, smallest), (channel, found));
+                return Ok(Some(OrderDivergence { row, earlier, later, bound, underflow }));
             }
             if least.is_none_or(|(_, smallest)| found < smallest) {
                 least = Some((channel, found));

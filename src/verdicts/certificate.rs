@@ -58,21 +58,12 @@ pub struct RowCertificate {
 impl RowCertificate {
     /// How many keys are open.
     pub fn open(&self) -> usize {
-        self.count(Class::Open)
+        self.classes.iter().filter(|&&class| class == Class::Open).count()
     }
 
     /// Whether there are more candidates than H, so that the row leaves some out.
     pub fn selects(&self) -> bool {
         self.classes.iter().any(|class| matches!(class, Class::Out | Class::Open))
-    }
-
-    /// How many keys were attended before.
-    pub fn before(&self) -> usize {
-        self.count(Class::Before)
-    }
-
-    fn count(&self, class: Class) -> usize {
-        self.classes.iter().filter(|&&found| found == class).count()
     }
 }
 
@@ -138,8 +129,7 @@ impl Certificate {
             let rows = heads.flat_map(|head| (0..dims.queries).map(move |query| (batch, head, query)));
             let rows: Vec<Row> = rows.collect();
             let certify = |scores: &ScoreBounds| -> Result<Vec<RowCertificate>, Error> {
-                let scores =
-                    scores.labelled(instance.channels(call.layer)?, labels.clone(), group..group + 1);
+                let scores = scores.labelled(instance.channels(call.layer)?, labels.clone(), group);
                 Ok(compute::map(rows.clone(), dims.operations(), |row| scores.certify(row, heavy_size)))
             };
             scores.iter().map(certify).collect::<Result<Vec<_>, _>>()
@@ -319,8 +309,8 @@ impl<'a> ScoreBounds<'a> {
     fn with_all_labels(&self, instance: &Instance, call: &Call, model: RoundingModel) -> Result<Self, Error> {
         let dims = self.inputs.dims();
         let all = 0..dims.batch * dims.kv_heads;
-        let labels = self.labels_of(instance, call, model.labels, all.clone())?;
-        Ok(self.labelled(instance.channels(call.layer)?, labels, all).summed())
+        let labels = self.labels_of(instance, call, model.labels, all)?;
+        Ok(self.labelled(instance.channels(call.layer)?, labels, 0).summed())
     }
 
     /// Labels of the heads of some KV heads, counted over all batch entries, without channel weights. Errors: labels out of range.
@@ -349,10 +339,10 @@ impl<'a> ScoreBounds<'a> {
         Ok(labels.into_iter().collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect())
     }
 
-    /// With the labels of the heads of some KV heads.
-    fn labelled(&self, channels: &ChannelOrder, labels: Vec<HeadAllowed>, groups: Range<usize>) -> Self {
+    /// With the labels of the heads of some KV heads, this one the first.
+    fn labelled(&self, channels: &ChannelOrder, labels: Vec<HeadAllowed>, kv_head: usize) -> Self {
         let dims = self.inputs.dims();
-        let first = groups.start * dims.group_size();
+        let first = kv_head * dims.group_size();
         let labels = labels.into_iter().zip(first..);
         let labels = labels.map(|(labels, head)| self.weighted(channels, head % dims.heads, labels));
         Self { labels: labels.collect(), first, ..*self }
@@ -441,16 +431,20 @@ impl<'a> ScoreBounds<'a> {
         })
     }
 
+    /// Whether a head that shares the selection of a row attends to a key already.
+    pub(super) fn attended_before(&self, (batch, head, query): Row) -> impl Fn(usize) -> bool {
+        let heads = self.sharing.heads(head, &self.inputs.dims());
+        move |key| heads.iter().any(|&head| self.before.attends(batch, head, query, key))
+    }
+
     /// Every key of one row.
-    pub fn row(&self, row @ (batch, head, query): Row) -> Vec<Candidacy> {
+    pub fn row(&self, row @ (_, _, query): Row) -> Vec<Candidacy> {
         let dims = self.inputs.dims();
-        let heads = self.sharing.heads(head, &dims);
         let scores = self.ranked_by(row);
-        let before = self.before.row_weights(row);
-        let earlier = |key: usize| heads.iter().any(|&head| self.before.attends(batch, head, query, key));
+        let (before, earlier) = (self.before.row_weights(row), self.attended_before(row));
         let candidacy = |(key, score): (usize, Approximate)| match score {
             _ if !self.before_ranked && before[key] != 0.0 => Candidacy::Before,
-            _ if !self.before_ranked && heads.len() > 1 && earlier(key) => Candidacy::Excluded,
+            _ if !self.before_ranked && earlier(key) => Candidacy::Excluded,
             _ if score == Approximate::EXCLUDED && self.forced.holds_excluded(key, query, &dims) => {
                 Candidacy::Forced(Approximate::new(0.0, 0.0))
             }

@@ -354,13 +354,6 @@ impl RowChange {
                 // What certainly ties with the H-th is lost; whatever may tie may be.
                 let mut certificate = certified(row, count.saturating_sub(1));
                 certificate.fewest = certificate.classes.iter().filter(|class| **class == Class::In).count();
-                let ties = certify_row(row, count).classes;
-                for (class, with_ties) in certificate.classes.iter_mut().zip(ties) {
-                    if with_ties == Class::Open && *class == Class::In {
-                        *class = Class::Open;
-                    }
-                }
-                certificate.fewest = certificate.classes.iter().filter(|class| **class == Class::In).count();
                 certificate
             }),
             Self::Count(Counted::Identity) => identity(row, count),

@@ -156,7 +156,6 @@ fn selecting_twice(case: &Case, implementation: &mut Implementation) -> Result<(
 fn equal_heads(case: &Case, implementation: &mut Implementation) -> Result<(), Unmet> {
     let additive = case.call.inputs.parts().attention_mask.is_some();
     match case.instance.selection.heads {
-        HeadMode::PerHead => return Err(Unmet::NotApplicable),
         HeadMode::SummedLabels if additive => return Err(Unmet::NotApplicable),
         HeadMode::SummedScores | HeadMode::SummedLabels => {}
         _ => return Err(Unmet::NotApplicable),
@@ -274,7 +273,6 @@ fn permuted(
     if axis == 1 {
         let rows = case.channels()?.rows();
         let rows: Vec<Vec<usize>> = match rows.len() {
-            1 => rows.to_vec(),
             len if len == dims.heads => rows.chunks(group).rev().flat_map(<[Vec<usize>]>::to_vec).collect(),
             _ => rows.iter().rev().cloned().collect(),
         };

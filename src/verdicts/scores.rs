@@ -7,7 +7,7 @@ use ndarray::Array4;
 
 use super::bounds::Approximate;
 use super::certificate::ScoreBounds;
-use crate::algorithm::{HeadMode, Mask};
+use crate::algorithm::Mask;
 use crate::cases::{AnsweredLabels, Call, Instance, RoundingModel};
 
 /// A score that no conforming implementation has.
@@ -59,13 +59,11 @@ pub fn judge_scores(
     };
     let bounds = bounds.ok()??;
     let dims = call.inputs.dims();
-    let summed = instance.selection.heads != HeadMode::PerHead;
     for row @ (b, head, i) in dims.rows() {
+        let attended_before = bounds.attended_before(row);
         for (key, expected) in bounds.ranked_by(row).into_iter().enumerate() {
-            let heads = if summed { 0..dims.heads } else { head..head + 1 };
-            let attended_before = heads.into_iter().any(|head| before.attends(b, head, i, key));
             let found = scores[[b, head, i, key]];
-            if !attended_before && !allows(expected, found) {
+            if !attended_before(key) && !allows(expected, found) {
                 return Some(ScoreDivergence { index: [b, head, i, key], found, expected });
             }
         }

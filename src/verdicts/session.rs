@@ -68,8 +68,14 @@ pub fn judge_session(observation: &SessionObservation, model: RoundingModel) -> 
     }
     for (step, answer) in session.steps.iter().zip(&observation.answers) {
         if !judge.step(step, answer) {
-            break;
+            return judge.verdict;
         }
+    }
+    let (found, expected) = (observation.answers.len(), session.steps.len());
+    if found != expected {
+        let verdict =
+            Verdict::Failed(format!("found {found} answers, expected {expected}, one for each step"));
+        judge.verdict.failure = Some(StepFailure { step: None, place: None, call: None, verdict });
     }
     judge.verdict
 }
@@ -112,6 +118,10 @@ impl<'a> SessionJudge<'a> {
             Ok(calls) => calls,
             Err(expected) => return Some(StepFailure::of_step(index, Verdict::Accepted { expected })),
         };
+        if answers.len() != calls.len() {
+            let failed = format!("the answer holds {} requests, expected {}", answers.len(), calls.len());
+            return Some(StepFailure::of_step(index, Verdict::Failed(failed)));
+        }
         for (place, (call, answer)) in calls.into_iter().zip(answers).enumerate() {
             self.verdict.rows += call.inputs.dims().queries;
             self.verdict.outputs += usize::from(answer.output.is_some());

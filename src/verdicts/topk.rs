@@ -5,7 +5,7 @@ use ndarray::Array4;
 
 use super::bounds::Approximate;
 use super::certificate::{Candidacy, RowCertificate, certify_row};
-use super::judge::{MOST_EXPLAINED, MaskDivergence, MaskFault, MaskVerdict, ScoreEvidence, row_fault};
+use super::judge::{MOST_EXPLAINED, MaskDivergence, MaskFault, MaskVerdict, row_fault};
 use crate::algorithm::{Mask, Row};
 use crate::cases::ScoresCall;
 
@@ -104,6 +104,5 @@ pub fn explain(call: &ScoresCall, divergence: &MaskDivergence) -> String {
         _ => heavy_size,
     };
     let threshold = sorted.get(place).map_or("−∞".into(), |score| format!("{score:e}"));
-    let plain = MaskDivergence { evidence: None::<ScoreEvidence>, ..divergence.clone() };
-    format!("{plain} (score {:e}, number {} of its row is {threshold})", row[key], place + 1)
+    format!("{divergence} (score {:e}, number {} of its row is {threshold})", row[key], place + 1)
 }
