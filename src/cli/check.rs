@@ -24,6 +24,9 @@ use crate::runner::shrink::Limits;
 /// How long a subject is asked by default.
 const DEFAULT_TIME: Duration = Duration::from_secs(60);
 
+/// How long findings are shrunk where nothing else is said.
+const FOR_SHRINKING: Duration = Duration::from_secs(60);
+
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -78,9 +81,9 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "goldens")]
     no_goldens: bool,
     /// Seconds for shrinking all findings together; each gets at most half of what is left, or all with
-    /// --stop-after 1
-    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
-    shrink_seconds: Duration,
+    /// --stop-after 1. Causes are looked for as long, and 60 seconds at least [default: 60, or as long as it takes with --no-times]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    shrink_seconds: Option<Duration>,
     /// Report findings as they were first seen
     #[arg(long, conflicts_with = "shrink_seconds")]
     no_shrink: bool,
@@ -111,7 +114,8 @@ pub struct Arguments {
     /// Measure the wires of the subject and print the table of what it does; nothing else is asked
     #[arg(long, conflicts_with = "out")]
     probe: bool,
-    /// Leave times out of text and files, so that they are the same for each run
+    /// Leave times out of text and files, so that they are the same for each run. Without --seconds, searches for smaller examples and for
+    /// causes then end by counts alone, not by the clock
     #[arg(long)]
     no_times: bool,
 }
@@ -157,6 +161,7 @@ pub fn main(arguments: &Arguments, command: String) -> Result<ExitCode, Failure>
             format!("--sessions: found {name}, which offers none, expected a subject with sessions").into()
         );
     }
+    let by_clock = by_time || !arguments.no_times;
     let default_keys = match (by_time, subject.capabilities().stages.takes) {
         (false, _) => 16_384,
         (true, Takes::Scores) => 1_048_576,
@@ -174,7 +179,8 @@ pub fn main(arguments: &Arguments, command: String) -> Result<ExitCode, Failure>
         shard: arguments.shard,
         largest_keys: arguments.largest_keys.unwrap_or(default_keys),
         shrinking,
-        shrinking_in_all: Some(arguments.shrink_seconds),
+        shrinking_in_all: arguments.shrink_seconds.or(by_clock.then_some(FOR_SHRINKING)),
+        by_clock,
         stop_after: arguments.stop_after,
         interrupted: Some(interrupts::end_cleanly()?),
         profile,
@@ -187,6 +193,8 @@ pub fn main(arguments: &Arguments, command: String) -> Result<ExitCode, Failure>
         conditions: !arguments.no_causes,
         ..Options::default()
     };
+    // Who waits longer for smaller examples waits as long for causes.
+    options.naming = options.naming.max(arguments.shrink_seconds.unwrap_or_default());
     if arguments.no_causes {
         options.naming = Duration::ZERO;
     }

@@ -1,9 +1,15 @@
 //! The same seed gives the same bytes of text, JSON and HTML, without times, for any number of threads and however busy the
-//! machine is: nothing is bounded by the clock where the number of cases is given.
+//! machine is: without `--seconds` nothing is bounded by the clock then.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+use doublecheck::behaviours::Fault;
+use doublecheck::cases::{Answer, Call, Instance, NoAnswer};
+use doublecheck::subjects::{Faulty, Subject};
+use doublecheck::{Limits, Options, check};
 
 /// Text, JSON, HTML, and every file below `out`.
 fn bytes(arguments: &[&str], threads: &str) -> Vec<(String, Vec<u8>)> {
@@ -66,4 +72,42 @@ fn a_check_gives_the_same_bytes() {
     assert_same(&["check", "--cases", "60", "--no-goldens", "--fault", "D3,D6", "--seed", "9"]);
     assert_same(&["check", "--cases", "40", "--no-goldens", "--seed", "3"]);
     assert_same(&["check", "--sessions", "20", "--fault", "stale-after-truncate"]);
+}
+
+/// An implementation with a fault that takes time for each call.
+struct Slow(Faulty, Duration);
+
+impl Subject for Slow {
+    fn name(&self) -> String {
+        "slow".into()
+    }
+
+    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
+        self.0.configure(instance)
+    }
+
+    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
+        std::thread::sleep(self.1);
+        self.0.call(call)
+    }
+}
+
+/// Where the clock ends no search, an implementation that takes far longer than searches may take is told of in the same words, by the same
+/// counterexamples.
+#[test]
+fn a_slow_implementation_gives_the_same_report() {
+    let report = |time: Duration, by_clock: bool| {
+        let shrinking = Limits { time: Duration::from_millis(100), tries: 2000, ..Limits::default() };
+        let naming = Duration::from_millis(1);
+        let options = Options { cases: 40, shrinking, naming, by_clock, ..Options::default() };
+        let fault = Fault::find_all("fills-up")[0];
+        let mut report = check(&mut Slow(Faulty::new(&[fault]), time), &options);
+        report.leave_out_times();
+        serde_json::to_string_pretty(&report).unwrap()
+    };
+    let expected = report(Duration::ZERO, false);
+    assert!(expected.contains("\"fills-up\""), "{expected}");
+    assert_eq!(report(Duration::from_millis(1), false), expected);
+    // The same by the clock is cut off.
+    assert_ne!(report(Duration::from_millis(1), true), expected);
 }

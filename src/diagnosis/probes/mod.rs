@@ -178,21 +178,23 @@ impl Probed {
         &self.seen
     }
 
-    /// Looks for one fault of the catalogue, or a pair, that reproduces every answer; where there is none, for a relation.
-    pub fn find_cause(&mut self, model: RoundingModel) {
+    /// Looks for one fault of the catalogue, or a pair, that reproduces every answer; where there is none, for a relation. `at_most` makes
+    /// the time that a search may take of the time that it takes at most where it ends by the clock.
+    pub fn find_cause(&mut self, model: RoundingModel, at_most: impl Fn(Duration) -> Duration) {
         let wrong = self.seen.iter().filter(|seen| !seen.conforms).map(|seen| &seen.observation);
         // The one with the fewest numbers is the quickest to try.
         let bytes =
             |observation: &&Observation| observation.sequence.calls.iter().map(Call::bytes).sum::<usize>();
-        let faults = wrong
-            .min_by_key(bytes)
-            .and_then(|smallest| extend(&[], smallest, &self.seen, model, Patience::new(MOST_NAMING, None)));
+        let faults = wrong.min_by_key(bytes).and_then(|smallest| {
+            extend(&[], smallest, &self.seen, model, Patience::new(at_most(MOST_NAMING), None))
+        });
         let faults = faults.filter(|faults| explains(faults, &self.seen, model));
         let words = |fault: &&Fault| format!("{} ({}, {})", fault.sentence, fault.name, fault.row);
         self.cause = faults.map(|faults| faults.iter().map(words).collect::<Vec<_>>().join(" And: "));
         if self.cause.is_none() {
             let seen: Vec<&Seen> = self.seen.iter().collect();
-            let told = relations::explain(&seen, Behaviour::default(), model, (relations::MOST_TIME, true));
+            let told =
+                relations::explain(&seen, Behaviour::default(), model, (at_most(relations::MOST_TIME), true));
             self.cause = told.filter(|told| told.relation.is_some()).map(|told| told.sentence());
         }
     }

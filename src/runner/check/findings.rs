@@ -123,7 +123,7 @@ impl Run<'_> {
         let start = Instant::now();
         let (mut explained, mut told) = self.explain();
         for round in 0..ROUNDS {
-            let is_late = start.elapsed() > MOST_TIME_TO_ASK_MORE;
+            let is_late = start.elapsed() > self.at_most(MOST_TIME_TO_ASK_MORE);
             if is_late || self.is_settled(explained, told.as_ref()) || !self.sharpen(round) {
                 break;
             }

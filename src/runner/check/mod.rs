@@ -101,6 +101,9 @@ pub struct Options {
     /// How long causes in the catalogue are looked for, in all; each search gets at most a quarter of what is left, which is
     /// enough for a counterexample that was shrunk. Default 60 seconds.
     pub naming: Duration,
+    /// Whether searches for smaller examples and for causes end by the clock, too; default true. Where not, counts alone end them, and equal
+    /// answers make equal reports on every machine, however long that takes.
+    pub by_clock: bool,
     /// How many findings are shrunk; further kinds are only counted. Default 24.
     pub most_findings: usize,
     /// After how many findings nothing more is asked. Default: no such limit.
@@ -116,9 +119,27 @@ pub struct Options {
     pub conditions: bool,
 }
 
-#[cfg(feature = "files")]
+/// Longer than any check takes.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+
 impl Options {
+    /// How long a search may take that is given so long where it ends by the clock.
+    fn at_most(&self, time: Duration) -> Duration {
+        if self.by_clock { time } else { FOREVER }
+    }
+
+    /// When to stop shrinking one finding, where there is no time for all together.
+    fn shrinking(&self) -> Limits {
+        Limits { time: self.at_most(self.shrinking.time), interrupted: self.interrupted, ..self.shrinking }
+    }
+
+    /// How long causes in the catalogue are looked for; zero where they are not.
+    fn naming(&self) -> Duration {
+        if self.naming.is_zero() { Duration::ZERO } else { self.at_most(self.naming) }
+    }
+
     /// The case files of the shard.
+    #[cfg(feature = "files")]
     fn goldens_of_shard(&self) -> impl Iterator<Item = &Found> {
         let indexed = self.goldens.iter().enumerate();
         indexed.filter(|(index, _)| self.shard.holds(*index)).map(|(_, found)| found)
@@ -145,6 +166,7 @@ impl Default for Options {
             shrinking: Limits::default(),
             shrinking_in_all: None,
             naming: Duration::from_secs(60),
+            by_clock: true,
             most_findings: 24,
             stop_after: None,
             repeat: 1,

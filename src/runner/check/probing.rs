@@ -24,8 +24,9 @@ pub fn probe_only(subject: &mut dyn Subject, options: &Options) -> Report {
     let mut report = Report::new(subject.name(), subject.rounding_model(), options.seed, coverage);
     report.left_out = left_out(&capabilities);
     report.declare(options);
-    let mut probed = probe(subject, &capabilities, &options.known, options.seconds.unwrap_or(MOST_TIME));
-    probed.find_cause(report.model);
+    let mut probed =
+        probe(subject, &capabilities, &options.known, options.seconds.unwrap_or(options.at_most(MOST_TIME)));
+    probed.find_cause(report.model, |time| options.at_most(time));
     report.settle(&probed.declared().collect());
     report.probes = Some(probed);
     report.seconds = start.elapsed().as_secs_f64();
@@ -46,7 +47,7 @@ fn taken(probed: &mut Probed) -> (Vec<Observation>, Vec<(String, StageCall)>) {
 
 /// How long a subject may take to answer probes: a sixth of the time that there is.
 fn time_for_probes(options: &Options) -> Duration {
-    options.seconds.map_or(MOST_TIME, |seconds| seconds / 6)
+    options.seconds.map_or(options.at_most(MOST_TIME), |seconds| seconds / 6)
 }
 
 /// Whether the wires are measured: each question may have a shape of its own.

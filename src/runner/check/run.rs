@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Options;
 use super::conditions::AskedCalls;
 use super::coverage::Coverage;
 use super::events::{Event, Progress};
 use super::promises::nothing_counted;
 use super::report::{Finding, Report, ReportedStages};
 use super::suspects::Suspects;
+use super::{FOREVER, Options};
 use crate::cases::capabilities::SESSIONS;
 use crate::cases::{Capabilities, Feature, Observation, Promise, Sequence, SessionObservation, Shape};
 use crate::diagnosis::probes::Probed;
@@ -37,6 +37,8 @@ pub(super) struct Run<'a> {
     pub(super) suspects: Suspects,
     pub(super) report: Report,
     pub(super) shrinking: Limits,
+    /// Whether searches end by the clock, too.
+    by_clock: bool,
     /// How long findings may still be shrunk, where that is limited for all together.
     shrinking_left: Option<Duration>,
     most_findings: usize,
@@ -93,7 +95,8 @@ impl<'a> Run<'a> {
             capabilities,
             suspects: Suspects::new(options, model),
             report,
-            shrinking: Limits { interrupted: options.interrupted, ..options.shrinking },
+            shrinking: options.shrinking(),
+            by_clock: options.by_clock,
             shrinking_left: options.shrinking_in_all,
             most_findings: options.most_findings,
             stop_after: options.stop_after,
@@ -140,6 +143,11 @@ impl<'a> Run<'a> {
     /// How many findings there are.
     pub(super) fn findings(&self) -> usize {
         self.report.findings.len() + self.apart.len()
+    }
+
+    /// How long a search may take that is given so long where it ends by the clock.
+    pub(super) fn at_most(&self, time: Duration) -> Duration {
+        if self.by_clock { time } else { FOREVER }
     }
 
     /// When to stop shrinking the next finding.

@@ -35,7 +35,7 @@ impl Run<'_> {
         if limits.tries == 0 || self.shapes.is_some() || !self.suspects.may_name() {
             return false;
         }
-        let limits = Limits { time: limits.time.min(MOST_TIME), ..limits };
+        let limits = Limits { time: self.at_most(limits.time.min(MOST_TIME)), ..limits };
         let start = Instant::now();
         let options = Options { seed: !self.report.seed ^ (round << 32), ..Options::default() };
         let mut draws = Draws::new(&self.capabilities, &options);

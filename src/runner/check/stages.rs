@@ -442,8 +442,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn limits(&self) -> Limits {
-        let limits = Limits { interrupted: self.options.interrupted, ..self.options.shrinking };
-        run::limits(limits, self.shrinking_left, self.options.stop_after)
+        run::limits(self.options.shrinking(), self.shrinking_left, self.options.stop_after)
     }
 
     /// Adds a finding that was shrunk.
@@ -478,7 +477,11 @@ impl Run<'_> {
             return;
         }
         (self.watch)(Event::Naming(self.report.findings.len()));
-        let told = explain_stages(&self.seen, self.report.model, MOST_TIME.min(self.options.naming));
+        let told = explain_stages(
+            &self.seen,
+            self.report.model,
+            self.options.at_most(MOST_TIME.min(self.options.naming)),
+        );
         let Some(told) = told else { return };
         let (mut found, others): (Vec<Finding>, Vec<Finding>) =
             std::mem::take(&mut self.report.findings).into_iter().partition(is_answer);

@@ -119,7 +119,7 @@ impl Run<'_> {
         }
         let asked = self.suspects.earlier_than(first_seen, MOST_EARLIER);
         for earlier in like_it(sequence).into_iter().chain(asked) {
-            if start.elapsed() > MOST_TIME {
+            if start.elapsed() > self.at_most(MOST_TIME) {
                 break;
             }
             if !self.capabilities.offers_all(&earlier) {
@@ -163,7 +163,7 @@ impl Run<'_> {
         let mut run = earlier.len() / 2;
         while run > 0 {
             let mut first = 0;
-            while first < earlier.len() && start.elapsed() < 2 * MOST_TIME {
+            while first < earlier.len() && start.elapsed() < 2 * self.at_most(MOST_TIME) {
                 let mut fewer = earlier.clone();
                 fewer.drain(first..(first + run).min(earlier.len()));
                 if self.fails_after_all(&fewer, &shown).is_some() {

@@ -52,6 +52,8 @@ pub(super) struct Suspects {
     seeks: bool,
     /// How long faults may still be looked for. Relations have a time of their own.
     naming_left: Duration,
+    /// How long relations are looked for where causes were named, and where none was.
+    for_relations: [Duration; 2],
     interrupted: Option<&'static AtomicBool>,
     /// Whether some were not tried for lack of time.
     unfinished: bool,
@@ -69,7 +71,8 @@ impl Suspects {
             seen_bytes: [0; 2],
             resolved: 0,
             seeks: !options.naming.is_zero(),
-            naming_left: options.naming,
+            naming_left: options.naming(),
+            for_relations: [MOST_TIME_IF_NAMED, MOST_TIME].map(|time| options.at_most(time)),
             interrupted: options.interrupted,
             unfinished: false,
         }
@@ -291,7 +294,7 @@ impl Suspects {
             return None;
         }
         let seen: Vec<&Seen> = self.seen.iter().chain(more).collect();
-        let time = if pairs { MOST_TIME } else { MOST_TIME_IF_NAMED };
+        let time = self.for_relations[usize::from(pairs)];
         relations::explain(&seen, Behaviour::with(self.shown.iter().copied()), self.model, (time, pairs))
     }
 
