@@ -211,6 +211,22 @@ fn add_findings(merged: &mut Map<String, Value>, other: Option<Value>) {
             std::mem::swap(own, &mut finding);
         }
         own["sequences"] = sum.into();
+        add_more(own, &finding);
+    }
+}
+
+/// Failures of other kinds that count as one with a finding: each kind once.
+fn add_more(own: &mut Value, other: &Value) {
+    let mut all = own["more"].as_array().cloned().unwrap_or_default();
+    for like in other["more"].as_array().into_iter().flatten() {
+        let sequences = |like: &Value| like["sequences"].as_u64().unwrap_or(0);
+        match all.iter_mut().find(|own| own.is_object() && own["kind"] == like["kind"]) {
+            Some(own) => own["sequences"] = sequences(own).saturating_add(sequences(like)).into(),
+            None => all.push(like.clone()),
+        }
+    }
+    if !all.is_empty() {
+        own["more"] = Value::Array(all);
     }
 }
 
@@ -274,6 +290,15 @@ impl Merged {
                 text_of(&finding["kind"])
             );
             let _ = writeln!(text, "  diagnosis: {}", text_of(&finding["sentence"]));
+            let more = finding["more"].as_array().map_or(&[][..], Vec::as_slice);
+            if !more.is_empty() {
+                let kind = |like: &Value| {
+                    let (kind, sequences) = (text_of(&like["kind"]), of(like, "sequences"));
+                    format!("{kind} (in {sequences} of all: {})", text_of(&like["explanation"]))
+                };
+                let kinds: Vec<String> = more.iter().map(kind).collect();
+                let _ = writeln!(text, "  {} more like it: {}", kinds.len(), kinds.join("; "));
+            }
             for line in finding["explanations"].as_array().into_iter().flatten() {
                 let _ = writeln!(text, "  {}", text_of(line));
             }

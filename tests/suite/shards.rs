@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use doublecheck::cases::{Answer, Call, Capabilities, Instance, NoAnswer, RoundingModel};
+use doublecheck::report::merge;
 use doublecheck::subjects::Reference;
 use doublecheck::{Options, Shard, Subject, check};
 use serde_json::Value;
@@ -225,4 +226,26 @@ fn reports_name_build_and_machine_and_are_put_together_by_them() {
         let (code, said) = merge(field, value);
         assert!(code == 2 && said.contains(problem), "{code} {said}");
     }
+}
+
+/// What counts as one with a finding is told once for each kind, as `check` tells it.
+#[test]
+fn what_is_like_a_finding_is_told_of_all_shares() {
+    let report = |seed: u64, keys: u64, more: Value| {
+        let finding = serde_json::json!({
+            "kind": "wrong keys", "sentence": "Unknown.", "diagnosis": [], "stage": "selection", "sequences": 2,
+            "size": {"keys": keys}, "more": more,
+        });
+        let report = serde_json::json!({"seed": seed, "subject": "s", "findings": [finding]});
+        (format!("{seed}.json"), report.as_object().unwrap().clone())
+    };
+    let like = |kind: &str, sequences: u64, explanation: &str| serde_json::json!({"kind": kind, "sequences": sequences, "explanation": explanation});
+    let first = serde_json::json!([like("mask not full", 1, "one key")]);
+    let second =
+        serde_json::json!([like("output out of bounds", 3, "NaN"), like("mask not full", 4, "two keys")]);
+    let merged = merge(vec![report(0, 5, first), report(1, 3, second), report(2, 9, Value::Null)]).unwrap();
+    let told =
+        "  2 more like it: output out of bounds (in 3 of all: NaN); mask not full (in 5 of all: two keys)\n";
+    assert!(merged.render().contains(told), "{}", merged.render());
+    assert_eq!(merged.report["findings"][0]["sequences"], 6);
 }
