@@ -2,7 +2,9 @@
 //! (`golden/model`), and a small slice of `doublecheck eval`. The model is `DOUBLECHECK_MODEL`, or what `ci/model` has put into its
 //! cache; where there is none, the tests are counted as ignored, never as passed, and a line says so.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use doublecheck::algorithm::{
@@ -54,7 +56,7 @@ fn main() {
             "ignored: every test of a real model: found none in the cache, expected DOUBLECHECK_MODEL, or ci/model run once"
         );
     }
-    let tests: [(&str, Test); 14] = [
+    let tests: [(&str, Test); 15] = [
         ("tokens_are_those_of_llama_cpp", tokens),
         ("logits_are_those_of_transformers", logits),
         ("greedy_continuations_are_those_of_transformers", greedy),
@@ -64,6 +66,7 @@ fn main() {
         ("faults_of_decode_steps_are_those_of_steps", decode_steps),
         ("perplexity_after_256_tokens_shows_what_a_fault_costs", perplexity),
         ("an_evaluation_goes_on_where_it_was_stopped", resuming),
+        ("shares_of_an_evaluation_are_the_whole_of_it", shares),
         ("questions_are_answered_in_a_chat_after_a_dense_context", questions_in_a_chat),
         ("questions_are_answered_after_a_dense_prompt", questions_in_the_prompt),
         ("questions_that_are_too_long_are_cut", questions_cut),
@@ -75,8 +78,18 @@ fn main() {
     libtest_mimic::run(&arguments, trials.into_iter().chain([small]).collect()).exit();
 }
 
-fn read(kind: Kind) -> Result<Model, Error> {
-    Model::read(&model_file().expect("tests without a model are ignored"), Device::Cpu, kind)
+/// The model in f32 or f64, read once by each thread: tensors are not shared among threads.
+fn read(kind: Kind) -> Result<Rc<Model>, Error> {
+    thread_local!(static MODELS: RefCell<Vec<(Kind, Rc<Model>)>> = const { RefCell::new(Vec::new()) });
+    MODELS.with_borrow_mut(|models| {
+        if let Some((_, model)) = models.iter().find(|(read, _)| *read == kind) {
+            return Ok(Rc::clone(model));
+        }
+        let file = model_file().expect("tests without a model are ignored");
+        let model = Rc::new(Model::read(&file, Device::Cpu, kind)?);
+        models.push((kind, Rc::clone(&model)));
+        Ok(model)
+    })
 }
 
 #[derive(Deserialize)]
@@ -523,6 +536,52 @@ fn resuming() -> Outcome {
     assert_eq!(other.status.code(), Some(2));
     let problem = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(problem.contains("an evaluation with other settings"), "{problem}");
+    Ok(())
+}
+
+/// Each share measures dense attention and settings of its own; `show` puts them together to what one run measures.
+fn shares() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str| folder.path().join(name).join("evaluation.json");
+    let ask = |name: &str, shard: &[&str]| -> Outcome {
+        let task = [
+            "perplexity",
+            "--text",
+            "LICENSE-APACHE",
+            "--context",
+            "48",
+            "--passages",
+            "1",
+            "--scored",
+            "16",
+        ];
+        let settings = ["--heavy-size", "8", "--heads", "per-head,summed-scores", "--fault", "D4"];
+        let output = eval(&[&task[..], &settings, shard].concat(), Some(&folder.path().join(name)))?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    ask("whole", &[])?;
+    ask("first", &["--shard", "1/2"])?;
+    ask("second", &["--shard", "2/2"])?;
+    let together = folder.path().join("together.json");
+    let command = std::process::Command::new(env!("CARGO_BIN_EXE_doublecheck"))
+        .args(["eval", "show", "--no-times", "--json"])
+        .args([&together, &file("second"), &file("first")])
+        .output()?;
+    assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+    let rows = |file: &Path| -> Result<Vec<(String, serde_json::Value)>, Failed> {
+        let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+        let rows = report["rows"].as_array().ok_or("no rows")?;
+        let mut rows: Vec<_> =
+            rows.iter().map(|row| (row["masker"].to_string(), row["units"].clone())).collect();
+        rows.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(rows)
+    };
+    let [whole, first, second] = [rows(&file("whole"))?, rows(&file("first"))?, rows(&file("second"))?];
+    assert_eq!(rows(&together)?, whole);
+    // Dense attention is in both.
+    assert_eq!(first.len() + second.len(), whole.len() + 1);
+    assert!(first.len().abs_diff(second.len()) <= 1, "{} and {}", first.len(), second.len());
     Ok(())
 }
 
