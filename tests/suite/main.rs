@@ -6,6 +6,7 @@ mod running;
 mod support;
 
 mod action;
+mod around_counterexamples;
 mod bad_files;
 mod bounds;
 mod by_hand;
@@ -54,6 +55,8 @@ mod sequences;
 mod sessions;
 mod shards;
 mod shown_evidence;
+mod shrinking;
+mod shrinking_sessions;
 mod simulated;
 mod site;
 mod stages;
