@@ -319,7 +319,8 @@ fn finding_claims(claims: &mut Claims) {
     assert!(findings.iter().all(|finding| !list(&finding["diagnosis"]).is_empty()));
     assert!(author["explained"] == true);
     assert!(hub["explained"] == true);
-    let not_kept = format!("every one of its answers but {} that were too large to keep", whole(&hub["not_kept"]));
+    let not_kept =
+        format!("every one of its answers but {} that were too large to keep", whole(&hub["not_kept"]));
     claim(claims, "docs/findings.md", not_kept);
     let old = ["D3", "D4", "D6", "D7", "D8", "D9", "D12", "D17"];
     let new = ["D18", "D19", "D20", "D21", "D22", "D23"];
