@@ -142,7 +142,7 @@ fn edges_of_a_counterexample_are_told() {
             &["n = 64 conforms, n = 65 fails; fails at 66, 128, 129, 192, 193"],
         ),
         (
-            |call, _| keys(call) > 64 && keys(call) % 64 != 0,
+            |call, _| keys(call) > 64 && !keys(call).is_multiple_of(64),
             2000,
             &["n = 64 conforms, n = 65 fails; fails at 66, 129, 193, conforms at 128, 192"],
         ),
@@ -227,7 +227,8 @@ fn edges_of_a_top_k_are_told() {
 #[test]
 fn the_last_query_of_scores_is_asked_alone() {
     let promises = [Promise::SliceInvariant];
-    let cases: [(fn(&ScoresCall) -> bool, usize); 2] = [(|_| false, 0), (|call| call.dims().queries == 1, 1)];
+    type Case = (fn(&ScoresCall) -> bool, usize);
+    let cases: [Case; 2] = [(|_| false, 0), (|call| call.dims().queries == 1, 1)];
     for (fails_at, findings) in cases {
         let mut subject = Wrong { fails_at, ..stage_subject(&promises) };
         let report = check_stage_call(&mut subject, ("scores", &scores(3, 9, 2)), &options(200), &mut |_| {});
@@ -256,8 +257,8 @@ fn queries_are_asked_one_by_one() {
 #[test]
 fn calls_with_lengths_are_asked_with_more_padding() {
     for with_additive in [false, true] {
-        let cases: [(fn(&Call, usize) -> bool, usize); 2] =
-            [(|_, _| false, 1), (|call, _| keys(call) > 9, 0)];
+        type Case = (fn(&Call, usize) -> bool, usize);
+        let cases: [Case; 2] = [(|_, _| false, 1), (|call, _| keys(call) > 9, 0)];
         for (fails, held) in cases {
             let promises = Some([Promise::CapacityInvariant].into());
             let capabilities = Capabilities { promises, ragged: true, ..Capabilities::default() };

@@ -3,3 +3,4 @@
 mod around_counterexamples;
 mod sequences;
 mod sessions;
+mod smaller_questions;

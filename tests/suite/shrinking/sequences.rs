@@ -423,7 +423,8 @@ fn large_sequences_take_few_questions() {
         let numbers: Vec<f32> = (0..n).map(|key| 1.0 + key as f32).collect();
         with_numbers(plain(&[[1, m, n, 1, 1]], h), |parts| &mut parts.k, &numbers)
     };
-    let cases: &[(Sequence, fn(&Sequence) -> bool, &str, usize)] = &[
+    type Case<'a> = (Sequence, fn(&Sequence) -> bool, &'a str, usize);
+    let cases: &[Case] = &[
         (plain(&[[1, 1, 70, 1, 1]], 1), |s| most(s, |dims| dims.keys) > 63, "n 64", 518),
         (plain(&[[1, 1, 1000, 1, 1]], 1), |s| most(s, |dims| dims.keys) > 600, "n 601", 125),
         (plain(&[[1, 1, 1000, 1, 1]], 300), |s| heavy_size(s) > 100, "H 101", 55),
@@ -757,7 +758,8 @@ fn many_scores_become_their_ranks_or_one_number() {
 #[test]
 fn large_questions_to_stages_take_few_questions() {
     let of_keys = |n: usize, heavy_size| scores([1, 1, 1, n], &vec![0.0; n], Storage::F32, heavy_size);
-    let cases: &[(StageCall, fn(&StageCall) -> bool, &str, usize)] = &[
+    type Case<'a> = (StageCall, fn(&StageCall) -> bool, &'a str, usize);
+    let cases: &[Case] = &[
         (of_keys(1000, 1), |call| call.dims().keys > 300, "n 301", 1260),
         (of_keys(1000, 300), |call| h(call) > 70, "H 71", 55),
         (
