@@ -107,10 +107,19 @@ fn each_check_is_on_a_page_with_its_command_date_and_findings() {
         }
     }
     assert!(commands > 10 && findings > 20, "{commands} commands, {findings} findings");
-    // Every state, on the first page, once in the legend and in some cell.
-    for state in ["conforms", "diverges", "not-offered", "not-asked", "not-recorded"] {
-        assert!(pages[INDEX].matches(&format!("class=\"{state}\"")).count() > 1, "{state}");
+    // Every state, on the first page, once in the legend and in some cell; only older reports do not say what was asked.
+    let count = |page: &str, state: &str| page.matches(&format!("class=\"{state}\"")).count();
+    for state in ["conforms", "diverges", "not-offered", "not-asked"] {
+        assert!(count(pages[INDEX], state) > 1, "{state}");
     }
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(records().join("check-author.json")).unwrap();
+    let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+    older.as_object_mut().unwrap().remove("coverage");
+    std::fs::write(folder.path().join("older.json"), older.to_string()).unwrap();
+    let older = site::load(&[folder.path().to_owned()], Memory::DEFAULT).unwrap();
+    let older = site::build(&older.checks);
+    assert!(count(self::pages(&older)[INDEX], "not-recorded") > 1);
     assert_eq!(pages[INDEX].matches("data-part=\"sessions\"").count(), pages.len() - 1);
 }
 
