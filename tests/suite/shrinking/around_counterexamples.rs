@@ -1,30 +1,24 @@
 //! What is asked around a question: other sizes of a counterexample, which tell where its edges lie; the parts and paddings of what is
 //! promised; and what is asked to learn of what a failure depends on.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use doublecheck::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, HeavySize, InputParts, Inputs, Lengths, Mask, Padding, Selection,
     Storage,
 };
-use doublecheck::behaviours::Fault;
 use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::{
-    Answer, Call, Capabilities, Instance, NoAnswer, Promise, RoundingModel, ScoresCall, Sequence, StageCall,
-    Stages, Takes,
+    Call, Capabilities, Instance, Promise, ScoresCall, Sequence, StageCall, Stages, Takes,
 };
 use doublecheck::runner::check::{check_sequence, check_stage_call};
-use doublecheck::subjects::{Faulty, Reference};
-use doublecheck::{Event, Limits, Options, Report, Subject};
-use ndarray::{Array4, Axis};
+use ndarray::Array4;
 use rstest::rstest;
 use serde_json::{Value, json};
+
+use super::subjects::{Asked, Wrong, asked_to_learn, edges, options, parts};
 
 fn sequence([b, m, n]: [usize; 3], heavy_size: usize, causal: bool, with_additive: bool) -> Sequence {
     let words = Words::new(5, 0);
@@ -53,77 +47,6 @@ fn sequence([b, m, n]: [usize; 3], heavy_size: usize, causal: bool, with_additiv
     };
     let call = Call { layer: 0, inputs: Arc::new(inputs.unwrap()), previous: None };
     Sequence { name: "a question".into(), instance, calls: vec![call] }
-}
-
-/// The reference, which answers some calls wrongly: of each row the last selected key is missing.
-struct Wrong {
-    reference: Reference,
-    capabilities: Capabilities,
-    heavy_size: usize,
-    fails: fn(&Call, usize) -> bool,
-    fails_at: fn(&ScoresCall) -> bool,
-}
-
-impl Wrong {
-    fn new(capabilities: Capabilities) -> Self {
-        let reference = Reference::default();
-        Self { reference, capabilities, heavy_size: 0, fails: |_, _| false, fails_at: |_| false }
-    }
-}
-
-fn without_last(mut mask: Mask, rows: impl Iterator<Item = (usize, usize, usize)>) -> Mask {
-    for row in rows {
-        let last = mask.row(row).last();
-        if let Some((key, _)) = last {
-            mask.remove(row, key);
-        }
-    }
-    mask
-}
-
-impl Subject for Wrong {
-    fn name(&self) -> String {
-        "wrong somewhere".into()
-    }
-
-    fn rounding_model(&self) -> RoundingModel {
-        self.reference.rounding_model()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
-    }
-
-    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        self.heavy_size = instance.selection.heavy_size.resolve(usize::MAX);
-        self.reference.configure(instance)
-    }
-
-    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        let answer = self.reference.call(call)?;
-        if !(self.fails)(call, self.heavy_size) {
-            return Ok(answer);
-        }
-        let mask = without_last(answer.mask, call.inputs.dims().rows());
-        let output = doublecheck::algorithm::attention::attention(&call.inputs, &mask).ok();
-        Ok(Answer::new(mask, output))
-    }
-
-    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
-        let mask = self.reference.select(call)?;
-        Ok(if (self.fails_at)(call) { without_last(mask, call.dims().rows()) } else { mask })
-    }
-}
-
-fn options(tries: usize) -> Options {
-    let shrinking = Limits { time: Duration::MAX, tries, ..Limits::default() };
-    let (naming, conditions, probes) = (Duration::ZERO, false, false);
-    Options { shrinking, naming, conditions, probes, ..Options::default() }
-}
-
-fn edges(report: &Report) -> Vec<String> {
-    assert_eq!(report.findings.len(), 1, "{report}");
-    report.findings[0].edges.iter().map(ToString::to_string).collect()
 }
 
 fn keys(call: &Call) -> usize {
@@ -270,59 +193,6 @@ fn calls_with_lengths_are_asked_with_more_padding() {
             assert_eq!((promised.held, promised.of), (held, 1), "{report}");
         }
     }
-}
-
-/// An instance and the calls that it was asked.
-type Asked = (Instance, Vec<Call>);
-
-/// A faulty subject that keeps what it is asked once causes are sought, until that is enough.
-struct Recording {
-    faulty: Faulty,
-    capabilities: Capabilities,
-    records: Rc<Cell<bool>>,
-    asked: Rc<RefCell<Vec<Asked>>>,
-}
-
-/// So many questions are kept.
-const ENOUGH: usize = 90;
-
-impl Subject for Recording {
-    fn name(&self) -> String {
-        "recording".into()
-    }
-
-    fn rounding_model(&self) -> RoundingModel {
-        self.faulty.rounding_model()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
-    }
-
-    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        if self.records.get() {
-            let mut asked = self.asked.borrow_mut();
-            if asked.len() == ENOUGH {
-                std::panic::resume_unwind(Box::new("that is enough"));
-            }
-            asked.push((instance.clone(), Vec::new()));
-        }
-        self.faulty.configure(instance)
-    }
-
-    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        if let Some((_, calls)) = self.asked.borrow_mut().last_mut() {
-            calls.push(call.clone());
-        }
-        self.faulty.call(call)
-    }
-}
-
-/// Which parts of an axis a tensor has; `None` where it is none that was made from the other by these.
-fn parts(tensor: &Array4<f32>, original: &Array4<f32>, axis: usize) -> Option<Vec<usize>> {
-    let place =
-        |part: ndarray::ArrayView3<f32>| original.axis_iter(Axis(axis)).position(|other| other == part);
-    tensor.axis_iter(Axis(axis)).map(place).collect()
 }
 
 /// In what a question differs from another, where it is the same but for one thing.
@@ -540,18 +410,9 @@ const OPTIONS: [&str; 8] = [
 fn one_thing_is_changed_at_a_time(#[case] free: &[&str], #[case] start: Sequence, #[case] expected: &[&str]) {
     let domains = domains_from_json(&fixed(free)).unwrap();
     let capabilities = Capabilities { domains, ..Capabilities::default() };
-    let faulty = Faulty::new(&[Fault::find_all("codes-without-zero-point")[0]]);
-    let (records, asked) = (Rc::new(Cell::new(false)), Rc::new(RefCell::new(Vec::new())));
-    let mut subject = Recording { faulty, capabilities, records: records.clone(), asked: asked.clone() };
-    let options = Options { naming: Duration::from_secs(60), ..options(100) };
-    let checked = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        check_sequence(&mut subject, &start, &options, &mut |event| {
-            records.set(records.get() || matches!(event, Event::Naming(_)));
-        })
-    }));
-    assert!(checked.is_err(), "all was asked");
-    let mut changes: BTreeSet<String> =
-        asked.borrow().iter().filter_map(|asked| change(asked, &start)).collect();
+    let (asked, enough) = asked_to_learn(&start, capabilities);
+    assert!(enough, "all was asked");
+    let mut changes: BTreeSet<String> = asked.iter().filter_map(|asked| change(asked, &start)).collect();
     if !free.is_empty() {
         changes.retain(|change| !OPTIONS.contains(&change.as_str()));
     }

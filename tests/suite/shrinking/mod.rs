@@ -4,3 +4,4 @@ mod around_counterexamples;
 mod sequences;
 mod sessions;
 mod smaller_questions;
+mod subjects;

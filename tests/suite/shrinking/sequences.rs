@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use doublecheck::algorithm::config::WindowConfig;
 use doublecheck::algorithm::rules::ScoreRule;
@@ -24,7 +23,7 @@ use ndarray::{Array3, Array4};
 use rstest::rstest;
 use serde_json::json;
 
-const LIMITS: Limits = Limits { time: Duration::MAX, tries: 20_000, interrupted: None };
+use super::subjects::LIMITS;
 
 fn numbers(shape: [usize; 4], words: &Words, from: usize) -> Array4<f32> {
     let size = shape.iter().product::<usize>();

@@ -12,7 +12,7 @@ use doublecheck::runner::shrink::Limits;
 use doublecheck::runner::shrink::sessions::shrink_session;
 use ndarray::Array3;
 
-const LIMITS: Limits = Limits { time: Duration::MAX, tries: 20_000, interrupted: None };
+use super::subjects::LIMITS;
 
 fn numbers(rows: usize, heads: usize, width: usize, from: u64) -> Array3<f32> {
     let words = Words::new(3, from);

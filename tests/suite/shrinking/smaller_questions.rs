@@ -2,10 +2,7 @@
 //! makes another possible, sizes at which a search changes its ways, channel files with rows for other heads, sessions in which only
 //! one request or layer may go, and what is asked to learn of a cause.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,26 +12,24 @@ use doublecheck::algorithm::{
     ChannelFile, ChannelKind, ChannelOrder, HeavySize, InputParts, Inputs, LabelBits, Lengths, Mask, Padding,
     Rules, Selection, Storage,
 };
-use doublecheck::behaviours::Fault;
 use doublecheck::cases::domain::domains_from_json;
 use doublecheck::cases::recipe::Words;
 use doublecheck::cases::sequence::EarlierMasker;
 use doublecheck::cases::session::Part;
 use doublecheck::cases::{
-    Answer, Call, Capabilities, Held, Instance, NoAnswer, Opening, Outcome, Promise, RoundingModel,
-    ScoresCall, SelectionCall, Sequence, Session, StageCall, Stages, Step, Takes,
+    Call, Capabilities, Held, Instance, Opening, Outcome, Promise, ScoresCall, SelectionCall, Sequence,
+    Session, StageCall, Stages, Step, Takes,
 };
 use doublecheck::runner::check::{check_sequence, check_stage_call};
 use doublecheck::runner::shrink::sessions::shrink_session;
 use doublecheck::runner::shrink::shrink;
 use doublecheck::runner::shrink::stages::shrink_stage;
-use doublecheck::subjects::{Faulty, Reference};
-use doublecheck::{Event, Limits, Options, Report, Subject};
-use ndarray::{Array3, Array4, Axis};
+use doublecheck::{Limits, Options};
+use ndarray::{Array3, Array4};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-const LIMITS: Limits = Limits { time: Duration::MAX, tries: 20_000, interrupted: None };
+use super::subjects::{Asked, LIMITS, Wrong, asked_to_learn, edges, options, parts};
 
 fn instance(heavy_size: usize, [group_factor, bits]: [u64; 2], file: ChannelFile) -> Instance {
     Instance {
@@ -458,79 +453,6 @@ fn a_search_for_a_session_that_its_limit_ends_says_so() {
     }
 }
 
-/// The reference, which answers some calls wrongly: of each row the last selected key is missing.
-struct Wrong {
-    reference: Reference,
-    capabilities: Capabilities,
-    heavy_size: usize,
-    fails: fn(&Call, usize) -> bool,
-    fails_at: fn(&ScoresCall) -> bool,
-    /// How long it is waited for, whenever that was set.
-    patience: Vec<Duration>,
-}
-
-impl Wrong {
-    fn new(capabilities: Capabilities) -> Self {
-        let reference = Reference::default();
-        let (heavy_size, patience) = (0, Vec::new());
-        Self { reference, capabilities, heavy_size, fails: |_, _| false, fails_at: |_| false, patience }
-    }
-}
-
-fn without_last(mut mask: Mask, rows: impl Iterator<Item = (usize, usize, usize)>) -> Mask {
-    for row in rows {
-        let last = mask.row(row).last();
-        if let Some((key, _)) = last {
-            mask.remove(row, key);
-        }
-    }
-    mask
-}
-
-impl Subject for Wrong {
-    fn name(&self) -> String {
-        "wrong somewhere".into()
-    }
-
-    fn rounding_model(&self) -> RoundingModel {
-        self.reference.rounding_model()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
-    }
-
-    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        self.heavy_size = instance.selection.heavy_size.resolve(usize::MAX);
-        self.reference.configure(instance)
-    }
-
-    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        let answer = self.reference.call(call)?;
-        if !(self.fails)(call, self.heavy_size) {
-            return Ok(answer);
-        }
-        let mask = without_last(answer.mask, call.inputs.dims().rows());
-        let output = doublecheck::algorithm::attention::attention(&call.inputs, &mask).ok();
-        Ok(Answer::new(mask, output))
-    }
-
-    fn set_patience(&mut self, patience: Option<Duration>) {
-        self.patience.extend(patience);
-    }
-
-    fn select(&mut self, call: &ScoresCall) -> Result<Mask, NoAnswer> {
-        let mask = self.reference.select(call)?;
-        Ok(if (self.fails_at)(call) { without_last(mask, call.dims().rows()) } else { mask })
-    }
-}
-
-fn options(tries: usize) -> Options {
-    let shrinking = Limits { tries, ..LIMITS };
-    let (naming, conditions, probes) = (Duration::ZERO, false, false);
-    Options { shrinking, naming, conditions, probes, ..Options::default() }
-}
-
 /// A call with random numbers, h = [heads, KV heads], and a file whose rows of channels are given.
 fn random(
     seed: u64,
@@ -558,11 +480,6 @@ fn random(
     file.insert(ChannelKind::QkProj, 0, ChannelOrder::new(rows).unwrap());
     let call = Call { layer: 0, inputs: Arc::new(inputs.unwrap()), previous: None };
     Sequence { name: "random".into(), instance: instance(2, [1, 16], file), calls: vec![call] }
-}
-
-fn edges(report: &Report) -> Vec<String> {
-    assert_eq!(report.findings.len(), 1, "{report}");
-    report.findings[0].edges.iter().map(ToString::to_string).collect()
 }
 
 /// Sizes beside an edge are asked once each, and with H as it is or moved along: here a call fails where n − H is 70 or a multiple.
@@ -638,59 +555,6 @@ fn calls_with_one_number_for_all_keys_are_asked_with_more_padding() {
     let report = check_sequence(&mut subject, &asked, &options(200), &mut |_| {});
     let promised = report.promises["capacity-invariant"];
     assert_eq!((promised.held, promised.of), (1, 1), "{report}");
-}
-
-/// An instance and the calls that it was asked.
-type Asked = (Instance, Vec<Call>);
-
-/// A faulty subject that keeps what it is asked once causes are sought, until that is enough.
-struct Recording {
-    faulty: Faulty,
-    capabilities: Capabilities,
-    records: Rc<Cell<bool>>,
-    asked: Rc<RefCell<Vec<Asked>>>,
-}
-
-/// So many questions are kept.
-const ENOUGH: usize = 90;
-
-impl Subject for Recording {
-    fn name(&self) -> String {
-        "recording".into()
-    }
-
-    fn rounding_model(&self) -> RoundingModel {
-        self.faulty.rounding_model()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
-    }
-
-    fn configure(&mut self, instance: &Instance) -> Result<(), NoAnswer> {
-        if self.records.get() {
-            let mut asked = self.asked.borrow_mut();
-            if asked.len() == ENOUGH {
-                std::panic::resume_unwind(Box::new("that is enough"));
-            }
-            asked.push((instance.clone(), Vec::new()));
-        }
-        self.faulty.configure(instance)
-    }
-
-    fn call(&mut self, call: &Call) -> Result<Answer, NoAnswer> {
-        if let Some((_, calls)) = self.asked.borrow_mut().last_mut() {
-            calls.push(call.clone());
-        }
-        self.faulty.call(call)
-    }
-}
-
-/// Which parts of an axis a tensor has; `None` where it is none that was made from the other by these.
-fn parts(tensor: &Array4<f32>, original: &Array4<f32>, axis: usize) -> Option<Vec<usize>> {
-    let place =
-        |part: ndarray::ArrayView3<f32>| original.axis_iter(Axis(axis)).position(|other| other == part);
-    tensor.axis_iter(Axis(axis)).map(place).collect()
 }
 
 /// In what a question differs from another that it was made from.
@@ -864,15 +728,6 @@ fn changes(start: &Sequence, free: &[&str]) -> BTreeSet<String> {
     let domains = domains_from_json(&fixed(start, free)).unwrap();
     let rules = vec![Rules::default(), Rules { score: ScoreRule::Relu, ..Rules::default() }];
     let capabilities = Capabilities { domains, rules, ragged: true, ..Capabilities::default() };
-    let faulty = Faulty::new(&[Fault::find_all("codes-without-zero-point")[0]]);
-    let (records, asked) = (Rc::new(Cell::new(false)), Rc::new(RefCell::new(Vec::new())));
-    let mut subject = Recording { faulty, capabilities, records: records.clone(), asked: asked.clone() };
-    let options = Options { naming: Duration::from_secs(60), ..options(100) };
-    // Once that is enough it ends early.
-    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        check_sequence(&mut subject, start, &options, &mut |event| {
-            records.set(records.get() || matches!(event, Event::Naming(_)));
-        })
-    }));
-    asked.borrow().iter().filter_map(|asked| change(asked, start)).collect()
+    let (asked, _) = asked_to_learn(start, capabilities);
+    asked.iter().filter_map(|asked| change(asked, start)).collect()
 }
